@@ -1,0 +1,27 @@
+"""deelbo: learn the strength of L2 regularisation while a network trains, without a validation set."""
+
+from deelbo.clock import PhaseClock
+from deelbo.fit import FitResult, Schedule, evaluate, fit
+from deelbo.learned_l2 import LearnedL2, make_groups
+from deelbo.objectives import ELBO, MAP, DataEmphasizedELBO, Group
+from deelbo.posterior import IsotropicPosterior
+from deelbo.priors import GaussianPrior, Isotropic, LowRank
+
+__all__ = [
+    "ELBO",
+    "MAP",
+    "DataEmphasizedELBO",
+    "FitResult",
+    "GaussianPrior",
+    "Group",
+    "Isotropic",
+    "IsotropicPosterior",
+    "LearnedL2",
+    "LowRank",
+    "PhaseClock",
+    "Schedule",
+    "evaluate",
+    "fit",
+    "make_groups",
+]
+__version__ = "0.1.0"

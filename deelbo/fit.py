@@ -1,0 +1,260 @@
+"""One training run, the same for every objective: SGD, Nesterov momentum, cosine schedule, clipped gradients."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deelbo.clock import PhaseClock
+from deelbo.objectives import Objective
+from deelbo.tasks import Split
+from deelbo.tasks.images import Images, Normalisation, random_shift
+
+__all__ = ["FitResult", "Schedule", "evaluate", "fit"]
+
+EVALUATION_BATCH = 500
+WARMUP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train.
+
+    Attributes:
+        learning_rate: where the cosine starts; it ends at 0, one value a step.
+        steps: nominal number of steps; whole epochs are run, so it is rounded down to a multiple of them.
+        batch_size: at most this many images a step; the last partial batch of an epoch is dropped.
+        momentum: of SGD with Nesterov's correction.
+        clip_norm: largest norm of the whole gradient, the objective's own parameters included.
+        posterior_passes: passes over the training images, each at its own draw, that average the final objective.
+        series_points: how many times the run is looked at, the last step included.
+    """
+
+    learning_rate: float
+    steps: int = 6000
+    batch_size: int = 128
+    momentum: float = 0.9
+    clip_norm: float = 1.0
+    posterior_passes: int = 10
+    series_points: int = 20
+
+    def batch(self, num_examples: int) -> int:
+        """Images a step."""
+        return min(self.batch_size, num_examples)
+
+    def total_steps(self, num_examples: int) -> int:
+        """Steps that are run: whole epochs, unless the nominal number is less than one."""
+        an_epoch = max(num_examples // self.batch_size, 1)
+        return self.steps // an_epoch * an_epoch or self.steps
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a run leaves behind.
+
+    Attributes:
+        status: "completed", or "diverged" where a loss or a metric was not finite.
+        steps: steps that were run.
+        metrics: train_nll (mean over the last stretch), and where there was data for it val_nll, val_acc, test_nll,
+            test_acc (class-balanced, 0 to 1), all at the posterior mean; objective and nll_under_q (posterior draws).
+        state: `Objective.describe` at the end.
+        seconds: by phase of the clock.
+        series: one row a look: epoch, step, train_seconds, learning_rate, train_nll, val_*, and the objective's state.
+    """
+
+    status: str
+    steps: int
+    metrics: dict[str, float]
+    state: dict[str, float]
+    seconds: dict[str, float]
+    series: list[dict[str, float]]
+
+
+def fit(
+    model: nn.Module,
+    split: Split,
+    objective: Objective,
+    schedule: Schedule,
+    *,
+    seed: int = 0,
+    test: bool = True,
+    clock: PhaseClock | None = None,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+) -> FitResult:
+    """Trains ``model`` in place by ``objective`` on ``split.train``, and measures it.
+
+    Args:
+        model: on its device; its trained weights are the objective's.
+        split: the images; they are moved to the model's device.
+        objective: over the model's weights, with N = the number of training images.
+        schedule: how to train.
+        seed: of the order of images, augmentation and whatever the model itself draws.
+        test: whether to measure test accuracy at the end.
+        clock: where seconds are booked; a new one where None.
+        on_epoch: called with each row of the series, its time booked nowhere.
+
+    Raises:
+        ValueError: the objective's N is not the number of training images.
+    """
+    if objective.num_examples != len(split.train):
+        raise ValueError(f"the objective was made for N = {objective.num_examples}, the split has {len(split.train)}")
+    device = objective.weights[0].device
+    clock = clock or PhaseClock(device)
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        with clock.phase("setup"):
+            run = _Run(model, _moved(split, device), objective, schedule, seed)
+        with clock.phase("warmup"):
+            run.warm_up()
+        series, diverged = _train(run, clock, on_epoch)
+        metrics = {"train_nll": series[-1]["train_nll"]}
+        with clock.phase("evaluate"):
+            state = objective.describe()
+            for name in ("val_nll", "val_acc"):
+                if name in series[-1]:
+                    metrics[name] = series[-1][name]
+            if test:
+                metrics["test_nll"], metrics["test_acc"] = run.evaluate(run.split.test)
+        if objective.is_bayesian:
+            with clock.phase("select"):
+                metrics["nll_under_q"] = run.nll_under_posterior()
+                metrics["objective"] = metrics["nll_under_q"] + state["regulariser"]
+    finite = all(math.isfinite(value) for value in metrics.values())
+    status = "completed" if finite and not diverged else "diverged"
+    return FitResult(status, int(series[-1]["step"]), metrics, state, clock.seconds, series)
+
+
+def _train(
+    run: _Run, clock: PhaseClock, on_epoch: Callable[[dict[str, float]], None] | None
+) -> tuple[list[dict[str, float]], bool]:
+    """The step loop. It ends early where the training loss stops being finite; no step waits for the device."""
+    series: list[dict[str, float]] = []
+    looks = run.looks()
+    nll = torch.zeros((), device=run.device)
+    since = 0
+    with clock.phase("train"):
+        for epoch in range(1, run.epochs + 1):
+            run.model.train()
+            for batch in run.batches():
+                nll += run.step(batch)
+                since += 1
+            if epoch not in looks:
+                continue
+            train_nll = float(nll) / since
+            nll.zero_()
+            since = 0
+            row = {"epoch": epoch, "step": run.steps_done, "train_seconds": clock.read("train")}
+            row |= {"learning_rate": run.last_rate, "train_nll": train_nll}
+            with clock.phase("evaluate"):
+                row |= run.objective.describe()
+                if run.split.validation is not None:
+                    row["val_nll"], row["val_acc"] = run.evaluate(run.split.validation)
+            series.append(row)
+            if on_epoch is not None:
+                with clock.paused():
+                    on_epoch(dict(row))
+            if not math.isfinite(train_nll):
+                return series, True
+    return series, False
+
+
+class _Run:
+    """The moving parts of one training run."""
+
+    def __init__(self, model: nn.Module, split: Split, objective: Objective, schedule: Schedule, seed: int) -> None:
+        self.model, self.split, self.objective, self.schedule = model, split, objective, schedule
+        self.device = objective.weights[0].device
+        self.trained = [*objective.weights, *objective.parameters()]
+        self.optimiser = torch.optim.SGD(
+            self.trained, lr=schedule.learning_rate, momentum=schedule.momentum, nesterov=schedule.momentum > 0
+        )
+        total = schedule.total_steps(len(split.train))
+        self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, T_max=total)
+        self.batch = schedule.batch(len(split.train))
+        self.steps_an_epoch = min(max(len(split.train) // self.batch, 1), total)
+        self.epochs = total // self.steps_an_epoch
+        self.steps_done = 0
+        self.last_rate = schedule.learning_rate
+        self.random = torch.Generator().manual_seed(seed)
+
+    def looks(self) -> set[int]:
+        """The epochs after which the run is looked at, spread evenly, the last one included."""
+        points = min(self.schedule.series_points, self.epochs)
+        return {math.ceil(self.epochs * (i + 1) / points) for i in range(points)}
+
+    def batches(self) -> list[Tensor]:
+        """Indices of one epoch's batches, in random order, on the device; the last partial one is dropped."""
+        order = torch.randperm(len(self.split.train), generator=self.random).to(self.device)
+        return list(order.split(self.batch))[: self.steps_an_epoch]
+
+    def step(self, indices: Tensor) -> Tensor:
+        """One optimiser step; the batch's mean NLL, left on the device."""
+        images = self.split.train
+        pixels = random_shift(images.pixels[indices], self.split.most_shift, self.random)
+        x = self.split.normalisation(pixels)
+        with self.objective.step():
+            loss = F.cross_entropy(self.model(x), images.labels[indices])
+            loss.backward()
+        nn.utils.clip_grad_norm_(self.trained, self.schedule.clip_norm)
+        self.last_rate = self.optimiser.param_groups[0]["lr"]
+        self.optimiser.step()
+        self.cosine.step()
+        self.steps_done += 1
+        return loss.detach()
+
+    def warm_up(self) -> None:
+        """Pays for first calls (libraries, kernels, memory) on a copy of the model that is thrown away."""
+        model = copy.deepcopy(self.model).train()
+        x = self.split.normalisation(self.split.train.pixels[: self.batch])
+        state = torch.random.get_rng_state()
+        for _ in range(WARMUP_STEPS):
+            F.cross_entropy(model(x), self.split.train.labels[: self.batch]).backward()
+        torch.random.set_rng_state(state)
+
+    def evaluate(self, images: Images) -> tuple[float, float]:
+        """Mean NLL and class-balanced accuracy with the weights as they are."""
+        return evaluate(self.model, images, self.split.normalisation)
+
+    def nll_under_posterior(self) -> float:
+        """E_q of the mean NLL over the training images, not augmented, one draw a pass."""
+        passes = self.schedule.posterior_passes
+        total = 0.0
+        for _ in range(passes):
+            with self.objective.step():
+                total += self.evaluate(self.split.train)[0]
+        return total / passes
+
+
+def _moved(split: Split, device: torch.device) -> Split:
+    parts: dict[str, Any] = {"train": split.train.to(device), "test": split.test.to(device)}
+    parts["validation"] = None if split.validation is None else split.validation.to(device)
+    norm = split.normalisation
+    return replace(split, normalisation=Normalisation(norm.mean.to(device), norm.std.to(device)), **parts)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: Images, normalisation: Normalisation) -> tuple[float, float]:
+    """Mean NLL in nats, and class-balanced accuracy: the mean over classes of the share that is right (0 to 1).
+
+    A class without images is left out of the mean. ``model`` and ``images`` on the same device.
+    """
+    model.eval()
+    device = images.labels.device
+    nll = torch.zeros((), dtype=torch.float64, device=device)
+    right = torch.zeros(images.num_classes, dtype=torch.float64, device=device)
+    for start in range(0, len(images), EVALUATION_BATCH):
+        labels = images.labels[start : start + EVALUATION_BATCH]
+        logits = model(normalisation(images.pixels[start : start + EVALUATION_BATCH]))
+        nll += F.cross_entropy(logits.float(), labels, reduction="sum").double()
+        right += torch.bincount(labels, (logits.argmax(1) == labels).double(), images.num_classes)
+    count = torch.bincount(images.labels, minlength=images.num_classes)
+    balanced = (right / count)[count > 0].mean()
+    return float(nll) / len(images), float(balanced)

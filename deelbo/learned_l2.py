@@ -1,0 +1,136 @@
+"""`LearnedL2`: the DE ELBo as a drop-in for a training loop that exists already."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from deelbo.backbones import split_at_head
+from deelbo.objectives import DataEmphasizedELBO, Group
+from deelbo.priors import GaussianPrior, Isotropic
+from deelbo.vectors import flatten
+
+__all__ = ["LearnedL2", "backbone_prior", "make_groups"]
+
+
+def backbone_prior(prior: str | GaussianPrior, weights: list[nn.Parameter]) -> GaussianPrior:
+    """The prior of the backbone: ``"l2-zero"`` (mean 0), ``"l2-sp"`` (mean: the weights as they are now), or a prior.
+
+    Raises:
+        ValueError: another name, or a prior over another number of weights.
+    """
+    if isinstance(prior, GaussianPrior):
+        size = sum(p.numel() for p in weights)
+        if prior.dim != size:
+            raise ValueError(f"the prior is over {prior.dim} weights, the backbone trains {size}: they must agree")
+        return prior
+    if prior == "l2-sp":
+        return Isotropic(flatten(weights))
+    if prior == "l2-zero":
+        return Isotropic(torch.zeros_like(flatten(weights)))
+    raise ValueError(f"prior must be 'l2-zero', 'l2-sp' or a prior object such as deelbo.LowRank, got {prior!r}")
+
+
+def make_groups(model: nn.Module, head: str | None, prior: str | GaussianPrior) -> list[Group]:
+    """The groups of weights: ``backbone`` with the given prior, and ``head`` with N(0, tau I).
+
+    Args:
+        model: any module; frozen weights stay out.
+        head: dotted name of the submodule that is the head; None where all weights are backbone.
+        prior: as for `backbone_prior`.
+    """
+    backbone, head_weights = split_at_head(model, head)
+    groups = []
+    if backbone:
+        groups.append(Group("backbone", tuple(backbone), backbone_prior(prior, backbone)))
+    if head_weights:
+        zeros = torch.zeros_like(flatten(head_weights))
+        groups.append(Group("head", tuple(head_weights), Isotropic(zeros)))
+    if not groups:
+        raise ValueError("the model has no weight with requires_grad=True: unfreeze what is to be trained")
+    return groups
+
+
+class LearnedL2(DataEmphasizedELBO):
+    """Learns the strength of L2 regularisation while the model trains, from all the data, in one run.
+
+    Use it in any loop; the model needs no change::
+
+        reg = deelbo.LearnedL2(model, num_examples=len(train_set), prior="l2-sp", head="fc")
+        opt = torch.optim.SGD([*model.parameters(), *reg.parameters()], lr=lr, momentum=0.9, nesterov=True)
+        for x, y in loader:
+            with reg.sample():
+                F.cross_entropy(model(x), y).backward()
+            opt.step()
+
+    The loss inside must be the MEAN negative log-likelihood of the batch. `sample` clears the gradients on entering, so
+    ``zero_grad`` is not needed; several ``backward`` calls inside one block accumulate. The optimiser's own
+    ``weight_decay`` must stay 0. With a ``GradScaler``, call ``scaler.unscale_(opt)`` inside the block.
+
+    Args:
+        model: any `torch.nn.Module`, its backbone already pretrained. Frozen weights stay out.
+        num_examples: N, the number of training examples, not of a batch.
+        prior: the backbone's prior: ``"l2-sp"``, mean at the weights the model has now; ``"l2-zero"``, mean zero; or
+            an object such as `deelbo.LowRank`.
+        head: dotted name of the submodule that is new, e.g. ``"fc"``: its prior is N(0, tau I). None: there is none.
+        kappa: how often the likelihood counts; D/N where None.
+        sigma: where the posterior's sigma starts.
+        generator: random numbers of the draws, on the model's device; torch's global one where None.
+
+    Raises:
+        ValueError: no such head, an unknown prior, a num_examples below 1, or weights the posterior cannot take.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_examples: int,
+        prior: str | GaussianPrior = "l2-sp",
+        head: str | None = None,
+        kappa: float | None = None,
+        sigma: float = 1e-4,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(make_groups(model, head, prior), num_examples, kappa, sigma, generator)
+
+    def sample(self) -> AbstractContextManager[None]:
+        """A block whose forward and backward run at one draw of the weights; afterwards gradients are the objective's."""
+        return self.step()
+
+    @property
+    def lambda_(self) -> float:
+        """lambda*, the learned prior variance of the backbone; NaN where every weight is head."""
+        return self.scales().get("backbone", float("nan"))
+
+    @property
+    def tau(self) -> float:
+        """tau*, the learned prior variance of the head; NaN where there is none."""
+        return self.scales().get("head", float("nan"))
+
+    @property
+    def sigma(self) -> float:
+        """The learned standard deviation of the posterior."""
+        return float(self.posterior.sigma)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the model's: rho, and the priors' means."""
+        means = {group.name: group.prior.mean for group in self.groups}
+        return {"rho": self.posterior.rho.detach(), "means": means}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what `state_dict` gave, whatever weights the model had when this object was made."""
+        for group in self.groups:
+            mean = state["means"].get(group.name)
+            if mean is None or mean.shape != group.prior.mean.shape:
+                found = "nothing" if mean is None else f"shape {tuple(mean.shape)}"
+                raise ValueError(
+                    f"the state holds {found} for the prior mean of {group.name!r}, "
+                    f"expected shape {tuple(group.prior.mean.shape)}: was it saved from another model?"
+                )
+        with torch.no_grad():
+            self.posterior.rho.copy_(state["rho"])
+            for group in self.groups:
+                group.prior.mean.copy_(state["means"][group.name])

@@ -1,0 +1,241 @@
+"""What a training run minimises: MAP, the ELBo, or the data-emphasized ELBo. One interface, one training loop.
+
+    MAP       mean NLL + sum_g (alpha_g / 2) d_g^T Sigma_g^-1 d_g,     alpha_g = 1 / (N s_g)
+    ELBo      mean NLL under q + KL(q || p) / N
+    DE ELBo   mean NLL under q + KL(q || p) / (kappa N),               kappa = D / N unless set
+
+Both bounds are divided by kappa N, which moves no optimum and gives every objective a first term of the same size, so
+that one learning rate and one gradient clipping mean the same to all. The groups g are the backbone, whose scale is
+lambda, and the head, whose scale is tau; both are at their closed form at every step (see `deelbo.priors`).
+
+Source: Harvey, Petrov, Hughes 2024, "Learning the Regularization Strength for Deep Fine-Tuning via a Data-Emphasized
+Variational Objective".
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deelbo.posterior import IsotropicPosterior
+from deelbo.priors import GaussianPrior, KLTerm
+from deelbo.vectors import add_to_gradients_, flatten
+
+__all__ = ["ELBO", "MAP", "DataEmphasizedELBO", "Group", "Objective"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Weights that share one prior, e.g. the backbone. ``prior.dim`` is the number of their elements."""
+
+    name: str
+    weights: tuple[nn.Parameter, ...]
+    prior: GaussianPrior
+
+    def __post_init__(self) -> None:
+        size = sum(p.numel() for p in self.weights)
+        if size != self.prior.dim:
+            raise ValueError(f"group {self.name!r} has {size} weights, its prior {self.prior.dim}: they must agree")
+
+
+class Objective(ABC):
+    """The training loop's side of an objective: run ``forward`` and ``backward`` of the mean NLL inside `step`.
+
+    Args:
+        groups: the groups of weights, each weight in exactly one.
+        num_examples: N, the number of training examples.
+    """
+
+    def __init__(self, groups: Sequence[Group], num_examples: int) -> None:
+        if not groups:
+            raise ValueError("an objective needs at least one group of weights, got none")
+        if isinstance(num_examples, bool) or not isinstance(num_examples, int) or num_examples < 1:
+            raise ValueError(f"num_examples must be a whole number of at least 1, got {num_examples!r}")
+        self.groups = tuple(groups)
+        self.num_examples = num_examples
+        self.weights = [p for group in groups for p in group.weights]
+        self.dim = sum(group.prior.dim for group in groups)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimiser must learn beside the module's own weights."""
+        return []
+
+    @property
+    def is_bayesian(self) -> bool:
+        """Whether a draw from a posterior is what `step` trains."""
+        return False
+
+    @abstractmethod
+    def step(self) -> AbstractContextManager[object]:
+        """A block for one step: on leaving it after ``backward``, the gradients are those of the whole objective."""
+
+    @abstractmethod
+    def regulariser(self) -> Tensor:
+        """What the objective adds to the mean NLL, now; 0-dimensional."""
+
+    @abstractmethod
+    def weight_decay(self) -> dict[str, float]:
+        """The strength alpha_g of each group's weight decay, the gradient being alpha_g Sigma_g^-1 d_g."""
+
+    def describe(self) -> dict[str, float]:
+        """What a record keeps of the objective's state. Synchronises with the device: not for every step."""
+        with torch.no_grad():
+            state = {"regulariser": float(self.regulariser())}
+        state |= {f"weight_decay_{name}": strength for name, strength in self.weight_decay().items()}
+        for group in self.groups:
+            state[f"dim_{group.name}"] = group.prior.dim
+            state[f"squared_distance_{group.name}"] = float(group.prior.squared_distance(flatten(group.weights)))
+        return state
+
+    def _pieces(self, vector: Tensor) -> list[Tensor]:
+        """One slice of a (D,) vector for each group."""
+        return list(vector.split([group.prior.dim for group in self.groups]))
+
+
+class MAP(Objective):
+    """Maximum a posteriori: weight decay towards each prior's mean.
+
+    Args:
+        groups, num_examples: as in `Objective`.
+        weight_decay: alpha_g by group name, >= 0; alpha = 1 / (N s) is the prior N(mu, s Sigma).
+
+    Raises:
+        ValueError: a group without a strength, a strength without a group, or one that is negative or not finite.
+    """
+
+    def __init__(self, groups: Sequence[Group], num_examples: int, weight_decay: Mapping[str, float]) -> None:
+        super().__init__(groups, num_examples)
+        names = [group.name for group in groups]
+        if set(names) != set(weight_decay):
+            raise ValueError(f"weight_decay must name the groups {names}, got {sorted(weight_decay)}")
+        for name, strength in weight_decay.items():
+            if not 0 <= strength < math.inf:
+                raise ValueError(f"the weight decay of {name!r} must be a number >= 0, got {strength}")
+        self._strengths = {name: float(weight_decay[name]) for name in names}
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        for parameter in self.weights:
+            parameter.grad = None
+        yield
+        if all(p.grad is None for p in self.weights):
+            return
+        for group in self.groups:
+            strength = self._strengths[group.name]
+            if strength:
+                gradient = group.prior.neg_log_density_gradient(flatten(group.weights), 1.0)
+                add_to_gradients_(group.weights, gradient.mul(strength))
+
+    def regulariser(self) -> Tensor:
+        terms = [
+            0.5 * self._strengths[group.name] * group.prior.squared_distance(flatten(group.weights))
+            for group in self.groups
+        ]
+        return torch.stack(terms).sum()
+
+    def weight_decay(self) -> dict[str, float]:
+        return dict(self._strengths)
+
+
+class ELBO(Objective):
+    """The evidence lower bound, divided by -kappa N: mean NLL under q + KL(q || p) / (kappa N), here with kappa = 1.
+
+    One Monte-Carlo draw of the weights a step; lambda* and tau* in closed form at every step.
+
+    Args:
+        groups, num_examples: as in `Objective`.
+        kappa: how often the likelihood counts, > 0.
+        sigma: where the posterior's sigma starts.
+        generator: random numbers for the draws.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        num_examples: int,
+        kappa: float = 1.0,
+        sigma: float = 1e-4,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(groups, num_examples)
+        if not 0 < kappa < math.inf:
+            raise ValueError(f"kappa must be a positive number, got {kappa}")
+        self.kappa = float(kappa)
+        self.posterior = IsotropicPosterior(self.weights, sigma, generator)
+        if self.posterior.dim != self.dim:
+            raise ValueError(
+                f"the groups hold {self.dim} weights of which {self.posterior.dim} are distinct and not frozen: "
+                "every weight must be trained and in exactly one group"
+            )
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.posterior.rho]
+
+    @property
+    def is_bayesian(self) -> bool:
+        return True
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        with self.posterior.sample() as draw:
+            yield
+        if draw.backward_ran:
+            self._add_kl_gradient(draw.mean)
+
+    @torch.no_grad()
+    def _add_kl_gradient(self, mean: Tensor) -> None:
+        sigma, rho, share = self.posterior.sigma, self.posterior.rho, 1 / (self.kappa * self.num_examples)
+        terms = self._kl_terms(mean, sigma)
+        add_to_gradients_(self.weights, torch.cat([term.gradient_mean for term in terms]).mul_(share))
+        slope = torch.stack([term.gradient_sigma for term in terms]).sum()
+        assert rho.grad is not None  # a draw that ran backward set it
+        rho.grad.add_(slope * self.posterior.sigma_slope * share)
+
+    def _kl_terms(self, mean: Tensor, sigma: Tensor) -> list[KLTerm]:
+        pieces = zip(self.groups, self._pieces(mean), strict=True)
+        return [group.prior.kl_term(piece, sigma) for group, piece in pieces]
+
+    def regulariser(self) -> Tensor:
+        terms = self._kl_terms(flatten(self.weights), self.posterior.sigma)
+        return torch.stack([term.value for term in terms]).sum() / (self.kappa * self.num_examples)
+
+    def scales(self) -> dict[str, float]:
+        """The learned closed-form scale of each group's prior: lambda* of the backbone, tau* of the head."""
+        terms = self._kl_terms(flatten(self.weights), self.posterior.sigma)
+        return {group.name: float(term.scale) for group, term in zip(self.groups, terms, strict=True)}
+
+    def weight_decay(self) -> dict[str, float]:
+        """1 / (kappa N s*) for each group; with kappa = D/N that is 1 / (D s*)."""
+        return {name: 1 / (self.kappa * self.num_examples * scale) for name, scale in self.scales().items()}
+
+    def describe(self) -> dict[str, float]:
+        state = super().describe() | {f"scale_{name}": scale for name, scale in self.scales().items()}
+        for group in self.groups:
+            state[f"trace_precision_{group.name}"] = group.prior.trace_precision
+            state[f"log_det_{group.name}"] = group.prior.log_det
+        return state | {"sigma": float(self.posterior.sigma), "kappa": self.kappa}
+
+
+class DataEmphasizedELBO(ELBO):
+    """The DE ELBo: the ELBo whose likelihood counts kappa = D/N times, D the weights and N the training examples.
+
+    Args:
+        kappa: D/N where None. Any other value is a setting of its own: for some data a smaller one tests better.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        num_examples: int,
+        kappa: float | None = None,
+        sigma: float = 1e-4,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        dim = sum(group.prior.dim for group in groups)
+        super().__init__(groups, num_examples, dim / num_examples if kappa is None else kappa, sigma, generator)

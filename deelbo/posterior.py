@@ -1,0 +1,121 @@
+"""The isotropic Gaussian posterior q(theta) = N(theta_bar, sigma^2 I) around the weights of any module.
+
+The module's own parameters are theta_bar. `sample` shifts them in place to theta_bar + sigma eps, so that whoever calls
+the module inside the block calls a draw from q, and puts them back to the bit on leaving. What ``backward`` left in the
+gradients is g = dL/dtheta at the draw; by the reparameterisation trick (Kingma and Welling 2014)
+
+    dL/dtheta_bar = g,    dL/drho = (g . eps) dsigma/drho,    sigma = softplus(rho),    dsigma/drho = sigmoid(rho).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deelbo.vectors import flatten, flatten_gradients, views
+
+__all__ = ["Draw", "IsotropicPosterior"]
+
+
+@dataclass
+class Draw:
+    """One draw from q: ``mean`` is theta_bar and ``noise`` is eps, both (D,).
+
+    ``backward_ran`` says, once the block is left, whether anything left a gradient behind.
+    """
+
+    mean: Tensor
+    noise: Tensor
+    backward_ran: bool = False
+
+
+class IsotropicPosterior:
+    """q(theta) = N(theta_bar, sigma^2 I) with ONE learned sigma for all weights.
+
+    Args:
+        parameters: the weights theta, in the order of the vector theta_bar. Frozen ones are passed over, tied ones
+            counted once.
+        sigma: where sigma starts, > 0.
+        generator: the random numbers eps come from; torch's global generator where None.
+
+    Raises:
+        ValueError: no weight to train, weights of several types or devices, or in half precision (where a shift of
+            1e-4 is lost to rounding: keep the weights in float32 and use autocast).
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], sigma: float = 1e-4, generator: torch.Generator | None = None
+    ) -> None:
+        self.weights = list(dict.fromkeys(p for p in parameters if p.requires_grad))
+        if not self.weights:
+            raise ValueError("the posterior needs at least one weight with requires_grad=True, got none")
+        kinds = {(p.dtype, p.device) for p in self.weights}
+        if len(kinds) > 1:
+            found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+            raise ValueError(f"all trained weights must share one type and device, got {found}: move the model first")
+        if not 0 < sigma < math.inf:
+            raise ValueError(f"sigma must be a positive number, got {sigma}")
+        like = self.weights[0]
+        if like.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"weights must be float32 or float64, got {like.dtype}: keep them so and use autocast")
+        self.generator = generator
+        rho = math.log(math.expm1(sigma)) if sigma < 30 else sigma  # softplus is the identity to the bit from there
+        self.rho = nn.Parameter(torch.tensor(rho, dtype=like.dtype, device=like.device))
+        self._inside = False
+
+    @property
+    def dim(self) -> int:
+        """D, the number of weights."""
+        return sum(p.numel() for p in self.weights)
+
+    @property
+    def sigma(self) -> Tensor:
+        """softplus(rho), detached; 0-dimensional."""
+        return nn.functional.softplus(self.rho.detach())
+
+    @property
+    def sigma_slope(self) -> Tensor:
+        """dsigma/drho = sigmoid(rho), detached; 0-dimensional."""
+        return torch.sigmoid(self.rho.detach())
+
+    @contextmanager
+    def sample(self) -> Iterator[Draw]:
+        """Inside the block the weights are one draw from q; ``forward`` and ``backward`` both belong in there.
+
+        Gradients of the weights and of rho are cleared on entering. On leaving, the weights are theta_bar again, their
+        gradients dL/dtheta_bar, and ``rho.grad`` is dL/drho. Where nothing ran ``backward``, or the block raised,
+        there are no new gradients.
+
+        Raises:
+            RuntimeError: entered while already inside.
+        """
+        if self._inside:
+            raise RuntimeError("sample() was entered inside sample(): leave the first block before drawing again")
+        self.rho.grad = None
+        for parameter in self.weights:
+            parameter.grad = None
+        like = self.weights[0]
+        mean = flatten(self.weights)
+        noise = torch.randn(mean.shape, generator=self.generator, dtype=like.dtype, device=like.device)
+        draw = Draw(mean, noise)
+        self._write(torch.addcmul(mean, noise, self.sigma))
+        self._inside = True
+        try:
+            yield draw
+        finally:
+            self._inside = False
+            self._write(mean)
+        gradient = flatten_gradients(self.weights)
+        if gradient is not None:
+            draw.backward_ran = True
+            self.rho.grad = torch.dot(gradient, noise) * self.sigma_slope
+
+    @torch.no_grad()
+    def _write(self, vector: Tensor) -> None:
+        for parameter, piece in zip(self.weights, views(vector, self.weights), strict=True):
+            parameter.copy_(piece)

@@ -1,0 +1,200 @@
+"""Pretrained weights and their SWAG posterior: the mean of L2-SP, and the mean, variance and factor of PTYL.
+
+SWAG (Maddox et al. 2019, "A Simple Baseline for Bayesian Uncertainty in Deep Learning") fits N(mean, 1/2 diag(s) +
+Q Q^T / (2K - 2)) to the iterates w_1..w_T of SGD at a constant learning rate: mean = 1/T sum w_t; s = 1/T sum w_t^2 -
+mean^2; the columns of Q are w_t - (mean of the first t iterates) for the last K.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deelbo.backbones import build_backbone, split_at_head
+from deelbo.tasks.digits import load_uci
+from deelbo.tasks.images import Images, Normalisation, random_shift
+from deelbo.vectors import flatten, views
+
+__all__ = ["SWAG", "Pretrained", "Recipe", "cache_folder", "load_pretrained", "pretrain"]
+
+
+class SWAG:
+    """Collects iterates of a list of weights.
+
+    Attributes:
+        rank: K, how many deviations are kept.
+    """
+
+    def __init__(self, weights: list[nn.Parameter], rank: int = 5) -> None:
+        if rank < 2:
+            raise ValueError(f"SWAG's rank must be at least 2, got {rank}")
+        self.weights, self.rank, self.count = weights, rank, 0
+        self._mean = torch.zeros_like(flatten(weights))
+        self._square = torch.zeros_like(self._mean)
+        self._deviations: deque[Tensor] = deque(maxlen=rank)
+
+    def collect(self) -> None:
+        """Takes in the weights as they are now."""
+        now = flatten(self.weights)
+        self.count += 1
+        self._mean.add_((now - self._mean) / self.count)
+        self._square.add_((now.square() - self._square) / self.count)
+        self._deviations.append(now - self._mean)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the iterates; shape (D,)."""
+        return self._mean.clone()
+
+    @property
+    def variance(self) -> Tensor:
+        """s, not negative; shape (D,)."""
+        return (self._square - self._mean.square()).clamp_min(0)
+
+    @property
+    def factor(self) -> Tensor:
+        """Q, the last K deviations, newest last; shape (D, K). ValueError where fewer than K were collected."""
+        if len(self._deviations) < self.rank:
+            raise ValueError(f"SWAG of rank {self.rank} needs as many iterates, {len(self._deviations)} were collected")
+        return torch.stack(list(self._deviations), 1)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained network. State dicts are of the whole network, vectors over the backbone's weights in order.
+
+    Attributes:
+        weights: the end of ordinary training, where L2-zero and L2-SP start.
+        swag_weights: SWAG's mean, BatchNorm statistics recomputed there, where PTYL starts.
+        variance: SWAG's s; shape (D_w,).
+        factor: SWAG's Q; shape (D_w, K).
+    """
+
+    weights: dict[str, Tensor]
+    swag_weights: dict[str, Tensor]
+    variance: Tensor
+    factor: Tensor
+
+    def fingerprint(self) -> str:
+        """A hash of all its numbers."""
+        digest = hashlib.sha256()
+        for tensor in [*self.weights.values(), *self.swag_weights.values(), self.variance, self.factor]:
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the embedded backbone is pretrained on its source task. Its hash names the cached file."""
+
+    backbone: str = "digits-resnet"
+    epochs: int = 30
+    swag_epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 0.1
+    swag_learning_rate: float = 0.02
+    weight_decay: float = 5e-4
+    most_shift: int = 1
+    rank: int = 5
+    seed: int = 0
+
+
+def cache_folder() -> Path:
+    """Where pretrained weights are kept: $DEELBO_CACHE, or ``deelbo`` in the user's cache folder."""
+    if folder := os.environ.get("DEELBO_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deelbo"
+
+
+def load_pretrained(recipe: Recipe | None = None) -> Pretrained:
+    """The embedded backbone pretrained by ``recipe``: from the user's cache, or made now and put there."""
+    recipe = recipe or Recipe()
+    words = json.dumps([asdict(recipe), torch.__version__], sort_keys=True)
+    path = cache_folder() / f"{recipe.backbone}-{hashlib.sha256(words.encode()).hexdigest()[:16]}.pt"
+    if path.exists():
+        try:
+            return Pretrained(**torch.load(path, weights_only=True))
+        except Exception as error:
+            raise ValueError(f"{path} cannot be read ({type(error).__name__}): delete it, it will be made again") from error
+    made = pretrain(recipe)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    with os.fdopen(handle, "wb") as file:
+        torch.save({name: getattr(made, name) for name in Pretrained.__dataclass_fields__}, file)
+    os.replace(temporary, path)
+    return made
+
+
+def pretrain(recipe: Recipe) -> Pretrained:
+    """Trains the recipe's backbone on the source digits, then SWAG. One thread and one seed: the same bits every time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _pretrain(recipe, load_uci())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _pretrain(recipe: Recipe, source: Images) -> Pretrained:
+    model, head = build_backbone(recipe.backbone, source.num_classes, seed=recipe.seed)
+    normalise = Normalisation.of(source)
+    random = torch.Generator().manual_seed(recipe.seed)
+    optimiser = torch.optim.SGD(
+        model.parameters(), recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True
+    )
+    an_epoch = len(source) // recipe.batch_size
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=recipe.epochs * an_epoch)
+
+    def train_epoch() -> None:
+        model.train()
+        for indices in torch.randperm(len(source), generator=random).split(recipe.batch_size)[:an_epoch]:
+            x = normalise(random_shift(source.pixels[indices], recipe.most_shift, random))
+            optimiser.zero_grad()
+            F.cross_entropy(model(x), source.labels[indices]).backward()
+            optimiser.step()
+
+    for _ in range(recipe.epochs):
+        train_epoch()
+        for _ in range(an_epoch):
+            cosine.step()
+    weights = _copied(model)
+    backbone, _ = split_at_head(model, head)
+    swag = SWAG(backbone, recipe.rank)
+    for group in optimiser.param_groups:
+        group["lr"] = recipe.swag_learning_rate
+    for _ in range(recipe.swag_epochs):
+        train_epoch()
+        swag.collect()
+    with torch.no_grad():
+        for parameter, piece in zip(backbone, views(swag.mean, backbone), strict=True):
+            parameter.copy_(piece)
+    _recompute_batchnorm(model, normalise(source.pixels))
+    return Pretrained(weights, _copied(model), swag.variance, swag.factor)
+
+
+def _copied(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+@torch.no_grad()
+def _recompute_batchnorm(model: nn.Module, x: Tensor) -> None:
+    """Running statistics of every BatchNorm at the weights as they are: the plain average over batches of ``x``."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    model.train()
+    for batch in x.split(256):
+        model(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

@@ -1,0 +1,173 @@
+"""Gaussian priors over one group of weights, whose scale is learned in closed form.
+
+A prior is w ~ N(mu, s Sigma), with w in R^D, a fixed mean mu, a fixed covariance Sigma, and one scale s > 0. The
+posterior is q(w) = N(w_bar, sigma^2 I). With d = w_bar - mu (Harvey, Petrov, Hughes 2024, "Learning the Regularization
+Strength for Deep Fine-Tuning via a Data-Emphasized Variational Objective"):
+
+    s*            = [sigma^2 tr(Sigma^-1) + d^T Sigma^-1 d] / D
+    KL(q || p)    = 1/2 [D s*/s - D + D log s + log|Sigma| - D log sigma^2]
+    KL at s = s*  = 1/2 [D log s* + log|Sigma| - D log sigma^2]
+
+Everything here costs O(D K), K = 0 for an isotropic Sigma and the rank of the factor for a low-rank one.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["GaussianPrior", "Isotropic", "KLTerm", "LowRank"]
+
+
+@dataclass(frozen=True)
+class KLTerm:
+    """KL(q || p) of one group at its best scale, with the gradient that one optimiser step needs.
+
+    Attributes:
+        value: KL at ``scale``, in nats; 0-dimensional.
+        scale: the closed-form s*; 0-dimensional.
+        gradient_mean: dKL/dw_bar = Sigma^-1 d / s*; shape (D,).
+        gradient_sigma: dKL/dsigma = sigma tr(Sigma^-1) / s* - D / sigma; 0-dimensional.
+        squared_distance: d^T Sigma^-1 d; 0-dimensional.
+    """
+
+    value: Tensor
+    scale: Tensor
+    gradient_mean: Tensor
+    gradient_sigma: Tensor
+    squared_distance: Tensor
+
+
+class GaussianPrior(ABC):
+    """N(mu, s Sigma) over a vector of D weights. A subclass says what Sigma is.
+
+    Attributes:
+        mean: mu; shape (D,).
+        trace_precision: tr(Sigma^-1), a number.
+        log_det: log|Sigma|, a number.
+    """
+
+    mean: Tensor
+    trace_precision: float
+    log_det: float
+
+    @property
+    def dim(self) -> int:
+        """D, the number of weights."""
+        return self.mean.numel()
+
+    @abstractmethod
+    def precision_times(self, vector: Tensor) -> Tensor:
+        """Sigma^-1 x for x of shape (D,)."""
+
+    def squared_distance(self, weights: Tensor) -> Tensor:
+        """d^T Sigma^-1 d for weights of shape (D,); 0-dimensional."""
+        d = weights - self.mean
+        return torch.dot(d, self.precision_times(d))
+
+    def scale(self, weights: Tensor, sigma: Tensor) -> Tensor:
+        """s* = [sigma^2 tr(Sigma^-1) + d^T Sigma^-1 d] / D, the scale at which KL(q || p) is least; 0-dimensional."""
+        return (sigma**2 * self.trace_precision + self.squared_distance(weights)) / self.dim
+
+    def kl(self, weights: Tensor, sigma: Tensor, scale: Tensor | float | None = None) -> Tensor:
+        """KL(N(weights, sigma^2 I) || N(mu, scale Sigma)) in nats, at s* where no scale is given; 0-dimensional."""
+        best = self.scale(weights, sigma)
+        if scale is None:
+            return self._kl(best, sigma)
+        s = torch.as_tensor(scale, dtype=best.dtype, device=best.device)
+        return self._kl(s, sigma) + 0.5 * self.dim * (best / s - 1)
+
+    def kl_term(self, weights: Tensor, sigma: Tensor) -> KLTerm:
+        """KL at s* and its gradient, from one product with Sigma^-1. ``weights``: (D,); ``sigma``: 0-dimensional."""
+        d = weights - self.mean
+        precision_d = self.precision_times(d)
+        squared_distance = torch.dot(d, precision_d)
+        scale = (sigma**2 * self.trace_precision + squared_distance) / self.dim
+        return KLTerm(
+            value=self._kl(scale, sigma),
+            scale=scale,
+            gradient_mean=precision_d / scale,
+            gradient_sigma=sigma * self.trace_precision / scale - self.dim / sigma,
+            squared_distance=squared_distance,
+        )
+
+    def neg_log_density(self, weights: Tensor, scale: float) -> Tensor:
+        """-log N(weights | mu, scale Sigma) in nats, constants included; 0-dimensional."""
+        constant = self.dim * (math.log(2 * math.pi) + math.log(scale)) + self.log_det
+        return 0.5 * (self.squared_distance(weights) / scale + constant)
+
+    def neg_log_density_gradient(self, weights: Tensor, scale: float) -> Tensor:
+        """Sigma^-1 d / scale; shape (D,)."""
+        return self.precision_times(weights - self.mean) / scale
+
+    def _kl(self, scale: Tensor, sigma: Tensor) -> Tensor:
+        return 0.5 * (self.dim * (torch.log(scale) - 2 * torch.log(sigma)) + self.log_det)
+
+
+class Isotropic(GaussianPrior):
+    """N(mu, s I): L2-zero where mu = 0, L2-SP where mu is the pretrained weights.
+
+    Args:
+        mean: mu, shape (D,).
+    """
+
+    def __init__(self, mean: Tensor) -> None:
+        if mean.ndim != 1 or mean.numel() == 0:
+            raise ValueError(f"the prior's mean must be a vector of at least one weight, got shape {tuple(mean.shape)}")
+        self.mean = mean.detach()
+        self.trace_precision = float(self.dim)
+        self.log_det = 0.0
+
+    def precision_times(self, vector: Tensor) -> Tensor:
+        return vector
+
+
+class LowRank(GaussianPrior):
+    """N(mu, s Sigma), Sigma = 1/2 diag(variance) + epsilon I + Q Q^T / (2K - 2): PTYL's prior from a SWAG posterior.
+
+    Shwartz-Ziv et al. 2022, "Pre-Train Your Loss"; SWAG: Maddox et al. 2019, "A Simple Baseline for Bayesian
+    Uncertainty in Deep Learning". With A the diagonal part, F = Q / sqrt(2K - 2) and M = I_K + F^T A^-1 F = L L^T, the
+    Woodbury identity and the matrix determinant lemma give, for B = A^-1 F L^-T of shape (D, K),
+
+        Sigma^-1 = A^-1 - B B^T,    log|Sigma| = sum log A + 2 sum log diag L,    tr(Sigma^-1) = sum 1/A - ||B||_F^2.
+
+    Args:
+        mean: mu, shape (D,).
+        variance: SWAG's diagonal variance s, shape (D,), not negative.
+        factor: Q, shape (D, columns): deviations of SGD iterates from their mean, newest last.
+        rank: K >= 2, how many of the newest columns to use; all where None.
+        epsilon: added to the diagonal.
+    """
+
+    def __init__(
+        self, mean: Tensor, variance: Tensor, factor: Tensor, rank: int | None = None, epsilon: float = 0.1
+    ) -> None:
+        if mean.ndim != 1 or mean.numel() == 0:
+            raise ValueError(f"the prior's mean must be a vector of at least one weight, got shape {tuple(mean.shape)}")
+        if variance.shape != mean.shape:
+            raise ValueError(f"variance must have the mean's shape {tuple(mean.shape)}, got {tuple(variance.shape)}")
+        if factor.ndim != 2 or factor.shape[0] != mean.numel():
+            raise ValueError(f"factor must have shape ({mean.numel()}, K), got {tuple(factor.shape)}")
+        rank = factor.shape[1] if rank is None else rank
+        if not 2 <= rank <= factor.shape[1]:
+            raise ValueError(f"rank must lie between 2 and the factor's {factor.shape[1]} columns, got {rank}")
+        diagonal = 0.5 * variance.detach().double() + epsilon
+        if not bool((diagonal > 0).all()):
+            raise ValueError("1/2 variance + epsilon must be positive for every weight: raise epsilon or mend variance")
+        self.mean = mean.detach()
+        scaled = factor.detach()[:, -rank:].double() / math.sqrt(2 * rank - 2)
+        weighted = scaled / diagonal[:, None]
+        capacitance = torch.eye(rank, dtype=torch.float64, device=mean.device) + scaled.T @ weighted
+        cholesky = torch.linalg.cholesky(capacitance)
+        half = torch.linalg.solve_triangular(cholesky, weighted.T, upper=False).T
+        self.log_det = float(diagonal.log().sum() + 2 * cholesky.diagonal().log().sum())
+        self.trace_precision = float(diagonal.reciprocal().sum() - half.square().sum())
+        self._inverse_diagonal = diagonal.reciprocal().to(mean.dtype)
+        self._half = half.to(mean.dtype).contiguous()
+
+    def precision_times(self, vector: Tensor) -> Tensor:
+        return self._inverse_diagonal * vector - self._half @ (vector @ self._half)

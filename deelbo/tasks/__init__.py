@@ -1,0 +1,72 @@
+"""A task: a pool of training images, a test set, and the split of a given N and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from deelbo.tasks.digits import load_mnist
+from deelbo.tasks.images import Images, Normalisation
+from deelbo.tasks.splits import check_size, stratified_subset, validation_fifth
+
+__all__ = ["TASKS", "Images", "Normalisation", "Split", "Task", "load_task"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """What one run may see. ``validation`` is None where the run trains on all N images."""
+
+    train: Images
+    validation: Images | None
+    test: Images
+    normalisation: Normalisation
+    most_shift: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """A dataset in memory. ``most_shift``: how many pixels augmentation may move a training image."""
+
+    name: str
+    pool: Images
+    test: Images
+    most_shift: int
+
+    def split(self, n: int, seed: int, validation: bool) -> Split:
+        """N training images of that seed; with ``validation``, 4/5 of them to train on and 1/5 to choose by.
+
+        Raises:
+            ValueError: N is larger than the pool, or cannot be stratified.
+        """
+        check_size(n, len(self.pool), self.pool.num_classes)
+        labels = self.pool.labels.numpy()
+        chosen = stratified_subset(labels, n, seed)
+        held_out = None
+        if validation:
+            chosen, fifth = validation_fifth(chosen, labels, seed)
+            held_out = self.pool.take(torch.from_numpy(fifth))
+        train = self.pool.take(torch.from_numpy(chosen))
+        return Split(train, held_out, self.test, Normalisation.of(train), self.most_shift)
+
+
+def _mnist_digits() -> Task:
+    pool, test = load_mnist()
+    return Task("mnist-digits", pool, test, most_shift=1)
+
+
+TASKS: dict[str, Callable[[], Task]] = {"mnist-digits": _mnist_digits}
+
+
+@lru_cache(maxsize=2)
+def load_task(name: str) -> Task:
+    """The named task, read once a process.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in TASKS:
+        raise ValueError(f"dataset must be one of {', '.join(sorted(TASKS))}, got {name!r}")
+    return TASKS[name]()
