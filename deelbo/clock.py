@@ -10,7 +10,8 @@ import torch
 
 __all__ = ["PHASES", "PhaseClock"]
 
-PHASES = ("setup", "warmup", "train", "evaluate", "select", "checkpoint")
+PHASES = ("setup", "warmup", "train", "evaluate", "select", "test", "checkpoint")
+"""What a method needs is train, evaluate (looks at validation data) and select; ``test`` is the benchmark's own."""
 
 
 class PhaseClock:

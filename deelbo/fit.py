@@ -121,7 +121,8 @@ def fit(
             for name in ("val_nll", "val_acc"):
                 if name in series[-1]:
                     metrics[name] = series[-1][name]
-            if test:
+        if test:
+            with clock.phase("test"):
                 metrics["test_nll"], metrics["test_acc"] = run.evaluate(run.split.test)
         if objective.is_bayesian:
             with clock.phase("select"):

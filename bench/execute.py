@@ -1,0 +1,134 @@
+"""Runs one trial: a `TrialSpec` through deelbo to a `TrialRecord`. No Ray here."""
+
+from __future__ import annotations
+
+import platform
+import time
+import traceback
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.trials import TrialRecord, TrialSpec
+from deelbo.backbones import build_backbone, find_module, split_at_head
+from deelbo.clock import PhaseClock
+from deelbo.fit import Schedule, fit
+from deelbo.learned_l2 import make_groups
+from deelbo.objectives import ELBO, MAP, DataEmphasizedELBO, Objective
+from deelbo.pretraining import Pretrained
+from deelbo.priors import GaussianPrior, LowRank
+from deelbo.tasks import load_task
+from deelbo.vectors import flatten
+
+__all__ = ["execute", "hardware", "versions"]
+
+Series = list[dict[str, float]]
+POSTERIOR_STREAM = 1_000_003
+"""Added to a trial's seed for the posterior's noise, so that it does not repeat the numbers of the data's order."""
+
+
+def execute(
+    spec: TrialSpec, pretrained: Pretrained, device: torch.device, concurrency: int = 1, attempt: int = 1
+) -> tuple[TrialRecord, Series]:
+    """Trains and measures one trial. An error becomes a record of status "failed" with its traceback."""
+    started, since = time.time(), time.perf_counter()
+    clock = PhaseClock(device)
+    values: dict[str, Any] = {"metrics": {}, "state": {}}
+    series: Series = []
+    try:
+        with clock.phase("setup"):
+            task = load_task(spec.dataset)
+            split = task.split(spec.n, spec.seed, validation=spec.stage == "tune")
+            model, head = make_model(spec, pretrained, task.pool.num_classes, device)
+            objective = make_objective(spec, model, head, pretrained, len(split.train))
+        schedule = Schedule(
+            spec.learning_rate,
+            spec.steps,
+            spec.batch_size,
+            spec.momentum,
+            spec.clip_norm,
+            spec.posterior_passes,
+            spec.series_points,
+        )
+        result = fit(model, split, objective, schedule, seed=spec.seed, test=spec.stage != "tune", clock=clock)
+        series = result.series
+        values = {"status": result.status, "metrics": result.metrics, "state": result.state}
+    except Exception:
+        values |= {"status": "failed", "error": traceback.format_exc()}
+    seconds = clock.seconds | {"total": time.perf_counter() - since}
+    record = TrialRecord(
+        spec=spec,
+        seconds=seconds,
+        started=started,
+        finished=time.time(),
+        attempt=attempt,
+        concurrency=concurrency,
+        hardware=hardware(device),
+        versions=versions(),
+        **values,
+    )
+    return record, series
+
+
+def make_model(
+    spec: TrialSpec, pretrained: Pretrained, num_classes: int, device: torch.device
+) -> tuple[nn.Module, str]:
+    """The network where its prior says that training starts, and the name of its head."""
+    weights = pretrained.swag_weights if spec.prior == "ptyl" else pretrained.weights
+    model, head = build_backbone(spec.backbone, num_classes, weights, seed=spec.seed)
+    if spec.head is not None:
+        find_module(model, spec.head)
+        head = spec.head
+    return model.to(device), head
+
+
+def make_objective(
+    spec: TrialSpec, model: nn.Module, head: str, pretrained: Pretrained, num_examples: int
+) -> Objective:
+    """The objective of the spec's method and prior. ``num_examples``: how many images this run trains on."""
+    prior: str | GaussianPrior = spec.prior
+    if spec.prior == "ptyl":
+        mean = flatten(split_at_head(model, head)[0])
+        prior = LowRank(mean, pretrained.variance.to(mean), pretrained.factor.to(mean))
+    groups = make_groups(model, head, prior)
+    if spec.stage != "run":
+        backbone = spec.weight_decay if spec.prior_scale is None else 1 / (num_examples * spec.prior_scale)
+        if backbone is None or spec.head_weight_decay is None:
+            raise ValueError(f"MAP needs a strength for backbone and head, got {spec}")
+        return MAP(groups, num_examples, {"backbone": backbone, "head": spec.head_weight_decay})
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(spec.seed + POSTERIOR_STREAM)
+    if spec.kappa is None:
+        return DataEmphasizedELBO(groups, num_examples, sigma=spec.sigma, generator=generator)
+    return ELBO(groups, num_examples, spec.kappa, spec.sigma, generator)
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What the trial ran on."""
+    facts: dict[str, Any] = {"device": device.type, "node": platform.node(), "cpu": _cpu_model()}
+    facts["threads"] = torch.get_num_threads()
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["gpu_gib"] = round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
+    return facts
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that touches a result."""
+    found = {"python": platform.python_version()}
+    for name in ("deelbo", "torch", "torchvision", "numpy", "scikit-learn", "ray", "mlflow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,23 @@
+"""The methods in the race, each one file. `METHODS` is where a new one is entered."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from bench.config import Benchmark
+from bench.methods.base import Method
+from bench.methods.de_elbo import DEELBo
+from bench.methods.elbo import ELBo
+from bench.methods.grid_search import MAPGridSearch
+from bench.trials import Cell
+
+__all__ = ["METHODS", "Method", "make_methods"]
+
+METHODS: tuple[type[Method], ...] = (MAPGridSearch, DEELBo, ELBo)
+
+
+def make_methods(benchmark: Benchmark) -> list[Method]:
+    """Every method that the benchmark names, once for each of its cells."""
+    named = benchmark.methods.model_dump(by_alias=True, exclude_none=True)
+    cells = [Cell(*values) for values in product(benchmark.priors, benchmark.n, benchmark.seeds)]
+    return [method(benchmark, cell) for cell in cells for method in METHODS if method.name in named]

@@ -1,0 +1,60 @@
+"""MAP + grid search: tune on 4/5 of the data, choose by validation NLL, train again on all of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import product
+
+from bench.config import Benchmark, GridSearchSettings
+from bench.methods.base import Method
+from bench.trials import Cell, TrialRecord, TrialSpec
+
+__all__ = ["MAPGridSearch"]
+
+
+class MAPGridSearch(Method):
+    """Learning rate x weight decay (L2-zero, L2-SP), or learning rate x lambda x head weight decay (PTYL)."""
+
+    name = "map-gs"
+
+    def __init__(self, benchmark: Benchmark, cell: Cell) -> None:
+        assert benchmark.methods.map_gs is not None
+        self.settings: GridSearchSettings = benchmark.methods.map_gs
+        self.retrain = self.settings.retrains(cell.prior)
+        self._tuned: dict[str, TrialRecord] = {}
+        super().__init__(benchmark, cell)
+
+    def first(self) -> Iterable[TrialSpec]:
+        self.grid = [self.spec("tune", **point) for point in self._points()]
+        if self.retrain == "all":
+            return [*self.grid, *(replace(spec, stage="retrain") for spec in self.grid)]
+        return self.grid
+
+    def then(self, record: TrialRecord) -> Iterable[TrialSpec]:
+        if record.spec.stage != "tune" or self.retrain == "all":
+            return ()
+        self._tuned[record.key] = record
+        if len(self._tuned) < len(self.grid):
+            return ()
+        best = min(self.grid, key=lambda spec: _rank(self._tuned[spec.key]))
+        return () if self._tuned[best.key].status == "failed" else [replace(best, stage="retrain")]
+
+    def count(self) -> int:
+        return len(self.grid) * (2 if self.retrain == "all" else 1) + (self.retrain == "best")
+
+    def _points(self) -> Iterable[dict[str, float]]:
+        rates, decays = self.settings.learning_rates, self.settings.weight_decays
+        if self.cell.prior == "ptyl":
+            for rate, scale, decay in product(rates, self.settings.ptyl_lambdas, decays):
+                yield {"learning_rate": rate, "prior_scale": scale, "head_weight_decay": decay}
+        else:
+            for rate, decay in product(rates, decays):
+                yield {"learning_rate": rate, "weight_decay": decay, "head_weight_decay": decay}
+
+
+def _rank(record: TrialRecord) -> tuple[bool, float]:
+    """Least is best: failed runs last, and runs whose validation NLL is not finite behind those where it is."""
+    nll = record.metrics.get("val_nll", math.inf)
+    return record.status == "failed", nll if math.isfinite(nll) else math.inf

@@ -1,0 +1,87 @@
+"""What a person sees while a benchmark runs: done, running, left, and the time left."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from bench.race import Race
+from bench.runner import Watcher
+from bench.trials import TrialRecord, TrialSpec
+
+__all__ = ["Terminal", "duration"]
+
+LINE_EVERY = 10.0
+
+
+class Terminal(Watcher):
+    """A bar that moves on a terminal; elsewhere a line every ten seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar: Progress | None = None
+        self._task = TaskID(0)
+        self._seconds: list[float] = []
+        self._last_line = 0.0
+        self._out: dict[str, TrialSpec] = {}
+
+    def began(self, race: Race, slots: int) -> None:
+        self.race, self.slots = race, slots
+        again = f", {race.reused} done before" if race.reused else ""
+        self.console.print(f"{race.total} trials{again}, {slots} at a time")
+        if self.console.is_terminal and race.left:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[status]}"),
+                TimeElapsedColumn(),
+                console=self.console,
+            )
+            self._task = self.bar.add_task("trials", total=race.total, completed=race.told, status="")
+            self.bar.start()
+
+    def started(self, spec: TrialSpec) -> None:
+        self._out[spec.key] = spec
+        self._show()
+
+    def finished(self, record: TrialRecord) -> None:
+        self._out.pop(record.key, None)
+        self._seconds.append(record.finished - record.started)
+        if record.status != "completed":
+            self.console.print(f"{record.status}: {record.spec.describe()}", highlight=False)
+        self._show()
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def status(self) -> str:
+        """Running, left, and the time left once one trial has ended."""
+        running = min(len(self._out), self.slots)
+        words = f"{running} running, {self.race.left - running} left"
+        if self._seconds:
+            mean = sum(self._seconds) / len(self._seconds)
+            words += f", about {duration(mean * self.race.left / self.slots)} to go"
+        return words
+
+    def _show(self) -> None:
+        if self.bar is not None:
+            self.bar.update(self._task, completed=self.race.told, status=self.status())
+        elif time.monotonic() - self._last_line >= LINE_EVERY or not self.race.left:
+            self._last_line = time.monotonic()
+            self.console.print(f"{self.race.told}/{self.race.total} done, {self.status()}", highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 3 min 5 s, 2 h 36 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

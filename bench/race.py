@@ -1,0 +1,70 @@
+"""All methods of a benchmark as one stream of trials: asks each, in a shuffled order, and tells each its records."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+from bench.methods import Method
+from bench.trials import TrialRecord, TrialSpec
+
+__all__ = ["Race"]
+
+
+class Race:
+    """What is left to run, whatever ran before.
+
+    Trials are shuffled by ``order_seed``, so that no method gets the machine's quiet hours. Records that exist are told
+    to their methods at once and never asked for again; failed ones are not told, so they are tried again.
+
+    Attributes:
+        total: trials in all, told ones included.
+        reused: how many of them were there before.
+        told: how many have their record.
+        failed: records of status "failed", told in this race.
+    """
+
+    def __init__(self, methods: Sequence[Method], records: Iterable[TrialRecord] = (), order_seed: int = 0) -> None:
+        self.total = sum(method.count() for method in methods)
+        self.reused = 0
+        self.told = 0
+        self.failed: list[TrialRecord] = []
+        self._existing = {record.key: record for record in records if record.succeeded}
+        self._ready: list[TrialSpec] = []
+        self._asked: dict[str, Method] = {}
+        self._shuffle = random.Random(order_seed)  # noqa: S311 - an order, not a secret
+        for method in methods:
+            self._drain(method)
+
+    def ask(self) -> TrialSpec | None:
+        """A trial to start now, or None."""
+        return self._ready.pop() if self._ready else None
+
+    def tell(self, record: TrialRecord) -> None:
+        """What came of a trial that was asked for."""
+        method = self._asked.pop(record.key)
+        self.told += 1
+        if record.status == "failed":
+            self.failed.append(record)
+        method.tell(record)
+        self._drain(method)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is ready and nothing is out."""
+        return not self._asked
+
+    @property
+    def left(self) -> int:
+        """Trials without a record, the running ones included."""
+        return self.total - self.told
+
+    def _drain(self, method: Method) -> None:
+        while (spec := method.ask()) is not None:
+            if (record := self._existing.get(spec.key)) is not None:
+                self.reused += 1
+                self.told += 1
+                method.tell(record)
+                continue
+            self._asked[spec.key] = method
+            self._ready.insert(self._shuffle.randint(0, len(self._ready)), spec)

@@ -1,0 +1,283 @@
+"""One Ray Tune run for all methods together: the searcher that asks them, the trainable, and what a call came to."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our records are the log
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # and what a benchmark continues from
+}
+for _name, _value in QUIET.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402 - reads the environment when imported
+import torch  # noqa: E402
+from ray import tune  # noqa: E402
+from ray.tune.search import Searcher  # noqa: E402
+
+from bench.config import Benchmark  # noqa: E402
+from bench.execute import execute, hardware, versions  # noqa: E402
+from bench.methods import make_methods  # noqa: E402
+from bench.race import Race  # noqa: E402
+from bench.records import RecordStore  # noqa: E402
+from bench.trials import TrialRecord, TrialSpec  # noqa: E402
+from deelbo.pretraining import Pretrained  # noqa: E402
+
+__all__ = ["Outcome", "Watcher", "run_benchmark"]
+
+
+class Watcher:
+    """Who wants to know how a race goes. Its methods must return at once: they run in Tune's loop."""
+
+    def began(self, race: Race, slots: int) -> None: ...
+
+    def started(self, spec: TrialSpec) -> None: ...
+
+    def finished(self, record: TrialRecord) -> None: ...
+
+    def ended(self, outcome: Outcome) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one call of `run` came to.
+
+    Attributes:
+        ran, reused, failed: numbers of trials; failed ones are among those that ran.
+        failures: a line for each failed trial.
+        slots: trials that may run at once.
+        wall_seconds: from the call to the last trial's end.
+        busy: share of slots x wall_seconds that was inside trials.
+        start_up_seconds: from the call to the first trial's start.
+        hand_over_seconds: mean time a slot waits between two trials.
+        tail_seconds: slot-seconds idle after there was nothing left to start.
+    """
+
+    ran: int
+    reused: int
+    failed: int
+    failures: list[str]
+    slots: int
+    wall_seconds: float
+    busy: float
+    start_up_seconds: float
+    hand_over_seconds: float
+    tail_seconds: float
+
+
+class MethodSearcher(Searcher):
+    """Ray Tune's side of a `Race`: each suggestion is a method's trial, each result a method's record."""
+
+    def __init__(self, race: Race, watchers: list[Watcher], on_lost: Callable[[TrialSpec], TrialRecord]) -> None:
+        super().__init__()
+        self._race, self._watchers, self._on_lost = race, watchers, on_lost
+        self._running: dict[str, TrialSpec] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        spec = self._race.ask()
+        if spec is None:
+            return Searcher.FINISHED if self._race.finished else None
+        self._running[trial_id] = spec
+        for watcher in self._watchers:
+            watcher.started(spec)
+        return {"spec": asdict(spec)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        spec = self._running.pop(trial_id)
+        if error or not result or "record" not in result:
+            record = self._on_lost(spec)
+        else:
+            record = TrialRecord.from_json(result["record"])
+        self._race.tell(record)
+        for watcher in self._watchers:
+            watcher.finished(record)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: a benchmark continues from its records."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, as for `save`."""
+
+
+class TrialActor(tune.Trainable):  # type: ignore[misc]
+    """Runs one trial a `step`; kept for the next trial, so that a process is started once a slot."""
+
+    def setup(
+        self, config: dict[str, Any], pretrained: Pretrained, storage: str, threads: int, gpu: bool, slots: int
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.device = torch.device("cuda" if gpu else "cpu")
+        self.pretrained, self.store, self.slots = pretrained, RecordStore(storage), slots
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        return True
+
+    def step(self) -> dict[str, Any]:
+        spec = TrialSpec(**self.config["spec"])
+        attempt = self.store.begin(spec.key)
+        record, series = execute(spec, self.pretrained, self.device, self.slots, attempt)
+        self.store.write(record, series)
+        return {"record": record.to_json(), "done": True}
+
+
+def run_benchmark(
+    benchmark: Benchmark,
+    store: RecordStore,
+    pretrained: Pretrained,
+    address: str | None = None,
+    watchers: list[Watcher] | None = None,
+    since: float | None = None,
+) -> Outcome:
+    """Runs what is missing of a benchmark.
+
+    Args:
+        benchmark: what to run.
+        store: where records are and go; reachable from every node.
+        pretrained: where training starts; sent to the nodes by Ray.
+        address: of a Ray cluster; one is started here, and stopped after, where None.
+        watchers: told of every start and end.
+        since: when the call began, by time.time().
+    """
+    since = time.time() if since is None else since
+    watchers = watchers or []
+    race = Race(make_methods(benchmark), store.records(), benchmark.order_seed)
+    reused = race.reused
+    finished: list[TrialRecord] = []
+    watchers = [*watchers, _Collector(finished)]
+    resources = benchmark.resources
+    slots = _connect(benchmark, address, idle=race.finished)
+    for watcher in watchers:
+        watcher.began(race, slots)
+    if not race.finished:
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * slots)  # a trial always waits where a slot falls free
+        actor = tune.with_parameters(
+            TrialActor,
+            pretrained=pretrained,
+            storage=store.url,
+            threads=resources.cpus_per_trial,
+            gpu=resources.gpus_per_trial > 0,
+            slots=slots,
+        )
+        needs = {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
+        tuner = tune.Tuner(
+            tune.with_resources(actor, needs),
+            tune_config=tune.TuneConfig(
+                search_alg=MethodSearcher(race, watchers, lambda spec: _lost(spec, store)),
+                num_samples=-1,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name="ray",
+                storage_path=store.tune_path,
+                failure_config=tune.FailureConfig(max_failures=benchmark.max_failures),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        finally:
+            store.remove("ray")
+    outcome = _outcome(finished, reused, slots, since)
+    store.write_run(datetime.fromtimestamp(since, UTC).strftime("%Y%m%dT%H%M%S.%f"), asdict(outcome))
+    for watcher in watchers:
+        watcher.ended(outcome)
+    if address is None and ray.is_initialized():
+        ray.shutdown()
+    return outcome
+
+
+class _Collector(Watcher):
+    def __init__(self, into: list[TrialRecord]) -> None:
+        self.into = into
+
+    def finished(self, record: TrialRecord) -> None:
+        self.into.append(record)
+
+
+def _connect(benchmark: Benchmark, address: str | None, idle: bool) -> int:
+    """Joins or starts Ray, unless there is nothing to run; how many trials fit at once."""
+    wanted = benchmark.resources
+    if address is None:
+        slots = wanted.slots or max((os.cpu_count() or 1) // wanted.cpus_per_trial, 1)
+        if idle:
+            return slots
+        ray.init(
+            num_cpus=slots * wanted.cpus_per_trial,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    elif not ray.is_initialized():
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    there = ray.cluster_resources()
+    fits = int(there.get("CPU", 0) // wanted.cpus_per_trial)
+    if wanted.gpus_per_trial:
+        fits = min(fits, int(there.get("GPU", 0) / wanted.gpus_per_trial))
+    if fits < 1:
+        raise ValueError(
+            f"no trial fits: it takes {wanted.cpus_per_trial} CPU and {wanted.gpus_per_trial:g} GPU, the cluster has "
+            f"{there.get('CPU', 0):g} and {there.get('GPU', 0):g}: lower resources in the configuration"
+        )
+    return min(fits, wanted.slots or fits)
+
+
+def _lost(spec: TrialSpec, store: RecordStore) -> TrialRecord:
+    """The record of a trial whose process died as often as it was allowed to, or the one it wrote before it died."""
+    if (written := store.read(spec.key)) is not None:
+        return written
+    now = time.time()
+    device = torch.device("cpu")
+    record = TrialRecord(
+        spec=spec,
+        status="failed",
+        metrics={},
+        state={},
+        seconds={},
+        started=now,
+        finished=now,
+        attempt=store.attempts(spec.key),
+        hardware=hardware(device),
+        versions=versions(),
+        error="the trial's process died without a word (killed, or out of memory) as often as max_failures allows",
+    )
+    store.write(record, [])
+    return record
+
+
+def _outcome(records: list[TrialRecord], reused: int, slots: int, since: float) -> Outcome:
+    failed = [record for record in records if record.status == "failed"]
+    failures = [f"{r.spec.describe()}: {(r.error or '').strip().splitlines()[-1]}" for r in failed]
+    if not records:
+        return Outcome(0, reused, 0, [], slots, time.time() - since, 0.0, 0.0, 0.0, 0.0)
+    end = max(record.finished for record in records)
+    first, wall = min(record.started for record in records) - since, end - since
+    inside = sum(record.finished - record.started for record in records)
+    last_start = max(record.started for record in records)
+    tail = sum(max(end - max(record.finished, last_start), 0) for record in _last_of_each_slot(records, slots))
+    between = max(slots * (wall - first) - inside - tail, 0) / max(len(records) - slots, 1)
+    return Outcome(
+        ran=len(records),
+        reused=reused,
+        failed=len(failed),
+        failures=failures,
+        slots=slots,
+        wall_seconds=wall,
+        busy=inside / (slots * wall),
+        start_up_seconds=first,
+        hand_over_seconds=between,
+        tail_seconds=tail,
+    )
+
+
+def _last_of_each_slot(records: list[TrialRecord], slots: int) -> list[TrialRecord]:
+    return sorted(records, key=lambda record: record.finished)[-slots:]

@@ -1,0 +1,143 @@
+"""A trial: what is asked for (`TrialSpec`) and what came of it (`TrialRecord`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+__all__ = ["Cell", "TrialRecord", "TrialSpec"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Where methods compete: a prior, a number of training images, a split seed."""
+
+    prior: str
+    n: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One training run, by everything that determines its result.
+
+    Attributes:
+        stage: "tune" (trained on 4/5 of N, judged on the fifth), "retrain" (on all N, after tuning), or "run" (on all
+            N, no tuning needed).
+        weight_decay: alpha, MAP's L2 strength of the backbone; None for PTYL and for learned strengths.
+        head_weight_decay: beta, MAP's L2 strength of the head; None for learned strengths.
+        prior_scale: lambda of PTYL's prior in MAP; None elsewhere.
+        kappa: of the ELBo; None stands for D/N, and for MAP, which has none.
+    """
+
+    dataset: str
+    backbone: str
+    head: str | None
+    method: str
+    prior: str
+    n: int
+    seed: int
+    stage: str
+    learning_rate: float
+    weight_decay: float | None
+    head_weight_decay: float | None
+    prior_scale: float | None
+    kappa: float | None
+    steps: int
+    batch_size: int
+    momentum: float
+    clip_norm: float
+    sigma: float
+    posterior_passes: int
+    series_points: int
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of all fields: the trial's name wherever it is kept."""
+        words = json.dumps(asdict(self), sort_keys=True, allow_nan=False)
+        return hashlib.sha256(words.encode()).hexdigest()[:20]
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.prior, self.n, self.seed)
+
+    def describe(self) -> str:
+        """A short name for people."""
+        strengths = [("wd", self.weight_decay), ("lambda", self.prior_scale), ("head wd", self.head_weight_decay)]
+        if self.weight_decay == self.head_weight_decay:
+            strengths.pop()
+        words = [f"{name} {value:g}" for name, value in strengths if value is not None]
+        text = f"{self.prior} {self.method} {self.stage} n={self.n} seed={self.seed} lr {self.learning_rate:g}"
+        return " ".join([text, *words])
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What came of a trial.
+
+    Attributes:
+        status: "completed"; "diverged" (a loss or metric was not finite: a result like any other); "failed" (an error
+            kept in ``error``; the next run tries again).
+        metrics: see `deelbo.FitResult`.
+        state: the objective at the end: learned scales, sigma, weight decay, squared distances, D.
+        seconds: wall-clock seconds by phase of the clock, and ``total`` for the whole trial.
+        started, finished: seconds since 1970, UTC.
+        attempt: 1 unless earlier attempts died.
+        concurrency: how many trials may have run at once.
+        hardware, versions: where and with what it ran.
+    """
+
+    spec: TrialSpec
+    status: str
+    metrics: dict[str, float]
+    state: dict[str, float]
+    seconds: dict[str, float]
+    started: float
+    finished: float
+    attempt: int = 1
+    concurrency: int = 1
+    hardware: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def key(self) -> str:
+        return self.spec.key
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it is a result: completed or diverged."""
+        return self.status in ("completed", "diverged")
+
+    def to_json(self) -> str:
+        """Strict JSON; numbers that are not finite become the words nan, inf and -inf."""
+        content = {"key": self.key, "format": 1} | asdict(self)
+        for name in ("metrics", "state", "seconds"):
+            content[name] = {key: plain(value) for key, value in content[name].items()}
+        return json.dumps(content, indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrialRecord:
+        """The record that `to_json` wrote. Raises ValueError where the text is not one, or its key does not fit."""
+        try:
+            content = json.loads(text)
+            spec = TrialSpec(**content["spec"])
+            values = {f.name: content[f.name] for f in fields(cls) if f.name != "spec"}
+            for name in ("metrics", "state", "seconds"):
+                values[name] = {key: float(value) for key, value in values[name].items()}
+            record = cls(spec=spec, **values)
+            key = content["key"]
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"not a trial record ({type(error).__name__}: {error})") from error
+        if key != record.key:
+            raise ValueError(f"the record's key {key} does not fit its content ({record.key})")
+        return record
+
+
+def plain(value: float) -> float | str:
+    """The number, or its word where JSON has no number for it."""
+    return value if math.isfinite(value) else str(value)
