@@ -64,7 +64,7 @@ def selection(size: int) -> Array:
 
 
 def exact_curve(found: Configurations) -> pd.DataFrame:
-    """The expected curve, one row a k = 1..M: k, expected_hours, expected_test_acc, sd_test_acc, q10 and q90_test_acc.
+    """The expected curve, one row a k = 1..M: k, expected_hours, expected_test_acc, sd_test_acc, q10_ and q90_test_acc.
 
     ``sd`` and the quantiles are those of the accuracy over all C(M, k) subsets. Where only the winner was retrained,
     the row k = M is all that can be had.
@@ -141,7 +141,7 @@ SETTINGS = ["learning_rate", "weight_decay", "head_weight_decay", "prior_scale",
 def curves(frame: pd.DataFrame) -> pd.DataFrame:
     """All curves: curves.csv. Accuracy is 0 to 1."""
     parts = [
-        exact_curve(found).assign(cost=cost, **{("split_seed" if name == "seed" else name): v for name, v in cell.items()})
+        exact_curve(found).assign(cost=cost, **cell).rename(columns={"seed": "split_seed"})
         for cost in COSTS
         for cell, found in configurations(frame, cost)
     ]
@@ -154,4 +154,5 @@ def _quantile(accuracy: Array, chance: Array, level: float) -> Array:
     """The accuracy below which ``level`` of all subsets lie, for each k; shape (M,)."""
     order = np.argsort(accuracy)
     below = np.cumsum(chance[:, order], axis=1)
-    return accuracy[order][np.clip((below < level - 1e-12).sum(axis=1), 0, len(accuracy) - 1)]
+    quantiles: Array = accuracy[order][np.clip((below < level - 1e-12).sum(axis=1), 0, len(accuracy) - 1)]
+    return quantiles

@@ -7,11 +7,11 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from bench.race import Race
-from bench.runner import Watcher
+from bench.outcome import duration
+from bench.race import Race, Watcher
 from bench.trials import TrialRecord, TrialSpec
 
-__all__ = ["Terminal", "duration"]
+__all__ = ["Terminal"]
 
 LINE_EVERY = 10.0
 
@@ -75,13 +75,3 @@ class Terminal(Watcher):
         elif time.monotonic() - self._last_line >= LINE_EVERY or not self.race.left:
             self._last_line = time.monotonic()
             self.console.print(f"{self.race.told}/{self.race.total} done, {self.status()}", highlight=False)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 5 s, 2 h 36 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

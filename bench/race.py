@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from bench.methods import Method
 from bench.trials import TrialRecord, TrialSpec
 
-__all__ = ["Race"]
+__all__ = ["Race", "Watcher"]
 
 
 class Race:
@@ -68,3 +68,16 @@ class Race:
                 continue
             self._asked[spec.key] = method
             self._ready.insert(self._shuffle.randint(0, len(self._ready)), spec)
+
+
+class Watcher:
+    """Who wants to know how a race goes. These return at once, since the scheduler waits for them."""
+
+    def began(self, race: Race, slots: int) -> None:
+        """Trials are about to start, ``slots`` at a time."""
+
+    def started(self, spec: TrialSpec) -> None:
+        """A trial was handed to the scheduler."""
+
+    def finished(self, record: TrialRecord) -> None:
+        """A trial has its record."""

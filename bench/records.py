@@ -1,10 +1,10 @@
 """Where records are kept: a local folder or any fsspec URL. The single source of truth.
 
-    benchmark.json        the configuration
-    records/KEY.json      one trial each, written once, whole or not at all
-    series/KEY.json       its rows over the epochs
-    attempts/KEY.1.json   when an attempt at it began
-    runs/TIME.json        one a call of `run`: where its wall-clock time went
+benchmark.json        the configuration
+records/KEY.json      one trial each, written once, whole or not at all
+series/KEY.json       its rows over the epochs
+attempts/KEY.1.json   when an attempt at it began
+runs/TIME.json        one a call of `run`: where its wall-clock time went
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ class RecordStore:
             try:
                 content = json.loads(self._fs.cat_file(self.path("benchmark.json")))
             except ValueError as error:
-                raise RecordError(f"{self.path('benchmark.json')} is damaged ({error}): put it back or delete it") from None
+                raise RecordError(
+                    f"{self.path('benchmark.json')} is damaged ({error}): put it back or delete it"
+                ) from None
             if not isinstance(content, dict):
                 raise RecordError(f"{self.path('benchmark.json')} is damaged (not an object): put it back or delete it")
             return content

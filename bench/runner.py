@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # progress is ours to show
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our records are the log
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # and what a benchmark continues from
@@ -26,51 +28,13 @@ from ray.tune.search import Searcher  # noqa: E402
 from bench.config import Benchmark  # noqa: E402
 from bench.execute import execute, hardware, versions  # noqa: E402
 from bench.methods import make_methods  # noqa: E402
-from bench.race import Race  # noqa: E402
+from bench.outcome import Outcome, outcome_of  # noqa: E402
+from bench.race import Race, Watcher  # noqa: E402
 from bench.records import RecordStore  # noqa: E402
 from bench.trials import TrialRecord, TrialSpec  # noqa: E402
 from deelbo.pretraining import Pretrained  # noqa: E402
 
-__all__ = ["Outcome", "Watcher", "run_benchmark"]
-
-
-class Watcher:
-    """Who wants to know how a race goes. Its methods must return at once: they run in Tune's loop."""
-
-    def began(self, race: Race, slots: int) -> None: ...
-
-    def started(self, spec: TrialSpec) -> None: ...
-
-    def finished(self, record: TrialRecord) -> None: ...
-
-    def ended(self, outcome: Outcome) -> None: ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one call of `run` came to.
-
-    Attributes:
-        ran, reused, failed: numbers of trials; failed ones are among those that ran.
-        failures: a line for each failed trial.
-        slots: trials that may run at once.
-        wall_seconds: from the call to the last trial's end.
-        busy: share of slots x wall_seconds that was inside trials.
-        start_up_seconds: from the call to the first trial's start.
-        hand_over_seconds: mean time a slot waits between two trials.
-        tail_seconds: slot-seconds idle after there was nothing left to start.
-    """
-
-    ran: int
-    reused: int
-    failed: int
-    failures: list[str]
-    slots: int
-    wall_seconds: float
-    busy: float
-    start_up_seconds: float
-    hand_over_seconds: float
-    tail_seconds: float
+__all__ = ["run_benchmark"]
 
 
 class MethodSearcher(Searcher):
@@ -81,10 +45,15 @@ class MethodSearcher(Searcher):
         self._race, self._watchers, self._on_lost = race, watchers, on_lost
         self._running: dict[str, TrialSpec] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune keeps a copy of its searcher, a benchmark continues from its records."""
+        return {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
         spec = self._race.ask()
         if spec is None:
-            return Searcher.FINISHED if self._race.finished else None
+            finished: Any = Searcher.FINISHED  # a word, whatever the signature says
+            return finished if self._race.finished else None
         self._running[trial_id] = spec
         for watcher in self._watchers:
             watcher.started(spec)
@@ -107,10 +76,10 @@ class MethodSearcher(Searcher):
         """Nothing, as for `save`."""
 
 
-class TrialActor(tune.Trainable):  # type: ignore[misc]
+class TrialActor(tune.Trainable):
     """Runs one trial a `step`; kept for the next trial, so that a process is started once a slot."""
 
-    def setup(
+    def setup(  # type: ignore[override]  # tune.with_parameters adds to it
         self, config: dict[str, Any], pretrained: Pretrained, storage: str, threads: int, gpu: bool, slots: int
     ) -> None:
         torch.set_num_threads(threads)
@@ -187,10 +156,8 @@ def run_benchmark(
             tuner.fit()
         finally:
             store.remove("ray")
-    outcome = _outcome(finished, reused, slots, since)
+    outcome = outcome_of(finished, reused, slots, since)
     store.write_run(datetime.fromtimestamp(since, UTC).strftime("%Y%m%dT%H%M%S.%f"), asdict(outcome))
-    for watcher in watchers:
-        watcher.ended(outcome)
     if address is None and ray.is_initialized():
         ray.shutdown()
     return outcome
@@ -215,10 +182,10 @@ def _connect(benchmark: Benchmark, address: str | None, idle: bool) -> int:
             num_cpus=slots * wanted.cpus_per_trial,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
     elif not ray.is_initialized():
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     there = ray.cluster_resources()
     fits = int(there.get("CPU", 0) // wanted.cpus_per_trial)
     if wanted.gpus_per_trial:
@@ -252,32 +219,3 @@ def _lost(spec: TrialSpec, store: RecordStore) -> TrialRecord:
     )
     store.write(record, [])
     return record
-
-
-def _outcome(records: list[TrialRecord], reused: int, slots: int, since: float) -> Outcome:
-    failed = [record for record in records if record.status == "failed"]
-    failures = [f"{r.spec.describe()}: {(r.error or '').strip().splitlines()[-1]}" for r in failed]
-    if not records:
-        return Outcome(0, reused, 0, [], slots, time.time() - since, 0.0, 0.0, 0.0, 0.0)
-    end = max(record.finished for record in records)
-    first, wall = min(record.started for record in records) - since, end - since
-    inside = sum(record.finished - record.started for record in records)
-    last_start = max(record.started for record in records)
-    tail = sum(max(end - max(record.finished, last_start), 0) for record in _last_of_each_slot(records, slots))
-    between = max(slots * (wall - first) - inside - tail, 0) / max(len(records) - slots, 1)
-    return Outcome(
-        ran=len(records),
-        reused=reused,
-        failed=len(failed),
-        failures=failures,
-        slots=slots,
-        wall_seconds=wall,
-        busy=inside / (slots * wall),
-        start_up_seconds=first,
-        hand_over_seconds=between,
-        tail_seconds=tail,
-    )
-
-
-def _last_of_each_slot(records: list[TrialRecord], slots: int) -> list[TrialRecord]:
-    return sorted(records, key=lambda record: record.finished)[-slots:]

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import Benchmark, one_line
-from bench.race import Race
+from bench.race import Race, Watcher
 from bench.records import RecordStore
-from bench.runner import Outcome, Watcher
 from bench.trials import TrialRecord, TrialSpec
 
 __all__ = ["MLflowMirror", "Tracker", "sync", "tracking_uri"]
@@ -195,9 +194,7 @@ class Tracker(Watcher):
     left at most ``grace`` seconds.
     """
 
-    def __init__(
-        self, make_mirror: Callable[[], MLflowMirror], pause: float = 5.0, grace: float = 30.0
-    ) -> None:
+    def __init__(self, make_mirror: Callable[[], MLflowMirror], pause: float = 5.0, grace: float = 30.0) -> None:
         self._make_mirror, self._pause, self._grace = make_mirror, pause, grace
         self._mirror: MLflowMirror | None = None
         self._events: queue.Queue[tuple[str, tuple[Any, ...]] | None] = queue.Queue()

@@ -115,7 +115,7 @@ class TrialRecord:
 
     def to_json(self) -> str:
         """Strict JSON; numbers that are not finite become the words nan, inf and -inf."""
-        content = {"key": self.key, "format": 1} | asdict(self)
+        content: dict[str, Any] = {"key": self.key, "format": 1} | asdict(self)
         for name in ("metrics", "state", "seconds"):
             content[name] = {key: plain(value) for key, value in content[name].items()}
         return json.dumps(content, indent=1, allow_nan=False)

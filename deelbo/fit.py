@@ -17,7 +17,7 @@ from deelbo.objectives import Objective
 from deelbo.tasks import Split
 from deelbo.tasks.images import Images, Normalisation, random_shift
 
-__all__ = ["FitResult", "Schedule", "evaluate", "fit"]
+__all__ = ["FitResult", "Run", "Schedule", "evaluate", "fit"]
 
 EVALUATION_BATCH = 500
 WARMUP_STEPS = 2
@@ -111,7 +111,7 @@ def fit(
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
         with clock.phase("setup"):
-            run = _Run(model, _moved(split, device), objective, schedule, seed)
+            run = Run(model, _moved(split, device), objective, schedule, seed)
         with clock.phase("warmup"):
             run.warm_up()
         series, diverged = _train(run, clock, on_epoch)
@@ -134,7 +134,7 @@ def fit(
 
 
 def _train(
-    run: _Run, clock: PhaseClock, on_epoch: Callable[[dict[str, float]], None] | None
+    run: Run, clock: PhaseClock, on_epoch: Callable[[dict[str, float]], None] | None
 ) -> tuple[list[dict[str, float]], bool]:
     """The step loop. It ends early where the training loss stops being finite; no step waits for the device."""
     series: list[dict[str, float]] = []
@@ -167,7 +167,7 @@ def _train(
     return series, False
 
 
-class _Run:
+class Run:
     """The moving parts of one training run."""
 
     def __init__(self, model: nn.Module, split: Split, objective: Objective, schedule: Schedule, seed: int) -> None:

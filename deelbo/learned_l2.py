@@ -97,7 +97,7 @@ class LearnedL2(DataEmphasizedELBO):
         super().__init__(make_groups(model, head, prior), num_examples, kappa, sigma, generator)
 
     def sample(self) -> AbstractContextManager[None]:
-        """A block whose forward and backward run at one draw of the weights; afterwards gradients are the objective's."""
+        """A block whose forward and backward run at one draw of the weights; it leaves the objective's gradients."""
         return self.step()
 
     @property

@@ -194,8 +194,7 @@ class ELBO(Objective):
         terms = self._kl_terms(mean, sigma)
         add_to_gradients_(self.weights, torch.cat([term.gradient_mean for term in terms]).mul_(share))
         slope = torch.stack([term.gradient_sigma for term in terms]).sum()
-        assert rho.grad is not None  # a draw that ran backward set it
-        rho.grad.add_(slope * self.posterior.sigma_slope * share)
+        add_to_gradients_([rho], (slope * self.posterior.sigma_slope * share).reshape(1))
 
     def _kl_terms(self, mean: Tensor, sigma: Tensor) -> list[KLTerm]:
         pieces = zip(self.groups, self._pieces(mean), strict=True)

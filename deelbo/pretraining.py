@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -115,8 +116,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deelbo"
 
 
-def load_pretrained(recipe: Recipe | None = None) -> Pretrained:
-    """The embedded backbone pretrained by ``recipe``: from the user's cache, or made now and put there."""
+def load_pretrained(recipe: Recipe | None = None, say: Callable[[str], object] | None = None) -> Pretrained:
+    """The embedded backbone pretrained by ``recipe``: from the user's cache, or made now and put there.
+
+    ``say`` is told once where it has to be made. Raises ValueError where the cached file is damaged.
+    """
     recipe = recipe or Recipe()
     words = json.dumps([asdict(recipe), torch.__version__], sort_keys=True)
     path = cache_folder() / f"{recipe.backbone}-{hashlib.sha256(words.encode()).hexdigest()[:16]}.pt"
@@ -124,7 +128,11 @@ def load_pretrained(recipe: Recipe | None = None) -> Pretrained:
         try:
             return Pretrained(**torch.load(path, weights_only=True))
         except Exception as error:
-            raise ValueError(f"{path} cannot be read ({type(error).__name__}): delete it, it will be made again") from error
+            raise ValueError(
+                f"{path} cannot be read ({type(error).__name__}): delete it, it will be made again"
+            ) from error
+    if say is not None:
+        say(f"pretraining {recipe.backbone} on its source task, once for this user")
     made = pretrain(recipe)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
@@ -135,7 +143,7 @@ def load_pretrained(recipe: Recipe | None = None) -> Pretrained:
 
 
 def pretrain(recipe: Recipe) -> Pretrained:
-    """Trains the recipe's backbone on the source digits, then SWAG. One thread and one seed: the same bits every time."""
+    """Trains the recipe's backbone on the source digits, then SWAG. One thread, one seed: the same bits every time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

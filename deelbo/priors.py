@@ -170,4 +170,4 @@ class LowRank(GaussianPrior):
         self._half = half.to(mean.dtype).contiguous()
 
     def precision_times(self, vector: Tensor) -> Tensor:
-        return self._inverse_diagonal * vector - self._half @ (vector @ self._half)
+        return torch.addmv(self._inverse_diagonal * vector, self._half, vector @ self._half, alpha=-1)

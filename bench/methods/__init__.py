@@ -18,6 +18,6 @@ METHODS: tuple[type[Method], ...] = (MAPGridSearch, DEELBo, ELBo)
 
 def make_methods(benchmark: Benchmark) -> list[Method]:
     """Every method that the benchmark names, once for each of its cells."""
-    named = benchmark.methods.model_dump(by_alias=True, exclude_none=True)
     cells = [Cell(*values) for values in product(benchmark.priors, benchmark.n, benchmark.seeds)]
-    return [method(benchmark, cell) for cell in cells for method in METHODS if method.name in named]
+    named = [(method, getattr(benchmark.methods, method.name.replace("-", "_"))) for method in METHODS]
+    return [method(benchmark, cell, settings) for cell in cells for method, settings in named if settings is not None]

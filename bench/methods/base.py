@@ -22,9 +22,10 @@ class Method(ABC):
     """
 
     name: str
+    settings: Any
 
-    def __init__(self, benchmark: Benchmark, cell: Cell) -> None:
-        self.benchmark, self.cell = benchmark, cell
+    def __init__(self, benchmark: Benchmark, cell: Cell, settings: Any) -> None:
+        self.benchmark, self.cell, self.settings = benchmark, cell, settings
         self._queue: deque[TrialSpec] = deque(self.first())
 
     @abstractmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from bench.config import DEELBoSettings
 from bench.methods.base import Method
 from bench.trials import TrialSpec
 
@@ -14,9 +15,8 @@ class DEELBo(Method):
     """As `ELBo`, with the likelihood counted kappa times; kappa = D/N unless the configuration says otherwise."""
 
     name = "de-elbo"
+    settings: DEELBoSettings
 
     def first(self) -> Iterable[TrialSpec]:
-        settings = self.benchmark.methods.de_elbo
-        assert settings is not None
-        kappa = None if settings.kappa == "D/N" else float(settings.kappa)
-        return [self.spec("run", rate, kappa=kappa) for rate in settings.learning_rates]
+        kappa = None if self.settings.kappa == "D/N" else float(self.settings.kappa)
+        return [self.spec("run", rate, kappa=kappa) for rate in self.settings.learning_rates]

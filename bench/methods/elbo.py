@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from bench.config import ELBoSettings
 from bench.methods.base import Method
 from bench.trials import TrialSpec
 
@@ -14,7 +15,7 @@ class ELBo(Method):
     """The run whose objective is least at the end is the one that counts; there is nothing to retrain."""
 
     name = "elbo"
+    settings: ELBoSettings
 
     def first(self) -> Iterable[TrialSpec]:
-        assert self.benchmark.methods.elbo is not None
-        return [self.spec("run", rate, kappa=1.0) for rate in self.benchmark.methods.elbo.learning_rates]
+        return [self.spec("run", rate, kappa=1.0) for rate in self.settings.learning_rates]

@@ -18,13 +18,12 @@ class MAPGridSearch(Method):
     """Learning rate x weight decay (L2-zero, L2-SP), or learning rate x lambda x head weight decay (PTYL)."""
 
     name = "map-gs"
+    settings: GridSearchSettings
 
-    def __init__(self, benchmark: Benchmark, cell: Cell) -> None:
-        assert benchmark.methods.map_gs is not None
-        self.settings: GridSearchSettings = benchmark.methods.map_gs
-        self.retrain = self.settings.retrains(cell.prior)
+    def __init__(self, benchmark: Benchmark, cell: Cell, settings: GridSearchSettings) -> None:
+        self.retrain = settings.retrains(cell.prior)
         self._tuned: dict[str, TrialRecord] = {}
-        super().__init__(benchmark, cell)
+        super().__init__(benchmark, cell, settings)
 
     def first(self) -> Iterable[TrialSpec]:
         self.grid = [self.spec("tune", **point) for point in self._points()]

@@ -12,7 +12,7 @@ from deelbo.tasks.digits import load_mnist
 from deelbo.tasks.images import Images, Normalisation
 from deelbo.tasks.splits import check_size, stratified_subset, validation_fifth
 
-__all__ = ["TASKS", "Images", "Normalisation", "Split", "Task", "load_task"]
+__all__ = ["TASKS", "Images", "Normalisation", "Split", "Task", "TaskEntry", "load_task"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,16 @@ def _mnist_digits() -> Task:
     return Task("mnist-digits", pool, test, most_shift=1)
 
 
-TASKS: dict[str, Callable[[], Task]] = {"mnist-digits": _mnist_digits}
+@dataclass(frozen=True)
+class TaskEntry:
+    """A task that can be had: known sizes, so that a configuration is checked without reading any image."""
+
+    load: Callable[[], Task]
+    pool_size: int
+    num_classes: int
+
+
+TASKS = {"mnist-digits": TaskEntry(_mnist_digits, pool_size=4000, num_classes=10)}
 
 
 @lru_cache(maxsize=2)
@@ -69,4 +78,4 @@ def load_task(name: str) -> Task:
     """
     if name not in TASKS:
         raise ValueError(f"dataset must be one of {', '.join(sorted(TASKS))}, got {name!r}")
-    return TASKS[name]()
+    return TASKS[name].load()

@@ -16,7 +16,9 @@ def check_size(n: int, pool: int, num_classes: int) -> None:
         raise ValueError(f"n = {n} is larger than the pool of {pool} training images: choose n <= {pool}")
     if n < pool and n % num_classes:
         lower = max(n // num_classes, 5) * num_classes
-        raise ValueError(f"n = {n} is not a multiple of the {num_classes} classes, as stratification needs: try {lower}")
+        raise ValueError(
+            f"n = {n} is not a multiple of the {num_classes} classes, as stratification needs: try {lower}"
+        )
     if n // 5 < num_classes:
         raise ValueError(
             f"n = {n} leaves {n // 5} validation images for {num_classes} classes: choose n >= {5 * num_classes}"

@@ -1,0 +1,210 @@
+"""What the commands of the command line do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.config import Benchmark, ConfigError, load_benchmark, parse_benchmark
+from bench.methods import make_methods
+from bench.records import RecordError, RecordStore
+from bench.tables import METHOD_NAMES, PRIOR_NAMES
+from deelbo.backbones import BACKBONES, build_backbone, replace_head
+from deelbo.pretraining import load_pretrained
+from deelbo.tasks import TASKS
+from deelbo.tasks.splits import check_size
+
+__all__ = ["check", "plan", "report", "run", "sync", "ui"]
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+def check(benchmark: Benchmark) -> None:
+    """What the configuration's types cannot say: that dataset, backbone, head and sizes exist and fit together.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if benchmark.dataset not in TASKS:
+        raise ConfigError(f"dataset = {benchmark.dataset!r}: expected one of {', '.join(sorted(TASKS))}")
+    if benchmark.backbone not in BACKBONES:
+        raise ConfigError(f"backbone = {benchmark.backbone!r}: expected one of {', '.join(sorted(BACKBONES))}")
+    task = TASKS[benchmark.dataset]
+    try:
+        for n in benchmark.n:
+            check_size(n, task.pool_size, task.num_classes)
+        if benchmark.head is not None:
+            model, _ = build_backbone(benchmark.backbone, task.num_classes)
+            replace_head(model, benchmark.head, task.num_classes)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if benchmark.resources.gpus_per_trial and not benchmark.resources.gpus_per_trial <= 1:
+        raise ConfigError(f"resources.gpus_per_trial = {benchmark.resources.gpus_per_trial:g}: a trial uses 1 at most")
+
+
+def claim(store: RecordStore, benchmark: Benchmark) -> None:
+    """Makes the storage this benchmark's, or finds that it is.
+
+    Raises:
+        RecordError: it holds another benchmark, or something else.
+    """
+    there = store.read_benchmark()
+    if there is not None:
+        before = parse_benchmark(there, store.path("benchmark.json")).settings_that_bind()
+        now = benchmark.settings_that_bind()
+        changed = [f"{name} was {before[name]!r} and is now {now[name]!r}" for name in now if now[name] != before[name]]
+        if changed:
+            raise RecordError(f"{store.url} holds another benchmark ({changed[0]}): choose another --storage")
+    store.write_benchmark(benchmark.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def run(config: str, storage: str | None, tracking: str | None, address: str | None, since: float) -> int:
+    """Runs what is missing, follows it on the terminal and in MLflow, and draws the report."""
+    benchmark = load_benchmark(config)
+    check(benchmark)
+    store = RecordStore(storage or os.path.join("deelbo-runs", benchmark.name))
+    store = RecordStore(store.path()) if store.local else store
+    claim(store, benchmark)
+    from bench.progress import Terminal
+    from bench.report import write_report
+    from bench.runner import run_benchmark
+    from bench.tracking import MLflowMirror, Tracker, tracking_uri
+
+    uri = tracking_uri(store, tracking)
+    console.print(f"[bold]{benchmark.name}[/bold] in {_short(store.url)}")
+    pretrained = load_pretrained(say=console.print)
+    terminal, tracker = Terminal(console), Tracker(lambda: MLflowMirror(uri, benchmark, store))
+    try:
+        outcome = run_benchmark(benchmark, store, pretrained, address, [terminal, tracker], since)
+    finally:
+        terminal.close()
+    folder = Path(store.path("report")) if store.local else Path("deelbo-runs") / benchmark.name / "report"
+    files = write_report(store, folder)
+    account = {"wall_seconds": outcome.wall_seconds, "busy": outcome.busy, "slots": float(outcome.slots)}
+    sent = tracker.stop("FAILED" if outcome.failed else "FINISHED", account, folder)
+    console.print(outcome.describe())
+    _show_table3(store)
+    if not sent:
+        console.print(
+            f"MLflow did not take everything ({tracker.problem}): `deelbo-bench sync {_short(store.url)}` will"
+        )
+    console.print(f"report  {_short(files['report.html'])}")
+    console.print(f"figure  {_short(files['figure2.png'])}")
+    where = f"deelbo-bench ui {_short(store.url)}" if tracking is None else tracking
+    console.print(f"MLflow  {where}")
+    for line in outcome.failures:
+        console.print(f"failed  {line}", markup=False)
+    return 1 if outcome.failed else 0
+
+
+def plan(config: str, seconds_per_step: float | None) -> int:
+    """Prints how many trials each method takes in each prior and N, and the hours where a step's seconds are known."""
+    benchmark = load_benchmark(config)
+    check(benchmark)
+    if seconds_per_step is not None and not seconds_per_step > 0:
+        raise ConfigError(f"--seconds-per-step must be a positive number, got {seconds_per_step}")
+    counts: Counter[tuple[str, str, int]] = Counter()
+    for method in make_methods(benchmark):
+        counts[method.cell.prior, method.name, method.cell.n] += method.count()
+    table = Table(title=f"{benchmark.name}: {len(benchmark.seeds)} seeds, {benchmark.training.steps} steps a trial")
+    for name in ("Model", "method", "N", "trials", "hours"):
+        table.add_column(name, justify="left" if name in ("Model", "method") else "right")
+    for (prior, method_name, n), count in counts.items():
+        hours = "" if seconds_per_step is None else f"{count * benchmark.training.steps * seconds_per_step / 3600:.2f}"
+        table.add_row(PRIOR_NAMES[prior], METHOD_NAMES[method_name], str(n), str(count), hours)
+    total = sum(counts.values())
+    table.add_section()
+    hours = "" if seconds_per_step is None else f"{total * benchmark.training.steps * seconds_per_step / 3600:.2f}"
+    table.add_row("all", "", "", str(total), hours)
+    console.print(table)
+    if seconds_per_step is None:
+        console.print("hours: give --seconds-per-step, as `deelbo-bench speed` measures it where the trials will run")
+    return 0
+
+
+def report(storage: str, out: Path | None) -> int:
+    """Draws the report of a storage, and names its files."""
+    from bench.report import write_report
+
+    store = RecordStore(storage)
+    if out is None:
+        out = Path(store.path("report")) if store.local else Path("report")
+    for name, path in sorted(write_report(store, out).items()):
+        console.print(f"{name:18} {_short(path)}")
+    return 0
+
+
+def sync(storage: str, tracking: str | None) -> int:
+    """Sends all records to MLflow."""
+    from bench.tracking import sync as send
+    from bench.tracking import tracking_uri
+
+    store, benchmark = _existing(storage)
+    folder = Path(store.path("report")) if store.local else None
+    count = send(store, benchmark, tracking_uri(store, tracking), folder if folder and folder.is_dir() else None)
+    console.print(f"{count} trials of {benchmark.name} are in MLflow")
+    return 0
+
+
+def ui(storage: str, host: str, port: int) -> int:
+    """Serves the MLflow page of a storage until Ctrl-C."""
+    from bench.tracking import tracking_uri
+
+    store, _ = _existing(storage)
+    uri = tracking_uri(store)
+    if not Path(store.path("mlflow.db")).exists():
+        raise RecordError(f"{storage} has no mlflow.db: `deelbo-bench sync {storage}` makes it from the records")
+    console.print(f"MLflow on http://{host}:{port} (Ctrl-C ends it)")
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        host,
+        "--port",
+        str(port),
+    ]
+    command += ["--default-artifact-root", Path(store.path("mlartifacts")).as_uri(), "--workers", "1"]
+    process = subprocess.Popen(command)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        return process.wait() and 0
+
+
+def _existing(storage: str) -> tuple[RecordStore, Benchmark]:
+    store = RecordStore(storage)
+    store = RecordStore(store.path()) if store.local else store
+    content = store.read_benchmark()
+    if content is None:
+        raise RecordError(f"{storage} holds no benchmark: give the storage of a `run`")
+    return store, parse_benchmark(content, store.path("benchmark.json"))
+
+
+def _show_table3(store: RecordStore) -> None:
+    from bench.tables import for_people, table3
+
+    rows = for_people(table3(store.frame()))
+    table = Table(title="test accuracy (%, class-balanced)", title_justify="left")
+    for column in rows.columns:
+        table.add_column(column, justify="left" if column in ("prior", "method", "dataset") else "right")
+    for row in rows.itertuples(index=False):
+        table.add_row(*map(str, row))
+    console.print(table)
+
+
+def _short(path: str | Path) -> str:
+    """A path as one would type it here."""
+    text = str(path)
+    relative = os.path.relpath(text) if os.path.isabs(text) else text
+    return text if relative.startswith("..") else relative

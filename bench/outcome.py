@@ -1,0 +1,83 @@
+"""What one call of `run` came to: how many trials, and where its wall-clock time went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.trials import TrialRecord
+
+__all__ = ["Outcome", "duration", "outcome_of"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An account of one call of `run`.
+
+    Attributes:
+        ran, reused, failed: numbers of trials; failed ones are among those that ran.
+        failures: a line for each failed trial.
+        slots: trials that may run at once.
+        wall_seconds: from the call to the last trial's end.
+        busy: share of slots x wall_seconds that was inside trials.
+        start_up_seconds: from the call to the first trial's start.
+        hand_over_seconds: mean time that a slot waits between two trials.
+        tail_seconds: slot-seconds idle once nothing was left to start.
+    """
+
+    ran: int
+    reused: int
+    failed: int
+    failures: list[str]
+    slots: int
+    wall_seconds: float
+    busy: float
+    start_up_seconds: float
+    hand_over_seconds: float
+    tail_seconds: float
+
+    def describe(self) -> str:
+        """For people."""
+        if not self.ran:
+            return f"nothing left to run, {self.reused} trials done before"
+        return (
+            f"{self.ran} trials in {duration(self.wall_seconds)}: {self.slots} slots busy {self.busy:.0%} of the time; "
+            f"start-up {duration(self.start_up_seconds)}, {1000 * self.hand_over_seconds:.0f} ms between two trials, "
+            f"{duration(self.tail_seconds)} idle at the end; {self.reused} done before, {self.failed} failed"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 4.2 s, 3 min 5 s, 2 h 36 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def outcome_of(records: Sequence[TrialRecord], reused: int, slots: int, since: float) -> Outcome:
+    """The account of the trials that a call ran. ``since``: when it began, in seconds since 1970."""
+    if not records:
+        return Outcome(0, reused, 0, [], slots, time.time() - since, 0.0, 0.0, 0.0, 0.0)
+    failed = [record for record in records if record.status == "failed"]
+    ends = sorted(record.finished for record in records)
+    first, wall = min(record.started for record in records) - since, ends[-1] - since
+    inside = sum(record.finished - record.started for record in records)
+    last_start = max(record.started for record in records)
+    tail = sum(ends[-1] - max(end, last_start) for end in ends[-slots:])
+    between = max(slots * (wall - first) - inside - tail, 0) / max(len(records) - slots, 1)
+    return Outcome(
+        ran=len(records),
+        reused=reused,
+        failed=len(failed),
+        failures=[f"{r.spec.describe()}: {(r.error or 'no error kept').strip().splitlines()[-1]}" for r in failed],
+        slots=slots,
+        wall_seconds=wall,
+        busy=inside / (slots * wall),
+        start_up_seconds=first,
+        hand_over_seconds=between,
+        tail_seconds=tail,
+    )
