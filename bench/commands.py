@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -152,7 +152,7 @@ def sync(storage: str, tracking: str | None) -> int:
     return 0
 
 
-def ui(storage: str, host: str, port: int) -> int:
+def ui(storage: str, host: str, port: int) -> NoReturn:
     """Serves the MLflow page of a storage until Ctrl-C."""
     from bench.tracking import tracking_uri
 
@@ -174,12 +174,8 @@ def ui(storage: str, host: str, port: int) -> int:
         str(port),
     ]
     command += ["--default-artifact-root", Path(store.path("mlartifacts")).as_uri(), "--workers", "1"]
-    process = subprocess.Popen(command)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        return process.wait() and 0
+    sys.stdout.flush()
+    os.execv(sys.executable, command)  # noqa: S606 - becomes the server, so that a signal ends both or none
 
 
 def _existing(storage: str) -> tuple[RecordStore, Benchmark]:
@@ -197,7 +193,7 @@ def _show_table3(store: RecordStore) -> None:
     rows = for_people(table3(store.frame()))
     table = Table(title="test accuracy (%, class-balanced)", title_justify="left")
     for column in rows.columns:
-        table.add_column(column, justify="left" if column in ("prior", "method", "dataset") else "right")
+        table.add_column(column, justify="left" if column in ("Model", "method", "dataset") else "right")
     for row in rows.itertuples(index=False):
         table.add_row(*map(str, row))
     console.print(table)

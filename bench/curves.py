@@ -91,7 +91,7 @@ def exact_curve(found: Configurations) -> pd.DataFrame:
 
 
 def sampled_curve(found: Configurations, subsamples: int = 500, seed: int = 0) -> pd.DataFrame:
-    """The published form: the mean over ``subsamples`` random subsets of each size. Columns as `exact_curve`'s first."""
+    """The published form: the mean over ``subsamples`` random subsets of each size. Columns: k to sd_test_acc."""
     random = np.random.default_rng(seed)
     rows = []
     for k in range(1, len(found) + 1):

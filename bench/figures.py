@@ -70,13 +70,8 @@ def _draw(axis: Axes, curve: pd.DataFrame, method: str, colour: str, factor: flo
     marker, size = MARKERS.get(method, ("o", 6.0))
     if method == "map-gs" and len(curve) > 1:
         axis.plot(x, y, color=colour, linewidth=1.3, alpha=0.85)
-    style: dict[str, Any] = {
-        "markersize": size,
-        "markeredgecolor": "white",
-        "markeredgewidth": 0.7,
-        "linestyle": "none",
-    }
-    axis.plot(x.iloc[-1:], y.iloc[-1:], marker, color=colour, linestyle="none", zorder=3, **style)
+    edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.7, "linestyle": "none", "zorder": 3}
+    axis.plot(x.iloc[-1:], y.iloc[-1:], marker=marker, markersize=size, color=colour, **edge)
 
 
 def _colour(prior: str, method: str, by_prior: bool) -> str:
@@ -84,8 +79,8 @@ def _colour(prior: str, method: str, by_prior: bool) -> str:
 
 
 def _unit(most_hours: float) -> tuple[str, float]:
-    """The largest unit in which the longest time is at least 1."""
-    return next(((unit, factor) for unit, factor in UNITS if most_hours * factor >= 1), UNITS[-1])
+    """The largest unit in which the longest time is at least 2."""
+    return next(((unit, factor) for unit, factor in UNITS if most_hours * factor >= 2), UNITS[-1])
 
 
 def _legend(shown: pd.DataFrame, by_prior: bool) -> list[Line2D]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from statistics import median
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -65,8 +66,7 @@ class Terminal(Watcher):
         running = min(len(self._out), self.slots)
         words = f"{running} running, {self.race.left - running} left"
         if self._seconds:
-            mean = sum(self._seconds) / len(self._seconds)
-            words += f", about {duration(mean * self.race.left / self.slots)} to go"
+            words += f", about {duration(median(self._seconds) * self.race.left / self.slots)} to go"
         return words
 
     def _show(self) -> None:

@@ -14,7 +14,7 @@ from bench.curves import curves
 from bench.figures import figure2, save
 from bench.outcome import Outcome, duration
 from bench.records import RecordError, RecordStore
-from bench.tables import METHOD_NAMES, PRIOR_NAMES, for_people, markdown, table2, table3
+from bench.tables import PRIOR_NAMES, for_people, markdown, table2, table3
 
 __all__ = ["write_report"]
 
@@ -73,9 +73,9 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
-th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #e4e4e4 }
+th, td { white-space: nowrap; padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #e4e4e4 }
 th { border-bottom: 2px solid #999 } .text { text-align: left }
-img { max-width: 100% } pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem }
+img { max-width: 100%; max-height: 34rem } pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem }
 .note { color: #555; font-size: .9rem }
 """
 
@@ -111,8 +111,8 @@ steps, as published.</p>
 {_table(third)}
 <h2>Table 2: compute time</h2>
 {_table(second)}
-<p class="note">total_seconds: all judged runs and the retraining of the best, training steps only; total_seconds_full
-also counts evaluation and selection. The method names: {", ".join(METHOD_NAMES.values())}.</p>
+<p class="note">total: all judged runs and the retraining of the best, training steps only; full cost also counts
+evaluation and selection. Every CSV file lies beside this page.</p>
 <h2>What ran</h2>
 <p>{len(frame)} trials: {counts}.</p>
 <ul>{account}</ul>
@@ -127,7 +127,7 @@ def _table(table: pd.DataFrame) -> str:
     def row(cells: Any, tag: str) -> str:
         parts = []
         for column, cell in zip(shown.columns, cells, strict=True):
-            side = ' class="text"' if column in ("prior", "method", "dataset") else ""
+            side = ' class="text"' if column in ("Model", "method", "dataset") else ""
             parts.append(f"<{tag}{side}>{html.escape(str(cell))}</{tag}>")
         return f"<tr>{''.join(parts)}</tr>"
 

@@ -9,6 +9,15 @@ from bench.curves import configurations
 __all__ = ["METHOD_NAMES", "PRIOR_NAMES", "for_people", "markdown", "table2", "table3"]
 
 METHOD_NAMES = {"map-gs": "MAP + GS", "de-elbo": "DE ELBo", "elbo": "ELBo"}
+HEADINGS = {
+    "prior": "Model",
+    "n": "N",
+    "split_seed": "seed",
+    "mean_run_seconds": "mean run (s)",
+    "num_runs": "runs",
+    "total_seconds": "total (s)",
+    "total_seconds_full": "total, full cost (s)",
+}
 PRIOR_NAMES = {"l2-zero": "L2-zero", "l2-sp": "L2-SP", "ptyl": "PTYL"}
 
 
@@ -65,7 +74,7 @@ def for_people(table: pd.DataFrame) -> pd.DataFrame:
         shown[column] = shown[column].map("{:.1f}".format)
     for column in [name for name in shown if "seconds" in str(name)]:
         shown[column] = shown[column].map(lambda seconds: "-" if pd.isna(seconds) else f"{seconds:.1f}")
-    return shown
+    return shown.rename(columns=HEADINGS)
 
 
 def markdown(table: pd.DataFrame) -> str:

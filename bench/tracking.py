@@ -31,6 +31,7 @@ PATIENCE = {
 }
 BATCH = 1000
 NAMES = {"scale_backbone": "lambda", "scale_head": "tau"}
+TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # opens the page that shows training runs
 COMPLETE = "deelbo.complete"
 KEY = "deelbo.key"
 BENCHMARK = "deelbo.storage"
@@ -77,7 +78,7 @@ class MLflowMirror:
         artifacts = None
         if self.uri.startswith("sqlite:") and self.store.local:
             artifacts = Path(self.store.path("mlartifacts")).as_uri()
-        return str(self.client.create_experiment(self.benchmark.name, artifact_location=artifacts))
+        return str(self.client.create_experiment(self.benchmark.name, artifacts, TRAINING))
 
     def _find_runs(self) -> str:
         """The parent run, made where there is none; takes note of the children that exist."""

@@ -1,0 +1,239 @@
+"""A benchmark's configuration: what is read, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.config import Benchmark, ConfigError, load_benchmark, parse_benchmark, preset_names
+from bench.methods import make_methods
+
+NAN, INF = float("nan"), float("inf")
+
+
+def changed(content: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
+    """The content with the dotted key ``where`` set to ``value``."""
+    content = copy.deepcopy(content)
+    *folders, last = where.split("/")
+    inner = content
+    for folder in folders:
+        inner = inner[folder]
+    inner[last] = value
+    return content
+
+
+@pytest.mark.parametrize("name", ["quickstart", "digits"])
+def test_every_preset_loads(name: str) -> None:
+    """A preset is found by its name, and its name is the benchmark's."""
+    assert name in preset_names()
+    assert load_benchmark(name).name == name
+
+
+def test_quickstart_is_what_was_promised() -> None:
+    """The quickstart: L2-SP, N = 100, three seeds; a seed takes 24 tuning runs, 24 retrainings, and twice 4 runs."""
+    benchmark = load_benchmark("quickstart")
+    assert (benchmark.priors, benchmark.n, benchmark.seeds) == (("l2-sp",), (100,), (1001, 2001, 3001))
+    specs: list[Any] = []
+    for method in make_methods(benchmark):
+        while (spec := method.ask()) is not None:
+            specs.append(spec)
+    asked = [(spec.method, spec.stage) for spec in specs if spec.seed == 1001]
+    counts = {what: asked.count(what) for what in set(asked)}
+    assert counts == {("map-gs", "tune"): 24, ("map-gs", "retrain"): 24, ("de-elbo", "run"): 4, ("elbo", "run"): 4}
+
+
+def test_default_grids_are_the_protocols() -> None:
+    """Grids that nobody gave are those of PROTOCOL section 4."""
+    methods = {"map-gs": {}, "de-elbo": None, "elbo": {}}
+    content = {"name": "a", "dataset": "b", "backbone": "c", "priors": ["ptyl"], "n": [1], "seeds": [1]}
+    made = parse_benchmark(content | {"methods": methods}, "x").methods
+    assert made.map_gs is not None
+    assert made.de_elbo is not None
+    assert made.elbo is not None
+    rates = (0.1, 0.01, 0.001, 0.0001)
+    assert made.map_gs.learning_rates == made.de_elbo.learning_rates == made.elbo.learning_rates == rates
+    assert made.map_gs.weight_decays == (0.01, 0.001, 0.0001, 0.00001, 0.000001, 0)
+    assert made.map_gs.ptyl_lambdas == (1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9)
+    assert made.map_gs.retrains("ptyl") == "best"
+    assert made.de_elbo.kappa == "D/N"
+
+
+def test_default_training_is_the_protocols() -> None:
+    """Training settings that nobody gave are those of PROTOCOL section 3."""
+    content = {"name": "a", "dataset": "b", "backbone": "c", "priors": ["ptyl"], "n": [1], "seeds": [1]}
+    training = parse_benchmark(content | {"methods": {"elbo": {}}}, "x").training
+    assert (training.steps, training.batch_size, training.momentum, training.clip_norm) == (6000, 128, 0.9, 1.0)
+    assert (training.sigma, training.posterior_passes) == (1e-4, 10)
+
+
+def test_scientific_notation_of_yaml_1_1_is_a_number(tmp_path: Path) -> None:
+    """1e-4, which YAML 1.1 reads as text, is read as 0.0001."""
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "{name: a, dataset: b, backbone: c, priors: [l2-sp], n: [100], seeds: [1], "
+        "methods: {map-gs: {weight_decays: [1e-4, 1e-1]}, de-elbo: {kappa: 1e2}}, training: {sigma: 1e-3}}"
+    )
+    benchmark = load_benchmark(str(file))
+    assert benchmark.methods.map_gs is not None
+    assert benchmark.methods.map_gs.weight_decays == (0.0001, 0.1)
+    assert benchmark.methods.de_elbo is not None
+    assert benchmark.methods.de_elbo.kappa == 100.0
+    assert benchmark.training.sigma == 0.001
+
+
+RETRAIN = "methods/map-gs/retrain"
+RATES = "methods/map-gs/learning_rates"
+DECAYS = "methods/map-gs/weight_decays"
+REFUSED = [
+    ("colour", "red", ["colour", "unknown key", "seeds"]),
+    ("methods/random", {}, ["methods.random", "unknown key", "map-gs, de-elbo, elbo"]),
+    ("methods/map-gs/decays", [1], ["methods.map-gs.decays", "unknown key", "weight_decays"]),
+    ("methods/de-elbo/kapa", 1, ["methods.de-elbo.kapa", "unknown key", "kappa"]),
+    ("methods/elbo/kappa", 1, ["methods.elbo.kappa", "unknown key", "learning_rates"]),
+    ("training/epochs", 3, ["training.epochs", "unknown key", "steps"]),
+    ("resources/memory", 3, ["resources.memory", "unknown key", "slots"]),
+    (RATES, [0.1, -0.01], [f"{RATES.replace('/', '.')}.1", "-0.01", "greater than 0"]),
+    (RATES, [0], [RATES.replace("/", "."), "0", "greater than 0"]),
+    (DECAYS, [-1e-3], [DECAYS.replace("/", "."), "-0.001", "greater than or equal to 0"]),
+    (DECAYS, ["big"], [DECAYS.replace("/", "."), "'big'", "must be a number"]),
+    (DECAYS, [NAN], [DECAYS.replace("/", "."), "nan"]),
+    (DECAYS, [INF], [DECAYS.replace("/", "."), "inf", "finite"]),
+    (DECAYS, [".nan"], [DECAYS.replace("/", "."), "'.nan'", "must be a number"]),
+    (DECAYS, [True], [DECAYS.replace("/", "."), "True", "must be a number"]),
+    (DECAYS, [], [DECAYS.replace("/", "."), "[]", "at least 1"]),
+    (DECAYS, [0.1, "1e-1"], [DECAYS.replace("/", ".").rpartition(".")[2], "twice", "0.1"]),
+    (DECAYS, 0.1, [DECAYS.replace("/", "."), "0.1"]),
+    (RETRAIN, "none", [RETRAIN.replace("/", "."), "'none'", "'best' or 'all'"]),
+    ("methods/map-gs/ptyl_lambdas", [0], ["ptyl_lambdas", "greater than 0"]),
+    ("methods/de-elbo/kappa", -1, ["methods.de-elbo.kappa", "-1"]),
+    ("methods", {}, ["methods", "at least one of map-gs, de-elbo, elbo"]),
+    ("methods", None, ["methods", "None", "dictionary"]),
+    ("methods", ["elbo"], ["methods", "['elbo']", "dictionary"]),
+    ("priors", ["l2-one"], ["priors", "'l2-one'", "'l2-zero', 'l2-sp' or 'ptyl'"]),
+    ("priors", [], ["priors", "[]", "at least 1"]),
+    ("priors", ["l2-sp", "l2-sp"], ["priors", "twice"]),
+    ("n", 100, ["n = 100"]),
+    ("n", [0], ["n.0", "0", "greater than or equal to 1"]),
+    ("n", [100.0], ["n.0", "100.0", "integer"]),
+    ("n", [100, 100], ["n holds a value twice"]),
+    ("seeds", [True], ["seeds.0", "True", "integer"]),
+    ("seeds", ["1001"], ["seeds.0", "'1001'", "integer"]),
+    ("seeds", [-1], ["seeds.0", "-1", "greater than or equal to 0"]),
+    ("training", None, ["training", "None", "dictionary"]),
+    ("training/steps", True, ["training.steps", "True", "integer"]),
+    ("training/steps", "many", ["training.steps", "'many'", "integer"]),
+    ("training/momentum", 1, ["training.momentum", "1", "less than 1"]),
+    ("training/clip_norm", 0, ["training.clip_norm", "0", "greater than 0"]),
+    ("resources/slots", 0, ["resources.slots", "0", "greater than or equal to 1"]),
+    ("name", "../elsewhere", ["name", "'../elsewhere'"]),
+    ("name", "<b>bold</b>", ["name", "'<b>bold</b>'"]),
+    ("name", "good\n", ["name"]),
+    ("max_failures", -1, ["max_failures", "-1"]),
+]
+
+
+@pytest.mark.parametrize(("where", "value", "expected"), REFUSED, ids=[f"{w}={v!r}"[:50] for w, v, _ in REFUSED])
+def test_nonsense_is_refused_by_name(content: dict[str, Any], where: str, value: Any, expected: list[str]) -> None:
+    """A value that makes no sense is refused in one line with the file, the key, what came and what was expected."""
+    with pytest.raises(ConfigError) as caught:
+        parse_benchmark(changed(content, where, value), "my.yaml")
+    message = str(caught.value)
+    assert message.startswith("my.yaml: ")
+    assert len(message.splitlines()) == 1
+    for word in expected:
+        assert word in message
+
+
+@pytest.mark.parametrize("key", ["name", "dataset", "backbone", "priors", "n", "seeds", "methods"])
+def test_a_key_without_default_must_be_there(content: dict[str, Any], key: str) -> None:
+    """A key that has no default and is left out is named."""
+    del content[key]
+    with pytest.raises(ConfigError, match=rf"^x: key {key} is missing"):
+        parse_benchmark(content, "x")
+
+
+@pytest.mark.parametrize("where", ["methods/map-gs/retrain", "methods/de-elbo/kappa"])
+def test_a_choice_of_types_is_not_shown_to_people(content: dict[str, Any], where: str) -> None:
+    """Of a key that may be of two types the message gives the key alone, no name of a type checker's branch."""
+    with pytest.raises(ConfigError) as caught:
+        parse_benchmark(changed(content, where, "x"), "x")
+    assert f"{where.replace('/', '.')} = 'x'" in str(caught.value)
+
+
+FILES = [
+    ("just words", ["got str"]),
+    ("- a\n- b\n", ["got list"]),
+    ("", ["got NoneType"]),
+    ("a: [1, 2", ["not a YAML file"]),
+    ("a: !!python/object:os.system x", ["not a YAML file"]),
+    ("name: 2024-13-45", ["not a YAML file"]),
+    ("\x00", ["not a YAML file"]),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), FILES, ids=[repr(text) for text, _ in FILES])
+def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, expected: list[str]) -> None:
+    """A file that is not YAML, or holds no keys, is refused in one line that names it."""
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_benchmark(str(file))
+    message = str(caught.value)
+    assert message.startswith(str(file))
+    assert len(message.splitlines()) == 1
+    for word in expected:
+        assert word in message
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    """Bytes that are not UTF-8 are refused as a file that cannot be read."""
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not a YAML file"):
+        load_benchmark(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize("name", ["quickstat", "missing/file.yaml", "."])
+def test_a_missing_file_lists_the_presets(name: str) -> None:
+    """What is neither a preset nor a file is named beside the presets that exist."""
+    with pytest.raises(ConfigError) as caught:
+        load_benchmark(name)
+    assert repr(name) in str(caught.value)
+    assert "digits, quickstart" in str(caught.value)
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=3)
+KEYS = st.sampled_from([*Benchmark.model_fields, "map-gs", "de-elbo", "elbo", "kappa", "retrain", "steps"]) | st.text()
+WILD = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.integers(), inner, max_size=4),
+    max_leaves=12,
+)
+SENSIBLE = {
+    "name": "tiny",
+    "dataset": "mnist-digits",
+    "backbone": "digits-resnet",
+    "priors": ["l2-sp"],
+    "n": [100],
+    "seeds": [1],
+    "methods": {"map-gs": {}, "de-elbo": {}, "elbo": {}},
+    "training": {},
+    "resources": {},
+}
+
+
+@settings(max_examples=200, deadline=None)
+@given(wild=st.dictionaries(KEYS, WILD, max_size=3) | WILD, where=st.sampled_from(["", "methods", "training"]))
+def test_anything_is_read_or_refused_in_one_line(wild: Any, where: str) -> None:
+    """Whatever stands in a file, the answer is a benchmark or one line of complaint."""
+    content = wild
+    if isinstance(wild, dict):
+        content = SENSIBLE | ({where: SENSIBLE[where] | wild} if where else wild)  # type: ignore[operator]
+    try:
+        assert isinstance(parse_benchmark(content, "x"), Benchmark)
+    except ConfigError as error:
+        assert len(str(error).splitlines()) == 1

@@ -1,0 +1,159 @@
+"""What each method asks for, and what it makes of the answers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bench.config import Benchmark, load_benchmark, parse_benchmark
+from bench.methods import METHODS, Method, make_methods
+from bench.trials import TrialRecord, TrialSpec
+
+Fake = Callable[..., TrialRecord]
+PAPER = {"name": "a", "dataset": "mnist-digits", "backbone": "digits-resnet", "n": [100], "seeds": [1001]}
+
+
+def paper(prior: str, methods: dict[str, Any]) -> Benchmark:
+    """One cell with the default grids."""
+    return parse_benchmark(PAPER | {"priors": [prior], "methods": methods}, "x")
+
+
+def ask_all(method: Method) -> list[TrialSpec]:
+    """Everything that may start now."""
+    asked = []
+    while (spec := method.ask()) is not None:
+        asked.append(spec)
+    return asked
+
+
+def with_nll(spec: TrialSpec, fake: Fake, nll: float, status: str = "completed") -> TrialRecord:
+    return fake(spec, status, metrics={"val_nll": nll})
+
+
+@pytest.mark.parametrize(("prior", "size"), [("l2-zero", 24), ("l2-sp", 24), ("ptyl", 240)])
+def test_grid_search_tunes_then_retrains_the_best(prior: str, size: int, fake: Fake) -> None:
+    """Of 24 configurations (PTYL: 240) exactly that with the lowest validation NLL is trained again, on all N."""
+    (method,) = make_methods(paper(prior, {"map-gs": {}}))
+    tuning = ask_all(method)
+    assert len({spec.key for spec in tuning}) == len(tuning) == size
+    assert {spec.stage for spec in tuning} == {"tune"}
+    winner = tuning[size // 3]
+    for spec in tuning:
+        assert method.ask() is None
+        method.tell(with_nll(spec, fake, 0.5 if spec == winner else 1.0))
+    assert ask_all(method) == [replace(winner, stage="retrain")]
+
+
+def test_strengths_are_tied_but_for_ptyl() -> None:
+    """With L2-zero and L2-SP alpha = beta; PTYL has lambda in alpha's place, and beta of its own."""
+    tied = ask_all(make_methods(paper("l2-sp", {"map-gs": {}}))[0])
+    assert all(spec.weight_decay == spec.head_weight_decay and spec.prior_scale is None for spec in tied)
+    free = ask_all(make_methods(paper("ptyl", {"map-gs": {}}))[0])
+    assert all(spec.weight_decay is None for spec in free)
+    assert {spec.prior_scale for spec in free} == {10.0**i for i in range(10)}
+    assert {spec.head_weight_decay for spec in free} == {0.01, 0.001, 0.0001, 1e-5, 1e-6, 0.0}
+
+
+def test_retrain_all_asks_for_everything_at_once() -> None:
+    """With ``retrain: all`` every configuration is trained again, and none waits for the tuning runs."""
+    (method,) = make_methods(paper("l2-sp", {"map-gs": {"retrain": "all"}}))
+    asked = ask_all(method)
+    tuned = {spec for spec in asked if spec.stage == "tune"}
+    assert {spec for spec in asked if spec.stage == "retrain"} == {replace(spec, stage="retrain") for spec in tuned}
+    assert len(asked) == 48
+
+
+def test_retrain_may_differ_by_prior() -> None:
+    """``retrain`` as a mapping says it for each prior; a prior it does not name is retrained at its best."""
+    settings = {"map-gs": {"retrain": {"l2-sp": "all"}}}
+    assert make_methods(paper("l2-sp", settings))[0].count() == 48
+    assert make_methods(paper("l2-zero", settings))[0].count() == 25
+
+
+@pytest.mark.parametrize("order", range(5))
+def test_the_order_of_answers_does_not_matter(order: int, fake: Fake) -> None:
+    """Told in any order, ties included, grid search chooses the same configuration."""
+    (method,) = make_methods(paper("l2-sp", {"map-gs": {}}))
+    tuning = ask_all(method)
+    records = [with_nll(spec, fake, [2.0, 1.0, 1.0, 3.0][i % 4]) for i, spec in enumerate(tuning)]
+    random.Random(order).shuffle(records)  # noqa: S311
+    for record in records:
+        method.tell(record)
+    assert ask_all(method) == [replace(tuning[1], stage="retrain")]
+
+
+@pytest.mark.parametrize("nll", [float("nan"), float("inf")])
+def test_a_diverged_run_never_wins(nll: float, fake: Fake) -> None:
+    """A run whose validation NLL is not finite loses against any finite one."""
+    (method,) = make_methods(paper("l2-sp", {"map-gs": {}}))
+    tuning = ask_all(method)
+    for spec in tuning:
+        method.tell(with_nll(spec, fake, 1e9) if spec == tuning[-1] else with_nll(spec, fake, nll, "diverged"))
+    assert ask_all(method) == [replace(tuning[-1], stage="retrain")]
+
+
+def test_a_diverged_run_with_a_finite_number_never_wins(fake: Fake) -> None:
+    """A run that diverged loses, even where its last look at the validation images gave a finite NLL."""
+    (method,) = make_methods(paper("l2-sp", {"map-gs": {}}))
+    tuning = ask_all(method)
+    for spec in tuning:
+        method.tell(with_nll(spec, fake, 5.0) if spec == tuning[-1] else with_nll(spec, fake, 0.1, "diverged"))
+    assert ask_all(method) == [replace(tuning[-1], stage="retrain")]
+
+
+def test_where_all_diverge_one_is_retrained(fake: Fake) -> None:
+    """A grid that diverged everywhere still has one configuration trained again: its result is a result."""
+    (method,) = make_methods(paper("l2-sp", {"map-gs": {}}))
+    for spec in ask_all(method):
+        method.tell(fake(spec, "diverged"))
+    assert len(ask_all(method)) == 1
+
+
+def test_a_failed_run_never_wins(fake: Fake) -> None:
+    """A run that failed loses against one that diverged; where all failed nothing is trained again."""
+    (method,) = make_methods(paper("l2-sp", {"map-gs": {}}))
+    tuning = ask_all(method)
+    for spec in tuning:
+        method.tell(fake(spec, "diverged" if spec == tuning[7] else "failed"))
+    assert ask_all(method) == [replace(tuning[7], stage="retrain")]
+    (method,) = make_methods(paper("l2-sp", {"map-gs": {}}))
+    for spec in ask_all(method):
+        method.tell(fake(spec, "failed"))
+    assert ask_all(method) == []
+
+
+@pytest.mark.parametrize("prior", ["l2-zero", "l2-sp", "ptyl"])
+@pytest.mark.parametrize("retrain", ["best", "all"])
+@pytest.mark.parametrize("method", [method.name for method in METHODS])
+def test_count_is_what_is_asked(prior: str, retrain: str, method: str, play: Any) -> None:
+    """A method knows beforehand how many trials it will ask for."""
+    settings = {"retrain": retrain} if method == "map-gs" else {}
+    benchmark = paper(prior, {method: settings})
+    assert sum(made.count() for made in make_methods(benchmark)) == len(play(benchmark))
+
+
+def test_the_elbos_differ_in_kappa() -> None:
+    """DE ELBo leaves kappa to the code (D/N), ELBo sets it to 1; both are single runs on all N."""
+    de_elbo, elbo = make_methods(paper("l2-sp", {"de-elbo": {}, "elbo": {}}))
+    assert [(spec.stage, spec.learning_rate, spec.kappa) for spec in ask_all(de_elbo)] == [
+        ("run", rate, None) for rate in (0.1, 0.01, 0.001, 0.0001)
+    ]
+    assert {(spec.stage, spec.kappa) for spec in ask_all(elbo)} == {("run", 1.0)}
+
+
+def test_kappa_can_be_set() -> None:
+    """A number given for kappa reaches every run of the DE ELBo."""
+    (method,) = make_methods(paper("l2-sp", {"de-elbo": {"kappa": 12}}))
+    assert {spec.kappa for spec in ask_all(method)} == {12.0}
+
+
+def test_every_cell_has_every_method() -> None:
+    """The full table has each of its methods in each of its 3 x 2 x 3 cells, and no two trials share a key."""
+    methods = make_methods(load_benchmark("digits"))
+    assert len(methods) == len({(method.name, method.cell) for method in methods}) == 3 * 3 * 2 * 3
+    keys = [spec.key for method in methods for spec in ask_all(method)]
+    assert len(keys) == len(set(keys))

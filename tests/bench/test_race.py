@@ -1,0 +1,118 @@
+"""All methods as one stream of trials, from the beginning or from where it stopped."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bench.config import Benchmark
+from bench.methods import make_methods
+from bench.race import Race
+from bench.trials import TrialRecord, TrialSpec
+
+Fake = Callable[..., TrialRecord]
+quick = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def test_every_trial_is_asked_once(tiny: Benchmark, play: Any) -> None:
+    """A race asks 4 tuning runs, one retraining, and twice 2 runs, none of them twice."""
+    records = play(tiny)
+    assert len({record.key for record in records}) == len(records) == 4 + 1 + 2 + 2
+
+
+@quick
+@given(data=st.data())
+def test_trials_may_end_in_any_order(data: st.DataObject, tiny: Benchmark, fake: Fake, play: Any) -> None:
+    """Several at a time and ending in any order, a race asks for the same trials, and counts them right."""
+    race = Race(make_methods(tiny))
+    out: list[TrialSpec] = []
+    told = 0
+    while not race.finished:
+        while len(out) < 3 and (spec := race.ask()) is not None:
+            out.append(spec)
+        assert (race.told, race.left, race.total) == (told, 9 - told, 9)
+        spec = out.pop(data.draw(st.integers(0, len(out) - 1)))
+        race.tell(fake(spec))
+        told += 1
+    assert (race.told, race.left, race.reused) == (9, 0, 0)
+    assert race.ask() is None
+
+
+@quick
+@given(stop=st.integers(0, 9), order=st.integers(0, 100))
+def test_an_interrupted_race_goes_on(stop: int, order: int, tiny: Benchmark, play: Any) -> None:
+    """Continued from any set of existing records, a race asks for the others alone: together they are all."""
+    everything = play(tiny)
+    existing = random.Random(order).sample(everything, stop)  # noqa: S311
+    rest = play(tiny, known=existing)
+    assert not {record.key for record in rest} & {record.key for record in existing}
+    assert {record.key for record in [*rest, *existing]} == {record.key for record in everything}
+    assert len(rest) + stop == len(everything)
+
+
+def test_existing_records_are_counted(tiny: Benchmark, play: Any) -> None:
+    """Records that were there count as told and reused; with all of them there a race is finished at once."""
+    records = play(tiny)
+    race = Race(make_methods(tiny), records)
+    assert (race.finished, race.reused, race.told, race.left) == (True, 9, 9, 0)
+    assert race.ask() is None
+
+
+def test_records_of_other_trials_are_ignored(tiny: Benchmark, play: Any) -> None:
+    """Records of trials that no method asks for are neither reused nor told."""
+    others = play(tiny.model_copy(update={"seeds": (7,)}))
+    race = Race(make_methods(tiny), others)
+    assert (race.reused, race.told, race.left) == (0, 0, 9)
+
+
+def test_failed_trials_are_tried_again(tiny: Benchmark, fake: Fake, play: Any) -> None:
+    """A record of status failed from an earlier run is asked for again; a diverged one is not."""
+    records = play(tiny)
+    runs = [i for i, record in enumerate(records) if record.spec.stage == "run"]
+    records[runs[0]] = fake(records[runs[0]].spec, "failed")
+    records[runs[1]] = fake(records[runs[1]].spec, "diverged")
+    assert [record.key for record in play(tiny, known=records)] == [records[runs[0]].key]
+
+
+def test_failures_are_kept_in_sight(tiny: Benchmark, fake: Fake) -> None:
+    """A failed trial is told, listed, and does not hold up the race."""
+    race = Race(make_methods(tiny))
+    while (spec := race.ask()) is not None:
+        race.tell(fake(spec, "failed" if spec.method == "elbo" else "completed"))
+    assert race.finished
+    assert [record.spec.method for record in race.failed] == ["elbo", "elbo"]
+    assert race.left == 0
+
+
+def test_a_retraining_that_never_comes_is_not_left(tiny: Benchmark, fake: Fake) -> None:
+    """Where every tuning run failed there is nothing to retrain, and nothing is left at the end."""
+    race = Race(make_methods(tiny))
+    while (spec := race.ask()) is not None:
+        race.tell(fake(spec, "failed" if spec.stage == "tune" else "completed"))
+    assert race.finished
+    assert race.left == 0
+
+
+def test_order_depends_on_its_seed_alone(tiny: Benchmark, play: Any) -> None:
+    """The same order_seed gives the same order, another gives another one of the same trials."""
+
+    def order(seed: int) -> list[str]:
+        return [record.key for record in play(tiny.model_copy(update={"order_seed": seed}))]
+
+    assert order(3) == order(3)
+    assert order(3) != order(4)
+    assert sorted(order(3)) == sorted(order(4))
+
+
+def test_methods_are_mixed(tiny: Benchmark) -> None:
+    """No method gets the first or the last hours to itself: over order seeds, every trial comes first sometimes."""
+    first = set()
+    for seed in range(60):
+        spec = Race(make_methods(tiny), order_seed=seed).ask()
+        assert spec is not None
+        first.add(spec.method)
+    assert first == {"map-gs", "de-elbo", "elbo"}

@@ -1,0 +1,134 @@
+"""A trial's key, and its record as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from bench.trials import Cell, TrialRecord, TrialSpec
+
+SPEC = TrialSpec(
+    dataset="mnist-digits",
+    backbone="digits-resnet",
+    head=None,
+    method="map-gs",
+    prior="l2-sp",
+    n=100,
+    seed=1001,
+    stage="tune",
+    learning_rate=0.1,
+    weight_decay=0.01,
+    head_weight_decay=0.01,
+    prior_scale=None,
+    kappa=None,
+    steps=200,
+    batch_size=50,
+    momentum=0.9,
+    clip_norm=1.0,
+    sigma=1e-4,
+    posterior_passes=10,
+    series_points=20,
+)
+
+
+def test_key_is_the_same_for_ever() -> None:
+    """The key of a given trial never changes: storages of earlier versions are continued by it."""
+    assert SPEC.key == "b2c4faf1a003d730a2d5"
+
+
+def test_equal_specs_have_equal_keys() -> None:
+    """Two specs with the same content have the same key, asked for or not."""
+    again = TrialSpec(**{field.name: getattr(SPEC, field.name) for field in fields(SPEC)})
+    assert again == SPEC
+    assert again.key == SPEC.key
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(TrialSpec)])
+def test_every_field_is_part_of_the_key(name: str) -> None:
+    """A spec that differs in any one field has another key."""
+    value = getattr(SPEC, name)
+    other: Any = f"{value}x" if isinstance(value, str) else 0.5 if value is None else value * 2
+    if name == "head":
+        other = "fc"
+    assert replace(SPEC, **{name: other}).key != SPEC.key
+
+
+def test_cell_is_where_methods_compete() -> None:
+    """A trial's cell is its prior, N and seed, whatever its method."""
+    assert SPEC.cell == replace(SPEC, method="elbo", stage="run", learning_rate=1.0).cell == Cell("l2-sp", 100, 1001)
+
+
+def test_description_names_a_tied_strength_once() -> None:
+    """For people, alpha = beta is one weight decay; PTYL's lambda and the head's own decay are two."""
+    assert SPEC.describe() == "l2-sp map-gs tune n=100 seed=1001 lr 0.1 wd 0.01"
+    ptyl = replace(SPEC, prior="ptyl", weight_decay=None, prior_scale=10.0)
+    assert ptyl.describe() == "ptyl map-gs tune n=100 seed=1001 lr 0.1 lambda 10 head wd 0.01"
+
+
+def record() -> TrialRecord:
+    return TrialRecord(
+        spec=SPEC,
+        status="diverged",
+        metrics={"val_nll": math.inf, "train_nll": math.nan, "val_acc": 0.1},
+        state={"sigma": -math.inf, "lambda": 0.1 + 0.2},
+        seconds={"train": 1.5},
+        started=1700000000.123456,
+        finished=1700000001.654321,
+        attempt=3,
+        concurrency=2,
+        hardware={"device": "cpu", "threads": 1},
+        versions={"torch": "2.8"},
+        error="two\nlines",
+    )
+
+
+def test_record_survives_json() -> None:
+    """A record read back from its JSON is the record, to the last bit, NaN and infinities included."""
+    before, after = record(), TrialRecord.from_json(record().to_json())
+    assert math.isnan(after.metrics["train_nll"])
+    same = replace(after, metrics=after.metrics | {"train_nll": 0.0})
+    assert same == replace(before, metrics=before.metrics | {"train_nll": 0.0})
+
+
+def test_json_is_strict() -> None:
+    """Numbers that JSON does not have are written as words, so that any reader can read them."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    content = json.loads(record().to_json(), parse_constant=refuse)
+    assert content["metrics"] == {"val_nll": "inf", "train_nll": "nan", "val_acc": 0.1}
+    assert content["state"]["sigma"] == "-inf"
+    assert content["key"] == SPEC.key
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "null", "[]", "3", '"text"', "{}", '{"spec": 3}', '{"spec": {}}', record().to_json()[:-20]],
+)
+def test_damaged_text_is_refused(text: str) -> None:
+    """Text that is not a record is a ValueError, whatever is wrong with it."""
+    with pytest.raises(ValueError, match="not a trial record"):
+        TrialRecord.from_json(text)
+
+
+def test_a_number_that_is_none_is_refused() -> None:
+    """A metric that is not a number is a ValueError."""
+    with pytest.raises(ValueError, match="could not convert"):
+        TrialRecord.from_json(record().to_json().replace('"inf"', '"much"'))
+
+
+def test_a_record_whose_key_does_not_fit_is_refused() -> None:
+    """A record whose content was changed by hand no longer fits its key, and is refused."""
+    with pytest.raises(ValueError, match=f"key {SPEC.key} does not fit"):
+        TrialRecord.from_json(record().to_json().replace('"n": 100', '"n": 101'))
+
+
+@pytest.mark.parametrize(("status", "good"), [("completed", True), ("diverged", True), ("failed", False)])
+def test_a_diverged_run_is_a_result(status: str, good: bool) -> None:
+    """Completed and diverged runs are results; failed ones are not."""
+    assert replace(record(), status=status).succeeded is good
