@@ -15,7 +15,7 @@ from bench.config import Benchmark, ConfigError, load_benchmark, parse_benchmark
 from bench.methods import make_methods
 from bench.records import RecordError, RecordStore
 from bench.tables import METHOD_NAMES, PRIOR_NAMES
-from deelbo.backbones import BACKBONES, build_backbone, replace_head
+from deelbo.backbones import BACKBONES, build_backbone
 from deelbo.pretraining import load_pretrained
 from deelbo.tasks import TASKS
 from deelbo.tasks.splits import check_size
@@ -40,8 +40,7 @@ def check(benchmark: Benchmark) -> None:
         for n in benchmark.n:
             check_size(n, task.pool_size, task.num_classes)
         if benchmark.head is not None:
-            model, _ = build_backbone(benchmark.backbone, task.num_classes)
-            replace_head(model, benchmark.head, task.num_classes)
+            build_backbone(benchmark.backbone, task.num_classes, head=benchmark.head)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if benchmark.resources.gpus_per_trial and not benchmark.resources.gpus_per_trial <= 1:
@@ -71,6 +70,8 @@ def run(config: str, storage: str | None, tracking: str | None, address: str | N
     store = RecordStore(storage or os.path.join("deelbo-runs", benchmark.name))
     store = RecordStore(store.path()) if store.local else store
     claim(store, benchmark)
+    if address is None:  # a Ray of this machine alone: have it listen on loopback, as it does by itself on macOS
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     from bench.progress import Terminal
     from bench.report import write_report
     from bench.runner import run_benchmark
@@ -85,21 +86,29 @@ def run(config: str, storage: str | None, tracking: str | None, address: str | N
     finally:
         terminal.close()
     folder = Path(store.path("report")) if store.local else Path("deelbo-runs") / benchmark.name / "report"
-    files = write_report(store, folder)
+    try:
+        files = write_report(store, folder)
+    except RecordError:  # no trial has ended well; what went wrong is said below
+        files = {}
     account = {"wall_seconds": outcome.wall_seconds, "busy": outcome.busy, "slots": float(outcome.slots)}
-    sent = tracker.stop("FAILED" if outcome.failed else "FINISHED", account, folder)
+    status = "KILLED" if outcome.left else "FAILED" if outcome.failed else "FINISHED"
+    sent = tracker.stop(status, account, folder if files else None)
     console.print(outcome.describe())
-    _show_table3(store)
     if not sent:
         console.print(
             f"MLflow did not take everything ({tracker.problem}): `deelbo-bench sync {_short(store.url)}` will"
         )
-    console.print(f"report  {_short(files['report.html'])}")
-    console.print(f"figure  {_short(files['figure2.png'])}")
+    if files:
+        _show_table3(store)
+        console.print(f"report  {_short(files['report.html'])}")
+        console.print(f"figure  {_short(files['figure2.png'])}")
     where = f"deelbo-bench ui {_short(store.url)}" if tracking is None else tracking
     console.print(f"MLflow  {where}")
     for line in outcome.failures:
         console.print(f"failed  {line}", markup=False)
+    if outcome.left:
+        console.print(f"stopped with {outcome.left} trials left: the same command continues")
+        return 130
     return 1 if outcome.failed else 0
 
 

@@ -174,7 +174,7 @@ def load_benchmark(config: str) -> Benchmark:
         raise ConfigError(f"no preset or file {config!r}: give a YAML file, or one of {', '.join(preset_names())}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{config}: not a YAML file that can be read ({one_line(error)}): mend the file") from error
     return parse_benchmark(content, config)
 
@@ -190,11 +190,12 @@ def parse_benchmark(content: Any, source: str) -> Benchmark:
     except ValidationError as error:
         problems = [_problem(details) for details in error.errors()]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ConfigError(f"{source}: {problems[0]}{more}") from error
+        raise ConfigError(" ".join(f"{source}: {problems[0]}{more}".split())) from error
 
 
 def _problem(details: Any) -> str:
-    parts = [str(part) for part in details["loc"] if not str(part).startswith(("function-", "tuple[", "dict["))]
+    branches = ("function-", "tuple[", "dict[", "literal[")
+    parts = [str(part) for part in details["loc"] if not str(part).startswith(branches)]
     key = ".".join(parts) or "the benchmark"
     if details["type"] == "extra_forbidden":
         known = _keys_beside(details["loc"])

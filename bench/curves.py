@@ -116,7 +116,8 @@ def configurations(frame: pd.DataFrame, cost: str = "train") -> Iterator[tuple[d
         if judged.empty:
             continue
         tunes = bool((judged["stage"] == "tune").any())
-        judged["rank"] = judged["val_nll" if tunes else "objective"].replace(np.inf, np.nan)
+        ranks = judged["val_nll" if tunes else "objective"].replace(np.inf, np.nan)
+        judged["rank"] = ranks.where(judged["status"] == "completed")
         judged = judged.sort_values(["rank", "key"], na_position="last", ignore_index=True)
         if tunes:
             again = group[group["stage"] == "retrain"]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bench.trials import TrialRecord, TrialSpec
-from deelbo.backbones import build_backbone, find_module, split_at_head
+from deelbo.backbones import build_backbone, split_at_head
 from deelbo.clock import PhaseClock
 from deelbo.fit import Schedule, fit
 from deelbo.learned_l2 import make_groups
@@ -77,10 +77,7 @@ def make_model(
 ) -> tuple[nn.Module, str]:
     """The network where its prior says that training starts, and the name of its head."""
     weights = pretrained.swag_weights if spec.prior == "ptyl" else pretrained.weights
-    model, head = build_backbone(spec.backbone, num_classes, weights, seed=spec.seed)
-    if spec.head is not None:
-        find_module(model, spec.head)
-        head = spec.head
+    model, head = build_backbone(spec.backbone, num_classes, weights, spec.seed, spec.head)
     return model.to(device), head
 
 

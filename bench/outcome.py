@@ -18,6 +18,7 @@ class Outcome:
     Attributes:
         ran, reused, failed: numbers of trials; failed ones are among those that ran.
         failures: a line for each failed trial.
+        left: trials that did not run, as the call was stopped.
         slots: trials that may run at once.
         wall_seconds: from the call to the last trial's end.
         busy: share of slots x wall_seconds that was inside trials.
@@ -30,6 +31,7 @@ class Outcome:
     reused: int
     failed: int
     failures: list[str]
+    left: int
     slots: int
     wall_seconds: float
     busy: float
@@ -40,7 +42,7 @@ class Outcome:
     def describe(self) -> str:
         """For people."""
         if not self.ran:
-            return f"nothing left to run, {self.reused} trials done before"
+            return f"no trial ended in this call, {self.reused} done before, {self.left} left"
         return (
             f"{self.ran} trials in {duration(self.wall_seconds)}: {self.slots} slots busy {self.busy:.0%} of the time; "
             f"start-up {duration(self.start_up_seconds)}, {1000 * self.hand_over_seconds:.0f} ms between two trials, "
@@ -58,10 +60,10 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def outcome_of(records: Sequence[TrialRecord], reused: int, slots: int, since: float) -> Outcome:
+def outcome_of(records: Sequence[TrialRecord], reused: int, left: int, slots: int, since: float) -> Outcome:
     """The account of the trials that a call ran. ``since``: when it began, in seconds since 1970."""
     if not records:
-        return Outcome(0, reused, 0, [], slots, time.time() - since, 0.0, 0.0, 0.0, 0.0)
+        return Outcome(0, reused, 0, [], left, slots, time.time() - since, 0.0, 0.0, 0.0, 0.0)
     failed = [record for record in records if record.status == "failed"]
     ends = sorted(record.finished for record in records)
     first, wall = min(record.started for record in records) - since, ends[-1] - since
@@ -74,6 +76,7 @@ def outcome_of(records: Sequence[TrialRecord], reused: int, slots: int, since: f
         reused=reused,
         failed=len(failed),
         failures=[f"{r.spec.describe()}: {(r.error or 'no error kept').strip().splitlines()[-1]}" for r in failed],
+        left=left,
         slots=slots,
         wall_seconds=wall,
         busy=inside / (slots * wall),

@@ -56,8 +56,8 @@ class Race:
 
     @property
     def left(self) -> int:
-        """Trials without a record, the running ones included."""
-        return self.total - self.told
+        """Trials without a record, the running ones included; none once nothing more will come."""
+        return 0 if self.finished else self.total - self.told
 
     def _drain(self, method: Method) -> None:
         while (spec := method.ask()) is not None:

@@ -10,9 +10,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from bench.config import parse_benchmark
 from bench.curves import curves
 from bench.figures import figure2, save
+from bench.methods import make_methods
 from bench.outcome import Outcome, duration
+from bench.race import Race
 from bench.records import RecordError, RecordStore
 from bench.tables import PRIOR_NAMES, for_people, markdown, table2, table3
 
@@ -43,7 +46,8 @@ def write_report(store: RecordStore, out: Path) -> dict[str, Path]:
     for name, cost in (("figure2", "train"), ("figure2_full", "full")):
         for path in save(figure2(table, cost), out, name):
             files[path.name] = path
-    page = _page(benchmark, frame, second, third, store.runs(), files)
+    left = Race(make_methods(parse_benchmark(benchmark, store.path("benchmark.json"))), store.records()).left
+    page = _page(benchmark, frame, left, second, third, store.runs(), files)
     files["report.html"].write_text(page, encoding="utf-8")
     return files
 
@@ -75,7 +79,8 @@ h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
 th, td { white-space: nowrap; padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #e4e4e4 }
 th { border-bottom: 2px solid #999 } .text { text-align: left }
-img { max-width: 100%; max-height: 34rem } pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem }
+img { max-width: 100%; max-height: 34rem }
+pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem }
 .note { color: #555; font-size: .9rem }
 """
 
@@ -83,6 +88,7 @@ img { max-width: 100%; max-height: 34rem } pre { background: #f6f6f6; padding: .
 def _page(
     benchmark: dict[str, Any],
     frame: pd.DataFrame,
+    left: int,
     second: pd.DataFrame,
     third: pd.DataFrame,
     runs: list[dict[str, Any]],
@@ -93,6 +99,7 @@ def _page(
         return f'<p><img alt="{name}" src="data:image/png;base64,{data}"></p>'
 
     counts = ", ".join(f"{count} {status}" for status, count in frame["status"].value_counts().items())
+    unfinished = f"<p>Unfinished: {left} trials are left, and what is above leaves them out.</p>" if left else ""
     sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in summary(second, third))
     name = html.escape(str(benchmark["name"]))
     account = "".join(f"<li>{html.escape(Outcome(**run).describe())}</li>" for run in runs)
@@ -114,7 +121,7 @@ steps, as published.</p>
 <p class="note">total: all judged runs and the retraining of the best, training steps only; full cost also counts
 evaluation and selection. Every CSV file lies beside this page.</p>
 <h2>What ran</h2>
-<p>{len(frame)} trials: {counts}.</p>
+<p>{len(frame)} trials: {counts}.</p>{unfinished}
 <ul>{account}</ul>
 <pre>{config}</pre>
 </body></html>

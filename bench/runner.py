@@ -156,7 +156,7 @@ def run_benchmark(
             tuner.fit()
         finally:
             store.remove("ray")
-    outcome = outcome_of(finished, reused, slots, since)
+    outcome = outcome_of(finished, reused, race.left, slots, since)
     store.write_run(datetime.fromtimestamp(since, UTC).strftime("%Y%m%dT%H%M%S.%f"), asdict(outcome))
     if address is None and ray.is_initialized():
         ray.shutdown()

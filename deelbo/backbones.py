@@ -97,7 +97,11 @@ BACKBONES: dict[str, tuple[Callable[[], nn.Module], str]] = {"digits-resnet": (D
 
 
 def build_backbone(
-    name: str, num_classes: int, weights: dict[str, Tensor] | None = None, seed: int = 0
+    name: str,
+    num_classes: int,
+    weights: dict[str, Tensor] | None = None,
+    seed: int = 0,
+    head: str | None = None,
 ) -> tuple[nn.Module, str]:
     """The named network with pretrained ``weights`` and a freshly initialised head, and the head's name.
 
@@ -106,13 +110,15 @@ def build_backbone(
         num_classes: outputs of the new head.
         weights: a state dict for the whole network as it was pretrained; None leaves the random initialisation.
         seed: of all random initialisation.
+        head: dotted name of the linear layer that is the head; the network's own where None.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or no such head.
     """
     if name not in BACKBONES:
         raise ValueError(f"backbone must be one of {', '.join(sorted(BACKBONES))}, got {name!r}")
-    constructor, head = BACKBONES[name]
+    constructor, own_head = BACKBONES[name]
+    head = own_head if head is None else head
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = constructor()

@@ -237,4 +237,5 @@ class DataEmphasizedELBO(ELBO):
         generator: torch.Generator | None = None,
     ) -> None:
         dim = sum(group.prior.dim for group in groups)
-        super().__init__(groups, num_examples, dim / num_examples if kappa is None else kappa, sigma, generator)
+        kappa = dim / (num_examples or 1) if kappa is None else kappa  # N = 0 is refused by `Objective`
+        super().__init__(groups, num_examples, kappa, sigma, generator)

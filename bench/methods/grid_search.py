@@ -37,7 +37,7 @@ class MAPGridSearch(Method):
         self._tuned[record.key] = record
         if len(self._tuned) < len(self.grid):
             return ()
-        best = min(self.grid, key=lambda spec: _rank(self._tuned[spec.key]))
+        best = min(self.grid, key=lambda spec: (_rank(self._tuned[spec.key]), spec.key))
         return () if self._tuned[best.key].status == "failed" else [replace(best, stage="retrain")]
 
     def count(self) -> int:
@@ -54,6 +54,6 @@ class MAPGridSearch(Method):
 
 
 def _rank(record: TrialRecord) -> tuple[bool, float]:
-    """Least is best: failed runs last, and runs whose validation NLL is not finite behind those where it is."""
+    """Least is best: failed runs last, and before them those that diverged or whose validation NLL is not finite."""
     nll = record.metrics.get("val_nll", math.inf)
-    return record.status == "failed", nll if math.isfinite(nll) else math.inf
+    return record.status == "failed", nll if math.isfinite(nll) and record.status == "completed" else math.inf

@@ -83,7 +83,8 @@ def test_the_order_of_answers_does_not_matter(order: int, fake: Fake) -> None:
     random.Random(order).shuffle(records)  # noqa: S311
     for record in records:
         method.tell(record)
-    assert ask_all(method) == [replace(tuning[1], stage="retrain")]
+    tied = [spec for i, spec in enumerate(tuning) if i % 4 in (1, 2)]
+    assert ask_all(method) == [replace(min(tied, key=lambda spec: spec.key), stage="retrain")]
 
 
 @pytest.mark.parametrize("nll", [float("nan"), float("inf")])

@@ -109,11 +109,15 @@ def test_an_unknown_phase_is_refused(clock: PhaseClock) -> None:
 
 def test_an_exception_ends_its_phase(clock: PhaseClock, hand: Hand) -> None:
     """A phase that raises keeps its seconds, and the outer phase runs on."""
+
+    def fail() -> None:
+        hand.move(10)
+        raise ZeroDivisionError
+
     with clock.phase("train"):
         hand.move(1)
         with pytest.raises(ZeroDivisionError), clock.phase("evaluate"):
-            hand.move(10)
-            raise ZeroDivisionError
+            fail()
         hand.move(2)
     hand.move(100)
     assert booked(clock) == {"train": 3, "evaluate": 10}

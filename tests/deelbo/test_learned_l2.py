@@ -58,9 +58,9 @@ def test_the_drop_in_loop(prior: str) -> None:
     model.add_module("body", nn.Sequential(nn.Linear(2, 16), nn.Tanh()))
     model.add_module("fc", nn.Linear(16, 2))
     inputs = torch.randn(256, 2)
-    targets = (inputs[:, 0] * inputs[:, 1] > 0).long()
+    targets = (inputs.sum(1) > 0).long()
     loader = list(zip(inputs.split(64), targets.split(64), strict=True))
-    before = float(F.cross_entropy(model(inputs), targets))
+    before = F.cross_entropy(model(inputs), targets).item()
 
     reg = LearnedL2(model, num_examples=len(inputs), prior=prior, head="fc")
     opt = torch.optim.SGD([*model.parameters(), *reg.parameters()], lr=0.1, momentum=0.9, nesterov=True)
@@ -70,7 +70,7 @@ def test_the_drop_in_loop(prior: str) -> None:
                 F.cross_entropy(model(x), y).backward()
             opt.step()
 
-    assert float(F.cross_entropy(model(inputs), targets)) < before / 2
+    assert F.cross_entropy(model(inputs), targets).item() < before / 4
     assert reg.sigma > 2e-4
     assert 0 < reg.lambda_ < math.inf
     assert 0 < reg.tau < math.inf

@@ -30,7 +30,9 @@ def emphasized_by_3(problem: Any, generator: torch.Generator | None = None) -> E
     return DataEmphasizedELBO(groups, N, kappa=3.0, sigma=SIGMA, generator=generator)
 
 
-BOUNDS = pytest.mark.parametrize(("make", "share"), [(plain, 1 / N), (emphasized, 1 / D), (emphasized_by_3, 1 / (3 * N))])
+BOUNDS = pytest.mark.parametrize(
+    ("make", "share"), [(plain, 1 / N), (emphasized, 1 / D), (emphasized_by_3, 1 / (3 * N))]
+)
 
 
 @BOUNDS

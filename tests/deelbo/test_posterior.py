@@ -112,9 +112,13 @@ def test_an_exception_leaves_no_gradients() -> None:
     """A block that raises after ``backward`` leaves no gradient behind."""
     model, x, y = mlp()
     posterior = IsotropicPosterior(model.parameters(), 0.5)
-    with pytest.raises(ZeroDivisionError), posterior.sample():
+
+    def fail() -> None:
         F.cross_entropy(model(x), y).backward()
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), posterior.sample():
+        fail()
     assert posterior.rho.grad is None
     assert all(p.grad is None for p in model.parameters())
 

@@ -26,7 +26,11 @@ def low_rank(
     dim: int, columns: int, rank: int | None = None, epsilon: float = 0.1, seed: int = 1
 ) -> tuple[LowRank, Tensor]:
     """A prior and its covariance, dense."""
-    mean, variance, factor = normal(dim, seed=seed), normal(dim, seed=seed + 1).square(), normal(dim, columns, seed=seed + 2)
+    mean, variance, factor = (
+        normal(dim, seed=seed),
+        normal(dim, seed=seed + 1).square(),
+        normal(dim, columns, seed=seed + 2),
+    )
     used = factor if rank is None else factor[:, columns - rank :]
     dense = torch.diag(variance) / 2 + epsilon * torch.eye(dim).double() + used @ used.T / (2 * used.shape[1] - 2)
     return LowRank(mean, variance, factor, rank, epsilon), dense
@@ -119,7 +123,9 @@ def test_low_rank_matrices(dim: int, rank: int, older: int, epsilon: float, seed
     assert prior.log_det == pytest.approx(float(torch.linalg.slogdet(dense).logabsdet), rel=1e-7, abs=1e-8)
     assert prior.trace_precision == pytest.approx(float(inverse.trace()), rel=1e-7)
     torch.testing.assert_close(prior.precision_times(vector), inverse @ vector, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(prior.squared_distance(vector + prior.mean), vector @ inverse @ vector, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        prior.squared_distance(vector + prior.mean), vector @ inverse @ vector, rtol=1e-6, atol=1e-7
+    )
 
 
 def test_low_rank_in_single_precision() -> None:
