@@ -127,16 +127,11 @@ def _speed(options: argparse.Namespace) -> int:
         device = torch.device(options.device)
     except RuntimeError:
         raise ValueError(f"--device must be cpu or cuda, got {options.device!r}") from None
-    result = measure(
-        options.backbone,
-        options.batch,
-        options.size,
-        options.channels,
-        options.rounds,
-        options.steps,
-        device,
-        options.threads,
-    )
+    shape = (options.batch, options.size, options.channels)
+    try:
+        result = measure(options.backbone, *shape, options.rounds, options.steps, device, options.threads)
+    except (RuntimeError, AssertionError) as error:  # torch's words for no such device, or images that do not fit
+        raise ValueError(f"{options.backbone} does not run so on {device} ({str(error).splitlines()[0]})") from error
     print(json.dumps(result, indent=1))
     return 0
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from bench.config import Benchmark, ConfigError, load_benchmark, parse_benchmark
+from bench.config import Benchmark, ConfigError, load_benchmark, one_line, parse_benchmark
 from bench.methods import make_methods
 from bench.records import RecordError, RecordStore
 from bench.tables import METHOD_NAMES, PRIOR_NAMES
@@ -69,15 +69,16 @@ def run(config: str, storage: str | None, tracking: str | None, address: str | N
     check(benchmark)
     store = RecordStore(storage or os.path.join("deelbo-runs", benchmark.name))
     store = RecordStore(store.path()) if store.local else store
+    from bench.tracking import MLflowMirror, Tracker, tracking_uri
+
+    uri = tracking_uri(store, tracking)
     claim(store, benchmark)
     if address is None:  # a Ray of this machine alone: have it listen on loopback, as it does by itself on macOS
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     from bench.progress import Terminal
     from bench.report import write_report
     from bench.runner import run_benchmark
-    from bench.tracking import MLflowMirror, Tracker, tracking_uri
 
-    uri = tracking_uri(store, tracking)
     console.print(f"[bold]{benchmark.name}[/bold] in {_short(store.url)}")
     pretrained = load_pretrained(say=console.print)
     terminal, tracker = Terminal(console), Tracker(lambda: MLflowMirror(uri, benchmark, store))
@@ -156,7 +157,13 @@ def sync(storage: str, tracking: str | None) -> int:
 
     store, benchmark = _existing(storage)
     folder = Path(store.path("report")) if store.local else None
-    count = send(store, benchmark, tracking_uri(store, tracking), folder if folder and folder.is_dir() else None)
+    uri = tracking_uri(store, tracking)
+    try:
+        count = send(store, benchmark, uri, folder if folder and folder.is_dir() else None)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # MLflow's own, or its database's
+        raise RecordError(f"MLflow at {uri} takes no records ({one_line(error)}): see --tracking-uri") from error
     console.print(f"{count} trials of {benchmark.name} are in MLflow")
     return 0
 

@@ -82,7 +82,8 @@ class MLflowMirror:
 
     def _find_runs(self) -> str:
         """The parent run, made where there is none; takes note of the children that exist."""
-        where = f"tags.`{BENCHMARK}` = '{self.store.url}'"
+        quote = '"' if "'" in self.store.url else "'"
+        where = f"tags.`{BENCHMARK}` = {quote}{self.store.url}{quote}"
         parents = self.client.search_runs([self.experiment], f"{where} and tags.`deelbo.role` = 'benchmark'")
         token = None
         while True:
@@ -139,7 +140,7 @@ class MLflowMirror:
                 if name not in ("step", "epoch") and math.isfinite(value)
             ]
         step, when = int(series[-1]["step"]) if series else 0, int(record.finished * 1000)
-        known = set(series[-1]) if series else set()
+        known = {name for name, value in series[-1].items() if math.isfinite(value)} if series else set()
         last = {name: value for name, value in (record.metrics | record.state).items() if name not in known}
         last |= {f"seconds_{phase}": seconds for phase, seconds in record.seconds.items()}
         for name, value in last.items():
@@ -157,8 +158,8 @@ class MLflowMirror:
         self.client.log_batch(run, tags=[RunTag(name, value) for name, value in tags.items()])
         status = "FINISHED" if record.succeeded else "FAILED"
         self.client.set_terminated(run, status, when)
-        self.client.set_tag(run, COMPLETE, "1")
         if record.succeeded:
+            self.client.set_tag(run, COMPLETE, "1")
             self.complete.add(record.key)
 
     def close(self, status: str, metrics: dict[str, float], report: Path | None = None) -> None:
@@ -219,7 +220,10 @@ class Tracker(Watcher):
         self._events.put(None)
         self._deadline = time.monotonic() + self._grace
         self._thread.join(self._grace + 1)
-        return not self._thread.is_alive() and self._events.empty()
+        sent = not self._thread.is_alive() and self._events.empty()
+        if not sent and self.problem is None:
+            self.problem = f"no answer within {self._grace:g} s"
+        return sent
 
     def _work(self) -> None:
         while (event := self._events.get()) is not None:

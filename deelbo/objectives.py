@@ -211,7 +211,8 @@ class ELBO(Objective):
 
     def weight_decay(self) -> dict[str, float]:
         """1 / (kappa N s*) for each group; with kappa = D/N that is 1 / (D s*)."""
-        return {name: 1 / (self.kappa * self.num_examples * scale) for name, scale in self.scales().items()}
+        share = 1 / (self.kappa * self.num_examples)
+        return {name: share / scale if scale else math.inf for name, scale in self.scales().items()}
 
     def describe(self) -> dict[str, float]:
         state = super().describe() | {f"scale_{name}": scale for name, scale in self.scales().items()}

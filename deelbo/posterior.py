@@ -96,9 +96,7 @@ class IsotropicPosterior:
         """
         if self._inside:
             raise RuntimeError("sample() was entered inside sample(): leave the first block before drawing again")
-        self.rho.grad = None
-        for parameter in self.weights:
-            parameter.grad = None
+        self._clear_gradients()
         like = self.weights[0]
         mean = flatten(self.weights)
         noise = torch.randn(mean.shape, generator=self.generator, dtype=like.dtype, device=like.device)
@@ -107,6 +105,9 @@ class IsotropicPosterior:
         self._inside = True
         try:
             yield draw
+        except BaseException:
+            self._clear_gradients()
+            raise
         finally:
             self._inside = False
             self._write(mean)
@@ -114,6 +115,10 @@ class IsotropicPosterior:
         if gradient is not None:
             draw.backward_ran = True
             self.rho.grad = torch.dot(gradient, noise) * self.sigma_slope
+
+    def _clear_gradients(self) -> None:
+        for parameter in [self.rho, *self.weights]:
+            parameter.grad = None
 
     @torch.no_grad()
     def _write(self, vector: Tensor) -> None:

@@ -118,7 +118,7 @@ class Isotropic(GaussianPrior):
     def __init__(self, mean: Tensor) -> None:
         if mean.ndim != 1 or mean.numel() == 0:
             raise ValueError(f"the prior's mean must be a vector of at least one weight, got shape {tuple(mean.shape)}")
-        self.mean = mean.detach()
+        self.mean = mean.detach().clone()
         self.trace_precision = float(self.dim)
         self.log_det = 0.0
 
@@ -155,10 +155,12 @@ class LowRank(GaussianPrior):
         rank = factor.shape[1] if rank is None else rank
         if not 2 <= rank <= factor.shape[1]:
             raise ValueError(f"rank must lie between 2 and the factor's {factor.shape[1]} columns, got {rank}")
+        if not bool(factor.isfinite().all()):
+            raise ValueError("factor must be finite in every element, got NaN or infinity: fit SWAG again")
         diagonal = 0.5 * variance.detach().double() + epsilon
         if not bool((diagonal > 0).all()):
             raise ValueError("1/2 variance + epsilon must be positive for every weight: raise epsilon or mend variance")
-        self.mean = mean.detach()
+        self.mean = mean.detach().clone()
         scaled = factor.detach()[:, -rank:].double() / math.sqrt(2 * rank - 2)
         weighted = scaled / diagonal[:, None]
         capacitance = torch.eye(rank, dtype=torch.float64, device=mean.device) + scaled.T @ weighted

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from bench.methods import make_methods
 from bench.race import Race
 from bench.records import RecordStore
 from bench.trials import TrialRecord, TrialSpec
-from deelbo.pretraining import Pretrained, Recipe, load_pretrained
+from deelbo import pretraining
 
 FakeRecord = Callable[..., TrialRecord]
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # tests call nobody; read when mlflow is imported
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 
 
 @pytest.fixture
@@ -121,14 +125,18 @@ def storage(tmp_path: Path, tiny: Benchmark, play: Any, fill: Any) -> RecordStor
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache folder of the test session's own, so that the user's is left alone."""
+    """A cache folder of the test session's own, with a network in it that was pretrained as briefly as SWAG allows."""
     folder = tmp_path_factory.mktemp("deelbo-cache")
+    quick = partial(pretraining.pretrain, pretraining.Recipe(epochs=1, swag_epochs=5))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEELBO_CACHE", str(folder))
+        with pytest.MonkeyPatch.context() as briefly:
+            briefly.setattr(pretraining, "pretrain", lambda _: quick())
+            pretraining.load_pretrained()
         yield folder
 
 
 @pytest.fixture(scope="session")
-def pretrained(cache: Path) -> Pretrained:
-    """A network that was pretrained as briefly as SWAG allows."""
-    return load_pretrained(Recipe(epochs=1, swag_epochs=5))
+def pretrained(cache: Path) -> pretraining.Pretrained:
+    """That network."""
+    return pretraining.load_pretrained()

@@ -212,7 +212,8 @@ def test_curves_csv_keeps_its_contract(content: dict[str, Any], fake: Fake, play
     """curves.csv has the columns of the contract, and one row for each cost, cell, method and k."""
     content["seeds"] = [1, 2]
     table = curves(grid(content, play, fake))
-    contract = "dataset prior method n split_seed k expected_hours expected_test_acc sd_test_acc cost".split()
+    contract = ["dataset", "prior", "method", "n", "split_seed", "k"]
+    contract += ["expected_hours", "expected_test_acc", "sd_test_acc", "cost"]
     assert set(contract) <= set(table.columns)
     assert set(table["cost"]) == {"train", "full"}
     assert len(table) == 2 * 2 * (4 + 2 + 2)

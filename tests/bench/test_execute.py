@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -43,7 +43,9 @@ PTYL = replace(SPEC, prior="ptyl", weight_decay=None, prior_scale=10.0)
 DE_ELBO = replace(SPEC, method="de-elbo", stage="run", weight_decay=None, head_weight_decay=None)
 ELBO_RUN = replace(DE_ELBO, method="elbo", kappa=1.0)
 
-MAP_SPECS = [replace(spec, stage=stage) for spec in (SPEC, replace(SPEC, prior="l2-zero"), PTYL) for stage in ("tune", "retrain")]
+MAP_SPECS = [
+    replace(spec, stage=stage) for spec in (SPEC, replace(SPEC, prior="l2-zero"), PTYL) for stage in ("tune", "retrain")
+]
 ELBO_SPECS = [replace(spec, prior=prior) for spec in (DE_ELBO, ELBO_RUN) for prior in ("l2-zero", "l2-sp", "ptyl")]
 
 

@@ -129,6 +129,15 @@ def test_pretrained_weights_are_loaded_but_for_the_head() -> None:
     assert smaller.get_parameter("fc.weight").shape == (3, 32)
 
 
+def test_the_head_may_be_named() -> None:
+    """A named head is the one that is replaced; one that is not there is refused."""
+    assert build_backbone("digits-resnet", 3, head="fc")[1] == "fc"
+    with pytest.raises(ValueError, match="'layer1' must be a Linear layer"):
+        build_backbone("digits-resnet", 3, head="layer1")
+    with pytest.raises(ValueError, match="no submodule 'classifier'"):
+        build_backbone("digits-resnet", 3, head="classifier")
+
+
 def test_an_unknown_backbone_is_refused() -> None:
     """A backbone that is not there raises ValueError that lists those that are."""
     with pytest.raises(ValueError, match="one of digits-resnet, got 'resnet-50'"):

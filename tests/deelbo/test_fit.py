@@ -147,6 +147,39 @@ def test_the_series(toy_split: Split, toy_model: nn.Module, steps: int, points: 
     assert seen == result.series
 
 
+def test_every_method_sees_the_same_images(toy_split: Split, toy_model: nn.Module) -> None:
+    """Order and augmentation depend on the seed alone, not on what an objective or the model draws."""
+    seen: list[list[Tensor]] = []
+    for make in (bound, point):
+        model, inputs = copy.deepcopy(toy_model), []
+        model.register_forward_pre_hook(lambda _, args, into=inputs: into.append(args[0].clone()))
+        fit(model, toy_split, make(model), SHORT, seed=3, test=False)
+        seen.append(inputs[:32])
+    assert len(seen[0]) == len(seen[1]) == 2 + 30
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+def test_train_nll_is_of_the_last_stretch(
+    toy_split: Split, toy_model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row's train_nll is the mean loss of the steps since the row before."""
+    losses: list[float] = []
+    step = Run.step
+
+    def noted(run: Run, indices: Tensor) -> Tensor:
+        loss = step(run, indices)
+        losses.append(loss.item())
+        return loss
+
+    monkeypatch.setattr(Run, "step", noted)
+    result = fit(toy_model, toy_split, bound(toy_model), Schedule(0.1, steps=50, batch_size=32, series_points=3))
+    ends = [int(row["step"]) for row in result.series]
+    assert len(losses) == ends[-1] == 50
+    for start, end, row in zip([0, *ends], ends, result.series, strict=False):
+        assert row["train_nll"] == pytest.approx(sum(losses[start:end]) / (end - start), rel=1e-5)
+    assert result.metrics["train_nll"] == result.series[-1]["train_nll"]
+
+
 def test_the_learning_rate_follows_a_cosine(toy_split: Split, toy_model: nn.Module) -> None:
     """At every look the last step's learning rate is lr/2 (1 + cos(pi t / T)), t counting from 0."""
     schedule = Schedule(0.2, steps=50, batch_size=32)

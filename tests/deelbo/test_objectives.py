@@ -58,7 +58,7 @@ def test_what_a_bound_reports(problem: Any, make: Bound, share: float) -> None:
     state, sigma = objective.describe(), torch.tensor(SIGMA, dtype=torch.float64)
     weights = problem.weights()
     kl = problem.kl(weights, sigma)
-    assert state["regulariser"] == pytest.approx(share * float(kl), rel=1e-9)
+    assert state["regulariser"] == pytest.approx(share * kl.item(), rel=1e-9)
     assert float(objective.regulariser()) == state["regulariser"]
     assert state["kappa"] == pytest.approx(1 / (share * N))
     assert state["sigma"] == pytest.approx(SIGMA)
@@ -129,7 +129,7 @@ def test_maps_regulariser_is_the_log_prior(problem: Any) -> None:
             MultivariateNormal(mean, scales[name] * covariance).log_prob(vector)
             for name, (vector, mean, covariance) in problem.groups(problem.weights()).items()
         )
-        offsets.append(float(objective.regulariser()) + float(log_prior) / N)
+        offsets.append(float(objective.regulariser()) + log_prior.item() / N)
     assert offsets == pytest.approx([offsets[0]] * 3, rel=1e-10)
     assert objective.describe()["regulariser"] == float(objective.regulariser())
 

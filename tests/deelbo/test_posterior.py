@@ -107,7 +107,6 @@ def test_weights_are_restored_after_an_exception() -> None:
     assert posterior.rho.grad is not None
 
 
-@pytest.mark.xfail(reason="the weights keep the raw dL/dtheta, contrary to sample()'s docstring")
 def test_an_exception_leaves_no_gradients() -> None:
     """A block that raises after ``backward`` leaves no gradient behind."""
     model, x, y = mlp()

@@ -51,12 +51,14 @@ def test_swag_against_numpy(steps: int, rank: int) -> None:
 
 
 def test_swags_variance_is_not_negative() -> None:
-    """Iterates that do not move have variance 0, not a rounding error below it."""
-    swag = SWAG([nn.Parameter(torch.full((50,), 1 / 3) * torch.arange(50))])
+    """Iterates that hardly move have variance 0, not a rounding error below it."""
+    weight = nn.Parameter(1000 * torch.randn(1000))
+    swag = SWAG([weight])
     for _ in range(7):
+        with torch.no_grad():
+            weight.add_(1e-4 * torch.randn(1000))
         swag.collect()
-    assert float(swag.variance.min()) >= 0
-    assert float(swag.variance.max()) < 1e-3
+    assert float(swag.variance.min()) == 0
 
 
 def test_the_prior_from_swag() -> None:

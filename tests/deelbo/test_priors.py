@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -151,6 +152,17 @@ def test_rank_takes_the_newest_columns() -> None:
     assert picked.log_det == only_newest.log_det
     assert torch.equal(picked.precision_times(vector), only_newest.precision_times(vector))
     assert picked.log_det != LowRank(mean, variance, factor).log_det
+
+
+@pytest.mark.parametrize(
+    "make", [Isotropic, lambda mean: LowRank(mean, torch.ones(3), torch.ones(3, 2))], ids=["isotropic", "low-rank"]
+)
+def test_the_mean_is_the_priors_own(make: Callable[[Tensor], GaussianPrior]) -> None:
+    """The mean stays where it was when the tensor that it was made from, e.g. a weight, moves on."""
+    given = torch.ones(3)
+    prior = make(given)
+    given.add_(1)
+    assert torch.equal(prior.mean, torch.ones(3))
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (0,), ()])

@@ -1,0 +1,180 @@
+"""The command line: bad input is one line and exit code 2, and leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bench.cli import main
+from bench.config import Benchmark
+from bench.records import RecordStore
+
+
+def exit_code(*arguments: str) -> int:
+    """What the process would end with."""
+    try:
+        return main(arguments)
+    except SystemExit as error:
+        return int(error.code or 0)
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Everything in a folder."""
+    found = sorted(folder.rglob("*"))
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in found}
+
+
+def assert_refused(capsys: pytest.CaptureFixture[str], *arguments: str, words: str = "") -> None:
+    """Exit code 2 and one line on stderr; nothing on stdout; the working folder as it was."""
+    before = tree(Path.cwd())
+    assert exit_code(*arguments) == 2
+    out, error = capsys.readouterr()
+    assert error.startswith("deelbo-bench: ")
+    assert len(error.splitlines()) == 1
+    assert words in error
+    assert out == ""
+    assert tree(Path.cwd()) == before
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run in an empty folder, with a terminal that shows every word."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("DEELBO_CACHE", str(tmp_path / "here" / "cache"))
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"colour": "red"}, "unknown key colour"),
+        ({"methods": {"map-gs": {"weight_decays": [-1]}}}, "methods.map-gs.weight_decays.0 = -1"),
+        ({"methods": {"map-gs": {"weight_decays": ["lots"]}}}, "'lots': must be a number"),
+        ({"n": [5000]}, "n = 5000 is larger than the pool of 4000"),
+        ({"n": [101]}, "n = 101 is not a multiple of the 10 classes"),
+        ({"dataset": "atlantis"}, "dataset = 'atlantis'"),
+        ({"head": "nose"}, "no submodule 'nose'"),
+        ({"name": "a\nb"}, "name = 'a\\nb'"),
+        ({"multi\nline": 1}, "unknown key multi line"),
+    ],
+)
+def test_a_bad_configuration(
+    command: str,
+    change: dict[str, Any],
+    words: str,
+    content: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A configuration that makes no sense is refused by ``run`` and ``plan`` before anything starts."""
+    file = tmp_path / "bad.yaml"
+    file.write_text(yaml.safe_dump(content | change))
+    assert_refused(capsys, command, str(file), words=words)
+
+
+USAGE = [
+    ([], "COMMAND"),
+    (["fly"], "fly"),
+    (["run"], "config"),
+    (["run", "quickstart", "--colour", "red"], "--colour"),
+    (["run", "quickstat"], "no preset or file 'quickstat'"),
+    (["plan", "quickstart", "--seconds-per-step", "soon"], "soon"),
+    (["plan", "quickstart", "--seconds-per-step", "0"], "positive"),
+    (["report"], ""),
+    (["report", "nothing"], "holds no benchmark"),
+    (["sync", "nothing"], "holds no benchmark"),
+    (["ui", "nothing"], "holds no benchmark"),
+    (["ui", "nothing", "--port", "x"], "--port"),
+    (["speed", "--rounds", "0"], "--rounds must be at least 1, got 0"),
+    (["speed", "--steps", "-3"], "--steps must be at least 1, got -3"),
+    (["speed", "--rounds", "many"], "many"),
+    (["speed", "--backbone", "resnet5000"], "resnet5000"),
+    (["speed", "--device", "toaster"], "toaster"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), USAGE, ids=[" ".join(arguments) for arguments, _ in USAGE])
+def test_a_bad_call(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever is wrong with a call is said in one line."""
+    assert_refused(capsys, *arguments, words=words)
+
+
+@pytest.mark.parametrize(
+    "command", [["run", "quickstart", "--storage"], ["report"], ["sync"], ["ui"]], ids=lambda c: c[0]
+)
+def test_a_storage_with_other_files(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that holds something else is refused by every command, and left as it is."""
+    Path("home").mkdir()
+    Path("home", "thesis.tex").write_text("years of work")
+    assert_refused(capsys, *command, "home", words="home exists and holds no benchmark")
+
+
+def test_a_storage_with_another_benchmark(storage: RecordStore, capsys: pytest.CaptureFixture[str]) -> None:
+    """A storage that holds another benchmark is refused with what differs, and left as it is."""
+    before = tree(Path(storage.path()))
+    assert_refused(
+        capsys, "run", "quickstart", "--storage", storage.url, words="name was 'tiny' and is now 'quickstart'"
+    )
+    assert tree(Path(storage.path())) == before
+
+
+def test_a_storage_with_a_damaged_record(storage: RecordStore, capsys: pytest.CaptureFixture[str]) -> None:
+    """A record that cannot be read is named by ``report``, with what to do, and nothing is written."""
+    record = next(Path(storage.path("records")).iterdir())
+    record.write_text("{")
+    before = tree(Path(storage.path()))
+    assert_refused(capsys, "report", storage.url, words=f"{record} is damaged")
+    assert tree(Path(storage.path())) == before
+
+
+def test_a_remote_storage_needs_a_tracking_uri(tiny: Benchmark, capsys: pytest.CaptureFixture[str]) -> None:
+    """A storage behind a URL without --tracking-uri is refused before anything is written to it."""
+    assert_refused(capsys, "run", "quickstart", "--storage", "memory://claimed/a", words="--tracking-uri")
+    assert RecordStore("memory://claimed/a").read_benchmark() is None
+
+
+def test_a_tracking_uri_that_is_none(storage: RecordStore, capsys: pytest.CaptureFixture[str]) -> None:
+    """A tracking URI that MLflow cannot use is one line."""
+    assert_refused(capsys, "sync", storage.url, "--tracking-uri", "gopher://x", words="gopher")
+
+
+def test_images_that_the_network_cannot_take(capsys: pytest.CaptureFixture[str]) -> None:
+    """`speed` with three channels for a network that takes one is one line."""
+    assert_refused(capsys, "speed", "--channels", "3", "--rounds", "1", "--steps", "1", words="channel")
+
+
+def test_report_names_its_files(storage: RecordStore, capsys: pytest.CaptureFixture[str]) -> None:
+    """``report`` exits 0, and every file that it names is there."""
+    assert exit_code("report", storage.url, "--out", "pages") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert {"report.html", "figure2.png", "table3.csv"} <= {name for name, _ in lines}
+    assert all(Path(path).is_file() and Path(path).name == name for name, path in lines)
+
+
+def test_speed_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """``speed`` prints one JSON object and nothing else."""
+    assert exit_code("speed", "--rounds", "1", "--steps", "1", "--batch", "4") == 0
+    assert json.loads(capsys.readouterr().out)["rounds"] == 1
+
+
+def test_traceback_on_request() -> None:
+    """With --traceback the error itself comes through."""
+    with pytest.raises(ValueError, match="no preset or file"):
+        main(["--traceback", "plan", "quickstat"])
+
+
+def test_the_installed_command() -> None:
+    """The command as it is installed does the same: exit code 2, one line, no traceback."""
+    command = Path(sys.executable).with_name("deelbo-bench")
+    done = subprocess.run([command, "run", "quickstat"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("deelbo-bench: no preset or file 'quickstat'")
+    assert len(done.stderr.splitlines()) == 1
