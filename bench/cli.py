@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.call(options))
-    except (ValueError, ModuleNotFoundError, OSError) as error:
+    except (ValueError, ImportError, OSError) as error:
         if options.traceback:
             raise
         return _complain(" ".join(str(error).split()) or type(error).__name__)

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import NoReturn
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from bench.config import Benchmark, ConfigError, load_benchmark, one_line, parse_benchmark
 from bench.methods import make_methods
 from bench.records import RecordError, RecordStore
-from bench.tables import METHOD_NAMES, PRIOR_NAMES
+from bench.tables import METHOD_NAMES, PRIOR_NAMES, for_people
 from deelbo.backbones import BACKBONES, build_backbone
 from deelbo.pretraining import load_pretrained
 from deelbo.tasks import TASKS
 from deelbo.tasks.splits import check_size
 
-__all__ = ["check", "plan", "report", "run", "sync", "ui"]
+__all__ = ["check", "claim", "plan", "report", "run", "sync", "ui"]
 
-console = Console(soft_wrap=True, highlight=False)
+console = Console(soft_wrap=True, highlight=False, markup=False)
 
 
 def check(benchmark: Benchmark) -> None:
@@ -47,12 +50,8 @@ def check(benchmark: Benchmark) -> None:
         raise ConfigError(f"resources.gpus_per_trial = {benchmark.resources.gpus_per_trial:g}: a trial uses 1 at most")
 
 
-def claim(store: RecordStore, benchmark: Benchmark) -> None:
-    """Makes the storage this benchmark's, or finds that it is.
-
-    Raises:
-        RecordError: it holds another benchmark, or something else.
-    """
+def check_storage(store: RecordStore, benchmark: Benchmark) -> None:
+    """Raises RecordError where the storage holds another benchmark, or something else."""
     there = store.read_benchmark()
     if there is not None:
         before = parse_benchmark(there, store.path("benchmark.json")).settings_that_bind()
@@ -60,7 +59,23 @@ def claim(store: RecordStore, benchmark: Benchmark) -> None:
         changed = [f"{name} was {before[name]!r} and is now {now[name]!r}" for name in now if now[name] != before[name]]
         if changed:
             raise RecordError(f"{store.url} holds another benchmark ({changed[0]}): choose another --storage")
+
+
+def claim(store: RecordStore, benchmark: Benchmark) -> None:
+    """Makes the storage this benchmark's, or takes up what changed in it. Raises as `check_storage` does."""
+    check_storage(store, benchmark)
     store.write_benchmark(benchmark.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def check_start(store: RecordStore, fingerprint: str) -> None:
+    """Raises RecordError where trials of this storage started from other pretrained weights than those at hand."""
+    for record in store.records():
+        found = record.versions.get("pretrained", fingerprint)
+        if found != fingerprint:
+            raise RecordError(
+                f"{store.url} holds trials that started from pretrained weights {found}, here they are {fingerprint} "
+                "(another torch, or another machine): choose another --storage"
+            )
 
 
 def run(config: str, storage: str | None, tracking: str | None, address: str | None, since: float) -> int:
@@ -68,19 +83,22 @@ def run(config: str, storage: str | None, tracking: str | None, address: str | N
     benchmark = load_benchmark(config)
     check(benchmark)
     store = RecordStore(storage or os.path.join("deelbo-runs", benchmark.name))
-    store = RecordStore(store.path()) if store.local else store
-    from bench.tracking import MLflowMirror, Tracker, tracking_uri
+    from bench.mirror import MLflowMirror, tracking_uri
+    from bench.tracking import Tracker
 
     uri = tracking_uri(store, tracking)
-    claim(store, benchmark)
+    check_storage(store, benchmark)
     if address is None:  # a Ray of this machine alone: have it listen on loopback, as it does by itself on macOS
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    from bench.outcome import duration
     from bench.progress import Terminal
     from bench.report import write_report
     from bench.runner import run_benchmark
 
-    console.print(f"[bold]{benchmark.name}[/bold] in {_short(store.url)}")
+    console.print(f"{benchmark.name} in {_short(store.url)}")
     pretrained = load_pretrained(say=console.print)
+    check_start(store, pretrained.fingerprint)
+    claim(store, benchmark)
     terminal, tracker = Terminal(console), Tracker(lambda: MLflowMirror(uri, benchmark, store))
     try:
         outcome = run_benchmark(benchmark, store, pretrained, address, [terminal, tracker], since)
@@ -92,21 +110,26 @@ def run(config: str, storage: str | None, tracking: str | None, address: str | N
     except RecordError:  # no trial has ended well; what went wrong is said below
         files = {}
     account = {"wall_seconds": outcome.wall_seconds, "busy": outcome.busy, "slots": float(outcome.slots)}
+    account = account if outcome.ran else {}
     status = "KILLED" if outcome.left else "FAILED" if outcome.failed else "FINISHED"
     sent = tracker.stop(status, account, folder if files else None)
     console.print(outcome.describe())
     if not sent:
         console.print(
-            f"MLflow did not take everything ({tracker.problem}): `deelbo-bench sync {_short(store.url)}` will"
+            f"MLflow did not take everything ({tracker.problem}): `{_command()} sync {_short(store.url)}` will"
         )
     if files:
-        _show_table3(store)
+        _show_table3(pd.read_csv(files["table3.csv"]))
         console.print(f"report  {_short(files['report.html'])}")
         console.print(f"figure  {_short(files['figure2.png'])}")
-    where = f"deelbo-bench ui {_short(store.url)}" if tracking is None else tracking
+    where = f"{_command()} ui {_short(store.url)}" if tracking is None else tracking
     console.print(f"MLflow  {where}")
     for line in outcome.failures:
-        console.print(f"failed  {line}", markup=False)
+        console.print(f"failed  {line}")
+    if outcome.ran:
+        took = time.time() - since
+        share = outcome.busy * outcome.wall_seconds / took
+        console.print(f"the whole command took {duration(took)}; its slots were inside trials for {share:.0%} of that")
     if outcome.left:
         console.print(f"stopped with {outcome.left} trials left: the same command continues")
         return 130
@@ -134,7 +157,7 @@ def plan(config: str, seconds_per_step: float | None) -> int:
     table.add_row("all", "", "", str(total), hours)
     console.print(table)
     if seconds_per_step is None:
-        console.print("hours: give --seconds-per-step, as `deelbo-bench speed` measures it where the trials will run")
+        console.print("hours: give --seconds-per-step, as `speed` measures it where the trials will run")
     return 0
 
 
@@ -152,8 +175,8 @@ def report(storage: str, out: Path | None) -> int:
 
 def sync(storage: str, tracking: str | None) -> int:
     """Sends all records to MLflow."""
-    from bench.tracking import sync as send
-    from bench.tracking import tracking_uri
+    from bench.mirror import sync as send
+    from bench.mirror import tracking_uri
 
     store, benchmark = _existing(storage)
     folder = Path(store.path("report")) if store.local else None
@@ -170,12 +193,12 @@ def sync(storage: str, tracking: str | None) -> int:
 
 def ui(storage: str, host: str, port: int) -> NoReturn:
     """Serves the MLflow page of a storage until Ctrl-C."""
-    from bench.tracking import tracking_uri
+    from bench.mirror import tracking_uri
 
     store, _ = _existing(storage)
     uri = tracking_uri(store)
     if not Path(store.path("mlflow.db")).exists():
-        raise RecordError(f"{storage} has no mlflow.db: `deelbo-bench sync {storage}` makes it from the records")
+        raise RecordError(f"{storage} has no mlflow.db: `{_command()} sync {storage}` makes it from the records")
     console.print(f"MLflow on http://{host}:{port} (Ctrl-C ends it)")
     command = [
         sys.executable,
@@ -196,17 +219,14 @@ def ui(storage: str, host: str, port: int) -> NoReturn:
 
 def _existing(storage: str) -> tuple[RecordStore, Benchmark]:
     store = RecordStore(storage)
-    store = RecordStore(store.path()) if store.local else store
     content = store.read_benchmark()
     if content is None:
         raise RecordError(f"{storage} holds no benchmark: give the storage of a `run`")
     return store, parse_benchmark(content, store.path("benchmark.json"))
 
 
-def _show_table3(store: RecordStore) -> None:
-    from bench.tables import for_people, table3
-
-    rows = for_people(table3(store.frame()))
+def _show_table3(third: pd.DataFrame) -> None:
+    rows = for_people(third)
     table = Table(title="test accuracy (%, class-balanced)", title_justify="left")
     for column in rows.columns:
         table.add_column(column, justify="left" if column in ("Model", "method", "dataset") else "right")
@@ -220,3 +240,11 @@ def _short(path: str | Path) -> str:
     text = str(path)
     relative = os.path.relpath(text) if os.path.isabs(text) else text
     return text if relative.startswith("..") else relative
+
+
+def _command() -> str:
+    """The command as it was called."""
+    if shutil.which("deelbo-bench"):
+        return "deelbo-bench"
+    called = Path(sys.argv[0])
+    return _short(called) if called.name == "deelbo-bench" else f"{_short(sys.executable)} -m bench.cli"

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 __all__ = [
     "PRESETS",
@@ -38,7 +48,33 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _kappa(value: Any) -> Any:
+    if value == "D/N":
+        return value
+    number = _number(value) if isinstance(value, str | int | float) else None
+    if number is None or not 0 < number < math.inf:
+        raise ValueError("must be D/N or a positive number")
+    return float(number)
+
+
+def _retrain(value: Any) -> Any:
+    choices = value.values() if isinstance(value, dict) else [value]
+    unknown = set(value) - set(get_args(Prior)) if isinstance(value, dict) else set()
+    if unknown or not all(isinstance(choice, str) and choice in get_args(Retrain) for choice in choices):
+        raise ValueError(f"must be best or all, or one of them for each of {', '.join(get_args(Prior))}")
+    return value
+
+
+def _filled(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise ValueError("must hold at least one value")
+    if len(set(values)) < len(values):
+        raise ValueError("must not hold a value twice")
+    return values
+
+
 Number = BeforeValidator(_number)
+Filled = AfterValidator(_filled)
 Positive = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -48,20 +84,9 @@ Retrain = Literal["best", "all"]
 
 
 class Strict(BaseModel):
-    """No unknown keys; nothing changes once read; no list holds a value twice."""
+    """No unknown keys, and nothing changes once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-    @model_validator(mode="after")
-    def _no_duplicates(self) -> Self:
-        for name, value in self:
-            if isinstance(value, tuple) and len(set(value)) < len(value):
-                raise ValueError(f"{name} holds a value twice: {list(value)}")
-        return self
-
-
-def _list(inner: Any) -> Any:
-    return Annotated[tuple[inner, ...], Field(min_length=1)]
 
 
 LEARNING_RATES = (0.1, 0.01, 0.001, 0.0001)
@@ -71,10 +96,10 @@ class GridSearchSettings(Strict):
     """MAP + grid search. One strength for backbone and head (alpha = beta) with L2-zero and L2-SP; with PTYL the
     backbone's is its prior's scale lambda, and ``weight_decays`` are the head's."""
 
-    learning_rates: _list(Positive) = LEARNING_RATES  # type: ignore[valid-type]
-    weight_decays: _list(NotNegative) = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 0.0)  # type: ignore[valid-type]
-    ptyl_lambdas: _list(Positive) = tuple(10.0**i for i in range(10))  # type: ignore[valid-type]
-    retrain: Retrain | dict[Prior, Retrain] = "best"
+    learning_rates: Annotated[tuple[Positive, ...], Filled] = LEARNING_RATES
+    weight_decays: Annotated[tuple[NotNegative, ...], Filled] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 0.0)
+    ptyl_lambdas: Annotated[tuple[Positive, ...], Filled] = tuple(10.0**i for i in range(10))
+    retrain: Annotated[Retrain | dict[Prior, Retrain], BeforeValidator(_retrain)] = "best"
 
     def retrains(self, prior: str) -> Retrain:
         """Which tuned configurations of that prior are trained again on all N images."""
@@ -86,13 +111,13 @@ class GridSearchSettings(Strict):
 class ELBoSettings(Strict):
     """The plain ELBo, kappa = 1: one run a learning rate."""
 
-    learning_rates: _list(Positive) = LEARNING_RATES  # type: ignore[valid-type]
+    learning_rates: Annotated[tuple[Positive, ...], Filled] = LEARNING_RATES
 
 
 class DEELBoSettings(ELBoSettings):
     """The DE ELBo: one run a learning rate. ``kappa`` is D/N unless a number is given."""
 
-    kappa: Literal["D/N"] | Positive = "D/N"
+    kappa: Annotated[Literal["D/N"] | float, BeforeValidator(_kappa)] = "D/N"
 
 
 class Methods(Strict):
@@ -144,9 +169,9 @@ class Benchmark(Strict):
     dataset: str
     backbone: str
     head: str | None = None
-    priors: _list(Prior)  # type: ignore[valid-type]
-    n: _list(Count)  # type: ignore[valid-type]
-    seeds: _list(Seed)  # type: ignore[valid-type]
+    priors: Annotated[tuple[Prior, ...], Filled]
+    n: Annotated[tuple[Count, ...], Filled]
+    seeds: Annotated[tuple[Seed, ...], Filled]
     methods: Methods
     training: Training = Training()
     resources: Resources = Resources()
@@ -204,13 +229,15 @@ def _problem(details: Any) -> str:
         return f"key {key} is missing: add it"
     message = details["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
+    if details["type"] == "tuple_type":
+        message = "must be a list, [...]"
     if details["type"] == "value_error" and isinstance(details["input"], dict | BaseModel):
         return f"{key}: {message}"
     shown = repr(details["input"])
     return f"{key} = {shown if len(shown) <= 60 else shown[:57] + '...'}: {message}"
 
 
-def _keys_beside(location: tuple[Any, ...]) -> str:
+def _keys_beside(location: Annotated[tuple[Any, ...], Filled]) -> str:
     """The keys that exist where an unknown one was found."""
     model: Any = Benchmark
     for part in location[:-1]:

@@ -66,7 +66,7 @@ def execute(
         attempt=attempt,
         concurrency=concurrency,
         hardware=hardware(device),
-        versions=versions(),
+        versions=versions() | {"pretrained": pretrained.fingerprint},
         **values,
     )
     return record, series

@@ -41,6 +41,8 @@ class Outcome:
 
     def describe(self) -> str:
         """For people."""
+        if not self.ran and not self.left:
+            return f"nothing left to run, {self.reused} trials done before"
         if not self.ran:
             return f"no trial ended in this call, {self.reused} done before, {self.left} left"
         return (

@@ -30,7 +30,7 @@ class Terminal(Watcher):
 
     def began(self, race: Race, slots: int) -> None:
         self.race, self.slots = race, slots
-        again = f", {race.reused} done before" if race.reused else ""
+        again = f", {len(race.reused)} done before" if race.reused else ""
         self.console.print(f"{race.total} trials{again}, {slots} at a time")
         if self.console.is_terminal and race.left:
             self.bar = Progress(

@@ -6,30 +6,36 @@ import random
 from collections.abc import Iterable, Sequence
 
 from bench.methods import Method
-from bench.trials import TrialRecord, TrialSpec
+from bench.trials import Cell, TrialRecord, TrialSpec
 
-__all__ = ["Race", "Watcher"]
+__all__ = ["Race", "Watcher", "settle"]
 
 
 class Race:
     """What is left to run, whatever ran before.
 
     Trials are shuffled by ``order_seed``, so that no method gets the machine's quiet hours. Records that exist are told
-    to their methods at once and never asked for again; failed ones are not told, so they are tried again.
+    to their methods at once and never asked for again; failed ones are tried again, unless ``keep_failed``.
 
     Attributes:
         total: trials in all, told ones included.
-        reused: how many of them were there before.
+        reused: the records that were there before.
         told: how many have their record.
         failed: records of status "failed", told in this race.
     """
 
-    def __init__(self, methods: Sequence[Method], records: Iterable[TrialRecord] = (), order_seed: int = 0) -> None:
+    def __init__(
+        self,
+        methods: Sequence[Method],
+        records: Iterable[TrialRecord] = (),
+        order_seed: int = 0,
+        keep_failed: bool = False,
+    ) -> None:
         self.total = sum(method.count() for method in methods)
-        self.reused = 0
+        self.reused: list[TrialRecord] = []
         self.told = 0
         self.failed: list[TrialRecord] = []
-        self._existing = {record.key: record for record in records if record.succeeded}
+        self._existing = {record.key: record for record in records if record.succeeded or keep_failed}
         self._ready: list[TrialSpec] = []
         self._asked: dict[str, Method] = {}
         self._shuffle = random.Random(order_seed)  # noqa: S311 - an order, not a secret
@@ -62,12 +68,28 @@ class Race:
     def _drain(self, method: Method) -> None:
         while (spec := method.ask()) is not None:
             if (record := self._existing.get(spec.key)) is not None:
-                self.reused += 1
+                self.reused.append(record)
                 self.told += 1
                 method.tell(record)
                 continue
             self._asked[spec.key] = method
             self._ready.insert(self._shuffle.randint(0, len(self._ready)), spec)
+
+
+def settle(
+    methods: Iterable[Method], records: Sequence[TrialRecord]
+) -> tuple[list[TrialRecord], dict[tuple[str, Cell], int]]:
+    """What can be reported: the records that the methods ask for, in cells where they are done, failed ones included;
+    and how many trials are left of each (method, cell) that is not."""
+    kept: list[TrialRecord] = []
+    left: dict[tuple[str, Cell], int] = {}
+    for method in methods:
+        race = Race([method], records, keep_failed=True)
+        if race.finished:
+            kept += race.reused
+        else:
+            left[method.name, method.cell] = race.left
+    return kept, left
 
 
 class Watcher:

@@ -33,7 +33,7 @@ class RecordStore:
     """A benchmark's storage. Cheap to make and to send to another process: it holds a URL."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url = url.rstrip("/") if "://" in url else os.path.abspath(url)
 
     @property
     def _fs(self) -> Any:
@@ -53,17 +53,6 @@ class RecordStore:
     def path(self, *parts: str) -> str:
         """Where something of this storage is."""
         return posixpath.join(self.root, *parts)
-
-    @property
-    def tune_path(self) -> str:
-        """The storage in the form that Ray Tune takes."""
-        return self.root if self.local else self.url
-
-    def remove(self, folder: str) -> None:
-        """Removes a folder of this storage that is not records."""
-        path = self.path(folder)
-        if self._fs.exists(path):
-            self._fs.rm(path, recursive=True)
 
     def read_benchmark(self) -> dict[str, Any] | None:
         """The configuration kept here; None where the storage does not exist or is empty.
@@ -151,6 +140,7 @@ class RecordStore:
         path = self.path(folder)
         if not self._fs.exists(path):
             return []
+        self._fs.invalidate_cache(path)  # other processes write here
         return sorted(str(name) for name in self._fs.ls(path, detail=False) if str(name).endswith(".json"))
 
     def _write(self, name: str, text: str) -> None:

@@ -14,10 +14,11 @@ from bench.config import parse_benchmark
 from bench.curves import curves
 from bench.figures import figure2, save
 from bench.methods import make_methods
-from bench.outcome import Outcome, duration
-from bench.race import Race
-from bench.records import RecordError, RecordStore
+from bench.outcome import duration
+from bench.race import settle
+from bench.records import RecordError, RecordStore, frame_of
 from bench.tables import PRIOR_NAMES, for_people, markdown, table2, table3
+from bench.trials import Cell
 
 __all__ = ["write_report"]
 
@@ -25,16 +26,25 @@ __all__ = ["write_report"]
 def write_report(store: RecordStore, out: Path) -> dict[str, Path]:
     """Writes everything that the records allow into ``out``; the files by name.
 
+    Only trials that the storage's configuration asks for count, and only where a method is done with a cell: half a
+    grid is not a grid's result.
+
     Raises:
         RecordError: the storage holds no benchmark, or no trial that could be reported.
     """
     benchmark = store.read_benchmark()
     if benchmark is None:
         raise RecordError(f"{store.url} holds no benchmark: give the storage of a finished or interrupted `run`")
-    frame = store.frame()
+    records = list(store.records())
+    kept, left = settle(make_methods(parse_benchmark(benchmark, store.path("benchmark.json"))), records)
+    frame = frame_of(kept)
     table = curves(frame)
     if table.empty:
-        raise RecordError(f"{store.url} holds no trial that can be reported yet: let `run` go on")
+        failed = sum(record.status == "failed" for record in records)
+        raise RecordError(
+            f"{store.url}: no method can be reported yet ({len(records)} trials have a record, {failed} of them "
+            f"failed, {sum(left.values())} are left): let `run` go on"
+        )
     out.mkdir(parents=True, exist_ok=True)
     second, third = table2(frame), table3(frame)
     files = {"curves.csv": out / "curves.csv", "report.html": out / "report.html"}
@@ -46,8 +56,7 @@ def write_report(store: RecordStore, out: Path) -> dict[str, Path]:
     for name, cost in (("figure2", "train"), ("figure2_full", "full")):
         for path in save(figure2(table, cost), out, name):
             files[path.name] = path
-    left = Race(make_methods(parse_benchmark(benchmark, store.path("benchmark.json"))), store.records()).left
-    page = _page(benchmark, frame, left, second, third, store.runs(), files)
+    page = _page(benchmark, frame_of(records), left, second, third, store.runs(), files)
     files["report.html"].write_text(page, encoding="utf-8")
     return files
 
@@ -88,7 +97,7 @@ pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem }
 def _page(
     benchmark: dict[str, Any],
     frame: pd.DataFrame,
-    left: int,
+    left: dict[tuple[str, Cell], int],
     second: pd.DataFrame,
     third: pd.DataFrame,
     runs: list[dict[str, Any]],
@@ -99,10 +108,13 @@ def _page(
         return f'<p><img alt="{name}" src="data:image/png;base64,{data}"></p>'
 
     counts = ", ".join(f"{count} {status}" for status, count in frame["status"].value_counts().items())
-    unfinished = f"<p>Unfinished: {left} trials are left, and what is above leaves them out.</p>" if left else ""
+    unfinished_note = ""
+    if left:
+        where = "; ".join(f"{method} {cell.prior} N = {cell.n} seed {cell.seed}" for method, cell in left)
+        unfinished_note = f"<p>Unfinished, {sum(left.values())} trials left, and not shown above: {where}.</p>"
     sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in summary(second, third))
     name = html.escape(str(benchmark["name"]))
-    account = "".join(f"<li>{html.escape(Outcome(**run).describe())}</li>" for run in runs)
+    account = "".join(f"<li>{html.escape(run['account'])}</li>" for run in runs)
     config = html.escape(yaml.safe_dump(benchmark, sort_keys=False, default_flow_style=None, width=100))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{name}</title><style>{STYLE}</style></head><body>
@@ -121,7 +133,7 @@ steps, as published.</p>
 <p class="note">total: all judged runs and the retraining of the best, training steps only; full cost also counts
 evaluation and selection. Every CSV file lies beside this page.</p>
 <h2>What ran</h2>
-<p>{len(frame)} trials: {counts}.</p>{unfinished}
+<p>{len(frame)} trials: {counts}.</p>{unfinished_note}
 <ul>{account}</ul>
 <pre>{config}</pre>
 </body></html>

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -25,7 +26,7 @@ import torch  # noqa: E402
 from ray import tune  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
-from bench.config import Benchmark  # noqa: E402
+from bench.config import Benchmark, ConfigError  # noqa: E402
 from bench.execute import execute, hardware, versions  # noqa: E402
 from bench.methods import make_methods  # noqa: E402
 from bench.outcome import Outcome, outcome_of  # noqa: E402
@@ -40,9 +41,9 @@ __all__ = ["run_benchmark"]
 class MethodSearcher(Searcher):
     """Ray Tune's side of a `Race`: each suggestion is a method's trial, each result a method's record."""
 
-    def __init__(self, race: Race, watchers: list[Watcher], on_lost: Callable[[TrialSpec], TrialRecord]) -> None:
+    def __init__(self, race: Race, watchers: list[Watcher], store: RecordStore, most: int) -> None:
         super().__init__()
-        self._race, self._watchers, self._on_lost = race, watchers, on_lost
+        self._race, self._watchers, self._store, self._most = race, watchers, store, most
         self._running: dict[str, TrialSpec] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -50,7 +51,7 @@ class MethodSearcher(Searcher):
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        spec = self._race.ask()
+        spec = self._race.ask() if len(self._running) < self._most else None
         if spec is None:
             finished: Any = Searcher.FINISHED  # a word, whatever the signature says
             return finished if self._race.finished else None
@@ -62,9 +63,11 @@ class MethodSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         spec = self._running.pop(trial_id)
         if error or not result or "record" not in result:
-            record = self._on_lost(spec)
+            record = _lost(spec, self._store)
         else:
             record = TrialRecord.from_json(result["record"])
+            if self._store.read(record.key) is None:  # the worker's storage is not this one
+                self._store.write(record, result["series"])
         self._race.tell(record)
         for watcher in self._watchers:
             watcher.finished(record)
@@ -94,7 +97,11 @@ class TrialActor(tune.Trainable):
         attempt = self.store.begin(spec.key)
         record, series = execute(spec, self.pretrained, self.device, self.slots, attempt)
         self.store.write(record, series)
-        return {"record": record.to_json(), "done": True}
+        if record.status == "failed" and self.device.type == "cuda":
+            raise RuntimeError(
+                "after an error on a GPU the process is not to be trusted: the next trial gets a new one"
+            )
+        return {"record": record.to_json(), "series": series, "done": True}
 
 
 def run_benchmark(
@@ -118,49 +125,62 @@ def run_benchmark(
     since = time.time() if since is None else since
     watchers = watchers or []
     race = Race(make_methods(benchmark), store.records(), benchmark.order_seed)
-    reused = race.reused
+    reused = len(race.reused)
     finished: list[TrialRecord] = []
     watchers = [*watchers, _Collector(finished)]
-    resources = benchmark.resources
-    slots = _connect(benchmark, address, idle=race.finished)
-    for watcher in watchers:
-        watcher.began(race, slots)
-    if not race.finished:
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * slots)  # a trial always waits where a slot falls free
-        actor = tune.with_parameters(
-            TrialActor,
-            pretrained=pretrained,
-            storage=store.url,
-            threads=resources.cpus_per_trial,
-            gpu=resources.gpus_per_trial > 0,
-            slots=slots,
-        )
-        needs = {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
-        tuner = tune.Tuner(
-            tune.with_resources(actor, needs),
-            tune_config=tune.TuneConfig(
-                search_alg=MethodSearcher(race, watchers, lambda spec: _lost(spec, store)),
-                num_samples=-1,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: str(trial.trial_id),
-            ),
-            run_config=tune.RunConfig(
-                name="ray",
-                storage_path=store.tune_path,
-                failure_config=tune.FailureConfig(max_failures=benchmark.max_failures),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                verbose=0,
-            ),
-        )
-        try:
-            tuner.fit()
-        finally:
-            store.remove("ray")
+    slots, fits = _connect(benchmark, address, idle=race.finished)
+    try:
+        for watcher in watchers:
+            watcher.began(race, slots)
+        if not race.finished:
+            # a trial always waits where a slot falls free; only on a cluster that is larger must the searcher hold back
+            os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * slots)
+            searcher = MethodSearcher(race, watchers, store, most=3 * slots if fits == slots else slots)
+            _tune(benchmark, store, pretrained, searcher, slots)
+    finally:
+        if address is None and ray.is_initialized():
+            ray.shutdown()
     outcome = outcome_of(finished, reused, race.left, slots, since)
-    store.write_run(datetime.fromtimestamp(since, UTC).strftime("%Y%m%dT%H%M%S.%f"), asdict(outcome))
-    if address is None and ray.is_initialized():
-        ray.shutdown()
+    if finished:
+        when = datetime.fromtimestamp(since, UTC).strftime("%Y%m%dT%H%M%S.%f")
+        store.write_run(when, asdict(outcome) | {"account": outcome.describe()})
     return outcome
+
+
+def _tune(
+    benchmark: Benchmark, store: RecordStore, pretrained: Pretrained, searcher: MethodSearcher, slots: int
+) -> None:
+    """The one Tune run."""
+    resources = benchmark.resources
+    actor = tune.with_parameters(
+        TrialActor,
+        pretrained=pretrained,
+        storage=store.url,
+        threads=resources.cpus_per_trial,
+        gpu=resources.gpus_per_trial > 0,
+        slots=slots,
+    )
+    scratch = tempfile.mkdtemp(prefix="deelbo-tune-")  # Tune's notes; nothing is ever read from them
+    tuner = tune.Tuner(
+        tune.with_resources(actor, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=-1,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+        ),
+        run_config=tune.RunConfig(
+            name="ray",
+            storage_path=scratch,
+            failure_config=tune.FailureConfig(max_failures=benchmark.max_failures),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 class _Collector(Watcher):
@@ -171,36 +191,34 @@ class _Collector(Watcher):
         self.into.append(record)
 
 
-def _connect(benchmark: Benchmark, address: str | None, idle: bool) -> int:
-    """Joins or starts Ray, unless there is nothing to run; how many trials fit at once."""
+def _connect(benchmark: Benchmark, address: str | None, idle: bool) -> tuple[int, int]:
+    """Joins or starts Ray, unless there is nothing to run; how many trials to run at once, and how many would fit."""
     wanted = benchmark.resources
-    if address is None:
-        slots = wanted.slots or max((os.cpu_count() or 1) // wanted.cpus_per_trial, 1)
-        if idle:
-            return slots
-        ray.init(
-            num_cpus=slots * wanted.cpus_per_trial,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    elif not ray.is_initialized():
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    if idle:
+        return wanted.slots or 1, wanted.slots or 1
+    if not ray.is_initialized():
+        here: dict[str, Any] = {"address": "local", "include_dashboard": False}
+        if wanted.slots:
+            here["num_cpus"] = wanted.slots * wanted.cpus_per_trial
+        joined: dict[str, Any] = here if address is None else {"address": address}
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **joined)
     there = ray.cluster_resources()
     fits = int(there.get("CPU", 0) // wanted.cpus_per_trial)
     if wanted.gpus_per_trial:
         fits = min(fits, int(there.get("GPU", 0) / wanted.gpus_per_trial))
     if fits < 1:
-        raise ValueError(
+        raise ConfigError(
             f"no trial fits: it takes {wanted.cpus_per_trial} CPU and {wanted.gpus_per_trial:g} GPU, the cluster has "
             f"{there.get('CPU', 0):g} and {there.get('GPU', 0):g}: lower resources in the configuration"
         )
-    return min(fits, wanted.slots or fits)
+    return min(fits, wanted.slots or fits), fits
 
 
 def _lost(spec: TrialSpec, store: RecordStore) -> TrialRecord:
     """The record of a trial whose process died as often as it was allowed to, or the one it wrote before it died."""
-    if (written := store.read(spec.key)) is not None:
+    attempt = store.attempts(spec.key)
+    written = store.read(spec.key)
+    if written is not None and (written.succeeded or written.attempt == attempt):
         return written
     now = time.time()
     device = torch.device("cpu")
@@ -212,10 +230,11 @@ def _lost(spec: TrialSpec, store: RecordStore) -> TrialRecord:
         seconds={},
         started=now,
         finished=now,
-        attempt=store.attempts(spec.key),
+        attempt=attempt,
         hardware=hardware(device),
         versions=versions(),
-        error="the trial's process died without a word (killed, or out of memory) as often as max_failures allows",
+        error="the trial's process ended without a record as often as max_failures allows (killed, out of memory, or "
+        "the storage could not be written): see Ray's logs",
     )
     store.write(record, [])
     return record

@@ -10,8 +10,9 @@ import torch
 
 __all__ = ["PHASES", "PhaseClock"]
 
-PHASES = ("setup", "warmup", "train", "evaluate", "select", "test", "checkpoint")
-"""What a method needs is train, evaluate (looks at validation data) and select; ``test`` is the benchmark's own."""
+PHASES = ("setup", "warmup", "train", "evaluate", "select", "monitor", "test", "checkpoint")
+"""What a method needs is train, evaluate (validation at the last step) and select (posterior passes). ``monitor``, the
+looks on the way, and ``test`` are the benchmark's own."""
 
 
 class PhaseClock:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from deelbo.clock import PhaseClock
 from deelbo.objectives import Objective
 from deelbo.tasks import Split
-from deelbo.tasks.images import Images, Normalisation, random_shift
+from deelbo.tasks.images import Images, Normalisation, draw_shifts, shifted
 
 __all__ = ["FitResult", "Run", "Schedule", "evaluate", "fit"]
 
@@ -116,11 +116,9 @@ def fit(
             run.warm_up()
         series, diverged = _train(run, clock, on_epoch)
         metrics = {"train_nll": series[-1]["train_nll"]}
-        with clock.phase("evaluate"):
+        metrics |= {name: series[-1][name] for name in ("val_nll", "val_acc") if name in series[-1]}
+        with clock.phase("monitor"):
             state = objective.describe()
-            for name in ("val_nll", "val_acc"):
-                if name in series[-1]:
-                    metrics[name] = series[-1][name]
         if test:
             with clock.phase("test"):
                 metrics["test_nll"], metrics["test_acc"] = run.evaluate(run.split.test)
@@ -154,9 +152,10 @@ def _train(
             since = 0
             row = {"epoch": epoch, "step": run.steps_done, "train_seconds": clock.read("train")}
             row |= {"learning_rate": run.last_rate, "train_nll": train_nll}
-            with clock.phase("evaluate"):
+            with clock.phase("monitor"):
                 row |= run.objective.describe()
-                if run.split.validation is not None:
+            if run.split.validation is not None:
+                with clock.phase("evaluate" if epoch == run.epochs else "monitor"):
                     row["val_nll"], row["val_acc"] = run.evaluate(run.split.validation)
             series.append(row)
             if on_epoch is not None:
@@ -174,32 +173,42 @@ class Run:
         self.model, self.split, self.objective, self.schedule = model, split, objective, schedule
         self.device = objective.weights[0].device
         self.trained = [*objective.weights, *objective.parameters()]
+        self.total = schedule.total_steps(len(split.train))
+        self.batch = schedule.batch(len(split.train))
+        self.steps_an_epoch = min(max(len(split.train) // self.batch, 1), self.total)
+        self.epochs = self.total // self.steps_an_epoch
+        self.random = torch.Generator().manual_seed(seed)
+        self._start()
+
+    def _start(self) -> None:
+        schedule = self.schedule
         self.optimiser = torch.optim.SGD(
             self.trained, lr=schedule.learning_rate, momentum=schedule.momentum, nesterov=schedule.momentum > 0
         )
-        total = schedule.total_steps(len(split.train))
-        self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, T_max=total)
-        self.batch = schedule.batch(len(split.train))
-        self.steps_an_epoch = min(max(len(split.train) // self.batch, 1), total)
-        self.epochs = total // self.steps_an_epoch
+        self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, T_max=self.total)
         self.steps_done = 0
         self.last_rate = schedule.learning_rate
-        self.random = torch.Generator().manual_seed(seed)
 
     def looks(self) -> set[int]:
         """The epochs after which the run is looked at, spread evenly, the last one included."""
         points = min(self.schedule.series_points, self.epochs)
         return {math.ceil(self.epochs * (i + 1) / points) for i in range(points)}
 
-    def batches(self) -> list[Tensor]:
-        """Indices of one epoch's batches, in random order, on the device; the last partial one is dropped."""
-        order = torch.randperm(len(self.split.train), generator=self.random).to(self.device)
-        return list(order.split(self.batch))[: self.steps_an_epoch]
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        """One epoch's batches in random order: indices (B,) and shifts (2, B), sent to the device in one go.
 
-    def step(self, indices: Tensor) -> Tensor:
+        The last partial batch is dropped.
+        """
+        order = torch.randperm(len(self.split.train), generator=self.random)
+        shifts = draw_shifts(len(order), self.split.most_shift, self.random)
+        plan = torch.cat([order[None], shifts]).to(self.device)
+        return [(piece[0], piece[1:]) for piece in plan.split(self.batch, dim=1)[: self.steps_an_epoch]]
+
+    def step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """One optimiser step; the batch's mean NLL, left on the device."""
+        indices, shifts = batch
         images = self.split.train
-        pixels = random_shift(images.pixels[indices], self.split.most_shift, self.random)
+        pixels = shifted(images.pixels[indices], shifts, self.split.most_shift)
         x = self.split.normalisation(pixels)
         with self.objective.step():
             loss = F.cross_entropy(self.model(x), images.labels[indices])
@@ -212,13 +221,24 @@ class Run:
         return loss.detach()
 
     def warm_up(self) -> None:
-        """Pays for first calls (libraries, kernels, memory) on a copy of the model that is thrown away."""
-        model = copy.deepcopy(self.model).train()
-        x = self.split.normalisation(self.split.train.pixels[: self.batch])
-        state = torch.random.get_rng_state()
-        for _ in range(WARMUP_STEPS):
-            F.cross_entropy(model(x), self.split.train.labels[: self.batch]).backward()
-        torch.random.set_rng_state(state)
+        """Pays for first calls (libraries, kernels, memory): real steps, after which all is put back to the bit."""
+        weights = copy.deepcopy(self.model.state_dict())
+        learned = [parameter.detach().clone() for parameter in self.objective.parameters()]
+        generators = [generator for generator in (self.random, self.objective.generator) if generator is not None]
+        states = [generator.get_state() for generator in generators]
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            self.model.train()
+            for _ in range(WARMUP_STEPS):
+                self.step(self.batches()[0])
+        self.model.load_state_dict(weights)
+        with torch.no_grad():
+            for parameter, value in zip(self.objective.parameters(), learned, strict=True):
+                parameter.copy_(value)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        for parameter in self.trained:
+            parameter.grad = None
+        self._start()
 
     def evaluate(self, images: Images) -> tuple[float, float]:
         """Mean NLL and class-balanced accuracy with the weights as they are."""
@@ -245,7 +265,8 @@ def _moved(split: Split, device: torch.device) -> Split:
 def evaluate(model: nn.Module, images: Images, normalisation: Normalisation) -> tuple[float, float]:
     """Mean NLL in nats, and class-balanced accuracy: the mean over classes of the share that is right (0 to 1).
 
-    A class without images is left out of the mean. ``model`` and ``images`` on the same device.
+    A class without images is left out of the mean. ``model`` and ``images`` are on the same device; the model is left
+    in evaluation mode.
     """
     model.eval()
     device = images.labels.device

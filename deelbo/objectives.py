@@ -15,6 +15,7 @@ Variational Objective".
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -55,12 +56,19 @@ class Objective(ABC):
     def __init__(self, groups: Sequence[Group], num_examples: int) -> None:
         if not groups:
             raise ValueError("an objective needs at least one group of weights, got none")
-        if isinstance(num_examples, bool) or not isinstance(num_examples, int) or num_examples < 1:
+        try:
+            count = 0 if isinstance(num_examples, bool) else operator.index(num_examples)
+        except TypeError:
+            count = 0
+        if count < 1:
             raise ValueError(f"num_examples must be a whole number of at least 1, got {num_examples!r}")
         self.groups = tuple(groups)
-        self.num_examples = num_examples
+        self.num_examples = count
         self.weights = [p for group in groups for p in group.weights]
         self.dim = sum(group.prior.dim for group in groups)
+
+    generator: torch.Generator | None = None
+    """Where the objective's own random numbers come from; torch's global generator where None."""
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimiser must learn beside the module's own weights."""
@@ -129,8 +137,8 @@ class MAP(Objective):
         for group in self.groups:
             strength = self._strengths[group.name]
             if strength:
-                gradient = group.prior.neg_log_density_gradient(flatten(group.weights), 1.0)
-                add_to_gradients_(group.weights, gradient.mul(strength))
+                deviation = flatten(group.weights) - group.prior.mean
+                add_to_gradients_(group.weights, group.prior.precision_times(deviation), strength)
 
     def regulariser(self) -> Tensor:
         terms = [
@@ -166,7 +174,7 @@ class ELBO(Objective):
         super().__init__(groups, num_examples)
         if not 0 < kappa < math.inf:
             raise ValueError(f"kappa must be a positive number, got {kappa}")
-        self.kappa = float(kappa)
+        self.kappa, self.generator = float(kappa), generator
         self.posterior = IsotropicPosterior(self.weights, sigma, generator)
         if self.posterior.dim != self.dim:
             raise ValueError(

@@ -14,6 +14,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 from deelbo.backbones import build_backbone, split_at_head
 from deelbo.tasks.digits import load_uci
-from deelbo.tasks.images import Images, Normalisation, random_shift
+from deelbo.tasks.images import Images, Normalisation, draw_shifts, shifted
 from deelbo.vectors import flatten, views
 
 __all__ = ["SWAG", "Pretrained", "Recipe", "cache_folder", "load_pretrained", "pretrain"]
@@ -85,6 +86,7 @@ class Pretrained:
     variance: Tensor
     factor: Tensor
 
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of all its numbers."""
         digest = hashlib.sha256()
@@ -165,7 +167,8 @@ def _pretrain(recipe: Recipe, source: Images) -> Pretrained:
     def train_epoch() -> None:
         model.train()
         for indices in torch.randperm(len(source), generator=random).split(recipe.batch_size)[:an_epoch]:
-            x = normalise(random_shift(source.pixels[indices], recipe.most_shift, random))
+            shifts = draw_shifts(len(indices), recipe.most_shift, random)
+            x = normalise(shifted(source.pixels[indices], shifts, recipe.most_shift))
             optimiser.zero_grad()
             F.cross_entropy(model(x), source.labels[indices]).backward()
             optimiser.step()

@@ -29,10 +29,10 @@ def flatten_gradients(parameters: Sequence[nn.Parameter]) -> Tensor | None:
 
 
 @torch.no_grad()
-def add_to_gradients_(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
-    """Adds ``vector`` (D,) to the parameters' gradients, in place."""
+def add_to_gradients_(parameters: Sequence[nn.Parameter], vector: Tensor, factor: float = 1.0) -> None:
+    """Adds ``factor`` times ``vector`` (D,) to the parameters' gradients, in place."""
     for parameter, piece in zip(parameters, views(vector, parameters), strict=True):
         if parameter.grad is None:
-            parameter.grad = piece.clone()
+            parameter.grad = piece * factor
         else:
-            parameter.grad.add_(piece)
+            parameter.grad.add_(piece, alpha=factor)

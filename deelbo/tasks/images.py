@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Images", "Normalisation", "random_shift"]
+__all__ = ["Images", "Normalisation", "draw_shifts", "shifted"]
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,22 @@ class Normalisation:
         return scaled.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
 
 
-def random_shift(pixels: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Moves every image of the batch by its own -most..most pixels down and across, zeros (black) moving in.
+def draw_shifts(count: int, most: int, generator: torch.Generator) -> Tensor:
+    """For each of ``count`` images, how far it moves down and across, 0 standing for -most; int64 (2, count)."""
+    return torch.randint(0, 2 * most + 1, (2, count), generator=generator)
 
-    One gather for the whole batch. ``pixels``: uint8 (B, C, H, W); ``generator`` on the CPU.
+
+def shifted(pixels: Tensor, shifts: Tensor, most: int) -> Tensor:
+    """Every image of the batch moved by its own -most..most pixels down and across, zeros (black) moving in.
+
+    One gather for the whole batch. ``pixels``: uint8 (B, C, H, W); ``shifts``: as `draw_shifts` gives, on its device.
     """
     if most == 0:
         return pixels
     batch, _, height, width = pixels.shape
     device = pixels.device
-    offset = torch.randint(0, 2 * most + 1, (2, batch, 1), generator=generator).to(device)
     padded = torch.nn.functional.pad(pixels, (most, most, most, most))
-    rows = (torch.arange(height, device=device) + offset[0])[:, :, None]
-    columns = (torch.arange(width, device=device) + offset[1])[:, None, :]
+    rows = (torch.arange(height, device=device) + shifts[0, :, None])[:, :, None]
+    columns = (torch.arange(width, device=device) + shifts[1, :, None])[:, None, :]
     which = torch.arange(batch, device=device)[:, None, None]
     return padded.permute(0, 2, 3, 1)[which, rows, columns].permute(0, 3, 1, 2)

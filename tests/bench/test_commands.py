@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.commands import check, claim, plan
+from bench.commands import check, check_start, claim, plan
 from bench.config import Benchmark, ConfigError, load_benchmark, parse_benchmark, preset_names
 from bench.records import RecordError, RecordStore
 
@@ -99,3 +99,14 @@ def test_plan_gives_hours(capsys: pytest.CaptureFixture[str]) -> None:
     for bad in (0.0, -1.0, float("nan")):
         with pytest.raises(ConfigError, match="--seconds-per-step must be a positive number"):
             plan("quickstart", bad)
+
+
+def test_other_pretrained_weights_are_refused(tiny: Benchmark, play: Any, fake: Any, tmp_path: Path) -> None:
+    """A storage whose trials started from other pretrained weights is not continued; records without a word are."""
+    store, (one, other, *_) = RecordStore(str(tmp_path / "s")), [record.spec for record in play(tiny)]
+    store.write(fake(one), [])
+    check_start(store, "abc")
+    store.write(fake(other, versions={"pretrained": "abc"}), [])
+    check_start(store, "abc")
+    with pytest.raises(RecordError, match="pretrained weights abc, here they are def"):
+        check_start(store, "def")

@@ -109,9 +109,9 @@ def test_a_trial_repeats_to_the_bit(spec: TrialSpec, pretrained: Pretrained) -> 
 
 def test_a_trial_leaves_the_pretrained_network_alone(pretrained: Pretrained) -> None:
     """Training starts from a copy: the pretrained numbers are the same after a trial."""
-    before = pretrained.fingerprint()
+    before = pretrained.fingerprint
     execute(DE_ELBO, pretrained, CPU)
-    assert pretrained.fingerprint() == before
+    assert pretrained.fingerprint == before
 
 
 def test_the_seed_matters(pretrained: Pretrained) -> None:

@@ -68,7 +68,7 @@ def test_nothing_to_run_is_said() -> None:
     """A call that had nothing to run says so, and how many trials were done before."""
     outcome = outcome_of([], 7, 0, 2, 0)
     assert (outcome.ran, outcome.reused, outcome.busy) == (0, 7, 0)
-    assert outcome.describe() == "no trial ended in this call, 7 done before, 0 left"
+    assert outcome.describe() == "nothing left to run, 7 trials done before"
 
 
 def test_a_call_that_was_stopped_says_what_is_left() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from bench.config import Benchmark
 from bench.methods import make_methods
-from bench.race import Race
+from bench.race import Race, settle
 from bench.trials import TrialRecord, TrialSpec
 
 Fake = Callable[..., TrialRecord]
@@ -38,7 +39,7 @@ def test_trials_may_end_in_any_order(data: st.DataObject, tiny: Benchmark, fake:
         spec = out.pop(data.draw(st.integers(0, len(out) - 1)))
         race.tell(fake(spec))
         told += 1
-    assert (race.told, race.left, race.reused) == (9, 0, 0)
+    assert (race.told, race.left, race.reused) == (9, 0, [])
     assert race.ask() is None
 
 
@@ -58,7 +59,7 @@ def test_existing_records_are_counted(tiny: Benchmark, play: Any) -> None:
     """Records that were there count as told and reused; with all of them there a race is finished at once."""
     records = play(tiny)
     race = Race(make_methods(tiny), records)
-    assert (race.finished, race.reused, race.told, race.left) == (True, 9, 9, 0)
+    assert (race.finished, len(race.reused), race.told, race.left) == (True, 9, 9, 0)
     assert race.ask() is None
 
 
@@ -66,7 +67,7 @@ def test_records_of_other_trials_are_ignored(tiny: Benchmark, play: Any) -> None
     """Records of trials that no method asks for are neither reused nor told."""
     others = play(tiny.model_copy(update={"seeds": (7,)}))
     race = Race(make_methods(tiny), others)
-    assert (race.reused, race.told, race.left) == (0, 0, 9)
+    assert (race.reused, race.told, race.left) == ([], 0, 9)
 
 
 def test_failed_trials_are_tried_again(tiny: Benchmark, fake: Fake, play: Any) -> None:
@@ -116,3 +117,18 @@ def test_methods_are_mixed(tiny: Benchmark) -> None:
         assert spec is not None
         first.add(spec.method)
     assert first == {"map-gs", "de-elbo", "elbo"}
+
+
+def test_settle_keeps_what_is_done_and_asked_for(tiny: Benchmark, play: Any, fake: Any) -> None:
+    """Records count where their method is done with the cell, failed ones too; elsewhere what is left is counted."""
+    records = play(tiny)
+    methods = make_methods(tiny)
+    assert sorted(r.key for r in settle(methods, records)[0]) == sorted(r.key for r in records)
+    lost = next(record for record in records if record.spec.method == "elbo")
+    kept, left = settle(make_methods(tiny), [record for record in records if record is not lost])
+    assert left == {("elbo", lost.spec.cell): 1}
+    assert {record.spec.method for record in kept} == {"map-gs", "de-elbo"}
+    failed = [fake(record.spec, "failed") if record is lost else record for record in records]
+    assert settle(make_methods(tiny), failed)[1] == {}
+    stranger = fake(replace(lost.spec, learning_rate=0.5))
+    assert stranger not in settle(make_methods(tiny), [*records, stranger])[0]

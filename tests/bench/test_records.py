@@ -82,16 +82,6 @@ def test_the_benchmark_is_kept(store: RecordStore) -> None:
     assert store.read_benchmark() == {"name": "a"}
 
 
-def test_removing_a_folder_leaves_the_records(store: RecordStore, spec: TrialSpec, fake: Fake) -> None:
-    """Tune's folder can be removed, there or not, and records stay."""
-    store.write(fake(spec), SERIES)
-    store.begin(spec.key)
-    store.remove("attempts")
-    store.remove("attempts")
-    assert store.attempts(spec.key) == 0
-    assert len(list(store.records())) == 1
-
-
 def test_looking_creates_nothing(tmp_path: Path) -> None:
     """Reading from a storage that does not exist does not make it."""
     store = RecordStore(str(tmp_path / "a"))
@@ -182,12 +172,13 @@ def test_a_leftover_of_a_killed_process_is_no_record(tmp_path: Path, spec: Trial
 
 
 def test_local_and_remote_are_told_apart(tmp_path: Path) -> None:
-    """A folder and a file:// URL are local and absolute; Tune gets a path for these, and a URL for others."""
+    """A folder and a file:// URL are local and absolute; another URL is neither, and loses its last slash."""
     assert RecordStore("some/folder").local
-    assert RecordStore("some/folder").path("a") == os.path.abspath("some/folder/a")
-    assert RecordStore(f"file://{tmp_path}").tune_path == str(tmp_path)
+    assert RecordStore("some/folder/").path("a") == os.path.abspath("some/folder/a")
+    assert RecordStore("some/folder").url == os.path.abspath("some/folder")
+    assert RecordStore(f"file://{tmp_path}").path("a") == str(tmp_path / "a")
     assert not RecordStore("memory://some/folder").local
-    assert RecordStore("memory://some/folder").tune_path == "memory://some/folder"
+    assert RecordStore("memory://some/folder/").url == "memory://some/folder"
 
 
 def test_frame_has_the_documented_columns(storage: RecordStore) -> None:

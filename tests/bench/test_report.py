@@ -63,7 +63,8 @@ def test_the_page_stands_alone(storage: RecordStore, tmp_path: Path) -> None:
 
 def test_the_page_says_what_was_run(storage: RecordStore, tiny: Benchmark, play: Any, tmp_path: Path) -> None:
     """The page has the benchmark's name, its configuration, how many trials there are, and each run's account."""
-    storage.write_run("20250101", asdict(outcome_of(play(tiny), 0, 0, 2, 990.0)))
+    outcome = outcome_of(play(tiny), 0, 0, 2, 990.0)
+    storage.write_run("20250101", asdict(outcome) | {"account": outcome.describe()})
     page = write_report(storage, tmp_path)["report.html"].read_text(encoding="utf-8")
     assert "<h1>tiny" in page
     assert "digits-resnet" in page
@@ -86,12 +87,10 @@ def test_html_cannot_come_in_by_the_name(content: dict[str, Any]) -> None:
         parse_benchmark(content | {"name": "<script>"}, "x")
 
 
-def test_html_from_the_records_is_escaped(tiny: Benchmark, fake: Fake, play: Any, fill: Any, tmp_path: Path) -> None:
-    """HTML in a configuration that somebody else wrote comes out as text."""
-    store = fill(RecordStore(str(tmp_path / "s")), tiny, play(tiny))
-    changed = tiny.model_dump(mode="json", by_alias=True, exclude_none=True) | {"backbone": "<script>x</script>"}
-    store.write_benchmark(changed)
-    page = write_report(store, tmp_path / "out")["report.html"].read_text(encoding="utf-8")
+def test_html_from_the_records_is_escaped(storage: RecordStore, tmp_path: Path) -> None:
+    """HTML in a file that somebody else wrote comes out as text."""
+    storage.write_run("20250101", {"account": "<script>x</script>"})
+    page = write_report(storage, tmp_path / "out")["report.html"].read_text(encoding="utf-8")
     assert "<script" not in page
     assert "&lt;script&gt;x" in page
 
@@ -133,7 +132,7 @@ def test_an_interrupted_run_has_a_report(tiny: Benchmark, play: Any, fill: Any, 
     records = [record for record in play(tiny) if record.spec.stage != "retrain"]
     files = write_report(fill(RecordStore(str(tmp_path / "s")), tiny, records), tmp_path / "out")
     assert set(pd.read_csv(files["curves.csv"])["method"]) == {"de-elbo", "elbo"}
-    assert "Unfinished: 1 trials are left" in files["report.html"].read_text(encoding="utf-8")
+    assert "Unfinished, 1 trials left" in files["report.html"].read_text(encoding="utf-8")
 
 
 def test_no_benchmark_no_report(tmp_path: Path) -> None:
@@ -150,6 +149,18 @@ def test_no_benchmark_no_report(tmp_path: Path) -> None:
 def test_no_records_no_report(tiny: Benchmark, fake: Fake, play: Any, fill: Any, tmp_path: Path) -> None:
     """A storage without any record, or where all trials failed, is refused, and nothing is written."""
     for name, records in (("a", []), ("b", play(tiny, lambda spec: fake(spec, "failed")))):
-        with pytest.raises(RecordError, match="no trial that can be reported yet"):
+        with pytest.raises(RecordError, match="no method can be reported yet"):
             write_report(fill(RecordStore(str(tmp_path / name)), tiny, records), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_only_what_is_asked_for_is_reported(content: dict[str, Any], play: Any, fill: Any, tmp_path: Path) -> None:
+    """After the configuration was narrowed, or kappa changed, earlier trials do not count in the tables."""
+    wide = parse_benchmark(content, "x")
+    content["methods"]["de-elbo"] |= {"kappa": 50}
+    content["methods"]["map-gs"] |= {"weight_decays": [0.01], "retrain": "all"}
+    narrow = parse_benchmark(content, "x")
+    store = fill(RecordStore(str(tmp_path / "s")), wide, play(wide))
+    fill(store, narrow, play(narrow))
+    runs = pd.read_csv(write_report(store, tmp_path / "out")["table2.csv"]).set_index("method")["num_runs"]
+    assert runs.to_dict() == {"map-gs": 2, "de-elbo": 2, "elbo": 2}

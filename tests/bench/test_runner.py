@@ -106,7 +106,7 @@ def test_it_ends_well(done: Done) -> None:
     assert re.search(r"9 trials in .*: 2 slots busy \d+% of the time", done.out)
     assert "report  deelbo-runs/tiny/report/report.html" in done.out
     assert "figure  deelbo-runs/tiny/report/figure2.png" in done.out
-    assert "MLflow  deelbo-bench ui deelbo-runs/tiny" in done.out
+    assert "-m bench.cli ui deelbo-runs/tiny" in done.out
     assert "Traceback" not in done.out + done.error
 
 
@@ -183,7 +183,7 @@ def test_again_runs_nothing(done: Done, monkeypatch: pytest.MonkeyPatch, capsys:
     before = records_of(done)
     second = again(done, monkeypatch, capsys)
     assert second.code == 0, second.out + second.error
-    assert "9 done before, 0 left" in second.out
+    assert "nothing left to run, 9 trials done before" in second.out
     assert records_of(done) == before
     assert {len(found) for found in statuses(done).values()} == {1}
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from bench.config import Benchmark
+from bench.config import Benchmark, ConfigError
 from bench.methods import make_methods
+from bench.mirror import MLflowMirror, sync, tracking_uri
 from bench.race import Race
 from bench.records import RecordStore
-from bench.tracking import MLflowMirror, Tracker, sync, tracking_uri
+from bench.tracking import Tracker
 from bench.trials import TrialRecord, TrialSpec
 
 Fake = Callable[..., TrialRecord]
@@ -139,11 +140,11 @@ def test_numbers_that_are_none_are_tags(tiny: Benchmark, spec: TrialSpec, uri: s
 
 
 def test_a_failed_trial_is_failed(tiny: Benchmark, spec: TrialSpec, uri: str, fake: Fake, empty: RecordStore) -> None:
-    """A failed trial's run is FAILED and keeps the error, and so is the benchmark."""
+    """A failed trial's run is FAILED and keeps the error; a benchmark with trials left is KILLED."""
     empty.write(fake(spec, "failed"), [])
     sync(empty, tiny, uri)
     runs = runs_of(uri, tiny)
-    assert runs[spec.key].info.status == runs[""].info.status == "FAILED"
+    assert (runs[spec.key].info.status, runs[""].info.status) == ("FAILED", "KILLED")
     assert "out of luck" in runs[spec.key].data.tags["error"]
 
 
@@ -265,3 +266,43 @@ def test_a_server_that_comes_back_gets_everything(spec: TrialSpec, fake: Fake) -
     tracker.finished(fake(spec))
     assert tracker.stop("FINISHED", {}) is True
     assert got == ["start", "finish", "close"]
+
+
+def test_a_start_that_fails_half_way_leaves_one_run(tiny: Benchmark, spec: TrialSpec, uri: str, fake: Fake) -> None:
+    """Where the server fails between making a run and its parameters, the retry takes the same run."""
+    store = RecordStore("memory://half/way")
+    mirror = MLflowMirror(uri, tiny, store)
+    log_batch, mirror.client.log_batch = mirror.client.log_batch, unwilling
+    with pytest.raises(OSError, match="unwilling"):
+        mirror.start(spec, 1000.0)
+    mirror.client.log_batch = log_batch
+    mirror.start(spec, 1000.0)
+    mirror.finish(fake(spec))
+    runs = mirror.client.search_runs([mirror.experiment], "tags.`deelbo.role` = 'trial'")
+    assert [run.info.status for run in runs] == ["FINISHED"]
+    assert runs[0].data.params["learning_rate"] == str(spec.learning_rate)
+
+
+def unwilling(*_: Any, **__: Any) -> None:
+    raise OSError("unwilling")
+
+
+def test_of_two_runs_of_one_trial_one_stays(tiny: Benchmark, spec: TrialSpec, uri: str, fake: Fake) -> None:
+    """Two calls at once may both make a run for a trial; the next one keeps the complete one."""
+    store = RecordStore("memory://two/runs")
+    one, other = MLflowMirror(uri, tiny, store), MLflowMirror(uri, tiny, store)
+    for mirror in (one, other):
+        mirror.start(spec, 1000.0)
+    other.finish(fake(spec))
+    third = MLflowMirror(uri, tiny, store)
+    assert third.runs == {spec.key: other.runs[spec.key]}
+    assert third.complete == {spec.key}
+
+
+@pytest.mark.parametrize(
+    "uri", ["somewhere", "gopher://x", "file:///tmp/x", "sqlite:////", "sqlite:////no/such/folder/a.db"]
+)
+def test_a_uri_that_mlflow_does_not_take(uri: str) -> None:
+    """A tracking URI of no known kind, or a database that cannot be there, is refused by name."""
+    with pytest.raises(ConfigError, match="--tracking-uri"):
+        tracking_uri(RecordStore("memory://a"), uri)

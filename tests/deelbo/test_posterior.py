@@ -184,10 +184,10 @@ def test_no_weights_are_refused() -> None:
         IsotropicPosterior(nn.Linear(2, 2).requires_grad_(False).parameters())
 
 
-@pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("sigma", [0.0, -1.0, 1e-13, float("nan"), float("inf")])
 def test_sigma_must_be_positive(sigma: float) -> None:
     """A sigma that is not a positive number is refused."""
-    with pytest.raises(ValueError, match="sigma must be a positive number"):
+    with pytest.raises(ValueError, match="sigma must be a number of at least 1e-12"):
         IsotropicPosterior(nn.Linear(2, 2).parameters(), sigma)
 
 

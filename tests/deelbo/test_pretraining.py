@@ -94,7 +94,7 @@ def test_pretraining_is_repeatable(pretrained: Pretrained) -> None:
     again = pretrain(TINY)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.get_num_threads() == threads
-    assert again.fingerprint() == pretrained.fingerprint()
+    assert again.fingerprint == pretrained.fingerprint
     for name, tensor in pretrained.weights.items():
         assert torch.equal(again.weights[name], tensor)
     assert torch.equal(again.factor, pretrained.factor)
@@ -116,7 +116,7 @@ def test_the_fingerprint_sees_every_number(pretrained: Pretrained) -> None:
     """Changing one number of any part changes the fingerprint."""
     parts = {"weights": pretrained.weights, "swag_weights": pretrained.swag_weights}
     parts |= {"variance": pretrained.variance, "factor": pretrained.factor}
-    prints = {pretrained.fingerprint()}
+    prints = {pretrained.fingerprint}
     for name, part in parts.items():
         if isinstance(part, Tensor):
             changed: Tensor | dict[str, Tensor] = part.clone()
@@ -124,7 +124,7 @@ def test_the_fingerprint_sees_every_number(pretrained: Pretrained) -> None:
         else:
             changed = {key: tensor.clone() for key, tensor in part.items()}
             changed["bn1.running_mean"][0] += 1
-        prints.add(Pretrained(**(parts | {name: changed})).fingerprint())
+        prints.add(Pretrained(**(parts | {name: changed})).fingerprint)
     assert len(prints) == 5
 
 
@@ -161,7 +161,7 @@ def test_the_cache_is_filled_once(cache: Path, counted: list[Recipe], pretrained
     said: list[str] = []
     load_pretrained(TINY, said.append)
     second = load_pretrained(TINY, said.append)
-    assert second.fingerprint() == pretrained.fingerprint()
+    assert second.fingerprint == pretrained.fingerprint
     assert counted == [TINY]
     assert len(said) == 1
     assert [file.suffix for file in cache.iterdir()] == [".pt"]
