@@ -118,14 +118,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deelbo"
 
 
+def cache_path(recipe: Recipe) -> Path:
+    """The recipe's file, named by what decides its bits: the recipe, the network's shapes, torch's version."""
+    model, _ = build_backbone(recipe.backbone, 10)
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    words = json.dumps([asdict(recipe), shapes, torch.__version__], sort_keys=True)
+    return cache_folder() / f"{recipe.backbone}-{hashlib.sha256(words.encode()).hexdigest()[:16]}.pt"
+
+
 def load_pretrained(recipe: Recipe | None = None, say: Callable[[str], object] | None = None) -> Pretrained:
     """The embedded backbone pretrained by ``recipe``: from the user's cache, or made now and put there.
 
     ``say`` is told once where it has to be made. Raises ValueError where the cached file is damaged.
     """
     recipe = recipe or Recipe()
-    words = json.dumps([asdict(recipe), torch.__version__], sort_keys=True)
-    path = cache_folder() / f"{recipe.backbone}-{hashlib.sha256(words.encode()).hexdigest()[:16]}.pt"
+    path = cache_path(recipe)
     if path.exists():
         try:
             return Pretrained(**torch.load(path, weights_only=True))
