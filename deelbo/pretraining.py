@@ -100,7 +100,7 @@ class Recipe:
     """How the embedded backbone is pretrained on its source task. Its hash names the cached file."""
 
     backbone: str = "digits-resnet"
-    epochs: int = 30
+    epochs: int = 15
     swag_epochs: int = 10
     batch_size: int = 64
     learning_rate: float = 0.1
