@@ -59,8 +59,16 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--seconds-per-step", type=float, help="as `speed` measures it: adds the hours")
 
     report = command("report", _report, "draw figure 2, tables 2 and 3 and one page from the records")
-    report.add_argument("storage")
-    report.add_argument("--out", type=Path, help="folder for the files (default: STORAGE/report)")
+    report.add_argument("storage", nargs="?", help="of a benchmark")
+    report.add_argument(
+        "--published",
+        nargs=2,
+        type=Path,
+        action="append",
+        metavar=("TUNED.csv", "RETRAINED.csv"),
+        help="instead of a storage: the authors' result files of a dataset; may be given for several",
+    )
+    report.add_argument("--out", type=Path, help="folder for the files (default: STORAGE/report, else ./report)")
 
     sync = command("sync", _sync, "rebuild the runs in MLflow from the records, without duplicates")
     sync.add_argument("storage")
@@ -98,7 +106,9 @@ def _plan(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from bench.commands import report
 
-    return report(options.storage, options.out)
+    if (options.storage is None) == (options.published is None):
+        raise ValueError("report takes a storage, or --published with two files: give one of them")
+    return report(options.storage, options.published, options.out)
 
 
 def _sync(options: argparse.Namespace) -> int:

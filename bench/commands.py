@@ -161,14 +161,17 @@ def plan(config: str, seconds_per_step: float | None) -> int:
     return 0
 
 
-def report(storage: str, out: Path | None) -> int:
-    """Draws the report of a storage, and names its files."""
-    from bench.report import write_report
+def report(storage: str | None, published: list[list[Path]] | None, out: Path | None) -> int:
+    """Draws the report of a storage, or of the authors' result files, and names its files."""
+    from bench.report import write_published_report, write_report
 
-    store = RecordStore(storage)
-    if out is None:
-        out = Path(store.path("report")) if store.local else Path("report")
-    for name, path in sorted(write_report(store, out).items()):
+    if storage is None:
+        pairs = [(tuned, retrained) for tuned, retrained in published or []]
+        files = write_published_report(pairs, out or Path("report"))
+    else:
+        store = RecordStore(storage)
+        files = write_report(store, out or Path(store.path("report") if store.local else "report"))
+    for name, path in sorted(files.items()):
         console.print(f"{name:18} {_short(path)}")
     return 0
 

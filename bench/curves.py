@@ -107,10 +107,11 @@ def configurations(frame: pd.DataFrame, cost: str = "train") -> Iterator[tuple[d
     """For each method in each cell, what it tried. ``frame``: as `RecordStore.frame` gives it.
 
     A method that tunes is judged by val_nll, others by their objective. Runs that diverged count, ranked behind all
-    others; failed ones are left out.
+    others; failed ones are left out. Where a cost's seconds were not kept, as in published files, it is NaN.
     """
     usable = frame[frame["status"] != "failed"].copy()
-    usable["cost"] = usable[[column for column in COSTS[cost] if column in usable]].sum(axis=1)
+    first, *others = COSTS[cost]
+    usable["cost"] = usable[first] + (usable[others].sum(axis=1, min_count=1) if others else 0)
     for cell, group in usable.groupby(CELL, sort=True):
         judged = group[group["stage"] != "retrain"].copy()
         if judged.empty:

@@ -1,9 +1,10 @@
-"""The report of a storage: curves.csv, figure 2, tables 2 and 3, and one self-contained page."""
+"""The report of a storage or of published results: curves.csv, figure 2, tables 2 and 3, one self-contained page."""
 
 from __future__ import annotations
 
 import base64
 import html
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from bench.curves import curves
 from bench.figures import figure2, save
 from bench.methods import make_methods
 from bench.outcome import duration
+from bench.published import read_published
 from bench.race import settle
 from bench.records import RecordError, RecordStore, frame_of
 from bench.tables import PRIOR_NAMES, for_people, markdown, table2, table3
-from bench.trials import Cell
 
-__all__ = ["write_report"]
+__all__ = ["write_published_report", "write_report"]
 
 
 def write_report(store: RecordStore, out: Path) -> dict[str, Path]:
@@ -45,6 +46,34 @@ def write_report(store: RecordStore, out: Path) -> dict[str, Path]:
             f"{store.url}: no method can be reported yet ({len(records)} trials have a record, {failed} of them "
             f"failed, {sum(left.values())} are left): let `run` go on"
         )
+    about = [f"{len(records)} trials: {_counts(frame_of(records))}."]
+    if left:
+        where = "; ".join(f"{method} {cell.prior} N = {cell.n} seed {cell.seed}" for method, cell in left)
+        about.append(f"Unfinished, {sum(left.values())} trials left, and not shown above: {where}.")
+    about += [run["account"] for run in store.runs()]
+    config = yaml.safe_dump(benchmark, sort_keys=False, default_flow_style=None, width=100)
+    return _write(frame, table, out, str(benchmark["name"]), about, config)
+
+
+def write_published_report(pairs: Sequence[tuple[Path, Path]], out: Path) -> dict[str, Path]:
+    """The same files from the authors' result files, pairs of (tuned, retrained). Raises as `read_published` does."""
+    frames = [read_published(tuned, retrained) for tuned, retrained in pairs]
+    frame = pd.concat(frames, ignore_index=True)
+    table = curves(frame)
+    if table.empty:
+        raise ValueError(f"{pairs[0][0]}: no configuration was both tuned and retrained, so there is nothing to draw")
+    about = [f"{tuned.name}, {retrained.name}" for tuned, retrained in pairs]
+    about.append(f"{len(frame)} runs: {_counts(frame)}. Their times are those of training steps alone.")
+    return _write(frame, table, out, "published results", about, "")
+
+
+def _counts(frame: pd.DataFrame) -> str:
+    return ", ".join(f"{count} {status}" for status, count in frame["status"].value_counts().items())
+
+
+def _write(
+    frame: pd.DataFrame, table: pd.DataFrame, out: Path, title: str, about: list[str], config: str
+) -> dict[str, Path]:
     out.mkdir(parents=True, exist_ok=True)
     second, third = table2(frame), table3(frame)
     files = {"curves.csv": out / "curves.csv", "report.html": out / "report.html"}
@@ -54,10 +83,9 @@ def write_report(store: RecordStore, out: Path) -> dict[str, Path]:
         content.to_csv(files[f"{name}.csv"], index=False)
         files[f"{name}.md"].write_text(markdown(content), encoding="utf-8")
     for name, cost in (("figure2", "train"), ("figure2_full", "full")):
-        for path in save(figure2(table, cost), out, name):
-            files[path.name] = path
-    page = _page(benchmark, frame_of(records), left, second, third, store.runs(), files)
-    files["report.html"].write_text(page, encoding="utf-8")
+        if (table["cost"] == cost).any():
+            files |= {path.name: path for path in save(figure2(table, cost), out, name)}
+    files["report.html"].write_text(_page(title, second, third, about, config, files), encoding="utf-8")
     return files
 
 
@@ -95,27 +123,20 @@ pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem }
 
 
 def _page(
-    benchmark: dict[str, Any],
-    frame: pd.DataFrame,
-    left: dict[tuple[str, Cell], int],
-    second: pd.DataFrame,
-    third: pd.DataFrame,
-    runs: list[dict[str, Any]],
-    files: dict[str, Path],
+    title: str, second: pd.DataFrame, third: pd.DataFrame, about: list[str], config: str, files: dict[str, Path]
 ) -> str:
     def image(name: str) -> str:
         data = base64.b64encode(files[name].read_bytes()).decode()
         return f'<p><img alt="{name}" src="data:image/png;base64,{data}"></p>'
 
-    counts = ", ".join(f"{count} {status}" for status, count in frame["status"].value_counts().items())
-    unfinished_note = ""
-    if left:
-        where = "; ".join(f"{method} {cell.prior} N = {cell.n} seed {cell.seed}" for method, cell in left)
-        unfinished_note = f"<p>Unfinished, {sum(left.values())} trials left, and not shown above: {where}.</p>"
     sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in summary(second, third))
-    name = html.escape(str(benchmark["name"]))
-    account = "".join(f"<li>{html.escape(run['account'])}</li>" for run in runs)
-    config = html.escape(yaml.safe_dump(benchmark, sort_keys=False, default_flow_style=None, width=100))
+    name = html.escape(title)
+    full_figure = ""
+    if "figure2_full.png" in files:
+        summary_line = "<summary>The same with evaluation and selection counted</summary>"
+        full_figure = f"<details>{summary_line}{image('figure2_full.png')}</details>"
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in about)
+    configuration = f"<pre>{html.escape(config)}</pre>" if config else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{name}</title><style>{STYLE}</style></head><body>
 <h1>{name}: compute time against accuracy</h1>
@@ -125,7 +146,7 @@ def _page(
 <p class="note">A line is the expected test accuracy had only k of the grid's configurations been tried, k growing to
 the right, exact over all subsets; its end is the whole grid. One line or marker a split seed. Time is that of training
 steps, as published.</p>
-<details><summary>The same with evaluation and selection counted</summary>{image("figure2_full.png")}</details>
+{full_figure}
 <h2>Table 3: test accuracy (%, class-balanced) of what each method chose</h2>
 {_table(third)}
 <h2>Table 2: compute time</h2>
@@ -133,9 +154,8 @@ steps, as published.</p>
 <p class="note">total: all judged runs and the retraining of the best, training steps only; full cost also counts
 evaluation and selection. Every CSV file lies beside this page.</p>
 <h2>What ran</h2>
-<p>{len(frame)} trials: {counts}.</p>{unfinished_note}
-<ul>{account}</ul>
-<pre>{config}</pre>
+<ul>{lines}</ul>
+{configuration}
 </body></html>
 """
 

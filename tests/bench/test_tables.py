@@ -70,8 +70,8 @@ def test_table2_counts_all_runs_and_the_best_retraining() -> None:
 
 
 def test_table2_shows_the_full_cost_too() -> None:
-    """The full total adds the validation looks of MAP + GS and the posterior passes of DE ELBo, never the test."""
-    assert table2(SMALL)["total_seconds_full"].tolist() == [60 + 6 + 25 + 4, 45, 10 + 12]
+    """The full total adds validation of MAP + GS and the posterior passes of DE ELBo; it is missing where not kept."""
+    np.testing.assert_equal(table2(SMALL)["total_seconds_full"].to_numpy(), [60 + 6 + 25 + 4, np.nan, 10 + 12])
 
 
 def test_every_retrained_run_counts_once_at_most() -> None:
