@@ -83,8 +83,8 @@ class MLflowMirror:
         if found is not None:
             return str(found.experiment_id)
         artifacts = None
-        if self.uri.startswith("sqlite:") and self.store.local:
-            artifacts = Path(self.store.path("mlartifacts")).as_uri()
+        if self.uri.startswith("sqlite:///"):  # beside the database; MLflow's own default is the current folder
+            artifacts = (Path(self.uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
         return str(self.client.create_experiment(self.benchmark.name, artifacts, TRAINING))
 
     def _find_runs(self) -> str:

@@ -99,7 +99,7 @@ class Watcher:
         """Trials are about to start, ``slots`` at a time."""
 
     def started(self, spec: TrialSpec) -> None:
-        """A trial was handed to the scheduler."""
+        """A trial starts; more than once where its process died and it is tried again."""
 
     def finished(self, record: TrialRecord) -> None:
         """A trial has its record."""

@@ -56,8 +56,6 @@ class MethodSearcher(Searcher):
             finished: Any = Searcher.FINISHED  # a word, whatever the signature says
             return finished if self._race.finished else None
         self._running[trial_id] = spec
-        for watcher in self._watchers:
-            watcher.started(spec)
         return {"spec": asdict(spec)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -77,6 +75,21 @@ class MethodSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, as for `save`."""
+
+
+class StartBell(tune.Callback):
+    """Tells the watchers when a trial really starts: a suggestion still waits for its slot."""
+
+    def __init__(self, watchers: list[Watcher]) -> None:
+        self._watchers = watchers
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, as for the searcher."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        for watcher in self._watchers:
+            watcher.started(TrialSpec(**trial.config["spec"]))
 
 
 class TrialActor(tune.Trainable):
@@ -136,7 +149,7 @@ def run_benchmark(
             # a trial always waits where a slot falls free; only on a cluster that is larger must the searcher hold back
             os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * slots)
             searcher = MethodSearcher(race, watchers, store, most=3 * slots if fits == slots else slots)
-            _tune(benchmark, store, pretrained, searcher, slots)
+            _tune(benchmark, store, pretrained, searcher, StartBell(watchers), slots)
     finally:
         if address is None and ray.is_initialized():
             ray.shutdown()
@@ -148,7 +161,12 @@ def run_benchmark(
 
 
 def _tune(
-    benchmark: Benchmark, store: RecordStore, pretrained: Pretrained, searcher: MethodSearcher, slots: int
+    benchmark: Benchmark,
+    store: RecordStore,
+    pretrained: Pretrained,
+    searcher: MethodSearcher,
+    bell: StartBell,
+    slots: int,
 ) -> None:
     """The one Tune run."""
     resources = benchmark.resources
@@ -174,6 +192,7 @@ def _tune(
             storage_path=scratch,
             failure_config=tune.FailureConfig(max_failures=benchmark.max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[bell],
             verbose=0,
         ),
     )
