@@ -14,11 +14,12 @@ from torch import nn
 from bench.trials import TrialRecord, TrialSpec
 from deelbo.backbones import build_backbone, split_at_head
 from deelbo.clock import PhaseClock
-from deelbo.fit import Schedule, fit
+from deelbo.fit import fit
 from deelbo.learned_l2 import make_groups
 from deelbo.objectives import ELBO, MAP, DataEmphasizedELBO, Objective
 from deelbo.pretraining import Pretrained
 from deelbo.priors import GaussianPrior, LowRank
+from deelbo.run import Schedule
 from deelbo.tasks import load_task
 from deelbo.vectors import flatten
 

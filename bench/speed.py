@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from deelbo.backbones import build_backbone, split_at_head
-from deelbo.fit import Run, Schedule
 from deelbo.learned_l2 import make_groups
 from deelbo.objectives import MAP, DataEmphasizedELBO, Objective
 from deelbo.priors import GaussianPrior, LowRank
+from deelbo.run import Run, Schedule
 from deelbo.tasks import Split
 from deelbo.tasks.images import Images, Normalisation
 from deelbo.vectors import flatten

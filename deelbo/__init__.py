@@ -1,11 +1,12 @@
 """deelbo: learn the strength of L2 regularisation while a network trains, without a validation set."""
 
 from deelbo.clock import PhaseClock
-from deelbo.fit import FitResult, Schedule, evaluate, fit
+from deelbo.fit import FitResult, fit
 from deelbo.learned_l2 import LearnedL2, make_groups
 from deelbo.objectives import ELBO, MAP, DataEmphasizedELBO, Group
 from deelbo.posterior import IsotropicPosterior
 from deelbo.priors import GaussianPrior, Isotropic, LowRank
+from deelbo.run import Schedule, evaluate
 
 __all__ = [
     "ELBO",

@@ -14,7 +14,7 @@ from sklearn.metrics import balanced_accuracy_score, log_loss
 from torch import Tensor, nn
 
 from deelbo import ELBO, MAP, DataEmphasizedELBO, FitResult, PhaseClock, Schedule, evaluate, fit, make_groups
-from deelbo.fit import Run
+from deelbo.run import Run
 from deelbo.tasks import Images, Normalisation, Split
 
 SHORT = Schedule(0.05, steps=30, batch_size=32, posterior_passes=2)

@@ -1,0 +1,161 @@
+"""The moving parts of a training run: its schedule, its batches, one step, and how a network is measured."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deelbo.objectives import Objective
+from deelbo.tasks import Split
+from deelbo.tasks.images import Images, Normalisation, draw_shifts, shifted
+
+__all__ = ["Run", "Schedule", "evaluate"]
+
+EVALUATION_BATCH = 500
+WARMUP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train.
+
+    Attributes:
+        learning_rate: where the cosine starts; it ends at 0, one value a step.
+        steps: nominal number of steps; whole epochs are run, so it is rounded down to a multiple of them.
+        batch_size: at most this many images a step; the last partial batch of an epoch is dropped.
+        momentum: of SGD with Nesterov's correction.
+        clip_norm: largest norm of the whole gradient, the objective's own parameters included.
+        posterior_passes: passes over the training images, each at its own draw, that average the final objective.
+        series_points: how many times the run is looked at, the last step included.
+    """
+
+    learning_rate: float
+    steps: int = 6000
+    batch_size: int = 128
+    momentum: float = 0.9
+    clip_norm: float = 1.0
+    posterior_passes: int = 10
+    series_points: int = 20
+
+    def batch(self, num_examples: int) -> int:
+        """Images a step."""
+        return min(self.batch_size, num_examples)
+
+    def total_steps(self, num_examples: int) -> int:
+        """Steps that are run: whole epochs, unless the nominal number is less than one."""
+        an_epoch = max(num_examples // self.batch_size, 1)
+        return self.steps // an_epoch * an_epoch or self.steps
+
+
+class Run:
+    """The moving parts of one training run."""
+
+    def __init__(self, model: nn.Module, split: Split, objective: Objective, schedule: Schedule, seed: int) -> None:
+        self.model, self.split, self.objective, self.schedule = model, split, objective, schedule
+        self.device = objective.weights[0].device
+        self.trained = [*objective.weights, *objective.parameters()]
+        self.total = schedule.total_steps(len(split.train))
+        self.batch = schedule.batch(len(split.train))
+        self.steps_an_epoch = min(max(len(split.train) // self.batch, 1), self.total)
+        self.epochs = self.total // self.steps_an_epoch
+        self.random = torch.Generator().manual_seed(seed)
+        self._start()
+
+    def _start(self) -> None:
+        schedule = self.schedule
+        self.optimiser = torch.optim.SGD(
+            self.trained, lr=schedule.learning_rate, momentum=schedule.momentum, nesterov=schedule.momentum > 0
+        )
+        self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, T_max=self.total)
+        self.steps_done = 0
+        self.last_rate = schedule.learning_rate
+
+    def looks(self) -> set[int]:
+        """The epochs after which the run is looked at, spread evenly, the last one included."""
+        points = min(self.schedule.series_points, self.epochs)
+        return {math.ceil(self.epochs * (i + 1) / points) for i in range(points)}
+
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        """One epoch's batches in random order: indices (B,) and shifts (2, B), sent to the device in one go.
+
+        The last partial batch is dropped.
+        """
+        order = torch.randperm(len(self.split.train), generator=self.random)
+        shifts = draw_shifts(len(order), self.split.most_shift, self.random)
+        plan = torch.cat([order[None], shifts]).to(self.device)
+        return [(piece[0], piece[1:]) for piece in plan.split(self.batch, dim=1)[: self.steps_an_epoch]]
+
+    def step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """One optimiser step; the batch's mean NLL, left on the device."""
+        indices, shifts = batch
+        images = self.split.train
+        pixels = shifted(images.pixels[indices], shifts, self.split.most_shift)
+        x = self.split.normalisation(pixels)
+        with self.objective.step():
+            loss = F.cross_entropy(self.model(x), images.labels[indices])
+            loss.backward()
+        nn.utils.clip_grad_norm_(self.trained, self.schedule.clip_norm)
+        self.last_rate = self.optimiser.param_groups[0]["lr"]
+        self.optimiser.step()
+        self.cosine.step()
+        self.steps_done += 1
+        return loss.detach()
+
+    def warm_up(self) -> None:
+        """Pays for first calls (libraries, kernels, memory): real steps, after which all is put back to the bit."""
+        weights = copy.deepcopy(self.model.state_dict())
+        learned = [parameter.detach().clone() for parameter in self.objective.parameters()]
+        generators = [generator for generator in (self.random, self.objective.generator) if generator is not None]
+        states = [generator.get_state() for generator in generators]
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            self.model.train()
+            for _ in range(WARMUP_STEPS):
+                self.step(self.batches()[0])
+        self.model.load_state_dict(weights)
+        with torch.no_grad():
+            for parameter, value in zip(self.objective.parameters(), learned, strict=True):
+                parameter.copy_(value)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        for parameter in self.trained:
+            parameter.grad = None
+        self._start()
+
+    def evaluate(self, images: Images) -> tuple[float, float]:
+        """Mean NLL and class-balanced accuracy with the weights as they are."""
+        return evaluate(self.model, images, self.split.normalisation)
+
+    def nll_under_posterior(self) -> float:
+        """E_q of the mean NLL over the training images, not augmented, one draw a pass."""
+        passes = self.schedule.posterior_passes
+        total = 0.0
+        for _ in range(passes):
+            with self.objective.step():
+                total += self.evaluate(self.split.train)[0]
+        return total / passes
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: Images, normalisation: Normalisation) -> tuple[float, float]:
+    """Mean NLL in nats, and class-balanced accuracy: the mean over classes of the share that is right (0 to 1).
+
+    A class without images is left out of the mean. ``model`` and ``images`` are on the same device; the model is left
+    in evaluation mode.
+    """
+    model.eval()
+    device = images.labels.device
+    nll = torch.zeros((), dtype=torch.float64, device=device)
+    right = torch.zeros(images.num_classes, dtype=torch.float64, device=device)
+    for start in range(0, len(images), EVALUATION_BATCH):
+        labels = images.labels[start : start + EVALUATION_BATCH]
+        logits = model(normalisation(images.pixels[start : start + EVALUATION_BATCH]))
+        nll += F.cross_entropy(logits.float(), labels, reduction="sum").double()
+        right += torch.bincount(labels, (logits.argmax(1) == labels).double(), images.num_classes)
+    count = torch.bincount(images.labels, minlength=images.num_classes)
+    balanced = (right / count)[count > 0].mean()
+    return float(nll) / len(images), float(balanced)
