@@ -83,7 +83,7 @@ def run(config: str, storage: str | None, tracking: str | None, address: str | N
     benchmark = load_benchmark(config)
     check(benchmark)
     store = RecordStore(storage or os.path.join("deelbo-runs", benchmark.name))
-    from bench.mirror import MLflowMirror, tracking_uri
+    from bench.mirror import ACCOUNT, MLflowMirror, tracking_uri
     from bench.tracking import Tracker
 
     uri = tracking_uri(store, tracking)
@@ -109,8 +109,7 @@ def run(config: str, storage: str | None, tracking: str | None, address: str | N
         files = write_report(store, folder)
     except RecordError:  # no trial has ended well; what went wrong is said below
         files = {}
-    account = {"wall_seconds": outcome.wall_seconds, "busy": outcome.busy, "slots": float(outcome.slots)}
-    account = account if outcome.ran else {}
+    account = {name: float(getattr(outcome, name)) for name in ACCOUNT} if outcome.ran else {}
     status = "KILLED" if outcome.left else "FAILED" if outcome.failed else "FINISHED"
     sent = tracker.stop(status, account, folder if files else None)
     console.print(outcome.describe())

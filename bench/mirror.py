@@ -28,6 +28,7 @@ PATIENCE = {
 }
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 BATCH = 1000
+ACCOUNT: tuple[str, ...] = ("wall_seconds", "busy", "slots")
 NAMES = {"scale_backbone": "lambda", "scale_head": "tau"}
 TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # opens the page that shows training runs
 COMPLETE = "deelbo.complete"
@@ -203,6 +204,6 @@ def sync(store: RecordStore, benchmark: Benchmark, uri: str, report: Path | None
     _, left = settle(make_methods(benchmark), records)
     failed = any(record.status == "failed" for record in records)
     accounts = store.runs()
-    metrics = {} if not accounts else {name: accounts[-1][name] for name in ("wall_seconds", "busy", "slots")}
+    metrics = {} if not accounts else {n: accounts[-1][n] for n in ACCOUNT if n in accounts[-1]}
     mirror.close("KILLED" if left else "FAILED" if failed else "FINISHED", metrics, report)
     return len(records)

@@ -124,7 +124,16 @@ class RecordStore:
 
     def runs(self) -> list[dict[str, Any]]:
         """The accounts of all calls of `run`, oldest first."""
-        return [json.loads(self._fs.cat_file(path)) for path in self._list("runs")]
+        accounts = []
+        for path in self._list("runs"):
+            try:
+                account = json.loads(self._fs.cat_file(path))
+            except ValueError as error:
+                raise RecordError(f"{path} is damaged ({error}): delete it, no trial is lost with it") from None
+            if not isinstance(account, dict):
+                raise RecordError(f"{path} is damaged (not an object): delete it, no trial is lost with it")
+            accounts.append(account)
+        return accounts
 
     def frame(self) -> pd.DataFrame:
         """All records as a table: see `frame_of`."""

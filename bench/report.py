@@ -50,7 +50,7 @@ def write_report(store: RecordStore, out: Path) -> dict[str, Path]:
     if left:
         where = "; ".join(f"{method} {cell.prior} N = {cell.n} seed {cell.seed}" for method, cell in left)
         about.append(f"Unfinished, {sum(left.values())} trials left, and not shown above: {where}.")
-    about += [run["account"] for run in store.runs()]
+    about += [str(run["account"]) for run in store.runs() if "account" in run]
     config = yaml.safe_dump(benchmark, sort_keys=False, default_flow_style=None, width=100)
     return _write(frame, table, out, str(benchmark["name"]), about, config)
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
+import warnings
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -26,7 +29,7 @@ import torch  # noqa: E402
 from ray import tune  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
-from bench.config import Benchmark, ConfigError  # noqa: E402
+from bench.config import Benchmark, ConfigError, one_line  # noqa: E402
 from bench.execute import execute, hardware, versions  # noqa: E402
 from bench.methods import make_methods  # noqa: E402
 from bench.outcome import Outcome, outcome_of  # noqa: E402
@@ -196,6 +199,8 @@ def _tune(
             verbose=0,
         ),
     )
+    if threading.current_thread() is threading.main_thread():  # Tune stops cleanly at Ctrl-C; have it do so at SIGTERM
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     try:
         tuner.fit()
     finally:
@@ -220,7 +225,15 @@ def _connect(benchmark: Benchmark, address: str | None, idle: bool) -> tuple[int
         if wanted.slots:
             here["num_cpus"] = wanted.slots * wanted.cpus_per_trial
         joined: dict[str, Any] = here if address is None else {"address": address}
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **joined)
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **joined)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            if address is None:
+                raise
+            raise ConfigError(
+                f"no Ray cluster answers at {address} ({one_line(error)[:120]}): check --address, and that a head runs"
+            ) from error
     there = ray.cluster_resources()
     fits = int(there.get("CPU", 0) // wanted.cpus_per_trial)
     if wanted.gpus_per_trial:

@@ -211,3 +211,13 @@ def test_frame_holds_what_the_records_say(tmp_path: Path, spec: TrialSpec, fake:
     assert np.isnan([row["kappa"], row["prior_scale"], row["test_acc"]]).all()
     store.write(fake(spec, "failed", seconds={}), [])
     assert store.frame()["status"].tolist() == ["failed"]
+
+
+@pytest.mark.parametrize("damage", ["[1]", '"x"', "{"])
+def test_a_damaged_account_is_named(store: RecordStore, damage: str) -> None:
+    """The account of a call of `run` that is damaged is refused with its name."""
+    store.write_run("20250101", {"account": "x"})
+    with store._fs.open(store.path("runs", "20250101.json"), "w") as file:
+        file.write(damage)
+    with pytest.raises(RecordError, match=r"20250101\.json is damaged"):
+        store.runs()
