@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from bench.config import Benchmark, ConfigError, load_benchmark, one_line, parse_benchmark
 from bench.methods import make_methods
+from bench.race import Race, Watcher
 from bench.records import RecordError, RecordStore
 from bench.tables import METHOD_NAMES, PRIOR_NAMES, for_people
 from deelbo.backbones import BACKBONES, build_backbone
@@ -67,6 +69,16 @@ def claim(store: RecordStore, benchmark: Benchmark) -> None:
     store.write_benchmark(benchmark.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
+class _Claim(Watcher):
+    """Claims the storage when trials are about to start, and not before: refused input changes nothing."""
+
+    def __init__(self, store: RecordStore, benchmark: Benchmark) -> None:
+        self.store, self.benchmark = store, benchmark
+
+    def began(self, race: Race, slots: int) -> None:
+        claim(self.store, self.benchmark)
+
+
 def check_start(store: RecordStore, fingerprint: str) -> None:
     """Raises RecordError where trials of this storage started from other pretrained weights than those at hand."""
     for record in store.records():
@@ -98,10 +110,11 @@ def run(config: str, storage: str | None, tracking: str | None, address: str | N
     console.print(f"{benchmark.name} in {_short(store.url)}")
     pretrained = load_pretrained(say=console.print)
     check_start(store, pretrained.fingerprint)
-    claim(store, benchmark)
     terminal, tracker = Terminal(console), Tracker(lambda: MLflowMirror(uri, benchmark, store))
     try:
-        outcome = run_benchmark(benchmark, store, pretrained, address, [terminal, tracker], since)
+        outcome = run_benchmark(
+            benchmark, store, pretrained, address, [_Claim(store, benchmark), terminal, tracker], since
+        )
     finally:
         terminal.close()
     folder = Path(store.path("report")) if store.local else Path("deelbo-runs") / benchmark.name / "report"
@@ -114,9 +127,8 @@ def run(config: str, storage: str | None, tracking: str | None, address: str | N
     sent = tracker.stop(status, account, folder if files else None)
     console.print(outcome.describe())
     if not sent:
-        console.print(
-            f"MLflow did not take everything ({tracker.problem}): `{_command()} sync {_short(store.url)}` will"
-        )
+        again = f"{_command()} sync {_short(store.url)}" + (f" --tracking-uri {tracking}" if tracking else "")
+        console.print(f"MLflow did not take everything ({tracker.problem}): `{again}` will")
     if files:
         _show_table3(pd.read_csv(files["table3.csv"]))
         console.print(f"report  {_short(files['report.html'])}")
@@ -201,6 +213,7 @@ def ui(storage: str, host: str, port: int) -> NoReturn:
     uri = tracking_uri(store)
     if not Path(store.path("mlflow.db")).exists():
         raise RecordError(f"{storage} has no mlflow.db: `{_command()} sync {storage}` makes it from the records")
+    _check_port(host, port)
     console.print(f"MLflow on http://{host}:{port} (Ctrl-C ends it)")
     command = [
         sys.executable,
@@ -217,6 +230,15 @@ def ui(storage: str, host: str, port: int) -> NoReturn:
     command += ["--default-artifact-root", Path(store.path("mlartifacts")).as_uri(), "--workers", "1"]
     sys.stdout.flush()
     os.execv(sys.executable, command)  # noqa: S606 - becomes the server, so that a signal ends both or none
+
+
+def _check_port(host: str, port: int) -> None:
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"nothing can listen on {host}:{port} ({error}): give another --port or --host") from None
 
 
 def _existing(storage: str) -> tuple[RecordStore, Benchmark]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -18,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from deelbo.posterior import LEAST_SIGMA
+
 __all__ = [
     "PRESETS",
     "Benchmark",
@@ -28,6 +31,11 @@ __all__ = [
     "load_benchmark",
     "preset_names",
 ]
+
+SHORT = reprlib.Repr()  # never spells out a whole structure: an alias in YAML may stand for billions of values
+SHORT.maxstring = SHORT.maxother = 60
+SHORT.maxlevel = 2
+LARGEST_FILE = 1_000_000
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -149,7 +157,7 @@ class Training(Strict):
     batch_size: Count = 128
     momentum: Annotated[float, Number, Field(ge=0, lt=1)] = 0.9
     clip_norm: Positive = 1.0
-    sigma: Positive = 1e-4
+    sigma: Annotated[float, Number, Field(ge=LEAST_SIGMA, allow_inf_nan=False)] = 1e-4
     posterior_passes: Count = 10
     series_points: Count = 20
 
@@ -197,6 +205,8 @@ def load_benchmark(config: str) -> Benchmark:
     path = PRESETS / f"{config}.yaml" if config in preset_names() else Path(config)
     if not path.is_file():
         raise ConfigError(f"no preset or file {config!r}: give a YAML file, or one of {', '.join(preset_names())}")
+    if path.stat().st_size > LARGEST_FILE:
+        raise ConfigError(f"{config} has {path.stat().st_size} bytes: a benchmark is a short YAML file")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -233,8 +243,7 @@ def _problem(details: Any) -> str:
         message = "must be a list, [...]"
     if details["type"] == "value_error" and isinstance(details["input"], dict | BaseModel):
         return f"{key}: {message}"
-    shown = repr(details["input"])
-    return f"{key} = {shown if len(shown) <= 60 else shown[:57] + '...'}: {message}"
+    return f"{key} = {SHORT.repr(details['input'])}: {message}"
 
 
 def _keys_beside(location: Annotated[tuple[Any, ...], Filled]) -> str:

@@ -64,11 +64,9 @@ class RecordStore:
             try:
                 content = json.loads(self._fs.cat_file(self.path("benchmark.json")))
             except ValueError as error:
-                raise RecordError(
-                    f"{self.path('benchmark.json')} is damaged ({error}): put it back or delete it"
-                ) from None
+                raise RecordError(f"{self.path('benchmark.json')} is damaged ({error}): put it back") from None
             if not isinstance(content, dict):
-                raise RecordError(f"{self.path('benchmark.json')} is damaged (not an object): put it back or delete it")
+                raise RecordError(f"{self.path('benchmark.json')} is damaged (not an object): put it back")
             return content
         if self._fs.exists(self.root) and (not self._fs.isdir(self.root) or self._fs.ls(self.root)):
             raise RecordError(f"{self.url} exists and holds no benchmark: choose another --storage, or an empty folder")
@@ -120,7 +118,11 @@ class RecordStore:
         path = self.path("series", f"{key}.json")
         if not self._fs.exists(path):
             return []
-        return [{name: float(value) for name, value in row.items()} for row in json.loads(self._fs.cat_file(path))]
+        try:
+            rows = json.loads(self._fs.cat_file(path))
+            return [{name: float(value) for name, value in row.items()} for row in rows]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RecordError(f"{path} is damaged ({error}): delete it, its trial stays without a series") from None
 
     def runs(self) -> list[dict[str, Any]]:
         """The accounts of all calls of `run`, oldest first."""

@@ -36,6 +36,8 @@ class Tracker(Watcher):
 
     def began(self, race: Race, slots: int) -> None:
         self._events.put(("open", ()))
+        for record in race.reused:  # an interrupted call may not have sent them
+            self._events.put(("finish", (record,)))
 
     def started(self, spec: TrialSpec) -> None:
         self._events.put(("start", (spec, time.time())))

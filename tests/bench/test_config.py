@@ -239,3 +239,21 @@ def test_anything_is_read_or_refused_in_one_line(wild: Any, where: str) -> None:
     except ConfigError as error:
         complaint = str(error)
     assert len(complaint.splitlines()) == 1
+
+
+def test_an_alias_bomb_is_refused_at_once(content: dict[str, Any]) -> None:
+    """A YAML whose aliases stand for 10^12 values is refused in one short line, without spelling them out."""
+    bomb: list[Any] = ["x"] * 10
+    for _ in range(12):
+        bomb = [bomb] * 10
+    with pytest.raises(ConfigError, match="name = ") as refused:
+        parse_benchmark(content | {"name": bomb}, "x")
+    assert len(str(refused.value)) < 500
+
+
+def test_a_huge_file_is_refused(tmp_path: Path) -> None:
+    """A file of more than a megabyte is no benchmark, and is not read."""
+    path = tmp_path / "huge.yaml"
+    path.write_text("seeds: [" + "1, " * 400_000 + "1]")
+    with pytest.raises(ConfigError, match="a benchmark is a short YAML file"):
+        load_benchmark(str(path))

@@ -306,3 +306,14 @@ def test_a_uri_that_mlflow_does_not_take(uri: str) -> None:
     """A tracking URI of no known kind, or a database that cannot be there, is refused by name."""
     with pytest.raises(ConfigError, match="--tracking-uri"):
         tracking_uri(RecordStore("memory://a"), uri)
+
+
+def test_what_an_interrupted_call_did_not_send_is_sent(tiny: Benchmark, uri: str, storage: RecordStore) -> None:
+    """Records that were there before a race are in MLflow after it, although nobody told of their end."""
+    race = Race(make_methods(tiny), storage.records())
+    tracker = Tracker(lambda: MLflowMirror(uri, tiny, storage))
+    tracker.began(race, 2)
+    assert tracker.stop("FINISHED", {})
+    runs = runs_of(uri, tiny)
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert len(runs) == len(race.reused) + 1
