@@ -19,8 +19,6 @@ from pydantic import (
     model_validator,
 )
 
-from deelbo.posterior import LEAST_SIGMA
-
 __all__ = [
     "PRESETS",
     "Benchmark",
@@ -36,6 +34,7 @@ SHORT = reprlib.Repr()  # never spells out a whole structure: an alias in YAML m
 SHORT.maxstring = SHORT.maxother = 60
 SHORT.maxlevel = 2
 LARGEST_FILE = 1_000_000
+LEAST_SIGMA = 1e-12  # that of deelbo.posterior, whose import takes seconds
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -185,6 +184,10 @@ class Benchmark(Strict):
     resources: Resources = Resources()
     order_seed: Seed = 0
     max_failures: Annotated[int, Field(ge=0, strict=True)] = 2
+
+    def content(self) -> dict[str, Any]:
+        """As its YAML file would be read; `parse_benchmark` takes it back."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     def settings_that_bind(self) -> dict[str, Any]:
         """What must be the same for two runs of a benchmark to share a storage: all else may be extended."""

@@ -13,12 +13,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["COSTS", "Configurations", "configurations", "curves", "exact_curve", "sampled_curve", "selection"]
+__all__ = [
+    "CELL",
+    "COSTS",
+    "PROBLEM",
+    "Configurations",
+    "configurations",
+    "curves",
+    "exact_curve",
+    "sampled_curve",
+    "selection",
+]
 
 Array = NDArray[np.float64]
 
@@ -28,7 +39,12 @@ COSTS: dict[str, tuple[str, ...]] = {
 }
 """What counts as compute: training steps only, as published; or what the method needs besides, its choice included."""
 
-CELL = ["dataset", "prior", "method", "n", "seed"]
+PROBLEM = ["source", "dataset", "backbone", "prior", "n"]
+"""What methods compete on; a split seed more is a cell."""
+CELL = [*PROBLEM, "seed"]
+SETTINGS = ["learning_rate", "weight_decay", "head_weight_decay", "prior_scale", "kappa"]
+CURVE = ["k", "expected_hours", "expected_test_acc", "sd_test_acc", "q10_test_acc", "q90_test_acc"]
+COLUMNS = ["dataset", "prior", "method", "n", "split_seed", *CURVE, "cost", "backbone", "source"]
 
 
 @dataclass(frozen=True)
@@ -40,27 +56,37 @@ class Configurations:
         retraining: seconds of training the configuration again on all N images; NaN where that was not run, 0 where
             the method needs none.
         accuracy: test accuracy, 0 to 1; NaN where the run that would be tested was not run.
-        keys: of the judged runs.
+        judged: rows of the runs that are judged, by the frame's index.
+        tested: rows of the runs that are tested, by the frame's index; -1 where not run.
     """
 
     tuning: Array
     retraining: Array
     accuracy: Array
-    keys: tuple[str, ...]
+    judged: NDArray[np.int64]
+    tested: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.tuning)
 
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Where it is known what choosing the configuration comes to; shape (M,)."""
+        return np.isfinite(self.accuracy) & np.isfinite(self.retraining)
 
+
+@lru_cache(maxsize=32)
 def selection(size: int) -> Array:
-    """P[k-1, i]: the probability that the i-th best of M is taken when k are drawn. Shape (M, M).
+    """P[k-1, i]: the probability that the i-th best of M is taken when k are drawn. Shape (M, M), not to be written to.
 
     By P_0 = k/M and P_i+1 = P_i (M-i-k)/(M-1-i): no large binomial is formed.
     """
     k = np.arange(1, size + 1, dtype=np.float64)[:, None]
     i = np.arange(size - 1, dtype=np.float64)[None, :]
     ratios = np.clip((size - i - k) / (size - 1 - i), 0, None)
-    return np.cumprod(np.concatenate([k / size, ratios], axis=1), axis=1)
+    chance = np.cumprod(np.concatenate([k / size, ratios], axis=1), axis=1)
+    chance.flags.writeable = False
+    return chance
 
 
 def exact_curve(found: Configurations) -> pd.DataFrame:
@@ -70,8 +96,7 @@ def exact_curve(found: Configurations) -> pd.DataFrame:
     the row k = M is all that can be had.
     """
     size = len(found)
-    chance = selection(size)
-    known = np.isfinite(found.accuracy) & np.isfinite(found.retraining)
+    chance, known = selection(size), found.known
     possible = ~(chance[:, ~known] > 0).any(axis=1)
     accuracy, retraining = np.where(known, found.accuracy, 0), np.where(known, found.retraining, 0)
     mean = chance @ accuracy
@@ -90,66 +115,72 @@ def exact_curve(found: Configurations) -> pd.DataFrame:
     return frame[possible].reset_index(drop=True)
 
 
-def sampled_curve(found: Configurations, subsamples: int = 500, seed: int = 0) -> pd.DataFrame:
-    """The published form: the mean over ``subsamples`` random subsets of each size. Columns: k to sd_test_acc."""
+def sampled_curve(found: Configurations, subsamples: int = 500, seed: int | np.random.Generator = 0) -> pd.DataFrame:
+    """The published form: over ``subsamples`` random subsets of each size k. Columns and rows as `exact_curve`."""
     random = np.random.default_rng(seed)
+    possible = ~(selection(len(found))[:, ~found.known] > 0).any(axis=1)
+    everyone = np.tile(np.arange(len(found)), (subsamples, 1))
     rows = []
-    for k in range(1, len(found) + 1):
-        drawn = np.stack([random.permutation(len(found))[:k] for _ in range(subsamples)])
+    for k in np.flatnonzero(possible) + 1:
+        drawn = random.permuted(everyone, axis=1)[:, :k]
         best = drawn.min(axis=1)
         seconds = found.tuning[drawn].sum(axis=1) + found.retraining[best]
         accuracy = found.accuracy[best]
-        rows.append((k, seconds.mean() / 3600, accuracy.mean(), accuracy.std()))
-    return pd.DataFrame(rows, columns=["k", "expected_hours", "expected_test_acc", "sd_test_acc"])
+        low, high = np.quantile(accuracy, [0.1, 0.9], method="inverted_cdf")
+        rows.append((k, seconds.mean() / 3600, accuracy.mean(), accuracy.std(), low, high))
+    return pd.DataFrame(rows, columns=CURVE)
 
 
 def configurations(frame: pd.DataFrame, cost: str = "train") -> Iterator[tuple[dict[str, object], Configurations]]:
-    """For each method in each cell, what it tried. ``frame``: as `RecordStore.frame` gives it.
+    """For each method in each cell, what it tried. ``frame``: as `RecordStore.frame` gives it, its index unique.
 
     A method that tunes is judged by val_nll, others by their objective. Runs that diverged count, ranked behind all
     others; failed ones are left out. Where a cost's seconds were not kept, as in published files, it is NaN.
     """
-    usable = frame[frame["status"] != "failed"].copy()
+    usable = frame.assign(row=frame.index)[frame["status"] != "failed"]
     first, *others = COSTS[cost]
     usable["cost"] = usable[first] + (usable[others].sum(axis=1, min_count=1) if others else 0)
-    for cell, group in usable.groupby(CELL, sort=True):
-        judged = group[group["stage"] != "retrain"].copy()
-        if judged.empty:
-            continue
-        tunes = bool((judged["stage"] == "tune").any())
-        ranks = judged["val_nll" if tunes else "objective"].replace(np.inf, np.nan)
-        judged["rank"] = ranks.where(judged["status"] == "completed")
-        judged = judged.sort_values(["rank", "key"], na_position="last", ignore_index=True)
-        if tunes:
-            again = group[group["stage"] == "retrain"]
-            joined = judged[SETTINGS].merge(again[[*SETTINGS, "cost", "test_acc"]], on=SETTINGS, how="left")
-            retraining, accuracy = joined["cost"], joined["test_acc"]
-        else:
-            retraining, accuracy = judged["cost"] * 0, judged["test_acc"]
+    usable = usable[
+        [*CELL, "method", *SETTINGS, "key", "stage", "status", "val_nll", "objective", "test_acc", "cost", "row"]
+    ]
+    judged = usable[(usable["stage"] != "retrain") & usable["cost"].notna()].copy()
+    tunes = judged["stage"] == "tune"
+    rank = judged["val_nll"].where(tunes, judged["objective"]).replace(np.inf, np.nan)
+    judged["rank"] = rank.where(judged["status"] == "completed")
+    again = usable.loc[usable["stage"] == "retrain", [*CELL, "method", *SETTINGS, "cost", "test_acc", "row"]]
+    pairs = judged.merge(again, on=[*CELL, "method", *SETTINGS], how="left", suffixes=("", "_again"))
+    single = pairs["stage"] != "tune"  # what is judged is tested as it is
+    pairs["cost_again"] = pairs["cost_again"].mask(single, 0)
+    for column in ("test_acc", "row"):
+        pairs[f"{column}_again"] = pairs[f"{column}_again"].mask(single, pairs[column])
+    pairs = pairs.sort_values(["rank", "key"], na_position="last")
+    for cell, group in pairs.groupby([*CELL, "method"], sort=True):
         yield (
-            dict(zip(CELL, cell, strict=True)),
+            dict(zip([*CELL, "method"], cell, strict=True)),
             Configurations(
-                tuning=judged["cost"].to_numpy(np.float64),
-                retraining=retraining.to_numpy(np.float64),
-                accuracy=accuracy.to_numpy(np.float64),
-                keys=tuple(judged["key"]),
+                tuning=group["cost"].to_numpy(np.float64),
+                retraining=group["cost_again"].to_numpy(np.float64),
+                accuracy=group["test_acc_again"].to_numpy(np.float64),
+                judged=group["row"].to_numpy(np.int64),
+                tested=group["row_again"].fillna(-1).to_numpy(np.int64),
             ),
         )
 
 
-SETTINGS = ["learning_rate", "weight_decay", "head_weight_decay", "prior_scale", "kappa"]
+def curves(frame: pd.DataFrame, subsamples: int | None = None, seed: int = 0) -> pd.DataFrame:
+    """All curves: curves.csv. Accuracy is 0 to 1.
 
-
-def curves(frame: pd.DataFrame) -> pd.DataFrame:
-    """All curves: curves.csv. Accuracy is 0 to 1."""
-    parts = [
-        exact_curve(found).assign(cost=cost, **cell).rename(columns={"seed": "split_seed"})
-        for cost in COSTS
-        for cell, found in configurations(frame, cost)
-    ]
-    columns = ["dataset", "prior", "method", "n", "split_seed", "k", "expected_hours", "expected_test_acc"]
-    columns += ["sd_test_acc", "q10_test_acc", "q90_test_acc", "cost"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    Args:
+        frame: as `RecordStore.frame` gives it.
+        subsamples: None: exact. A number: the mean over so many random subsets of each size, by ``seed``.
+    """
+    random = np.random.default_rng(seed)
+    parts = []
+    for cost in COSTS:
+        for cell, found in configurations(frame, cost):
+            curve = exact_curve(found) if subsamples is None else sampled_curve(found, subsamples, random)
+            parts.append(curve.assign(cost=cost, **cell).rename(columns={"seed": "split_seed"}))
+    return pd.concat(parts, ignore_index=True)[COLUMNS] if parts else pd.DataFrame(columns=COLUMNS)
 
 
 def _quantile(accuracy: Array, chance: Array, level: float) -> Array:

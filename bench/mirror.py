@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from bench.race import settle
 from bench.records import RecordStore
 from bench.trials import TrialRecord, TrialSpec
 
-__all__ = ["MLflowMirror", "sync", "tracking_uri"]
+__all__ = ["MLflowMirror", "log_report", "sync", "tracking_uri"]
 
 PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -107,7 +108,7 @@ class MLflowMirror:
             return str(parents[0].info.run_id)
         tags = {"deelbo.role": "benchmark", STORAGE: self.store.url}
         run = self.client.create_run(self.experiment, tags=tags, run_name=self.benchmark.name)
-        text = json.dumps(self.benchmark.model_dump(mode="json", by_alias=True, exclude_none=True), indent=1)
+        text = json.dumps(self.benchmark.content(), indent=1)
         self.client.log_text(run.info.run_id, text, "benchmark.json")
         return str(run.info.run_id)
 
@@ -195,13 +196,34 @@ class MLflowMirror:
         self.client.set_terminated(self.parent, status)
 
 
+def log_report(store: RecordStore, benchmark: Benchmark, uri: str, files: Iterable[Path]) -> None:
+    """Logs the files of a report to the benchmark's parent run, whatever the state of that.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(benchmark.name)
+    quote = '"' if "'" in store.url else "'"
+    mine = f"tags.`{STORAGE}` = {quote}{store.url}{quote} and tags.`deelbo.role` = 'benchmark'"
+    runs = client.search_runs([found.experiment_id], mine) if found is not None else []
+    if not runs:
+        raise ConfigError(f"MLflow at {uri} has no run of {store.url}: `sync` makes it, and takes the report too")
+    for file in files:
+        client.log_artifact(runs[0].info.run_id, str(file), "report")
+
+
 def sync(store: RecordStore, benchmark: Benchmark, uri: str, report: Path | None = None) -> int:
     """Rebuilds a benchmark's runs in MLflow from its records, without duplicates; how many trials it has."""
     mirror = MLflowMirror(uri, benchmark, store)
     records = list(store.records())
     for record in records:
         mirror.finish(record)
-    _, left = settle(make_methods(benchmark), records)
+    _, left, _ = settle(make_methods(benchmark), records)
     failed = any(record.status == "failed" for record in records)
     accounts = store.runs()
     metrics = {} if not accounts else {n: accounts[-1][n] for n in ACCOUNT if n in accounts[-1]}

@@ -77,7 +77,7 @@ def outcome_of(records: Sequence[TrialRecord], reused: int, left: int, slots: in
         ran=len(records),
         reused=reused,
         failed=len(failed),
-        failures=[f"{r.spec.describe()}: {(r.error or 'no error kept').strip().splitlines()[-1]}" for r in failed],
+        failures=[record.describe_failure() for record in failed],
         left=left,
         slots=slots,
         wall_seconds=wall,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from bench.methods import Method
 from bench.trials import Cell, TrialRecord, TrialSpec
 
-__all__ = ["Race", "Watcher", "settle"]
+__all__ = ["Race", "Settled", "Watcher", "settle"]
 
 
 class Race:
@@ -76,20 +77,33 @@ class Race:
             self._ready.insert(self._shuffle.randint(0, len(self._ready)), spec)
 
 
-def settle(
-    methods: Iterable[Method], records: Sequence[TrialRecord]
-) -> tuple[list[TrialRecord], dict[tuple[str, Cell], int]]:
-    """What can be reported: the records that the methods ask for, in cells where they are done, failed ones included;
-    and how many trials are left of each (method, cell) that is not."""
+class Settled(NamedTuple):
+    """What there is of what methods ask for.
+
+    Attributes:
+        kept: what can be reported: the records of cells where a method is done, failed ones included.
+        left: how many trials are left of each (method, cell) that is not.
+        held: how many records those have already.
+    """
+
+    kept: list[TrialRecord]
+    left: dict[tuple[str, Cell], int]
+    held: int
+
+
+def settle(methods: Iterable[Method], records: Sequence[TrialRecord]) -> Settled:
+    """Which of the records the methods ask for, and what is left to run."""
     kept: list[TrialRecord] = []
     left: dict[tuple[str, Cell], int] = {}
+    held = 0
     for method in methods:
         race = Race([method], records, keep_failed=True)
         if race.finished:
             kept += race.reused
         else:
             left[method.name, method.cell] = race.left
-    return kept, left
+            held += len(race.reused)
+    return Settled(kept, left, held)
 
 
 class Watcher:

@@ -63,7 +63,7 @@ class RecordStore:
         if self._fs.exists(self.path("benchmark.json")):
             try:
                 content = json.loads(self._fs.cat_file(self.path("benchmark.json")))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise RecordError(f"{self.path('benchmark.json')} is damaged ({error}): put it back") from None
             if not isinstance(content, dict):
                 raise RecordError(f"{self.path('benchmark.json')} is damaged (not an object): put it back")
@@ -104,14 +104,22 @@ class RecordStore:
         path = self.path("records", f"{key}.json")
         return self._read(path) if self._fs.exists(path) else None
 
-    def records(self) -> Iterator[TrialRecord]:
+    def records(self, damaged: list[str] | None = None) -> Iterator[TrialRecord]:
         """Every record, in the order of their keys.
+
+        Args:
+            damaged: where given, takes a line for each file that is not a record, and the rest is yielded.
 
         Raises:
             RecordError: a file that is not a record, named.
         """
         for path in self._list("records"):
-            yield self._read(path)
+            try:
+                yield self._read(path)
+            except RecordError as error:
+                if damaged is None:
+                    raise
+                damaged.append(str(error))
 
     def series(self, key: str) -> list[dict[str, float]]:
         """A trial's rows over the epochs; none where it has none."""
@@ -124,17 +132,20 @@ class RecordStore:
         except (ValueError, TypeError, AttributeError) as error:
             raise RecordError(f"{path} is damaged ({error}): delete it, its trial stays without a series") from None
 
-    def runs(self) -> list[dict[str, Any]]:
-        """The accounts of all calls of `run`, oldest first."""
+    def runs(self, damaged: list[str] | None = None) -> list[dict[str, Any]]:
+        """The accounts of all calls of `run`, oldest first. ``damaged``: as in `records`."""
         accounts = []
         for path in self._list("runs"):
             try:
                 account = json.loads(self._fs.cat_file(path))
-            except ValueError as error:
-                raise RecordError(f"{path} is damaged ({error}): delete it, no trial is lost with it") from None
-            if not isinstance(account, dict):
-                raise RecordError(f"{path} is damaged (not an object): delete it, no trial is lost with it")
-            accounts.append(account)
+                if not isinstance(account, dict):
+                    raise ValueError("not an object")
+                accounts.append(account)
+            except (ValueError, RecursionError) as error:
+                words = f"{path} is damaged ({error}): delete it, no trial is lost with it"
+                if damaged is None:
+                    raise RecordError(words) from None
+                damaged.append(words)
         return accounts
 
     def frame(self) -> pd.DataFrame:
@@ -175,6 +186,7 @@ class RecordStore:
 
 
 COLUMNS = {
+    "source": "str",
     "key": "str",
     "dataset": "str",
     "backbone": "str",
@@ -194,6 +206,7 @@ COLUMNS = {
     "test_nll": "float64",
     "test_acc": "float64",
     "objective": "float64",
+    "nll_under_q": "float64",
     "train_seconds": "float64",
     "evaluate_seconds": "float64",
     "select_seconds": "float64",
@@ -204,12 +217,20 @@ COLUMNS = {
 """The schema that curves, tables and figures read: one row a trial. docs/records.md says what each column means."""
 
 
-def frame_of(records: list[TrialRecord]) -> pd.DataFrame:
-    """One row a record: the columns of `COLUMNS`, then the learned state (``state_*``)."""
+def frame_of(records: list[TrialRecord], source: str = "") -> pd.DataFrame:
+    """One row a record: the columns of `COLUMNS`, then the learned state (``state_*``).
+
+    ``source``: what to call the storage beside others."""
     rows = []
     for record in records:
         row: dict[str, Any] = {name: getattr(record.spec, name, None) for name in COLUMNS}
-        row |= {"key": record.key, "status": record.status, "started": record.started, "finished": record.finished}
+        row |= {
+            "source": source,
+            "key": record.key,
+            "status": record.status,
+            "started": record.started,
+            "finished": record.finished,
+        }
         row |= {name: value for name, value in record.metrics.items() if name in COLUMNS}
         row |= {f"{phase}_seconds": value for phase, value in record.seconds.items()}
         row |= {f"state_{name}": value for name, value in record.state.items()}

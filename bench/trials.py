@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
 __all__ = ["Cell", "TrialRecord", "TrialSpec"]
+
+
+LONGEST = 1e11  # seconds: 3,000 years, so that dates since 1970 are below it too
+STATUSES = ("completed", "diverged", "failed")
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,22 @@ class TrialRecord:
         """Whether it is a result: completed or diverged."""
         return self.status in ("completed", "diverged")
 
+    def check(self) -> None:
+        """Raises ValueError where a number cannot be what it says it is."""
+        numbers = self.seconds | {"started": self.started, "finished": self.finished}
+        if self.succeeded and "train" not in self.seconds:
+            raise ValueError("a result without its training seconds")
+        for name, value in numbers.items():
+            if not 0 <= value < LONGEST:
+                raise ValueError(f"{name} = {value} seconds")
+        for name, value in self.metrics.items():
+            if name.endswith("_acc") and not (math.isnan(value) or 0 <= value <= 1):
+                raise ValueError(f"{name} = {value}, expected 0 to 1")
+
+    def describe_failure(self) -> str:
+        """The trial and the last line of its error, for people."""
+        return f"{self.spec.describe()}: {(self.error or 'no error kept').strip().splitlines()[-1]}"
+
     def to_json(self) -> str:
         """Strict JSON; numbers that are not finite become the words nan, inf and -inf."""
         content: dict[str, Any] = {"key": self.key, "format": 1} | asdict(self)
@@ -129,9 +150,18 @@ class TrialRecord:
             values = {f.name: content[f.name] for f in fields(cls) if f.name != "spec"}
             for name in ("metrics", "state", "seconds"):
                 values[name] = {key: float(value) for key, value in values[name].items()}
+            for name in ("started", "finished"):
+                values[name] = float(values[name])
+            for name in ("attempt", "concurrency"):
+                values[name] = operator.index(values[name])
+            for name in ("hardware", "versions"):
+                values[name] = dict(values[name])
             record = cls(spec=spec, **values)
             key = content["key"]
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            if record.status not in STATUSES:
+                raise TypeError(f"status {record.status!r}, expected one of {', '.join(STATUSES)}")
+            record.check()
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a trial record ({type(error).__name__}: {error})") from error
         if key != record.key:
             raise ValueError(f"the record's key {key} does not fit its content ({record.key})")

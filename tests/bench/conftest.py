@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from bench.config import Benchmark, parse_benchmark
@@ -19,6 +21,7 @@ from bench.trials import TrialRecord, TrialSpec
 from deelbo import pretraining
 
 FakeRecord = Callable[..., TrialRecord]
+Publish = Callable[..., tuple[Path, Path]]
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # tests call nobody; read when mlflow is imported
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 
@@ -108,7 +111,7 @@ def fill() -> Callable[[RecordStore, Benchmark, list[TrialRecord]], RecordStore]
     """Puts a benchmark and its records into a storage, as a run leaves them."""
 
     def put(store: RecordStore, benchmark: Benchmark, records: list[TrialRecord]) -> RecordStore:
-        store.write_benchmark(benchmark.model_dump(mode="json", by_alias=True, exclude_none=True))
+        store.write_benchmark(benchmark.content())
         for record in records:
             store.write(record, SERIES)
         return store
@@ -121,6 +124,63 @@ def storage(tmp_path: Path, tiny: Benchmark, play: Any, fill: Any) -> RecordStor
     """A storage in which the tiny benchmark is finished, with fake records."""
     store: RecordStore = fill(RecordStore(str(tmp_path / "storage")), tiny, play(tiny))
     return store
+
+
+@pytest.fixture
+def publish(tmp_path: Path) -> Publish:
+    """Writes a pair of files as the authors publish them: L2-SP, four configurations a cell, the best first."""
+
+    def write(
+        dataset: str = "CIFAR-10", cells: Any = ((100, 1001),), retrained: int = 4, **first: Any
+    ) -> tuple[Path, Path]:
+        """``retrained``: how many configurations of a cell were trained again. ``first``: changes of the first row."""
+        tuned, again = list[dict[str, Any]](), list[dict[str, Any]]()
+        for n, seed in cells:
+            for i, (rate, tau) in enumerate([(0.1, 0.01), (0.1, 0.001), (0.01, 0.01), (0.01, 0.001)]):
+                name = f"l2-sp_lr_0={rate}_n={n}_random_state={seed}_tau={tau}"
+                row = {"method": "l2-sp", "model_name": name, "n": n, "random_state": seed}
+                tuned.append(row | {"runtime": 100.0 + i, "val_acc": 0.8, "val_nll": 0.5 + i})
+                if i < retrained:
+                    again.append(row | {"runtime": 50.0, "test_acc": 0.8 - i / 10, "test_nll": 0.5})
+        tuned[0] |= first
+        paths = tmp_path / f"tuned_{dataset}.csv", tmp_path / f"retrained_{dataset}.csv"
+        metrics = ["test_acc", "test_nll"]
+        pd.DataFrame(tuned).to_csv(paths[0], index=False)
+        pd.DataFrame(again, columns=[*list(tuned[0])[:5], *metrics]).to_csv(paths[1], index=False)
+        return paths
+
+    return write
+
+
+@pytest.fixture
+def sketch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn but not rendered, which takes a second each: their files hold the lines that would be seen."""
+
+    def save(figure: Any, folder: Path, name: str) -> list[Path]:
+        lines = [[line.get_xydata().tolist() for line in axis.lines] for axis in figure.axes]
+        paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
+        for path in paths:
+            path.write_text(json.dumps(lines))
+        return paths
+
+    monkeypatch.setattr("bench.report.save", save)
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database whose tables exist, to be copied: making them takes seconds."""
+    from mlflow.tracking import MlflowClient
+
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def uri(database: Path, tmp_path: Path) -> str:
+    """An MLflow database of the test's own, empty."""
+    (tmp_path / "mlflow.db").write_bytes(database.read_bytes())
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
 @pytest.fixture(scope="session")

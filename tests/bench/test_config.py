@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.config import Benchmark, ConfigError, load_benchmark, parse_benchmark, preset_names
+from bench.config import LEAST_SIGMA, Benchmark, ConfigError, load_benchmark, parse_benchmark, preset_names
 from bench.methods import make_methods
+from deelbo import posterior
 
 NAN, INF = float("nan"), float("inf")
 
@@ -84,6 +85,16 @@ def test_scientific_notation_of_yaml_1_1_is_a_number(tmp_path: Path) -> None:
     assert benchmark.methods.de_elbo is not None
     assert benchmark.methods.de_elbo.kappa == 100.0
     assert benchmark.training.sigma == 0.001
+
+
+def test_the_least_sigma_is_the_posteriors(content: dict[str, Any]) -> None:
+    """The least sigma that a configuration may have is that of the posterior, which is not imported to say so; it is
+    accepted, and less is not."""
+    assert LEAST_SIGMA == posterior.LEAST_SIGMA
+    accepted = parse_benchmark(changed(content, "training/sigma", LEAST_SIGMA), "x")
+    assert accepted.training.sigma == LEAST_SIGMA
+    with pytest.raises(ConfigError, match=r"training\.sigma"):
+        parse_benchmark(changed(content, "training/sigma", LEAST_SIGMA / 2), "x")
 
 
 RETRAIN = "methods/map-gs/retrain"

@@ -125,8 +125,9 @@ def test_settle_keeps_what_is_done_and_asked_for(tiny: Benchmark, play: Any, fak
     methods = make_methods(tiny)
     assert sorted(r.key for r in settle(methods, records)[0]) == sorted(r.key for r in records)
     lost = next(record for record in records if record.spec.method == "elbo")
-    kept, left = settle(make_methods(tiny), [record for record in records if record is not lost])
+    kept, left, held = settle(make_methods(tiny), [record for record in records if record is not lost])
     assert left == {("elbo", lost.spec.cell): 1}
+    assert held == sum(record.spec.method == "elbo" for record in records) - 1
     assert {record.spec.method for record in kept} == {"map-gs", "de-elbo"}
     failed = [fake(record.spec, "failed") if record is lost else record for record in records]
     assert settle(make_methods(tiny), failed)[1] == {}

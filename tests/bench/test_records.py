@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 
 from bench.config import Benchmark
 from bench.methods import make_methods
-from bench.records import COLUMNS, RecordError, RecordStore
+from bench.records import COLUMNS, RecordError, RecordStore, frame_of
 from bench.trials import TrialRecord, TrialSpec
 
 Fake = Callable[..., TrialRecord]
@@ -129,6 +130,49 @@ def test_a_damaged_record_is_named(tmp_path: Path, spec: TrialSpec, fake: Fake, 
         store.read(spec.key)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("started", None),
+        ("finished", "noon"),
+        ("concurrency", [1]),
+        ("hardware", None),
+        ("versions", ["torch"]),
+        ("status", 5),
+        ("metrics", {"test_acc": "high"}),
+        ("metrics", {"test_acc": 80.0}),
+        ("metrics", {"val_acc": "inf"}),
+        ("seconds", {"train": -1.0}),
+        ("seconds", {"train": 1.0, "select": 1e300}),
+        ("seconds", {"evaluate": 1.0}),
+        ("started", 1e300),
+    ],
+)
+def test_a_record_of_other_types_is_damaged(
+    tmp_path: Path, spec: TrialSpec, fake: Fake, name: str, value: object
+) -> None:
+    """A record with something in a field that cannot stand there is refused with its path, as one without the field."""
+    store = RecordStore(str(tmp_path))
+    store.write(fake(spec), SERIES)
+    path = tmp_path / "records" / f"{spec.key}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(RecordError, match=rf"{spec.key}\.json is damaged .*: delete it"):
+        list(store.records())
+
+
+def test_damaged_records_may_be_collected(store: RecordStore, tiny: Benchmark, fake: Fake) -> None:
+    """Asked to, `records` yields all others and gives a line for each damaged one."""
+    specs = [spec for method in make_methods(tiny) if (spec := method.ask()) is not None]
+    for one in specs:
+        store.write(fake(one), [])
+    with store._fs.open(store.path("records", f"{specs[0].key}.json"), "w") as file:
+        file.write("{")
+    damaged: list[str] = []
+    assert {record.key for record in store.records(damaged)} == {one.key for one in specs[1:]}
+    (line,) = damaged
+    assert f"{specs[0].key}.json is damaged" in line
+
+
 @pytest.mark.parametrize("moment", ["replace", "fsync"])
 def test_a_crash_leaves_no_half_record(
     tmp_path: Path, spec: TrialSpec, fake: Fake, monkeypatch: pytest.MonkeyPatch, moment: str
@@ -211,6 +255,17 @@ def test_frame_holds_what_the_records_say(tmp_path: Path, spec: TrialSpec, fake:
     assert np.isnan([row["kappa"], row["prior_scale"], row["test_acc"]]).all()
     store.write(fake(spec, "failed", seconds={}), [])
     assert store.frame()["status"].tolist() == ["failed"]
+
+
+def test_frame_says_where_the_records_come_from(storage: RecordStore) -> None:
+    """Each row has the name that its storage was given beside others, or none; an ELBo has its NLL under q."""
+    records = list(storage.records())
+    assert set(frame_of(records, "here")["source"]) == {"here"}
+    assert set(frame_of(records)["source"]) == {""}
+    frame = frame_of(records).set_index("key")
+    expected = [record.metrics.get("nll_under_q", float("nan")) for record in records]
+    assert np.isfinite(expected).sum() == 4
+    np.testing.assert_array_equal(frame.loc[[record.key for record in records], "nll_under_q"], expected)
 
 
 @pytest.mark.parametrize("damage", ["[1]", '"x"', "{"])

@@ -22,22 +22,6 @@ Fake = Callable[..., TrialRecord]
 NAN = float("nan")
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database whose tables exist, to be copied: making them takes seconds."""
-    from mlflow.tracking import MlflowClient
-
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
-@pytest.fixture
-def uri(database: Path, tmp_path: Path) -> str:
-    (tmp_path / "mlflow.db").write_bytes(database.read_bytes())
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
-
-
 def runs_of(uri: str, benchmark: Benchmark) -> dict[str, Any]:
     """Every run in MLflow, by the trial's key, the parent as ''."""
     from mlflow.tracking import MlflowClient
