@@ -1,98 +1,82 @@
-"""Table 2 (compute time) and table 3 (test accuracy), as the papers print them, from any results."""
+"""Table 2 (compute time) and table 3 (test accuracy), as the papers print them, from any results; published beside."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import pandas as pd
 
 from bench.curves import configurations
+from bench.names import in_order
+from bench.paper import TABLE2, TABLE3, paper_de_elbo
 
-__all__ = ["METHOD_NAMES", "PRIOR_NAMES", "for_people", "markdown", "table2", "table3"]
+__all__ = ["overview", "table2", "table3"]
 
-METHOD_NAMES = {"map-gs": "MAP + GS", "de-elbo": "DE ELBo", "elbo": "ELBo"}
-HEADINGS = {
-    "prior": "Model",
-    "n": "N",
-    "split_seed": "seed",
-    "mean_run_seconds": "mean run (s)",
-    "num_runs": "runs",
-    "total_seconds": "total (s)",
-    "total_seconds_full": "total, full cost (s)",
-}
-PRIOR_NAMES = {"l2-zero": "L2-zero", "l2-sp": "L2-SP", "ptyl": "PTYL"}
+SECOND = ["prior", "method", "n", "split_seed", "mean_run_seconds", "num_runs", "total_seconds"]
+SECOND += ["dataset", "total_seconds_full", "backbone", "source"]
+THIRD = ["prior", "method", "n", "mean", "min", "max", "dataset", "seeds", "backbone", "source"]
 
 
 def table2(frame: pd.DataFrame) -> pd.DataFrame:
     """Compute time, one row a method and cell.
 
     Columns: prior, method, n, split_seed; mean_run_seconds and num_runs of the runs that are judged; total_seconds,
-    with the retraining of the best; then dataset, and total_seconds_full, which counts evaluation and selection too.
+    with the retraining of the best; then dataset; total_seconds_full, which counts evaluation and selection too;
+    backbone, source; published_run_seconds, published_runs, published_total_seconds, where the paper has the cell.
     Seconds of training steps otherwise. A total is missing where the best configuration was not retrained.
     """
     rows = []
     full = {tuple(cell.values()): found for cell, found in configurations(frame, "full")}
     for cell, found in configurations(frame, "train"):
-        everything = full[tuple(cell.values())]
+        everything = full.get(tuple(cell.values()))
         rows.append(
-            {
-                "prior": cell["prior"],
-                "method": cell["method"],
-                "n": cell["n"],
-                "split_seed": cell["seed"],
+            {**cell, "split_seed": cell["seed"]}
+            | {
                 "mean_run_seconds": found.tuning.mean(),
                 "num_runs": len(found),
                 "total_seconds": found.tuning.sum() + found.retraining[0],
-                "dataset": cell["dataset"],
-                "total_seconds_full": everything.tuning.sum() + everything.retraining[0],
+                "total_seconds_full": everything and everything.tuning.sum() + everything.retraining[0],
             }
         )
-    columns = ["prior", "method", "n", "split_seed", "mean_run_seconds", "num_runs", "total_seconds", "dataset"]
-    return _sorted(pd.DataFrame(rows, columns=[*columns, "total_seconds_full"]), ["split_seed"])
+    table = pd.DataFrame(rows, columns=SECOND).astype({"total_seconds_full": "float64"})
+    return _beside(in_order(table, "split_seed"), TABLE2)
 
 
 def table3(frame: pd.DataFrame) -> pd.DataFrame:
     """Class-balanced test accuracy in percent of what each method chose: mean, min and max over split seeds.
 
-    Columns: prior, method, n, mean, min, max; then dataset, and seeds, how many splits there are.
+    Columns: prior, method, n, mean, min, max; then dataset, seeds, how many splits there are, backbone, source;
+    published_mean, published_min, published_max, where the paper has the cell.
     """
-    rows = [
-        {"dataset": cell["dataset"], "prior": cell["prior"], "method": cell["method"], "n": cell["n"]}
-        | {"accuracy": 100 * found.accuracy[0]}
-        for cell, found in configurations(frame)
-    ]
-    chosen = pd.DataFrame(rows, columns=["dataset", "prior", "method", "n", "accuracy"]).dropna(subset="accuracy")
-    grouped = chosen.groupby(["prior", "method", "n", "dataset"])["accuracy"]
-    table = grouped.agg(["mean", "min", "max", "count"]).reset_index().rename(columns={"count": "seeds"})
-    return _sorted(table[["prior", "method", "n", "mean", "min", "max", "dataset", "seeds"]], [])
+    rows = [cell | {"accuracy": 100 * found.accuracy[0]} for cell, found in configurations(frame)]
+    by = ["source", "dataset", "backbone", "prior", "method", "n"]
+    chosen = pd.DataFrame(rows, columns=[*by, "seed", "accuracy"]).dropna(subset="accuracy")
+    table = chosen.groupby(by)["accuracy"].agg(["mean", "min", "max", "count"]).reset_index()
+    return _beside(in_order(table.rename(columns={"count": "seeds"})[THIRD]), TABLE3)
 
 
-def for_people(table: pd.DataFrame) -> pd.DataFrame:
-    """The same table with the papers' names, and numbers that can be read."""
-    shown = table.copy()
-    shown["prior"] = shown["prior"].map(lambda name: PRIOR_NAMES.get(name, name))
-    shown["method"] = shown["method"].map(lambda name: METHOD_NAMES.get(name, name))
-    for column in [name for name in shown if name in ("mean", "min", "max")]:
-        shown[column] = shown[column].map("{:.1f}".format)
-    for column in [name for name in shown if "seconds" in str(name)]:
-        shown[column] = shown[column].map(lambda seconds: "-" if pd.isna(seconds) else f"{seconds:.1f}")
-    return shown.rename(columns=HEADINGS)
+def overview(frame: pd.DataFrame, published: Collection[str] = ()) -> pd.DataFrame:
+    """Table 3 with the mean over splits of table 2's totals, and how many runs diverged or failed.
+
+    Args:
+        frame: as `RecordStore.frame` gives it.
+        published: the sources that are the paper's own: where their cells have a grid and no DE ELBo, there is a row
+            for it, with published numbers alone.
+    """
+    second, third = table2(frame), table3(frame)
+    where = ["dataset", "backbone", "prior", "n"]
+    lost = pd.DataFrame({status: frame["status"] == status for status in ("diverged", "failed")})
+    lost = lost.groupby([frame[name] for name in ("source", *where, "method")]).sum().reset_index()
+    times = second.groupby(["source", *where, "method"])["total_seconds"].mean().reset_index()
+    both = third.merge(times, on=["source", *where, "method"], how="left")
+    totals = TABLE2[[*where, "method", "published_total_seconds"]]
+    both = both.merge(totals, on=[*where, "method"], how="left")
+    both = both.merge(lost, on=["source", *where, "method"], how="left")
+    printed = paper_de_elbo(third, published)
+    return in_order(pd.concat([both, printed[[name for name in printed if name in both]]], ignore_index=True))
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown."""
-    shown = for_people(table).astype(str)
-    lines = ["| " + " | ".join(shown.columns) + " |", "|" + "---|" * len(shown.columns)]
-    lines += ["| " + " | ".join(row) + " |" for row in shown.itertuples(index=False)]
-    return "\n".join(lines) + "\n"
-
-
-def _sorted(table: pd.DataFrame, last: list[str]) -> pd.DataFrame:
-    """By dataset and n, then priors and methods as the papers list them."""
-    order = {name: i for i, name in enumerate([*PRIOR_NAMES, *METHOD_NAMES])}
-    return table.sort_values(
-        ["dataset", "n", "prior", "method", *last],
-        key=lambda column: column.map(lambda value: order.get(value, value)) if column.name in RANKED else column,
-        ignore_index=True,
-    )
-
-
-RANKED = ("prior", "method")
+def _beside(table: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """The table with the published numbers of the same cells; rows and their order stay."""
+    keys = [name for name in published if not str(name).startswith("published")]
+    return table.merge(published, on=keys, how="left")

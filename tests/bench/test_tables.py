@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 
 from bench.config import parse_benchmark
+from bench.paper import TABLE2, TABLE3
 from bench.records import COLUMNS, frame_of
-from bench.tables import for_people, markdown, table2, table3
+from bench.tables import overview, table2, table3
 from bench.trials import TrialRecord
 
 Fake = Callable[..., TrialRecord]
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "published"
-ROW: dict[str, Any] = {"dataset": "d", "backbone": "b", "prior": "l2-sp", "n": 100, "status": "completed"}
+ROW: dict[str, Any] = {"source": "", "dataset": "d", "backbone": "b", "prior": "l2-sp", "n": 100, "status": "completed"}
 
 
 def results(*rows: dict[str, Any]) -> pd.DataFrame:
@@ -107,25 +108,124 @@ def test_rows_are_in_the_papers_order(content: dict[str, Any], fake: Fake, play:
     assert table[["n", "prior", "method"]].to_numpy().tolist() == expected
 
 
-def test_people_read_the_papers_names() -> None:
-    """For people the names are those of the papers, accuracies have one decimal, and what is missing is a dash."""
-    frame = SMALL[~((SMALL["seed"] == 1) & (SMALL["stage"] == "retrain"))]
-    assert "| L2-SP | MAP + GS | 100 | 90.0 | 90.0 | 90.0 |" in markdown(table3(frame))
-    rows = for_people(table2(frame)).astype(str).to_numpy().tolist()
-    assert rows[0][:7] == ["L2-SP", "MAP + GS", "100", "1", "20.0", "3", "-"]
-
-
-def test_markdown_is_a_table() -> None:
-    """Every line of the Markdown has a cell for every column, and there is a line for every row."""
-    lines = markdown(table2(SMALL)).splitlines()
-    assert len(lines) == 2 + 3
-    assert {line.count("|") for line in lines} == {len(table2(SMALL).columns) + 1}
-
-
 def test_no_results_give_no_rows() -> None:
     """Tables of nothing are empty, with their columns."""
-    assert table2(frame_of([])).empty
-    assert list(table3(frame_of([])).columns)[:6] == ["prior", "method", "n", "mean", "min", "max"]
+    nothing = frame_of([])
+    assert table2(nothing).empty
+    assert list(table3(nothing).columns)[:6] == ["prior", "method", "n", "mean", "min", "max"]
+    assert overview(nothing, {""}).empty
+
+
+def paper(*rows: dict[str, Any], **where: Any) -> pd.DataFrame:
+    """Results in a cell of the paper, or elsewhere."""
+    cell = {"dataset": "CIFAR-10", "backbone": "resnet50", "n": 50000} | where
+    return results(*(row | cell for row in rows))
+
+
+GRID = (tune(1001, 0.1, 1.0, 10), retrain(1001, 0.1, 0.8, 15))
+
+
+def test_published_numbers_stand_beside_ours() -> None:
+    """In a cell that the paper has, its run, runs, total, mean, least and most stand in the same row."""
+    (second,) = table2(paper(*GRID)).to_dict("records")
+    names = ["total_seconds", "published_run_seconds", "published_runs", "published_total_seconds"]
+    assert [second[name] for name in names] == [25, 39 * 60 + 11, 24, 16 * 3600 + 15 * 60]
+    (third,) = table3(paper(*GRID)).to_dict("records")
+    names = ["mean", "published_mean", "published_min", "published_max"]
+    assert [third[name] for name in names] == [80, 97.1, 97.0, 97.1]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [{"backbone": "vit-b-16"}, {"dataset": "Oxford-IIIT_Pet"}, {"dataset": "cifar-10"}, {"n": 500}],
+    ids=lambda where: next(iter(where)),
+)
+def test_published_numbers_are_of_their_cells_alone(where: dict[str, Any]) -> None:
+    """Another backbone, dataset or N has no published numbers beside it, and the columns are there all the same."""
+    frame = paper(*GRID, **where)
+    for table in (table2(frame), table3(frame)):
+        printed = [name for name in table.columns if name.startswith("published_")]
+        assert len(printed) == 3
+        assert table[printed].isna().all(axis=None)
+
+
+def test_the_papers_times_are_of_its_split() -> None:
+    """Table 2 of the paper is of split 1001: another split has no published time, and its published accuracy."""
+    frame = paper(tune(2001, 0.1, 1.0, 10), retrain(2001, 0.1, 0.8, 15))
+    assert table2(frame)["published_run_seconds"].isna().all()
+    assert table3(frame)["published_mean"].tolist() == [97.1]
+
+
+def shown(frame: pd.DataFrame, published: Any = ("",)) -> list[dict[str, Any]]:
+    return list(overview(frame, published).to_dict("records"))
+
+
+def test_the_overview_has_the_papers_de_elbo_where_a_grid_has_none() -> None:
+    """Beside a grid without a DE ELBo stands a row of published numbers alone; ours are missing in it."""
+    grid, printed = shown(paper(*GRID))
+    assert (grid["method"], grid["mean"], grid["total_seconds"]) == ("map-gs", 80, 25)
+    assert (printed["method"], printed["prior"], printed["n"]) == ("de-elbo", "l2-sp", 50000)
+    assert (printed["published_mean"], printed["published_total_seconds"]) == (96.8, 2 * 3600 + 36 * 60)
+    assert np.isnan([printed[name] for name in ("mean", "min", "max", "seeds", "total_seconds")]).all()
+
+
+def test_the_overview_adds_nothing_elsewhere() -> None:
+    """No row is added where the DE ELBo was run, where the cell is not the paper's, where there is no grid, or beside
+    runs of one's own: seconds of two machines make no ratio."""
+    assert [row["method"] for row in shown(paper(*GRID), published=())] == ["map-gs"]
+    ours = single(1001, 0.1, -1.0, 0.7)
+    assert [row["method"] for row in shown(paper(*GRID, ours))] == ["map-gs", "de-elbo"]
+    assert [row["method"] for row in shown(paper(*GRID, backbone="vit-b-16"))] == ["map-gs"]
+    assert [row["method"] for row in shown(paper(ours))] == ["de-elbo"]
+    assert [row["method"] for row in shown(paper(GRID[0]))] == []
+    plain = single(1001, 0.1, -1.0, 0.7, method="elbo")
+    assert [row["method"] for row in shown(paper(plain))] == ["elbo"]
+    assert [row["method"] for row in shown(paper(*GRID, plain))] == ["map-gs", "de-elbo", "elbo"]
+
+
+def test_the_overview_tells_sources_apart() -> None:
+    """Of published sources with the same grid, the one without a DE ELBo alone gets the paper's; other sources do
+    not."""
+    frame = pd.concat(
+        [
+            paper(*GRID, source="a"),
+            paper(*GRID, single(1001, 0.1, -1.0, 0.7), source="b"),
+            paper(*GRID, source="mine"),
+        ],
+        ignore_index=True,
+    )
+    rows = {(row["source"], row["method"]): row["mean"] for row in shown(frame, {"a", "b"})}
+    assert set(rows) == {("mine", "map-gs"), *((source, method) for source in "ab" for method in ("map-gs", "de-elbo"))}
+    assert np.isnan(rows["a", "de-elbo"])
+    assert rows["b", "de-elbo"] == 70
+
+
+def test_the_overview_means_totals_over_splits() -> None:
+    """Its total is the mean over splits of table 2's."""
+    rows = {row["method"]: row["total_seconds"] for row in shown(SMALL)}
+    assert rows == {"map-gs": ((60 + 25) + (30 + 15)) / 2, "de-elbo": 10}
+
+
+def test_the_overview_counts_lost_runs() -> None:
+    """How many of a method's runs diverged, and how many failed, in all splits and stages."""
+    more = results(
+        tune(1, 0.4, np.nan, 5, status="diverged"),
+        tune(2, 0.4, np.nan, 5, status="diverged"),
+        single(1, 0.4, np.nan, 0.1, status="failed"),
+    )
+    lost = {
+        row["method"]: (row["diverged"], row["failed"]) for row in shown(pd.concat([SMALL, more], ignore_index=True))
+    }
+    assert lost == {"map-gs": (2, 0), "de-elbo": (0, 1)}
+
+
+def test_the_papers_tables_are_whole() -> None:
+    """Table 2 has four rows; table 3 has six methods at four N, none twice, each mean between its least and most."""
+    assert len(TABLE2) == 4
+    assert len(TABLE3) == 6 * 4
+    assert not TABLE3.duplicated(["prior", "method", "n"]).any()
+    assert (TABLE3["published_min"] <= TABLE3["published_mean"]).all()
+    assert (TABLE3["published_mean"] <= TABLE3["published_max"]).all()
 
 
 def test_published_numbers_come_out() -> None:

@@ -1,0 +1,102 @@
+"""Is the difference between two methods more than chance? A paired test over cells; never a claim from one cell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import wilcoxon
+
+from bench.curves import CELL, PROBLEM, configurations
+from bench.names import METHOD_NAMES, PRIOR_NAMES
+
+__all__ = ["chosen", "paired_tests"]
+
+COLUMNS = ["method", "against", "prior", "measure", "unit", "cells", "median", "least", "most", "better", "worse"]
+COLUMNS += ["p", "p_holm", "least_p", "source"]
+
+
+def chosen(frame: pd.DataFrame) -> pd.DataFrame:
+    """What each method came to in each cell: source to seed, test_acc (0 to 1) and total_seconds of training."""
+    rows = [
+        cell | {"test_acc": found.accuracy[0], "total_seconds": found.tuning.sum() + found.retraining[0]}
+        for cell, found in configurations(frame)
+    ]
+    return pd.DataFrame(rows, columns=[*CELL, "method", "test_acc", "total_seconds"]).dropna()
+
+
+def paired_tests(frame: pd.DataFrame) -> pd.DataFrame:
+    """Wilcoxon's signed-rank test, two-sided, of every two methods over the cells that both have, within a source.
+
+    One row for all priors together and, where there are several, one a prior; on two measures, by two units. Columns:
+    method, against; prior, "all" or one; measure, "accuracy" (difference in percentage points) or "time" (ratio of
+    total training seconds, tested on its logarithm); unit, "split" (each (dataset, prior, N, seed) by itself) or
+    "mean" (the mean over the seeds of each (dataset, prior, N), as splits of one dataset share its test images);
+    cells; median, least and most difference or ratio; better and worse, in how many cells ``method`` is; p; p_holm,
+    Holm's correction over all rows of a source, measure and unit; least_p = 2 / 2^(cells that differ), below which
+    p cannot fall. With a single cell there is no test, and p is missing.
+
+    Source: Demsar 2006, "Statistical Comparisons of Classifiers over Multiple Data Sets".
+    """
+    rows = []
+    results = chosen(frame)
+    results["log_seconds"] = np.log(results["total_seconds"])
+    for source, of in results.groupby("source"):
+        for unit, measure in product(("split", "mean"), ("accuracy", "time")):
+            table = of.pivot_table("test_acc" if measure == "accuracy" else "log_seconds", CELL, "method")
+            known = {"source": source, "unit": unit, "measure": measure}
+            tests = [known | row for row in _pairs(table, measure, unit)]
+            for row, corrected in zip(tests, _holm([row["p"] for row in tests]), strict=True):
+                rows.append(row | {"p_holm": corrected})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _pairs(table: pd.DataFrame, measure: str, unit: str) -> Iterator[dict[str, Any]]:
+    """A row for every two methods and every group of priors. ``table``: a row a cell, a column a method."""
+    order = list(METHOD_NAMES)
+    methods = sorted(table.columns, key=lambda name: order.index(name) if name in order else len(order))
+    priors = table.index.get_level_values("prior")
+    groups = ["all", *(prior for prior in PRIOR_NAMES if prior in set(priors))]
+    for against, method in combinations(methods, 2):
+        for prior in groups if len(groups) > 2 else groups[:1]:
+            both = table.loc[(priors == prior) | (prior == "all"), [method, against]].dropna()
+            difference = both[method] - both[against]
+            if unit == "mean":  # over the splits that both have
+                difference = difference.groupby(PROBLEM).mean()
+            if len(difference):
+                values = difference.to_numpy(np.float64)
+                yield {"method": method, "against": against, "prior": prior} | _test(values, measure)
+
+
+def _test(difference: NDArray[np.float64], measure: str) -> dict[str, Any]:
+    cells, good = len(difference), 1 if measure == "accuracy" else -1
+    exact = np.round(difference, 12)  # equal accuracies that differ in their last bit are equal
+    differing = exact[exact != 0]  # Wilcoxon's own way with ties of the methods
+    p = math.nan if cells < 2 else 1.0 if len(differing) < 2 else float(wilcoxon(differing).pvalue)
+    span = np.array([np.median(difference), difference.min(), difference.max()])
+    median, least, most = 100 * span if measure == "accuracy" else np.exp(span)
+    return {
+        "cells": cells,
+        "median": median,
+        "least": least,
+        "most": most,
+        "better": int((good * exact > 0).sum()),
+        "worse": int((good * exact < 0).sum()),
+        "p": p,
+        "least_p": min(2.0 ** (1 - len(differing)), 1.0),
+    }
+
+
+def _holm(values: list[float]) -> list[float]:
+    """Holm's step-down correction; missing values stay missing and do not count."""
+    order = [i for i in np.argsort(values) if not math.isnan(values[i])]
+    corrected, highest = [math.nan] * len(values), 0.0
+    for place, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - place) * values[i]))
+        corrected[i] = highest
+    return corrected
