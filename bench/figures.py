@@ -1,98 +1,75 @@
-"""Figure 2: compute time against test accuracy, a panel for each dataset and N."""
+"""What all figures share: colours, marks, units, and how they are written.
+
+Readable in grey print and by the colour-blind: colours are Okabe and Ito's, and no two things differ by colour alone.
+"""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from bench.tables import METHOD_NAMES, PRIOR_NAMES
+__all__ = ["EDGE", "METHOD_COLOURS", "PRIOR_COLOURS", "label", "panels", "save", "tidy", "time_unit"]
 
-__all__ = ["figure2", "save"]
-
-# Okabe and Ito's colours, told apart by the colour-blind and in grey print
 METHOD_COLOURS = {"map-gs": "#0072B2", "de-elbo": "#D55E00", "elbo": "#444444"}
 PRIOR_COLOURS = {"l2-zero": "#009E73", "l2-sp": "#0072B2", "ptyl": "#CC79A7"}
-MARKERS = {"map-gs": ("o", 6.0), "de-elbo": ("*", 13.0), "elbo": ("X", 8.0)}
 UNITS = (("hours", 1.0), ("minutes", 60.0), ("seconds", 3600.0))
-COSTS = {"train": "training steps only", "full": "training, evaluation and selection"}
+EDGE: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.7, "linestyle": "none", "zorder": 3}
 
 
-def figure2(curves: pd.DataFrame, cost: str = "train") -> Figure:
-    """One panel per dataset and N: a line for each grid method and split seed, a marker where it ends; a marker alone
-    for methods that need no tuning runs. ``curves``: as `bench.curves.curves` gives."""
-    shown = curves[curves["cost"] == cost]
-    panels = list(shown.groupby(["dataset", "n"], sort=True))
-    columns = min(len(panels), 4) or 1
-    rows = math.ceil(len(panels) / columns) or 1
-    figure = Figure(figsize=(max(3.4 * columns, 5.2), 3.0 * rows + 0.9), layout="constrained")
+def panels(
+    rows: int, columns: int, size: tuple[float, float], gaps: tuple[float, float], above: float
+) -> tuple[Figure, Any]:
+    """A figure with a grid of axes, that needs no display; its axes as an array of shape (rows, columns).
+
+    Everything has its place in inches: matplotlib's own layout engines take longer than the drawing.
+
+    Args:
+        rows, columns: of the grid.
+        size: width and height of a panel.
+        gaps: between two panels, beside and below each other.
+        above: what titles and legend take above the first row.
+    """
+    left, right, below = 0.75, 0.15, 0.6
+    width = left + columns * size[0] + (columns - 1) * gaps[0] + right
+    height = below + rows * size[1] + (rows - 1) * gaps[1] + above
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    by_prior = shown["prior"].nunique() > 1
-    unit, factor = _unit(shown["expected_hours"].max())
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis, ((dataset, n), panel) in zip(axes, panels, strict=False):
-        for (prior, method, _), curve in panel.groupby(["prior", "method", "split_seed"], sort=True):
-            _draw(axis, curve.sort_values("k"), method, _colour(prior, method, by_prior), factor)
-        axis.set_title(f"{dataset}, N = {n:,}", fontsize=10)
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_locator(LogLocator(base=2, numticks=12))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.grid(True, which="major", color="0.9", linewidth=0.8)
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes[len(panels) :]:
-        axis.set_axis_off()
-    figure.supxlabel(f"compute time ({unit}; {COSTS[cost]})", fontsize=10)
-    figure.supylabel("test accuracy (%, class-balanced)", fontsize=10)
-    figure.legend(handles=_legend(shown, by_prior), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
-    return figure
+    margins = {"left": left / width, "right": 1 - right / width, "bottom": below / height, "top": 1 - above / height}
+    margins |= {"wspace": gaps[0] / size[0], "hspace": gaps[1] / size[1]}
+    return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=margins)
+
+
+def label(figure: Figure, x: str, y: str, legend: list[Any], columns: int) -> None:
+    """The names of all panels' axes, and one legend above them."""
+    width, height = figure.get_size_inches()
+    figure.supxlabel(x, fontsize=10, y=0.1 / height, va="bottom")
+    if y:
+        figure.supylabel(y, fontsize=10, x=0.08 / width, ha="left")
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 1), "borderaxespad": 0.2}
+    figure.legend(handles=legend, ncols=columns, frameon=False, fontsize=9, **place)
+
+
+def tidy(axis: Axes) -> None:
+    """A light grid, no frame above or to the right."""
+    axis.grid(True, which="major", color="0.9", linewidth=0.8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+
+
+def time_unit(most_hours: float) -> tuple[str, float]:
+    """The largest unit in which the longest time is at least 2, and how many of it an hour has."""
+    return next(((unit, factor) for unit, factor in UNITS if most_hours * factor >= 2), UNITS[-1])
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Writes PNG and PDF; their paths."""
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
-    with mpl.rc_context({"pdf.fonttype": 42}):
+    with mpl.rc_context({"pdf.fonttype": 42}):  # text stays text
         for path in paths:
-            figure.savefig(path, dpi=200)
+            figure.savefig(path, dpi=150)
     return paths
-
-
-def _draw(axis: Axes, curve: pd.DataFrame, method: str, colour: str, factor: float) -> None:
-    x, y = curve["expected_hours"] * factor, 100 * curve["expected_test_acc"]
-    marker, size = MARKERS.get(method, ("o", 6.0))
-    if method == "map-gs" and len(curve) > 1:
-        axis.plot(x, y, color=colour, linewidth=1.3, alpha=0.85)
-    edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.7, "linestyle": "none", "zorder": 3}
-    axis.plot(x.iloc[-1:], y.iloc[-1:], marker=marker, markersize=size, color=colour, **edge)
-
-
-def _colour(prior: str, method: str, by_prior: bool) -> str:
-    return PRIOR_COLOURS.get(prior, "#444444") if by_prior else METHOD_COLOURS.get(method, "#444444")
-
-
-def _unit(most_hours: float) -> tuple[str, float]:
-    """The largest unit in which the longest time is at least 2."""
-    return next(((unit, factor) for unit, factor in UNITS if most_hours * factor >= 2), UNITS[-1])
-
-
-def _legend(shown: pd.DataFrame, by_prior: bool) -> list[Line2D]:
-    pairs = shown[["prior", "method"]].drop_duplicates().itertuples(index=False)
-    handles = []
-    for prior, method in sorted(
-        pairs, key=lambda pair: (list(PRIOR_NAMES).index(pair[0]), pair[1] != "map-gs", pair[1])
-    ):
-        marker, size = MARKERS.get(method, ("o", 6.0))
-        of = shown[(shown["prior"] == prior) & (shown["method"] == method)]
-        line: Any = "-" if method == "map-gs" and of["k"].nunique() > 1 else "none"
-        label = f"{PRIOR_NAMES.get(prior, prior)} {METHOD_NAMES.get(method, method)}"
-        colour = _colour(prior, method, by_prior)
-        handles.append(Line2D([], [], color=colour, marker=marker, markersize=size, linestyle=line, label=label))
-    return handles
