@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart digits test test-fast lint speed clean
+.PHONY: help quickstart digits test test-fast lint measure-report speed clean
 .DEFAULT_GOAL := help
 
 help:           ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/.bench   ## race three methods on real digits (minutes); ends with a report
 	$(BIN)/deelbo-bench run quickstart
@@ -25,6 +25,9 @@ lint: $(VENV)/.test          ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+measure-report: $(VENV)/.test   ## what a report costs, as JSON (a quarter of an hour); PUBLISHED=folder of the authors' files
+	$(BIN)/python tests/measure_report.py $(if $(PUBLISHED),--published $(PUBLISHED))
 
 speed: $(VENV)/.bench        ## what a step of each method costs, as JSON
 	$(BIN)/deelbo-bench speed

@@ -1,33 +1,28 @@
-"""What the commands of the command line do."""
+"""The commands that run trials, or say what would run."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import socket
-import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import NoReturn
 
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
 from bench.config import Benchmark, ConfigError, load_benchmark, one_line, parse_benchmark
+from bench.console import command, console, short
 from bench.methods import make_methods
+from bench.names import METHOD_NAMES, PRIOR_NAMES
 from bench.race import Race, Watcher
 from bench.records import RecordError, RecordStore
-from bench.tables import METHOD_NAMES, PRIOR_NAMES, for_people
+from bench.words import for_people
 from deelbo.backbones import BACKBONES, build_backbone
 from deelbo.pretraining import load_pretrained
 from deelbo.tasks import TASKS
 from deelbo.tasks.splits import check_size
 
-__all__ = ["check", "claim", "plan", "report", "run", "sync", "ui"]
-
-console = Console(soft_wrap=True, highlight=False, markup=False)
+__all__ = ["check", "claim", "plan", "run"]
 
 
 def check(benchmark: Benchmark) -> None:
@@ -66,7 +61,7 @@ def check_storage(store: RecordStore, benchmark: Benchmark) -> None:
 def claim(store: RecordStore, benchmark: Benchmark) -> None:
     """Makes the storage this benchmark's, or takes up what changed in it. Raises as `check_storage` does."""
     check_storage(store, benchmark)
-    store.write_benchmark(benchmark.model_dump(mode="json", by_alias=True, exclude_none=True))
+    store.write_benchmark(benchmark.content())
 
 
 class _Claim(Watcher):
@@ -105,9 +100,10 @@ def run(config: str, storage: str | None, tracking: str | None, address: str | N
     from bench.outcome import duration
     from bench.progress import Terminal
     from bench.report import write_report
+    from bench.results import from_storage
     from bench.runner import run_benchmark
 
-    console.print(f"{benchmark.name} in {_short(store.url)}")
+    console.print(f"{benchmark.name} in {short(store.url)}")
     pretrained = load_pretrained(say=console.print)
     check_start(store, pretrained.fingerprint)
     terminal, tracker = Terminal(console), Tracker(lambda: MLflowMirror(uri, benchmark, store))
@@ -119,21 +115,23 @@ def run(config: str, storage: str | None, tracking: str | None, address: str | N
         terminal.close()
     folder = Path(store.path("report")) if store.local else Path("deelbo-runs") / benchmark.name / "report"
     try:
-        files = write_report(store, folder)
-    except RecordError:  # no trial has ended well; what went wrong is said below
+        files = write_report([from_storage(store)], folder)
+    except (ValueError, OSError) as error:  # the run's own account comes all the same
         files = {}
+        console.print(f"no report: {one_line(error)}")
     account = {name: float(getattr(outcome, name)) for name in ACCOUNT} if outcome.ran else {}
     status = "KILLED" if outcome.left else "FAILED" if outcome.failed else "FINISHED"
     sent = tracker.stop(status, account, folder if files else None)
     console.print(outcome.describe())
     if not sent:
-        again = f"{_command()} sync {_short(store.url)}" + (f" --tracking-uri {tracking}" if tracking else "")
+        again = f"{command()} sync {short(store.url)}" + (f" --tracking-uri {tracking}" if tracking else "")
         console.print(f"MLflow did not take everything ({tracker.problem}): `{again}` will")
     if files:
         _show_table3(pd.read_csv(files["table3.csv"]))
-        console.print(f"report  {_short(files['report.html'])}")
-        console.print(f"figure  {_short(files['figure2.png'])}")
-    where = f"{_command()} ui {_short(store.url)}" if tracking is None else tracking
+        console.print(f"report  {short(files['report.html'])}")
+        if "figure2.png" in files:
+            console.print(f"figure  {short(files['figure2.png'])}")
+    where = f"{command()} ui {short(store.url)}" if tracking is None else tracking
     console.print(f"MLflow  {where}")
     for line in outcome.failures:
         console.print(f"failed  {line}")
@@ -172,83 +170,6 @@ def plan(config: str, seconds_per_step: float | None) -> int:
     return 0
 
 
-def report(storage: str | None, published: list[list[Path]] | None, out: Path | None) -> int:
-    """Draws the report of a storage, or of the authors' result files, and names its files."""
-    from bench.report import write_published_report, write_report
-
-    if storage is None:
-        pairs = [(tuned, retrained) for tuned, retrained in published or []]
-        files = write_published_report(pairs, out or Path("report"))
-    else:
-        store = RecordStore(storage)
-        files = write_report(store, out or Path(store.path("report") if store.local else "report"))
-    for name, path in sorted(files.items()):
-        console.print(f"{name:18} {_short(path)}")
-    return 0
-
-
-def sync(storage: str, tracking: str | None) -> int:
-    """Sends all records to MLflow."""
-    from bench.mirror import sync as send
-    from bench.mirror import tracking_uri
-
-    store, benchmark = _existing(storage)
-    folder = Path(store.path("report")) if store.local else None
-    uri = tracking_uri(store, tracking)
-    try:
-        count = send(store, benchmark, uri, folder if folder and folder.is_dir() else None)
-    except (ValueError, OSError):
-        raise
-    except Exception as error:  # MLflow's own, or its database's
-        raise RecordError(f"MLflow at {uri} takes no records ({one_line(error)}): see --tracking-uri") from error
-    console.print(f"{count} trials of {benchmark.name} are in MLflow")
-    return 0
-
-
-def ui(storage: str, host: str, port: int) -> NoReturn:
-    """Serves the MLflow page of a storage until Ctrl-C."""
-    from bench.mirror import tracking_uri
-
-    store, _ = _existing(storage)
-    uri = tracking_uri(store)
-    if not Path(store.path("mlflow.db")).exists():
-        raise RecordError(f"{storage} has no mlflow.db: `{_command()} sync {storage}` makes it from the records")
-    _check_port(host, port)
-    console.print(f"MLflow on http://{host}:{port} (Ctrl-C ends it)")
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        uri,
-        "--host",
-        host,
-        "--port",
-        str(port),
-    ]
-    command += ["--default-artifact-root", Path(store.path("mlartifacts")).as_uri(), "--workers", "1"]
-    sys.stdout.flush()
-    os.execv(sys.executable, command)  # noqa: S606 - becomes the server, so that a signal ends both or none
-
-
-def _check_port(host: str, port: int) -> None:
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"nothing can listen on {host}:{port} ({error}): give another --port or --host") from None
-
-
-def _existing(storage: str) -> tuple[RecordStore, Benchmark]:
-    store = RecordStore(storage)
-    content = store.read_benchmark()
-    if content is None:
-        raise RecordError(f"{storage} holds no benchmark: give the storage of a `run`")
-    return store, parse_benchmark(content, store.path("benchmark.json"))
-
-
 def _show_table3(third: pd.DataFrame) -> None:
     rows = for_people(third)
     table = Table(title="test accuracy (%, class-balanced)", title_justify="left")
@@ -257,18 +178,3 @@ def _show_table3(third: pd.DataFrame) -> None:
     for row in rows.itertuples(index=False):
         table.add_row(*map(str, row))
     console.print(table)
-
-
-def _short(path: str | Path) -> str:
-    """A path as one would type it here."""
-    text = str(path)
-    relative = os.path.relpath(text) if os.path.isabs(text) else text
-    return text if relative.startswith("..") else relative
-
-
-def _command() -> str:
-    """The command as it was called."""
-    if shutil.which("deelbo-bench"):
-        return "deelbo-bench"
-    called = Path(sys.argv[0])
-    return _short(called) if called.name == "deelbo-bench" else f"{_short(sys.executable)} -m bench.cli"

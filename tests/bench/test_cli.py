@@ -87,7 +87,21 @@ USAGE = [
     (["run", "quickstat"], "no preset or file 'quickstat'"),
     (["plan", "quickstart", "--seconds-per-step", "soon"], "soon"),
     (["plan", "quickstart", "--seconds-per-step", "0"], "positive"),
-    (["report"], ""),
+    (["report"], "report takes a storage, or --published with two files"),
+    (["report", "nothing", "--published", "tuned.csv"], "--published"),
+    (["report", "--published", "tuned_A.csv", "retrained_A.csv"], "tuned_A.csv cannot be read"),
+    (["report", "nothing", "nowhere"], "nothing holds no benchmark"),
+    (["report", "nothing", "nowhere", "--tracking-uri", "sqlite:///a.db"], "--tracking-uri needs one storage"),
+    (["report", "nothing", "--what-if", "concurrency=0"], "--what-if takes concurrency=G"),
+    (["report", "nothing", "--what-if", "concurrency=-1"], "got 'concurrency=-1'"),
+    (["report", "nothing", "--what-if", "concurrency=1.5"], "got 'concurrency=1.5'"),
+    (["report", "nothing", "--what-if", "concurrency="], "got 'concurrency='"),
+    (["report", "nothing", "--what-if", "gpus=8"], "got 'gpus=8'"),
+    (["report", "nothing", "--what-if", "abc"], "got 'abc'"),
+    (["report", "nothing", "--subsamples", "0"], "--subsamples must be 1 to"),
+    (["report", "nothing", "--subsamples", "-5"], "got -5"),
+    (["report", "nothing", "--subsamples", "many"], "many"),
+    (["report", "nothing", "--seed", "-1"], "--seed must be 0 to"),
     (["report", "nothing"], "holds no benchmark"),
     (["sync", "nothing"], "holds no benchmark"),
     (["ui", "nothing"], "holds no benchmark"),
@@ -125,12 +139,18 @@ def test_a_storage_with_another_benchmark(storage: RecordStore, capsys: pytest.C
     assert tree(Path(storage.path())) == before
 
 
+@pytest.mark.usefixtures("sketch")
 def test_a_storage_with_a_damaged_record(storage: RecordStore, capsys: pytest.CaptureFixture[str]) -> None:
-    """A record that cannot be read is named by ``report``, with what to do, and nothing is written."""
+    """A record that cannot be read is named by ``report``, with what to do, in one line; the rest is reported, the
+    storage stays as it is, and the exit code is 1."""
     record = next(Path(storage.path("records")).iterdir())
     record.write_text("{")
     before = tree(Path(storage.path()))
-    assert_refused(capsys, "report", storage.url, words=f"{record} is damaged")
+    assert exit_code("report", storage.url, "--out", "pages") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"left out: {record} is damaged")
+    assert "delete it, and `run` will run that trial again" in line
+    assert Path("pages", "report.html").is_file()
     assert tree(Path(storage.path())) == before
 
 

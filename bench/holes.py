@@ -1,0 +1,91 @@
+"""What the tables and curves of some results lack, and why, in lines for people. A hole is never silent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from bench.curves import Configurations, configurations
+from bench.names import METHOD_NAMES, PRIOR_NAMES, dataset_name
+
+__all__ = ["holes"]
+
+Cells = list[tuple[dict[str, object], Configurations]]
+
+
+def holes(frame: pd.DataFrame) -> list[str]:
+    """A line for each kind of hole, method and prior. ``frame``: as `bench.records.RecordStore.frame` gives it."""
+    cells = list(configurations(frame))
+    return [*_untested(frame, cells), *_uneven(cells), *_unused(frame, cells), *_status(frame)]
+
+
+def _untested(frame: pd.DataFrame, cells: Cells) -> list[str]:
+    """Where it is not known what some or all choices come to."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for cell, found in cells:
+        if not found.known.all():
+            kind = _why(frame, found)
+            where.setdefault((_name(cell), kind), []).append(f"N = {cell['n']:,} seed {cell['seed']}")
+    return [f"{name}: {kind} ({'; '.join(places)})." for (name, kind), places in where.items()]
+
+
+def _why(frame: pd.DataFrame, found: Configurations) -> str:
+    """In words, what is not known of one method in one cell, where something is not."""
+    known, size = int(found.known.sum()), len(found)
+    missing = int((found.tested < 0).sum())
+    if frame.loc[found.judged[0], "stage"] != "tune":
+        chosen = "" if found.known[0] else ", the chosen one among them"
+        return f"{size - known} of {size} runs have no test accuracy{chosen}"
+    if found.tested[0] < 0:
+        return "the best configuration has no retrained run: no curve, total or accuracy, only mean times"
+    if not found.known[0]:
+        return "the best configuration's retrained run has no test accuracy: no curve or accuracy"
+    if known == 1:
+        return "only the best configuration was trained again: a curve's end, and no curve"
+    untested = size - known - missing
+    more = f", and {untested} retrained runs have no test accuracy" if untested else ""
+    return f"{size - missing} of {size} configurations were trained again{more}: no curve below some size"
+
+
+def _uneven(cells: Cells) -> list[str]:
+    """Splits whose grids differ in size."""
+    sizes: dict[str, set[int]] = {}
+    for cell, found in cells:
+        sizes.setdefault(f"{_name(cell)}, N = {cell['n']:,}", set()).add(len(found))
+    return [
+        f"{name}: splits have {' and '.join(map(str, sorted(several)))} configurations; their times differ by that too."
+        for name, several in sizes.items()
+        if len(several) > 1
+    ]
+
+
+def _unused(frame: pd.DataFrame, cells: Cells) -> list[str]:
+    """Runs that nothing refers to."""
+    used = {row for _, found in cells for row in (*found.judged, *found.tested)}
+    count = int((~frame.index.isin(list(used)) & (frame["status"] != "failed")).sum())
+    return [f"{count} runs were trained again and have no tuning run: they are not used."] if count else []
+
+
+def _status(frame: pd.DataFrame) -> list[str]:
+    """Runs that failed or diverged."""
+    lines = []
+    for again, status, words in (
+        (False, "failed", "failed: left out, as if the method did not have them"),
+        (True, "failed", "of training again failed: left out"),
+        (False, "diverged", "diverged: the time counts, the rank is last"),
+        (True, "diverged", "of training again diverged: counted as it ended"),
+    ):
+        keys = ["dataset", "method", "prior"]
+        chosen = frame[(frame["status"] == status) & ((frame["stage"] == "retrain") == again)]
+        for values, runs in chosen.groupby(keys):
+            lines.append(
+                f"{_name(dict(zip(keys, values, strict=True)))}: {len(runs)} run{'s' * (len(runs) > 1)} {words}."
+            )
+    return lines
+
+
+def _name(cell: Mapping[str, Any]) -> str:
+    method, prior = METHOD_NAMES.get(cell["method"], cell["method"]), PRIOR_NAMES.get(cell["prior"], cell["prior"])
+    return f"{dataset_name(cell['dataset'])}, {method}, {prior}"

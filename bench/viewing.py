@@ -1,0 +1,120 @@
+"""The commands that show what ran: the report, and MLflow. They train nothing and need no torch."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from bench.config import Benchmark, ConfigError, one_line, parse_benchmark
+from bench.console import command, console, short
+from bench.records import RecordError, RecordStore
+
+__all__ = ["report", "sync", "ui"]
+
+T = TypeVar("T")
+MANY = 20
+
+
+def report(
+    storages: list[str],
+    published: list[list[Path]],
+    out: Path | None,
+    tracking: str | None,
+    subsamples: int | None,
+    seed: int,
+    slots: int | None,
+) -> int:
+    """Draws the report of storages and of the authors' result files, side by side, and names its files."""
+    from bench.mirror import log_report, tracking_uri
+    from bench.report import write_report
+    from bench.results import gather
+
+    if tracking is not None and len(storages) != 1:
+        raise ConfigError(f"--tracking-uri needs one storage, whose run takes the report; got {len(storages)}")
+    uri = None if tracking is None else tracking_uri(RecordStore(storages[0]), tracking)
+    found, left_out = gather(storages, [(tuned, retrained) for tuned, retrained in published])
+    alone = RecordStore(storages[0]) if len(storages) == 1 and not published else None
+    folder = out or Path(alone.path("report") if alone and alone.local else "report")
+    files = write_report(found, folder, subsamples, seed, slots, left_out)
+    for name, path in sorted(files.items()):
+        console.print(f"{name:22} {short(path)}")
+    left_out += [line for one in found for line in one.left_out]
+    for line in left_out[:MANY]:
+        print(f"left out: {line}", file=sys.stderr)
+    if len(left_out) > MANY:
+        print(f"left out: {len(left_out) - MANY} more, see {short(files['report.html'])}", file=sys.stderr)
+    if uri is not None:
+        store, benchmark = _existing(storages[0])
+        _send(lambda uri: log_report(store, benchmark, uri, files.values()), uri)
+    return 1 if left_out else 0
+
+
+def sync(storage: str, tracking: str | None) -> int:
+    """Sends all records to MLflow."""
+    from bench.mirror import sync as send
+    from bench.mirror import tracking_uri
+
+    store, benchmark = _existing(storage)
+    folder = Path(store.path("report")) if store.local else None
+    report_folder = folder if folder and folder.is_dir() else None
+    count = _send(lambda uri: send(store, benchmark, uri, report_folder), tracking_uri(store, tracking))
+    console.print(f"{count} trials of {benchmark.name} are in MLflow")
+    return 0
+
+
+def _send(what: Callable[[str], T], uri: str) -> T:
+    """Sends to MLflow, and says in one line where it cannot."""
+    try:
+        return what(uri)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # MLflow's own, or its database's
+        raise RecordError(f"MLflow at {uri} takes nothing ({one_line(error)}): see --tracking-uri") from error
+
+
+def ui(storage: str, host: str, port: int) -> NoReturn:
+    """Serves the MLflow page of a storage until Ctrl-C."""
+    from bench.mirror import tracking_uri
+
+    store, _ = _existing(storage)
+    uri = tracking_uri(store)
+    if not Path(store.path("mlflow.db")).exists():
+        raise RecordError(f"{storage} has no mlflow.db: `{command()} sync {storage}` makes it from the records")
+    _check_port(host, port)
+    console.print(f"MLflow on http://{host}:{port} (Ctrl-C ends it)")
+    server = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        host,
+        "--port",
+        str(port),
+    ]
+    server += ["--default-artifact-root", Path(store.path("mlartifacts")).as_uri(), "--workers", "1"]
+    sys.stdout.flush()
+    os.execv(sys.executable, server)  # noqa: S606 - becomes the server, so that a signal ends both or none
+
+
+def _check_port(host: str, port: int) -> None:
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"nothing can listen on {host}:{port} ({error}): give another --port or --host") from None
+
+
+def _existing(storage: str) -> tuple[RecordStore, Benchmark]:
+    store = RecordStore(storage)
+    content = store.read_benchmark()
+    if content is None:
+        raise RecordError(f"{storage} holds no benchmark: give the storage of a `run`")
+    return store, parse_benchmark(content, store.path("benchmark.json"))
