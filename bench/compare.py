@@ -62,16 +62,11 @@ def _meet(grid: pd.DataFrame, origin: str, hours: float, accuracy: float) -> dic
     if grid["k"].iloc[0] > 1:
         return row | dict.fromkeys(("grid_acc", "grid_k", "grid_hours", "times_as_long"), math.nan)
     paid = grid[grid["expected_hours"] <= hours]
-    enough = grid.loc[grid["expected_test_acc"] >= accuracy, "expected_hours"]
+    enough = grid.loc[grid["expected_test_acc"] >= accuracy - 1e-9, "expected_hours"]  # equal but for rounding is equal
     least = enough.min() if len(enough) else math.inf
-    row |= (
-        {"grid_acc": math.nan, "grid_k": 0}
-        if paid.empty
-        else {
-            "grid_acc": paid["expected_test_acc"].iloc[-1],
-            "grid_k": paid["k"].iloc[-1],
-        }
-    )
+    row |= {"grid_acc": math.nan, "grid_k": 0}
+    if len(paid):
+        row |= {"grid_acc": paid["expected_test_acc"].iloc[-1], "grid_k": paid["k"].iloc[-1]}
     return row | {"grid_hours": least, "times_as_long": least / hours}
 
 

@@ -206,13 +206,16 @@ def log_report(store: RecordStore, benchmark: Benchmark, uri: str, files: Iterab
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 
+    none = f"MLflow at {uri} has no run of {store.url}: `sync` makes it, and takes the report too"
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise ConfigError(none)  # asking would make the database
     client = MlflowClient(uri)
     found = client.get_experiment_by_name(benchmark.name)
     quote = '"' if "'" in store.url else "'"
     mine = f"tags.`{STORAGE}` = {quote}{store.url}{quote} and tags.`deelbo.role` = 'benchmark'"
     runs = client.search_runs([found.experiment_id], mine) if found is not None else []
     if not runs:
-        raise ConfigError(f"MLflow at {uri} has no run of {store.url}: `sync` makes it, and takes the report too")
+        raise ConfigError(none)
     for file in files:
         client.log_artifact(runs[0].info.run_id, str(file), "report")
 

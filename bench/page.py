@@ -84,7 +84,7 @@ def page(
         f"{one.label}: {words}" if one.label else words
         for one in origins
         if one.unfinished
-        for words in [f"Unfinished: {one.unfinished} trials are left to run; what is shown is what is done."]
+        for words in [f"Unfinished: trials left to run: {one.unfinished}. What is shown is what is done."]
     ]
     parts = [section(f"{title}: compute time against accuracy", paragraphs([*told, *lines]), level=1)]
     left_out = [*left_out, *(line for one in origins for line in one.left_out)]

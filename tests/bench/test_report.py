@@ -263,7 +263,7 @@ def test_the_page_says_first_what_is_left(tiny: Benchmark, play: Any, fill: Any,
     """Of an unfinished benchmark the first paragraph says how much is left."""
     records = [record for record in play(tiny) if record.spec.stage != "retrain"]
     page = page_of(report(fill(RecordStore(str(tmp_path / "s")), tiny, records), tmp_path / "out"))
-    assert re.findall("<p>([^<]*)</p>", page)[0].startswith("Unfinished: 1 trials are left to run")
+    assert re.findall("<p>([^<]*)</p>", page)[0].startswith("Unfinished: trials left to run: 1.")
 
 
 @pytest.mark.usefixtures("sketch")
