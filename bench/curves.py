@@ -74,6 +74,12 @@ class Configurations:
         """Where it is known what choosing the configuration comes to; shape (M,)."""
         return np.isfinite(self.accuracy) & np.isfinite(self.retraining)
 
+    @property
+    def possible(self) -> NDArray[np.bool_]:
+        """For which k = 1..M that is known of every configuration that can be taken; shape (M,)."""
+        possible: NDArray[np.bool_] = (selection(len(self))[:, ~self.known] == 0).all(axis=1)
+        return possible
+
 
 @lru_cache(maxsize=32)
 def selection(size: int) -> Array:
@@ -97,7 +103,6 @@ def exact_curve(found: Configurations) -> pd.DataFrame:
     """
     size = len(found)
     chance, known = selection(size), found.known
-    possible = ~(chance[:, ~known] > 0).any(axis=1)
     accuracy, retraining = np.where(known, found.accuracy, 0), np.where(known, found.retraining, 0)
     mean = chance @ accuracy
     spread = np.sqrt((chance * (accuracy[None, :] - mean[:, None]) ** 2).sum(axis=1))
@@ -112,16 +117,15 @@ def exact_curve(found: Configurations) -> pd.DataFrame:
             "q90_test_acc": _quantile(accuracy, chance, 0.9),
         }
     )
-    return frame[possible].reset_index(drop=True)
+    return frame[found.possible].reset_index(drop=True)
 
 
 def sampled_curve(found: Configurations, subsamples: int = 500, seed: int | np.random.Generator = 0) -> pd.DataFrame:
     """The published form: over ``subsamples`` random subsets of each size k. Columns and rows as `exact_curve`."""
     random = np.random.default_rng(seed)
-    possible = ~(selection(len(found))[:, ~found.known] > 0).any(axis=1)
     everyone = np.tile(np.arange(len(found)), (subsamples, 1))
     rows = []
-    for k in np.flatnonzero(possible) + 1:
+    for k in np.flatnonzero(found.possible) + 1:
         drawn = random.permuted(everyone, axis=1)[:, :k]
         best = drawn.min(axis=1)
         seconds = found.tuning[drawn].sum(axis=1) + found.retraining[best]

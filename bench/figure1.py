@@ -50,9 +50,8 @@ def bound(run: pd.Series, scale: Array, kappa: float) -> Array:
     variance = run["state_sigma"] ** 2
     kl = np.zeros_like(scale)
     for group in GROUPS:
-        dim, trace = run[f"state_dim_{group}"], run[f"state_trace_precision_{group}"]
-        spread = variance * trace + run[f"state_squared_distance_{group}"]
-        kl += 0.5 * (spread / scale - dim + dim * np.log(scale / variance) + run[f"state_log_det_{group}"])
+        dim, log_det = run[f"state_dim_{group}"], run[f"state_log_det_{group}"]
+        kl += 0.5 * (_spread(run, group) / scale - dim + dim * np.log(scale / variance) + log_det)
     bounds: Array = -run["nll_under_q"] - kl / (kappa * run["n"])
     return bounds
 
@@ -64,11 +63,13 @@ def data_emphasis(run: pd.Series) -> float:
 
 def best_scale(run: pd.Series) -> float:
     """The s at which every bound of this q is highest: [sum_g sigma^2 tr(Sigma_g^-1) + d_g^T Sigma_g^-1 d_g] / D."""
-    spread = [
-        run["state_sigma"] ** 2 * run[f"state_trace_precision_{group}"] + run[f"state_squared_distance_{group}"]
-        for group in GROUPS
-    ]
-    return float(sum(spread) / sum(run[f"state_dim_{group}"] for group in GROUPS))
+    return float(sum(_spread(run, group) for group in GROUPS) / sum(run[f"state_dim_{group}"] for group in GROUPS))
+
+
+def _spread(run: pd.Series, group: str) -> float:
+    """sigma^2 tr(Sigma_g^-1) + d_g^T Sigma_g^-1 d_g of a run's q."""
+    trace = run["state_sigma"] ** 2 * run[f"state_trace_precision_{group}"]
+    return float(trace + run[f"state_squared_distance_{group}"])
 
 
 def pairs(frame: pd.DataFrame) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from bench.config import Benchmark, ConfigError
 from bench.methods import make_methods
@@ -59,6 +60,21 @@ def tracking_uri(store: RecordStore, uri: str | None = None) -> str:
     return uri
 
 
+def _client(uri: str) -> Any:
+    """A client that does not wait long for a server that does not answer."""
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    from mlflow.tracking import MlflowClient  # takes seconds, and only who tracks should wait for it
+
+    return MlflowClient(uri)
+
+
+def _whose(store: RecordStore, role: str) -> str:
+    """MLflow's filter for the runs of a storage in a role: "benchmark" or "trial"."""
+    quote = '"' if "'" in store.url else "'"
+    return f"tags.`{STORAGE}` = {quote}{store.url}{quote} and tags.`deelbo.role` = '{role}'"
+
+
 class MLflowMirror:
     """One benchmark's runs in MLflow. Every method may be repeated.
 
@@ -69,12 +85,8 @@ class MLflowMirror:
     """
 
     def __init__(self, uri: str, benchmark: Benchmark, store: RecordStore) -> None:
-        for name, value in PATIENCE.items():
-            os.environ.setdefault(name, value)
-        from mlflow.tracking import MlflowClient  # takes seconds, and only who tracks should wait for it
-
         self.uri, self.benchmark, self.store = uri, benchmark, store
-        self.client = MlflowClient(uri)
+        self.client = _client(uri)
         self.experiment = self._experiment()
         self.runs: dict[str, str] = {}
         self.complete: set[str] = set()
@@ -91,13 +103,11 @@ class MLflowMirror:
 
     def _find_runs(self) -> str:
         """The parent run, made where there is none; takes note of the children that exist."""
-        quote = '"' if "'" in self.store.url else "'"
-        where = f"tags.`{STORAGE}` = {quote}{self.store.url}{quote}"
-        parents = self.client.search_runs([self.experiment], f"{where} and tags.`deelbo.role` = 'benchmark'")
+        parents = self.client.search_runs([self.experiment], _whose(self.store, "benchmark"))
         token = None
         while True:
             page = self.client.search_runs(
-                [self.experiment], f"{where} and tags.`deelbo.role` = 'trial'", max_results=1000, page_token=token
+                [self.experiment], _whose(self.store, "trial"), max_results=1000, page_token=token
             )
             for run in page:
                 self._note(run.data.tags[KEY], run.info.run_id, COMPLETE in run.data.tags)
@@ -202,18 +212,12 @@ def log_report(store: RecordStore, benchmark: Benchmark, uri: str, files: Iterab
     Raises:
         ConfigError: there is no such run.
     """
-    for name, value in PATIENCE.items():
-        os.environ.setdefault(name, value)
-    from mlflow.tracking import MlflowClient
-
     none = f"MLflow at {uri} has no run of {store.url}: `sync` makes it, and takes the report too"
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise ConfigError(none)  # asking would make the database
-    client = MlflowClient(uri)
+    client = _client(uri)
     found = client.get_experiment_by_name(benchmark.name)
-    quote = '"' if "'" in store.url else "'"
-    mine = f"tags.`{STORAGE}` = {quote}{store.url}{quote} and tags.`deelbo.role` = 'benchmark'"
-    runs = client.search_runs([found.experiment_id], mine) if found is not None else []
+    runs = client.search_runs([found.experiment_id], _whose(store, "benchmark")) if found is not None else []
     if not runs:
         raise ConfigError(none)
     for file in files:

@@ -93,19 +93,19 @@ def page(
     if "figure2.png" in files:
         parts.append(_figure2(files, subsamples))
     third = "Table 3: test accuracy (%, class-balanced) of what each method chose"
-    parts.append(_optional(third, "table3", {"table3": content["overview"]}))
-    parts.append(_optional("At equal compute", "equal_compute", content))
+    parts.append(_optional(third, "table3", content["overview"]))
+    parts.append(_optional("At equal compute", "equal_compute", content["equal_compute"]))
     enough = content["paired_tests"][content["paired_tests"]["cells"] > 1]
-    parts.append(_optional("Is the difference more than chance?", "paired_tests", {"paired_tests": enough}))
+    parts.append(_optional("Is the difference more than chance?", "paired_tests", enough))
     if "figure1.png" in files:
         image = figure(files["figure1.png"], "ELBo and DE ELBo against lambda = tau")
         parts.append(section("Figure 1", image, paragraphs([NOTES["figure1"]], note=True)))
     elif {"elbo", "de-elbo"} <= set(content["counts"]["method"]):
         parts.append(section("Figure 1", paragraphs([NOTES["no_figure1"]], note=True)))
-    parts.append(_optional("Learned and chosen regularisation", "regularisation", content))
-    parts.append(_optional("Table 2: compute time", "table2", content))
+    parts.append(_optional("Learned and chosen regularisation", "regularisation", content["regularisation"]))
+    parts.append(_optional("Table 2: compute time", "table2", content["table2"]))
     if "what_if" in content:
-        parts.append(_optional("What if more had run at once", "what_if", {"what_if": _by_method(content["what_if"])}))
+        parts.append(_optional("What if more had run at once", "what_if", _by_method(content["what_if"])))
     notes = [note if alone else f"{one.label}: {note}" for one in origins for note in one.notes]
     if notes:
         parts.append(section("What is missing, and why", listing(notes)))
@@ -129,9 +129,9 @@ def _figure2(files: dict[str, Path], subsamples: int | None) -> str:
     return section("Figure 2", *parts)
 
 
-def _optional(heading: str, name: str, content: dict[str, pd.DataFrame]) -> str:
-    one = content[name]
-    return section(heading, table(one), paragraphs([NOTES[name]], note=True)) if len(one) else ""
+def _optional(heading: str, name: str, content: pd.DataFrame) -> str:
+    """A table under its heading, and what is said of it; nothing where it is empty."""
+    return section(heading, table(content), paragraphs([NOTES[name]], note=True)) if len(content) else ""
 
 
 def _by_method(table: pd.DataFrame) -> pd.DataFrame:

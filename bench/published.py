@@ -8,6 +8,7 @@ the prior is ``method`` (2024) or ``criterion`` (later).
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,8 +147,9 @@ def _table(path: Path, what: str, metrics: list[str]) -> tuple[pd.DataFrame, str
     try:
         if (size := path.stat().st_size) > LARGEST_FILE:
             raise ValueError(f"{size} bytes, at most {LARGEST_FILE} are read")
-        raw = pd.read_csv(path, dtype=str).drop_duplicates()
-        lines = path.read_bytes().splitlines(keepends=True)
+        content = path.read_bytes()
+        raw = pd.read_csv(io.BytesIO(content), dtype=str).drop_duplicates()
+        lines = content.splitlines(keepends=True)
         header, last = lines[0], lines[-1]
         if not last.endswith((b"\n", b"\r")) and last.count(b",") < header.count(b","):
             raise ValueError("it ends in the middle of a row")
