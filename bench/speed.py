@@ -15,7 +15,7 @@ from deelbo.objectives import MAP, DataEmphasizedELBO, Objective
 from deelbo.priors import GaussianPrior, LowRank
 from deelbo.run import Run, Schedule
 from deelbo.tasks import Split
-from deelbo.tasks.images import Images, Normalisation
+from deelbo.tasks.images import Geometry, Images, Normalisation
 from deelbo.vectors import flatten
 
 __all__ = ["measure"]
@@ -86,7 +86,7 @@ def _run(backbone: str, method: str, prior: str, batch: int, size: int, channels
         objective = MAP(groups, batch, {"backbone": 1e-3, "head": 1e-3})
     else:
         objective = DataEmphasizedELBO(groups, batch)
-    split = Split(images, None, images, Normalisation.of(images), most_shift=1)
+    split = Split(images, None, images, Normalisation.of(images), Geometry(size, size, pad=1))
     return Run(model.train(), split, objective, Schedule(0.001, steps=10**6, batch_size=batch), seed=0)
 
 

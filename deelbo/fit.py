@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from deelbo.clock import PhaseClock
+from deelbo.numerics import Numerics
 from deelbo.objectives import Objective
 from deelbo.run import Run, Schedule
 from deelbo.tasks import Split
@@ -51,6 +52,7 @@ def fit(
     test: bool = True,
     clock: PhaseClock | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
+    numerics: Numerics | None = None,
 ) -> FitResult:
     """Trains ``model`` in place by ``objective`` on ``split.train``, and measures it.
 
@@ -63,6 +65,7 @@ def fit(
         test: whether to measure test accuracy at the end.
         clock: where seconds are booked; a new one where None.
         on_epoch: called with each row of the series, its time booked nowhere.
+        numerics: how forward and backward are computed; in float32 where None.
 
     Raises:
         ValueError: the objective's N is not the number of training images.
@@ -72,10 +75,11 @@ def fit(
     device = objective.weights[0].device
     clock = clock or PhaseClock(device)
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    numerics = numerics or Numerics()
+    with torch.random.fork_rng(devices=cuda), numerics.switched_on():
         torch.manual_seed(seed)
         with clock.phase("setup"):
-            run = Run(model, _moved(split, device), objective, schedule, seed)
+            run = Run(model, _moved(split, device), objective, schedule, seed, numerics)
         with clock.phase("warmup"):
             run.warm_up()
         series, diverged = _train(run, clock, on_epoch)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from deelbo.posterior import IsotropicPosterior
 from deelbo.priors import GaussianPrior, KLTerm
-from deelbo.vectors import add_to_gradients_, flatten
+from deelbo.vectors import add_to_gradients_, flatten, set_gradients
 
 __all__ = ["ELBO", "MAP", "DataEmphasizedELBO", "Group", "Objective"]
 
@@ -137,7 +137,7 @@ class MAP(Objective):
         for group in self.groups:
             strength = self._strengths[group.name]
             if strength:
-                deviation = flatten(group.weights) - group.prior.mean
+                deviation = flatten(group.weights).sub_(group.prior.mean)
                 add_to_gradients_(group.weights, group.prior.precision_times(deviation), strength)
 
     def regulariser(self) -> Tensor:
@@ -193,41 +193,55 @@ class ELBO(Objective):
     def step(self) -> Iterator[None]:
         with self.posterior.sample() as draw:
             yield
-        if draw.backward_ran:
-            self._add_kl_gradient(draw.mean)
+        if draw.gradient is not None:
+            self._add_kl_gradient(draw.mean, draw.gradient)
 
     @torch.no_grad()
-    def _add_kl_gradient(self, mean: Tensor) -> None:
-        sigma, rho, share = self.posterior.sigma, self.posterior.rho, 1 / (self.kappa * self.num_examples)
+    def _add_kl_gradient(self, mean: Tensor, gradient: Tensor) -> None:
+        """Completes ``gradient``, the NLL's (D,), in place, and hands it to the weights; rho's likewise."""
+        sigma, share = self.posterior.sigma, 1 / (self.kappa * self.num_examples)
         terms = self._kl_terms(mean, sigma)
-        add_to_gradients_(self.weights, torch.cat([term.gradient_mean for term in terms]).mul_(share))
+        for piece, term in zip(self._pieces(gradient), terms, strict=True):
+            piece.addcmul_(term.precision_d, share / term.scale)
+        set_gradients(self.weights, gradient)
         slope = torch.stack([term.gradient_sigma for term in terms]).sum()
-        add_to_gradients_([rho], (slope * self.posterior.sigma_slope * share).reshape(1))
+        add_to_gradients_([self.posterior.rho], (slope * self.posterior.sigma_slope * share).reshape(1))
 
     def _kl_terms(self, mean: Tensor, sigma: Tensor) -> list[KLTerm]:
         pieces = zip(self.groups, self._pieces(mean), strict=True)
         return [group.prior.kl_term(piece, sigma) for group, piece in pieces]
 
+    @torch.no_grad()
+    def _terms_now(self) -> list[KLTerm]:
+        return self._kl_terms(flatten(self.weights), self.posterior.sigma)
+
     def regulariser(self) -> Tensor:
-        terms = self._kl_terms(flatten(self.weights), self.posterior.sigma)
+        return self._regulariser(self._terms_now())
+
+    def _regulariser(self, terms: list[KLTerm]) -> Tensor:
         return torch.stack([term.value for term in terms]).sum() / (self.kappa * self.num_examples)
 
     def scales(self) -> dict[str, float]:
         """The learned closed-form scale of each group's prior: lambda* of the backbone, tau* of the head."""
-        terms = self._kl_terms(flatten(self.weights), self.posterior.sigma)
-        return {group.name: float(term.scale) for group, term in zip(self.groups, terms, strict=True)}
+        return {group.name: float(term.scale) for group, term in zip(self.groups, self._terms_now(), strict=True)}
 
     def weight_decay(self) -> dict[str, float]:
         """1 / (kappa N s*) for each group; with kappa = D/N that is 1 / (D s*)."""
-        share = 1 / (self.kappa * self.num_examples)
-        return {name: share / scale if scale else math.inf for name, scale in self.scales().items()}
+        return {name: self._strength(scale) for name, scale in self.scales().items()}
+
+    def _strength(self, scale: float) -> float:
+        return 1 / (self.kappa * self.num_examples * scale) if scale else math.inf
 
     def describe(self) -> dict[str, float]:
-        state = super().describe() | {f"scale_{name}": scale for name, scale in self.scales().items()}
-        for group in self.groups:
-            state[f"trace_precision_{group.name}"] = group.prior.trace_precision
-            state[f"log_det_{group.name}"] = group.prior.log_det
-        return state | {"sigma": float(self.posterior.sigma), "kappa": self.kappa}
+        terms = self._terms_now()  # once, as with millions of weights it takes time
+        state = {"regulariser": float(self._regulariser(terms)), "sigma": float(self.posterior.sigma)}
+        for group, term in zip(self.groups, terms, strict=True):
+            scale = float(term.scale)
+            of_group = {"scale": scale, "weight_decay": self._strength(scale), "dim": group.prior.dim}
+            of_group["squared_distance"] = float(term.squared_distance)
+            of_group |= {"trace_precision": group.prior.trace_precision, "log_det": group.prior.log_det}
+            state |= {f"{what}_{group.name}": value for what, value in of_group.items()}
+        return state | {"kappa": self.kappa}
 
 
 class DataEmphasizedELBO(ELBO):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deelbo.vectors import flatten, flatten_gradients, views
+from deelbo.vectors import flatten, flatten_gradients, write
 
 LEAST_SIGMA = 1e-12
 """Below it sigma^2 is lost in float32."""
@@ -29,12 +29,17 @@ __all__ = ["Draw", "IsotropicPosterior"]
 class Draw:
     """One draw from q: ``mean`` is theta_bar and ``noise`` is eps, both (D,).
 
-    ``backward_ran`` says, once the block is left, whether anything left a gradient behind.
+    ``gradient`` (D,) is, once the block is left, a copy of dL/dtheta_bar, or None where nothing ran ``backward``.
     """
 
     mean: Tensor
     noise: Tensor
-    backward_ran: bool = False
+    gradient: Tensor | None = None
+
+    @property
+    def backward_ran(self) -> bool:
+        """Whether anything left a gradient behind."""
+        return self.gradient is not None
 
 
 class IsotropicPosterior:
@@ -104,7 +109,7 @@ class IsotropicPosterior:
         mean = flatten(self.weights)
         noise = torch.randn(mean.shape, generator=self.generator, dtype=like.dtype, device=like.device)
         draw = Draw(mean, noise)
-        self._write(torch.addcmul(mean, noise, self.sigma))
+        write(self.weights, torch.addcmul(mean, noise, self.sigma))
         self._inside = True
         try:
             yield draw
@@ -113,17 +118,11 @@ class IsotropicPosterior:
             raise
         finally:
             self._inside = False
-            self._write(mean)
-        gradient = flatten_gradients(self.weights)
-        if gradient is not None:
-            draw.backward_ran = True
-            self.rho.grad = torch.dot(gradient, noise) * self.sigma_slope
+            write(self.weights, mean)
+        draw.gradient = flatten_gradients(self.weights)
+        if draw.gradient is not None:
+            self.rho.grad = torch.dot(draw.gradient, noise) * self.sigma_slope
 
     def _clear_gradients(self) -> None:
         for parameter in [self.rho, *self.weights]:
             parameter.grad = None
-
-    @torch.no_grad()
-    def _write(self, vector: Tensor) -> None:
-        for parameter, piece in zip(self.weights, views(vector, self.weights), strict=True):
-            parameter.copy_(piece)

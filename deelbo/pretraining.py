@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deelbo.backbones import build_backbone, split_at_head
-from deelbo.tasks.digits import load_uci
-from deelbo.tasks.images import Images, Normalisation, draw_shifts, shifted
+from deelbo.tasks.digits import SIZE, load_uci
+from deelbo.tasks.images import Geometry, Images, Normalisation
 from deelbo.vectors import flatten, views
 
 __all__ = ["SWAG", "Pretrained", "Recipe", "cache_folder", "load_pretrained", "pretrain"]
@@ -164,6 +164,7 @@ def pretrain(recipe: Recipe) -> Pretrained:
 def _pretrain(recipe: Recipe, source: Images) -> Pretrained:
     model, head = build_backbone(recipe.backbone, source.num_classes, seed=recipe.seed)
     normalise = Normalisation.of(source)
+    geometry = Geometry(side=SIZE, crop=SIZE, pad=recipe.most_shift)
     random = torch.Generator().manual_seed(recipe.seed)
     optimiser = torch.optim.SGD(
         model.parameters(), recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True
@@ -174,8 +175,8 @@ def _pretrain(recipe: Recipe, source: Images) -> Pretrained:
     def train_epoch() -> None:
         model.train()
         for indices in torch.randperm(len(source), generator=random).split(recipe.batch_size)[:an_epoch]:
-            shifts = draw_shifts(len(indices), recipe.most_shift, random)
-            x = normalise(shifted(source.pixels[indices], shifts, recipe.most_shift))
+            drawn = geometry.draw(len(indices), random)
+            x = normalise(geometry.training(source.pixels[indices], drawn))
             optimiser.zero_grad()
             F.cross_entropy(model(x), source.labels[indices]).backward()
             optimiser.step()

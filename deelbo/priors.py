@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+STRETCH = 1 << 20
 
 __all__ = ["GaussianPrior", "Isotropic", "KLTerm", "LowRank"]
 
@@ -30,16 +33,21 @@ class KLTerm:
     Attributes:
         value: KL at ``scale``, in nats; 0-dimensional.
         scale: the closed-form s*; 0-dimensional.
-        gradient_mean: dKL/dw_bar = Sigma^-1 d / s*; shape (D,).
+        precision_d: Sigma^-1 d; shape (D,).
         gradient_sigma: dKL/dsigma = sigma tr(Sigma^-1) / s* - D / sigma; 0-dimensional.
         squared_distance: d^T Sigma^-1 d; 0-dimensional.
     """
 
     value: Tensor
     scale: Tensor
-    gradient_mean: Tensor
+    precision_d: Tensor
     gradient_sigma: Tensor
     squared_distance: Tensor
+
+    @property
+    def gradient_mean(self) -> Tensor:
+        """dKL/dw_bar = Sigma^-1 d / s*; shape (D,)."""
+        return self.precision_d / self.scale
 
 
 class GaussianPrior(ABC):
@@ -90,7 +98,7 @@ class GaussianPrior(ABC):
         return KLTerm(
             value=self._kl(scale, sigma),
             scale=scale,
-            gradient_mean=precision_d / scale,
+            precision_d=precision_d,
             gradient_sigma=sigma * self.trace_precision / scale - self.dim / sigma,
             squared_distance=squared_distance,
         )
@@ -157,19 +165,39 @@ class LowRank(GaussianPrior):
             raise ValueError(f"rank must lie between 2 and the factor's {factor.shape[1]} columns, got {rank}")
         if not bool(factor.isfinite().all()):
             raise ValueError("factor must be finite in every element, got NaN or infinity: fit SWAG again")
-        diagonal = 0.5 * variance.detach().double() + epsilon
-        if not bool((diagonal > 0).all()):
+        if not bool((0.5 * variance.detach() + epsilon > 0).all()):
             raise ValueError("1/2 variance + epsilon must be positive for every weight: raise epsilon or mend variance")
         self.mean = mean.detach().clone()
-        scaled = factor.detach()[:, -rank:].double() / math.sqrt(2 * rank - 2)
-        weighted = scaled / diagonal[:, None]
-        capacitance = torch.eye(rank, dtype=torch.float64, device=mean.device) + scaled.T @ weighted
+        self._decompose(variance.detach(), factor.detach()[:, -rank:], epsilon)
+
+    def _decompose(self, variance: Tensor, factor: Tensor, epsilon: float) -> None:
+        """A^-1, B and the two constants, computed in float64 a stretch of weights at a time, as D K doubles are many."""
+        like, rank = self.mean, factor.shape[1]
+        shrink = 1 / math.sqrt(2 * rank - 2)
+
+        def stretches() -> Iterator[tuple[slice, Tensor, Tensor]]:
+            for start in range(0, self.dim, STRETCH):
+                place = slice(start, start + STRETCH)
+                diagonal = 0.5 * variance[place].double() + epsilon
+                yield place, diagonal, factor[place].double() * shrink
+
+        identity = torch.eye(rank, dtype=torch.float64, device=like.device)
+        capacitance, log_det, trace = identity.clone(), 0.0, 0.0
+        self._inverse_diagonal = torch.empty_like(like)
+        for place, diagonal, scaled in stretches():
+            capacitance += scaled.T @ (scaled / diagonal[:, None])
+            log_det += float(diagonal.log().sum())
+            trace += float(diagonal.reciprocal().sum())
+            self._inverse_diagonal[place] = diagonal.reciprocal()
         cholesky = torch.linalg.cholesky(capacitance)
-        half = torch.linalg.solve_triangular(cholesky, weighted.T, upper=False).T
-        self.log_det = float(diagonal.log().sum() + 2 * cholesky.diagonal().log().sum())
-        self.trace_precision = float(diagonal.reciprocal().sum() - half.square().sum())
-        self._inverse_diagonal = diagonal.reciprocal().to(mean.dtype)
-        self._half = half.to(mean.dtype).contiguous()
+        inverse_root = torch.linalg.solve_triangular(cholesky, identity, upper=False).T  # L^-T
+        self._half = torch.empty(self.dim, rank, dtype=like.dtype, device=like.device)
+        for place, diagonal, scaled in stretches():
+            half = (scaled / diagonal[:, None]) @ inverse_root
+            trace -= float(half.square().sum())
+            self._half[place] = half
+        self.log_det = log_det + 2 * float(cholesky.diagonal().log().sum())
+        self.trace_precision = trace
 
     def precision_times(self, vector: Tensor) -> Tensor:
         return torch.addmv(self._inverse_diagonal * vector, self._half, vector @ self._half, alpha=-1)

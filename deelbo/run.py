@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deelbo.numerics import Numerics
 from deelbo.objectives import Objective
 from deelbo.tasks import Split
-from deelbo.tasks.images import Images, Normalisation, draw_shifts, shifted
+from deelbo.tasks.images import Geometry, Images, Normalisation
 
 __all__ = ["Run", "Schedule", "evaluate"]
 
@@ -55,8 +56,18 @@ class Schedule:
 class Run:
     """The moving parts of one training run."""
 
-    def __init__(self, model: nn.Module, split: Split, objective: Objective, schedule: Schedule, seed: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        split: Split,
+        objective: Objective,
+        schedule: Schedule,
+        seed: int,
+        numerics: Numerics | None = None,
+    ) -> None:
         self.model, self.split, self.objective, self.schedule = model, split, objective, schedule
+        self.numerics = numerics or Numerics()
+        self.forward = self.numerics.trained_through(model)
         self.device = objective.weights[0].device
         self.trained = [*objective.weights, *objective.parameters()]
         self.total = schedule.total_steps(len(split.train))
@@ -69,7 +80,11 @@ class Run:
     def _start(self) -> None:
         schedule = self.schedule
         self.optimiser = torch.optim.SGD(
-            self.trained, lr=schedule.learning_rate, momentum=schedule.momentum, nesterov=schedule.momentum > 0
+            self.trained,
+            lr=schedule.learning_rate,
+            momentum=schedule.momentum,
+            nesterov=schedule.momentum > 0,
+            fused=True if self.device.type == "cuda" else None,
         )
         self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, T_max=self.total)
         self.steps_done = 0
@@ -81,23 +96,26 @@ class Run:
         return {math.ceil(self.epochs * (i + 1) / points) for i in range(points)}
 
     def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """One epoch's batches in random order: indices (B,) and shifts (2, B), sent to the device in one go.
+        """One epoch's batches in random order: indices (B,) and what `Geometry.draw` gave, sent to the device in one go.
 
         The last partial batch is dropped.
         """
         order = torch.randperm(len(self.split.train), generator=self.random)
-        shifts = draw_shifts(len(order), self.split.most_shift, self.random)
-        plan = torch.cat([order[None], shifts]).to(self.device)
+        drawn = self.split.geometry.draw(len(order), self.random)
+        plan = torch.cat([order[None], drawn])
+        if self.device.type == "cuda":  # from pinned memory, or the copy would wait for the steps before it
+            plan = plan.pin_memory().to(self.device, non_blocking=True)
         return [(piece[0], piece[1:]) for piece in plan.split(self.batch, dim=1)[: self.steps_an_epoch]]
 
     def step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """One optimiser step; the batch's mean NLL, left on the device."""
-        indices, shifts = batch
-        images = self.split.train
-        pixels = shifted(images.pixels[indices], shifts, self.split.most_shift)
-        x = self.split.normalisation(pixels)
+        indices, drawn = batch
+        images, geometry = self.split.train, self.split.geometry
+        x = self.split.normalisation(geometry.training(images.pixels[indices], drawn))
+        x, labels = self.numerics.laid_out(x), images.labels[indices]
         with self.objective.step():
-            loss = F.cross_entropy(self.model(x), images.labels[indices])
+            with self.numerics.autocast(self.device):
+                loss = F.cross_entropy(self.forward(x), labels)
             loss.backward()
         nn.utils.clip_grad_norm_(self.trained, self.schedule.clip_norm)
         self.last_rate = self.optimiser.param_groups[0]["lr"]
@@ -128,7 +146,7 @@ class Run:
 
     def evaluate(self, images: Images) -> tuple[float, float]:
         """Mean NLL and class-balanced accuracy with the weights as they are."""
-        return evaluate(self.model, images, self.split.normalisation)
+        return evaluate(self.model, images, self.split.normalisation, self.split.geometry, self.numerics)
 
     def nll_under_posterior(self) -> float:
         """E_q of the mean NLL over the training images, not augmented, one draw a pass."""
@@ -141,21 +159,30 @@ class Run:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Images, normalisation: Normalisation) -> tuple[float, float]:
+def evaluate(
+    model: nn.Module,
+    images: Images,
+    normalisation: Normalisation,
+    geometry: Geometry | None = None,
+    numerics: Numerics | None = None,
+) -> tuple[float, float]:
     """Mean NLL in nats, and class-balanced accuracy: the mean over classes of the share that is right (0 to 1).
 
-    A class without images is left out of the mean. ``model`` and ``images`` are on the same device; the model is left
+    ``geometry`` says what of the images is looked at, all where None. A class without images is left out of the mean. ``model`` and ``images`` are on the same device; the model is left
     in evaluation mode.
     """
     model.eval()
-    device = images.labels.device
+    numerics, device = numerics or Numerics(), images.labels.device
     nll = torch.zeros((), dtype=torch.float64, device=device)
     right = torch.zeros(images.num_classes, dtype=torch.float64, device=device)
     for start in range(0, len(images), EVALUATION_BATCH):
         labels = images.labels[start : start + EVALUATION_BATCH]
-        logits = model(normalisation(images.pixels[start : start + EVALUATION_BATCH]))
-        nll += F.cross_entropy(logits.float(), labels, reduction="sum").double()
-        right += torch.bincount(labels, (logits.argmax(1) == labels).double(), images.num_classes)
+        pixels = images.pixels[start : start + EVALUATION_BATCH]
+        x = numerics.laid_out(normalisation(pixels if geometry is None else geometry.evaluation(pixels)))
+        with numerics.autocast(device):
+            logits = model(x).float()
+        nll += F.cross_entropy(logits, labels, reduction="sum").double()
+        right.index_add_(0, labels, (logits.argmax(1) == labels).double())
     count = torch.bincount(images.labels, minlength=images.num_classes)
     balanced = (right / count)[count > 0].mean()
     return float(nll) / len(images), float(balanced)

@@ -1,4 +1,7 @@
-"""A group of parameters seen as one vector, which is how the formulas are written."""
+"""A group of parameters seen as one vector, which is how the formulas are written.
+
+Reading and writing many tensors at once is left to torch's foreach kernels: one launch, not one a tensor.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["add_to_gradients_", "flatten", "flatten_gradients", "views"]
+__all__ = ["add_to_gradients_", "flatten", "flatten_gradients", "set_gradients", "views", "write"]
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:
@@ -21,18 +24,32 @@ def views(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
+@torch.no_grad()
+def write(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
+    """Copies ``vector`` (D,) into the parameters, in place."""
+    torch._foreach_copy_(list(parameters), views(vector, parameters))
+
+
 def flatten_gradients(parameters: Sequence[nn.Parameter]) -> Tensor | None:
-    """The gradients as one vector (D,), zeros where a parameter has none; None where no parameter has one."""
+    """The gradients as a new vector (D,), zeros where a parameter has none; None where no parameter has one."""
     if all(p.grad is None for p in parameters):
         return None
     return flatten(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
 
 
+def set_gradients(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
+    """Makes ``vector`` (D,) the parameters' gradients. They share its memory: it must not be used for anything else."""
+    for parameter, piece in zip(parameters, views(vector, parameters), strict=True):
+        if parameter.is_contiguous():
+            parameter.grad = piece
+        else:  # an optimiser takes weight and gradient in one memory layout faster
+            parameter.grad = torch.empty_like(parameter).copy_(piece)
+
+
 @torch.no_grad()
 def add_to_gradients_(parameters: Sequence[nn.Parameter], vector: Tensor, factor: float = 1.0) -> None:
     """Adds ``factor`` times ``vector`` (D,) to the parameters' gradients, in place."""
-    for parameter, piece in zip(parameters, views(vector, parameters), strict=True):
+    for parameter in parameters:
         if parameter.grad is None:
-            parameter.grad = piece * factor
-        else:
-            parameter.grad.add_(piece, alpha=factor)
+            parameter.grad = torch.zeros_like(parameter)
+    torch._foreach_add_([p.grad for p in parameters], views(vector, parameters), alpha=factor)  # type: ignore[misc]

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 
 from deelbo.tasks.digits import load_mnist
-from deelbo.tasks.images import Images, Normalisation
+from deelbo.tasks.images import Geometry, Images, Normalisation
 from deelbo.tasks.splits import check_size, stratified_subset, validation_fifth
 
-__all__ = ["TASKS", "Images", "Normalisation", "Split", "Task", "TaskEntry", "load_task"]
+__all__ = ["TASKS", "Geometry", "Images", "Normalisation", "Split", "Task", "TaskEntry", "load_task"]
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,17 @@ class Split:
     validation: Images | None
     test: Images
     normalisation: Normalisation
-    most_shift: int
+    geometry: Geometry
 
 
 @dataclass(frozen=True)
 class Task:
-    """A dataset in memory. ``most_shift``: how many pixels augmentation may move a training image."""
+    """A dataset in memory, and how its images are looked at."""
 
     name: str
     pool: Images
     test: Images
-    most_shift: int
+    geometry: Geometry
 
     def split(self, n: int, seed: int, validation: bool) -> Split:
         """N training images of that seed; with ``validation``, 4/5 of them to train on and 1/5 to choose by.
@@ -49,12 +50,12 @@ class Task:
             chosen, fifth = validation_fifth(chosen, labels, seed)
             held_out = self.pool.take(torch.from_numpy(fifth))
         train = self.pool.take(torch.from_numpy(chosen))
-        return Split(train, held_out, self.test, Normalisation.of(train), self.most_shift)
+        return Split(train, held_out, self.test, Normalisation.of(train), self.geometry)
 
 
 def _mnist_digits() -> Task:
     pool, test = load_mnist()
-    return Task("mnist-digits", pool, test, most_shift=1)
+    return Task("mnist-digits", pool, test, Geometry(side=16, crop=16, pad=1))
 
 
 @dataclass(frozen=True)

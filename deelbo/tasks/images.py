@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["Images", "Normalisation", "draw_shifts", "shifted"]
+__all__ = ["Geometry", "Images", "Normalisation"]
+
+AT_ONCE = 512  # images in floating point at one time
 
 
 @dataclass(frozen=True)
@@ -40,31 +43,86 @@ class Normalisation:
     @classmethod
     def of(cls, images: Images) -> Normalisation:
         """The mean over images of each image's channel mean, and of each image's channel standard deviation."""
-        pixels = images.pixels.float().div_(255).flatten(2)
-        return cls(pixels.mean(2).mean(0), pixels.std(2).mean(0).clamp_min(1e-6))
+        means, stds = [], []
+        for part in images.pixels.split(AT_ONCE):
+            pixels = part.float().div_(255).flatten(2)
+            means.append(pixels.mean(2))
+            stds.append(pixels.std(2))
+        return cls(torch.cat(means).mean(0), torch.cat(stds).mean(0).clamp_min(1e-6))
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) to normalised float32 (B, C, H, W)."""
-        scaled = pixels.float().div_(255)
+        """Pixels from 0 to 255, uint8 or float (B, C, H, W), to normalised float32 of that shape."""
+        scaled = pixels.float().div(255)
         return scaled.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
 
 
-def draw_shifts(count: int, most: int, generator: torch.Generator) -> Tensor:
-    """For each of ``count`` images, how far it moves down and across, 0 standing for -most; int64 (2, count)."""
-    return torch.randint(0, 2 * most + 1, (2, count), generator=generator)
+@dataclass(frozen=True)
+class Geometry:
+    """Which pixels of an image the network sees: brought to ``side``, padded, cropped, flipped; all on the device.
 
+    Resizing and normalising commute, as both are linear and a resized pixel is an average, so that pixels are
+    normalised last.
 
-def shifted(pixels: Tensor, shifts: Tensor, most: int) -> Tensor:
-    """Every image of the batch moved by its own -most..most pixels down and across, zeros (black) moving in.
-
-    One gather for the whole batch. ``pixels``: uint8 (B, C, H, W); ``shifts``: as `draw_shifts` gives, on its device.
+    Attributes:
+        side: images stored at another size are resized to side x side, bilinear, their aspect not kept.
+        crop: side of what the network sees: a random place for each training image, the centre in evaluation.
+        pad: zeros (black) around training images before they are cropped.
+        flip: whether half of the training images, at random, are mirrored left to right.
     """
-    if most == 0:
-        return pixels
-    batch, _, height, width = pixels.shape
-    device = pixels.device
-    padded = torch.nn.functional.pad(pixels, (most, most, most, most))
-    rows = (torch.arange(height, device=device) + shifts[0, :, None])[:, :, None]
-    columns = (torch.arange(width, device=device) + shifts[1, :, None])[:, None, :]
-    which = torch.arange(batch, device=device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[which, rows, columns].permute(0, 3, 1, 2)
+
+    side: int
+    crop: int
+    pad: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.crop <= self.side or self.pad < 0:
+            raise ValueError(f"a crop must fit: got crop {self.crop} of side {self.side}, padded by {self.pad}")
+
+    @property
+    def slack(self) -> int:
+        """How far a training crop can be from the upper or left edge, in pixels."""
+        return self.side + 2 * self.pad - self.crop
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Where to crop each of ``count`` training images; int64 (2 or 3, count): rows from the top, columns from
+        the left, and with ``flip`` 0 or 1, 1 for mirrored."""
+        places = torch.randint(0, self.slack + 1, (2, count), generator=generator)
+        if not self.flip:
+            return places
+        return torch.cat([places, torch.randint(0, 2, (1, count), generator=generator)])
+
+    def training(self, pixels: Tensor, drawn: Tensor) -> Tensor:
+        """Every image of the batch cropped at its own place.
+
+        Args:
+            pixels: uint8 (B, C, H, W) as stored.
+            drawn: what `draw` gave for these images, on their device.
+
+        Returns:
+            (B, C, crop, crop), from 0 to 255: uint8, or float32 where the images had to be resized.
+        """
+        pixels = self._at_side(pixels)
+        if self.pad:
+            pixels = F.pad(pixels, (self.pad,) * 4)
+        if not self.slack and not self.flip:
+            return pixels
+        batch, ahead = len(pixels), torch.arange(self.crop, device=pixels.device)
+        rows, columns = drawn[0, :, None] + ahead, drawn[1, :, None] + ahead
+        if self.flip:
+            columns = torch.where(drawn[2, :, None] > 0, columns.flip(1), columns)
+        which = torch.arange(batch, device=pixels.device)[:, None, None]
+        # one gather for the whole batch, of whole pixels: what comes is channels_last in memory
+        return pixels.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+    def evaluation(self, pixels: Tensor) -> Tensor:
+        """The centre of every image; shapes and types as for `training`."""
+        edge = (self.side - self.crop) // 2
+        return self._at_side(pixels)[:, :, edge : edge + self.crop, edge : edge + self.crop]
+
+    def _at_side(self, pixels: Tensor) -> Tensor:
+        size = (self.side, self.side)
+        if pixels.shape[2:] == size:
+            return pixels
+        smaller = pixels.shape[2] > self.side or pixels.shape[3] > self.side
+        return F.interpolate(pixels.float(), size, mode="bilinear", align_corners=False, antialias=smaller)

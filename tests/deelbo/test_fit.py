@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deelbo import ELBO, MAP, DataEmphasizedELBO, FitResult, PhaseClock, Schedule, evaluate, fit, make_groups
 from deelbo.run import Run
-from deelbo.tasks import Images, Normalisation, Split
+from deelbo.tasks import Geometry, Images, Normalisation, Split
 
 SHORT = Schedule(0.05, steps=30, batch_size=32, posterior_passes=2)
 
@@ -63,7 +63,7 @@ def test_runs_the_steps_it_says(toy_split: Split, toy_model: nn.Module, steps: i
 @pytest.mark.parametrize("make", [bound, point])
 def test_training_helps(toy_split: Split, toy_model: nn.Module, make: Callable[[nn.Module], Any]) -> None:
     """A run classifies toy images that it has not seen, and its training NLL falls."""
-    split = replace(toy_split, most_shift=0)
+    split = replace(toy_split, geometry=Geometry(side=4, crop=4))
     result = fit(toy_model, split, make(toy_model), Schedule(0.1, steps=200, batch_size=32))
     assert result.status == "completed"
     assert result.metrics["test_acc"] > 0.9
@@ -116,7 +116,7 @@ def test_nll_under_q_averages_draws(toy_split: Split, toy_model: nn.Module) -> N
 
 def test_what_is_not_asked_is_not_measured(toy_split: Split, toy_model: nn.Module) -> None:
     """Without test, validation images or a posterior, those metrics are absent."""
-    split = Split(toy_split.train, None, toy_split.test, toy_split.normalisation, 0)
+    split = Split(toy_split.train, None, toy_split.test, toy_split.normalisation, toy_split.geometry)
     result = fit(toy_model, split, point(toy_model), SHORT, test=False)
     assert set(result.metrics) == {"train_nll"}
     assert result.seconds["test"] == result.seconds["select"] == 0

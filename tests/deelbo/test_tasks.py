@@ -9,9 +9,8 @@ import pytest
 import torch
 from sklearn.model_selection import train_test_split
 
-from deelbo.tasks import TASKS, Images, Normalisation, Task, load_task
+from deelbo.tasks import TASKS, Geometry, Images, Normalisation, Task, load_task
 from deelbo.tasks.digits import load_uci
-from deelbo.tasks.images import draw_shifts, shifted
 from deelbo.tasks.splits import check_size, stratified_subset, validation_fifth
 
 
@@ -65,7 +64,7 @@ def test_sizes_that_can_be_split(n: int, pool: int) -> None:
 
 @pytest.fixture
 def task(toy_images: Callable[[int, int], Images]) -> Task:
-    return Task("toy", pool=toy_images(200, 1), test=toy_images(40, 2), most_shift=1)
+    return Task("toy", pool=toy_images(200, 1), test=toy_images(40, 2), geometry=Geometry(side=4, crop=4, pad=1))
 
 
 def test_a_task_splits_its_pool(task: Task) -> None:
@@ -127,17 +126,18 @@ def test_blank_images_can_be_normalised() -> None:
 @pytest.mark.parametrize("most", [1, 2])
 def test_shifts_against_a_loop(most: int) -> None:
     """Every image is moved by its own offset, all channels alike, zeros moving in; every offset comes up."""
-    pixels = torch.randint(1, 256, (200, 2, 5, 6), dtype=torch.uint8)
-    result = shifted(pixels, draw_shifts(200, most, torch.Generator().manual_seed(1)), most)
+    pixels = torch.randint(1, 256, (200, 2, 6, 6), dtype=torch.uint8)
+    geometry = Geometry(side=6, crop=6, pad=most)
+    result = geometry.training(pixels, geometry.draw(200, torch.Generator().manual_seed(1)))
     found = set()
     for image, moved in zip(pixels.numpy(), result.numpy(), strict=True):
         offsets = []
         for down in range(-most, most + 1):
             for across in range(-most, most + 1):
                 expected = np.zeros_like(image)
-                for row in range(5):
+                for row in range(6):
                     for column in range(6):
-                        if 0 <= row - down < 5 and 0 <= column - across < 6:
+                        if 0 <= row - down < 6 and 0 <= column - across < 6:
                             expected[:, row, column] = image[:, row - down, column - across]
                 if np.array_equal(expected, moved):
                     offsets.append((down, across))
@@ -150,7 +150,8 @@ def test_shifts_against_a_loop(most: int) -> None:
 def test_no_shift_is_the_same_images() -> None:
     """A shift of at most 0 pixels changes nothing."""
     pixels = torch.randint(0, 256, (3, 1, 4, 4), dtype=torch.uint8)
-    assert torch.equal(shifted(pixels, draw_shifts(3, 0, torch.Generator()), 0), pixels)
+    geometry = Geometry(side=4, crop=4)
+    assert torch.equal(geometry.training(pixels, geometry.draw(3, torch.Generator())), pixels)
 
 
 def test_mnist_digits() -> None:
