@@ -7,12 +7,14 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 __all__ = ["main"]
 
 STARTED = time.time()
+PRIORS = ("l2-zero", "l2-sp", "ptyl")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,9 +57,42 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--tracking-uri", help="MLflow server or database (default: a sqlite file in the storage)")
     run.add_argument("--address", help="a Ray cluster (default: one on this machine, for this run)")
 
-    plan = command("plan", _plan, "say what would run, method by method; runs nothing")
+    plan = command("plan", _plan, "say what would run, method by method, and how long it takes; runs nothing")
     plan.add_argument("config", help="a preset's name, or a YAML file")
-    plan.add_argument("--seconds-per-step", type=float, help="as `speed` measures it: adds the hours")
+    plan.add_argument("--trials", action="store_true", help="list every trial")
+    plan.add_argument("--images-per-second", type=float, metavar="R", help="training images a second, for the hours")
+    plan.add_argument(
+        "--speed", type=Path, nargs="+", default=[], metavar="FILE", help="results of `speed --out FILE`, for the hours"
+    )
+    prepare = command("prepare", _prepare, "download what a benchmark reads, once, and check that it is whole")
+    prepare.add_argument("config", help="a preset's name, or a YAML file")
+    for part in (run, plan, prepare):
+        part.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="change the configuration, e.g. training.steps=100; may be given often",
+        )
+    for part in (run, plan):
+        part.add_argument(
+            "--only", metavar="KEY=VALUE,...", help="a part of it: method=, dataset=, backbone=, prior=, n=, seed="
+        )
+
+    swag = command("swag", _swag, "fit PTYL's prior on a folder of source images, one folder in it for each class")
+    swag.add_argument("folder", type=Path)
+    swag.add_argument("out", type=Path, help="a .safetensors or .pt file: what backbones.NAME.ptyl takes")
+    swag.add_argument("--backbone", default="resnet50")
+    swag.add_argument("--weights", help="IMAGENET1K_V1 (default), IMAGENET1K_V2, or a local file")
+    swag.add_argument("--epochs", type=int, default=10)
+    swag.add_argument("--collect-every", type=int, metavar="STEPS", help="from one iterate to the next (an epoch)")
+    swag.add_argument("--batch-size", type=int, default=128)
+    swag.add_argument("--learning-rate", type=float, default=0.001)
+    swag.add_argument("--rank", type=int, default=5)
+    swag.add_argument("--image-size", type=int, default=224)
+    swag.add_argument("--workers", type=int, default=0, help="processes that decode images")
+    swag.add_argument("--device", help="cpu or cuda (default: the GPU where there is one)")
+    swag.add_argument("--seed", type=int, default=0)
 
     report = command("report", _report, "draw figures 1 and 2, the tables and one page from the records")
     report.add_argument("storage", nargs="*", help="of a benchmark; several are shown side by side")
@@ -92,25 +127,54 @@ def _parser() -> argparse.ArgumentParser:
     speed = command("speed", _speed, "time a training step of each method and prior, as JSON")
     speed.add_argument("--backbone", default="digits-resnet")
     speed.add_argument("--batch", type=int, default=50)
-    speed.add_argument("--size", type=int, default=16, help="side of the images, in pixels")
+    speed.add_argument("--size", type=int, default=16, help="side of what the network sees, in pixels")
     speed.add_argument("--channels", type=int, default=1)
+    speed.add_argument(
+        "--stored", type=int, help="side of the images in memory, resized on the device and flipped (CIFAR-10: 32)"
+    )
+    speed.add_argument("--priors", nargs="+", choices=PRIORS, default=list(PRIORS))
+    speed.add_argument("--precision", choices=("float32", "tf32", "bf16"), default="float32")
+    speed.add_argument("--channels-last", action="store_true")
+    speed.add_argument("--compile", action="store_true", help="train through torch.compile")
     speed.add_argument("--rounds", type=int, default=20)
     speed.add_argument("--steps", type=int, default=20, help="steps of each variant in a round")
+    speed.add_argument("--naive-steps", type=int, default=0, help="steps of the plain PyTorch baseline in a round")
+    speed.add_argument("--workers", type=int, default=0, help="of the baseline's loader")
     speed.add_argument("--threads", type=int, default=1)
     speed.add_argument("--device", default="cpu")
+    speed.add_argument("--profile", action="store_true", help="say where the device's time goes")
+    speed.add_argument("--out", type=Path, help="file for the result (default: the terminal)")
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
     from bench.commands import run
 
-    return run(options.config, options.storage, options.tracking_uri, options.address, STARTED)
+    where = (options.storage, options.tracking_uri, options.address)
+    return run(options.config, *where, STARTED, options.set, options.only)
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from bench.commands import plan
+    from bench.planning import plan
 
-    return plan(options.config, options.seconds_per_step)
+    rates = (options.images_per_second, options.speed)
+    return plan(options.config, options.set, options.only, *rates, options.trials)
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from bench.preparing import prepare
+
+    return prepare(options.config, options.set)
+
+
+def _swag(options: argparse.Namespace) -> int:
+    from bench.console import console
+    from deelbo.swag_fitting import fit_swag
+
+    asked = {name: value for name, value in vars(options).items() if name not in ("call", "traceback")}
+    backbone, folder, out = (asked.pop(name) for name in ("backbone", "folder", "out"))
+    console.print(f"PTYL's prior in {fit_swag(backbone, folder, out, say=console.print, **asked)}")
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -145,25 +209,27 @@ def _ui(options: argparse.Namespace) -> int:
 
 
 def _speed(options: argparse.Namespace) -> int:
-    import json
-
     import torch
 
-    from bench.speed import measure
+    from bench.speed import Setting, measure, write
+    from deelbo.numerics import Numerics
 
-    for name in ("batch", "size", "channels", "rounds", "steps", "threads"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    least = dict.fromkeys(("batch", "size", "channels", "rounds", "steps", "threads", "stored"), 1)
+    for name, smallest in (least | {"naive_steps": 0, "workers": 0}).items():
+        value = getattr(options, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {smallest}, got {value}")
     try:
         device = torch.device(options.device)
     except RuntimeError:
         raise ValueError(f"--device must be cpu or cuda, got {options.device!r}") from None
-    shape = (options.batch, options.size, options.channels)
+    numerics = Numerics(options.precision, options.channels_last, options.compile)
+    asked = {f.name: getattr(options, f.name) for f in fields(Setting) if f.name != "numerics"}
     try:
-        result = measure(options.backbone, *shape, options.rounds, options.steps, device, options.threads)
+        result = measure(Setting(**asked | {"priors": tuple(options.priors)}, numerics=numerics), device)
     except (RuntimeError, AssertionError) as error:  # torch's words for no such device, or images that do not fit
         raise ValueError(f"{options.backbone} does not run so on {device} ({str(error).splitlines()[0]})") from error
-    print(json.dumps(result, indent=1))
+    write(result, options.out)
     return 0
 
 

@@ -1,67 +1,31 @@
-"""The commands that run trials, or say what would run."""
+"""`run`: what is missing of a benchmark, followed on the terminal and in MLflow, and its report."""
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from bench.config import Benchmark, ConfigError, load_benchmark, one_line, parse_benchmark
+from bench.benchmark import Benchmark
+from bench.checks import check, check_start, check_storage, claim
+from bench.config import load_benchmark, one_line
 from bench.console import command, console, short
 from bench.methods import make_methods
-from bench.names import METHOD_NAMES, PRIOR_NAMES
+from bench.names import METHOD_NAMES, PRIOR_NAMES, dataset_name
+from bench.part import part_of
 from bench.race import Race, Watcher
-from bench.records import RecordError, RecordStore
-from bench.words import for_people
-from deelbo.backbones import BACKBONES, build_backbone
-from deelbo.pretraining import load_pretrained
-from deelbo.tasks import TASKS
-from deelbo.tasks.splits import check_size
+from bench.records import RecordStore
+from bench.starts import load_starts
+from deelbo.tasks import check_task
 
-__all__ = ["check", "claim", "plan", "run"]
-
-
-def check(benchmark: Benchmark) -> None:
-    """What the configuration's types cannot say: that dataset, backbone, head and sizes exist and fit together.
-
-    Raises:
-        ConfigError: they do not.
-    """
-    if benchmark.dataset not in TASKS:
-        raise ConfigError(f"dataset = {benchmark.dataset!r}: expected one of {', '.join(sorted(TASKS))}")
-    if benchmark.backbone not in BACKBONES:
-        raise ConfigError(f"backbone = {benchmark.backbone!r}: expected one of {', '.join(sorted(BACKBONES))}")
-    task = TASKS[benchmark.dataset]
-    try:
-        for n in benchmark.n:
-            check_size(n, task.pool_size, task.num_classes)
-        if benchmark.head is not None:
-            build_backbone(benchmark.backbone, task.num_classes, head=benchmark.head)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if benchmark.resources.gpus_per_trial and not benchmark.resources.gpus_per_trial <= 1:
-        raise ConfigError(f"resources.gpus_per_trial = {benchmark.resources.gpus_per_trial:g}: a trial uses 1 at most")
-
-
-def check_storage(store: RecordStore, benchmark: Benchmark) -> None:
-    """Raises RecordError where the storage holds another benchmark, or something else."""
-    there = store.read_benchmark()
-    if there is not None:
-        before = parse_benchmark(there, store.path("benchmark.json")).settings_that_bind()
-        now = benchmark.settings_that_bind()
-        changed = [f"{name} was {before[name]!r} and is now {now[name]!r}" for name in now if now[name] != before[name]]
-        if changed:
-            raise RecordError(f"{store.url} holds another benchmark ({changed[0]}): choose another --storage")
-
-
-def claim(store: RecordStore, benchmark: Benchmark) -> None:
-    """Makes the storage this benchmark's, or takes up what changed in it. Raises as `check_storage` does."""
-    check_storage(store, benchmark)
-    store.write_benchmark(benchmark.content())
+__all__ = ["run"]
 
 
 class _Claim(Watcher):
@@ -74,21 +38,19 @@ class _Claim(Watcher):
         claim(self.store, self.benchmark)
 
 
-def check_start(store: RecordStore, fingerprint: str) -> None:
-    """Raises RecordError where trials of this storage started from other pretrained weights than those at hand."""
-    for record in store.records():
-        found = record.versions.get("pretrained", fingerprint)
-        if found != fingerprint:
-            raise RecordError(
-                f"{store.url} holds trials that started from pretrained weights {found}, here they are {fingerprint} "
-                "(another torch, or another machine): choose another --storage"
-            )
-
-
-def run(config: str, storage: str | None, tracking: str | None, address: str | None, since: float) -> int:
+def run(
+    config: str,
+    storage: str | None,
+    tracking: str | None,
+    address: str | None,
+    since: float,
+    overrides: Sequence[str] = (),
+    only: str | None = None,
+) -> int:
     """Runs what is missing, follows it on the terminal and in MLflow, and draws the report."""
-    benchmark = load_benchmark(config)
+    benchmark = load_benchmark(config, overrides)
     check(benchmark)
+    methods = part_of(make_methods(benchmark), only)
     store = RecordStore(storage or os.path.join("deelbo-runs", benchmark.name))
     from bench.mirror import ACCOUNT, MLflowMirror, tracking_uri
     from bench.tracking import Tracker
@@ -103,14 +65,16 @@ def run(config: str, storage: str | None, tracking: str | None, address: str | N
     from bench.results import from_storage
     from bench.runner import run_benchmark
 
+    if address is None:  # on a cluster the images are the workers' own
+        for name in {method.cell.dataset: None for method in methods}:
+            check_task(name, benchmark.data, benchmark.verify_data)
     console.print(f"{benchmark.name} in {short(store.url)}")
-    pretrained = load_pretrained(say=console.print)
-    check_start(store, pretrained.fingerprint)
+    pretrained = load_starts(benchmark, methods, say=console.print)
+    check_start(store, pretrained)
     terminal, tracker = Terminal(console), Tracker(lambda: MLflowMirror(uri, benchmark, store))
     try:
-        outcome = run_benchmark(
-            benchmark, store, pretrained, address, [_Claim(store, benchmark), terminal, tracker], since
-        )
+        watchers = [_Claim(store, benchmark), terminal, tracker]
+        outcome = run_benchmark(benchmark, store, pretrained, address, watchers, since, methods)
     finally:
         terminal.close()
     folder = Path(store.path("report")) if store.local else Path("deelbo-runs") / benchmark.name / "report"
@@ -145,36 +109,25 @@ def run(config: str, storage: str | None, tracking: str | None, address: str | N
     return 1 if outcome.failed else 0
 
 
-def plan(config: str, seconds_per_step: float | None) -> int:
-    """Prints how many trials each method takes in each prior and N, and the hours where a step's seconds are known."""
-    benchmark = load_benchmark(config)
-    check(benchmark)
-    if seconds_per_step is not None and not seconds_per_step > 0:
-        raise ConfigError(f"--seconds-per-step must be a positive number, got {seconds_per_step}")
-    counts: Counter[tuple[str, str, int]] = Counter()
-    for method in make_methods(benchmark):
-        counts[method.cell.prior, method.name, method.cell.n] += method.count()
-    table = Table(title=f"{benchmark.name}: {len(benchmark.seeds)} seeds, {benchmark.training.steps} steps a trial")
-    for name in ("Model", "method", "N", "trials", "hours"):
-        table.add_column(name, justify="left" if name in ("Model", "method") else "right")
-    for (prior, method_name, n), count in counts.items():
-        hours = "" if seconds_per_step is None else f"{count * benchmark.training.steps * seconds_per_step / 3600:.2f}"
-        table.add_row(PRIOR_NAMES[prior], METHOD_NAMES[method_name], str(n), str(count), hours)
-    total = sum(counts.values())
-    table.add_section()
-    hours = "" if seconds_per_step is None else f"{total * benchmark.training.steps * seconds_per_step / 3600:.2f}"
-    table.add_row("all", "", "", str(total), hours)
-    console.print(table)
-    if seconds_per_step is None:
-        console.print("hours: give --seconds-per-step, as `speed` measures it where the trials will run")
-    return 0
-
-
 def _show_table3(third: pd.DataFrame) -> None:
-    rows = for_people(third)
-    table = Table(title="test accuracy (%, class-balanced)", title_justify="left")
-    for column in rows.columns:
-        table.add_column(column, justify="left" if column in ("Model", "method", "dataset") else "right")
-    for row in rows.itertuples(index=False):
-        table.add_row(*map(str, row))
+    """Mean (min-max) of each method in each prior and N, in the width of a terminal."""
+    several = [name for name in ("dataset", "backbone") if third[name].nunique() > 1]
+    published = bool(third["published_mean"].notna().any())
+    title = "test accuracy (%, class-balanced), mean (min-max)"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in [*several, "N", "Model", "method", "here", *["published"] * published]:
+        table.add_column(name, justify="right" if name in ("N", "here", "published") else "left", no_wrap=True)
+    before: list[str] = []
+    for row in third.to_dict("records"):
+        place = [*(dataset_name(str(row[name])) for name in several), str(row["n"])]
+        if before and place != before:
+            table.add_section()
+        words = [PRIOR_NAMES[row["prior"]], METHOD_NAMES[row["method"]], _spread(row, "")]
+        table.add_row(*place, *words, *[_spread(row, "published_")] * published)
+        before = place
     console.print(table)
+
+
+def _spread(row: Mapping[Hashable, Any], of: str) -> str:
+    mean, least, most = (float(row[f"{of}{name}"]) for name in ("mean", "min", "max"))
+    return f"{mean:.1f} ({least:.1f}-{most:.1f})" if math.isfinite(mean) else "-"

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import reprlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Any
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ValidationError
 
-__all__ = [
-    "PRESETS",
-    "Benchmark",
-    "ConfigError",
-    "DEELBoSettings",
-    "GridSearchSettings",
-    "Training",
-    "load_benchmark",
-    "preset_names",
-]
+from bench.benchmark import IN_SHORT, SHORT, Benchmark
 
-SHORT = reprlib.Repr()  # never spells out a whole structure: an alias in YAML may stand for billions of values
-SHORT.maxstring = SHORT.maxother = 60
-SHORT.maxlevel = 2
+__all__ = ["PRESETS", "ConfigError", "load_benchmark", "one_line", "parse_benchmark", "preset_names"]
+
 LARGEST_FILE = 1_000_000
-LEAST_SIGMA = 1e-12  # that of deelbo.posterior, whose import takes seconds
-
 PRESETS = Path(__file__).parent / "presets"
 
 
@@ -43,164 +21,15 @@ class ConfigError(ValueError):
     """Bad input, in one line: what came, what was expected, what to do."""
 
 
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text; people mean a number."""
-    if isinstance(value, bool):
-        raise ValueError("must be a number")
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError("must be a number") from None
-    return value
-
-
-def _kappa(value: Any) -> Any:
-    if value == "D/N":
-        return value
-    number = _number(value) if isinstance(value, str | int | float) else None
-    if number is None or not 0 < number < math.inf:
-        raise ValueError("must be D/N or a positive number")
-    return float(number)
-
-
-def _retrain(value: Any) -> Any:
-    choices = value.values() if isinstance(value, dict) else [value]
-    unknown = set(value) - set(get_args(Prior)) if isinstance(value, dict) else set()
-    if unknown or not all(isinstance(choice, str) and choice in get_args(Retrain) for choice in choices):
-        raise ValueError(f"must be best or all, or one of them for each of {', '.join(get_args(Prior))}")
-    return value
-
-
-def _filled(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not values:
-        raise ValueError("must hold at least one value")
-    if len(set(values)) < len(values):
-        raise ValueError("must not hold a value twice")
-    return values
-
-
-Number = BeforeValidator(_number)
-Filled = AfterValidator(_filled)
-Positive = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, strict=True)]
-Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
-Prior = Literal["l2-zero", "l2-sp", "ptyl"]
-Retrain = Literal["best", "all"]
-
-
-class Strict(BaseModel):
-    """No unknown keys, and nothing changes once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-LEARNING_RATES = (0.1, 0.01, 0.001, 0.0001)
-
-
-class GridSearchSettings(Strict):
-    """MAP + grid search. One strength for backbone and head (alpha = beta) with L2-zero and L2-SP; with PTYL the
-    backbone's is its prior's scale lambda, and ``weight_decays`` are the head's."""
-
-    learning_rates: Annotated[tuple[Positive, ...], Filled] = LEARNING_RATES
-    weight_decays: Annotated[tuple[NotNegative, ...], Filled] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 0.0)
-    ptyl_lambdas: Annotated[tuple[Positive, ...], Filled] = tuple(10.0**i for i in range(10))
-    retrain: Annotated[Retrain | dict[Prior, Retrain], BeforeValidator(_retrain)] = "best"
-
-    def retrains(self, prior: str) -> Retrain:
-        """Which tuned configurations of that prior are trained again on all N images."""
-        if isinstance(self.retrain, dict):
-            return self.retrain.get(prior, "best")  # type: ignore[call-overload, no-any-return]
-        return self.retrain
-
-
-class ELBoSettings(Strict):
-    """The plain ELBo, kappa = 1: one run a learning rate."""
-
-    learning_rates: Annotated[tuple[Positive, ...], Filled] = LEARNING_RATES
-
-
-class DEELBoSettings(ELBoSettings):
-    """The DE ELBo: one run a learning rate. ``kappa`` is D/N unless a number is given."""
-
-    kappa: Annotated[Literal["D/N"] | float, BeforeValidator(_kappa)] = "D/N"
-
-
-class Methods(Strict):
-    """The methods in the race; at least one."""
-
-    map_gs: GridSearchSettings | None = Field(None, alias="map-gs")
-    de_elbo: DEELBoSettings | None = Field(None, alias="de-elbo")
-    elbo: ELBoSettings | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults(cls, value: Any) -> Any:
-        """``elbo:`` with nothing behind it asks for the method as it is by default."""
-        if isinstance(value, dict):
-            return {name: {} if settings is None else settings for name, settings in value.items()}
-        return value
-
-    @model_validator(mode="after")
-    def _some(self) -> Self:
-        if all(settings is None for _, settings in self):
-            raise ValueError("names no method: give at least one of map-gs, de-elbo, elbo")
-        return self
-
-
-class Training(Strict):
-    """How every run is trained, whatever its method. See `deelbo.Schedule`."""
-
-    steps: Count = 6000
-    batch_size: Count = 128
-    momentum: Annotated[float, Number, Field(ge=0, lt=1)] = 0.9
-    clip_norm: Positive = 1.0
-    sigma: Annotated[float, Number, Field(ge=LEAST_SIGMA, allow_inf_nan=False)] = 1e-4
-    posterior_passes: Count = 10
-    series_points: Count = 20
-
-
-class Resources(Strict):
-    """What one trial takes, and how many run at once (``slots``; as many as fit where it is not given)."""
-
-    cpus_per_trial: Count = 1
-    gpus_per_trial: NotNegative = 0
-    slots: Count | None = None
-
-
-class Benchmark(Strict):
-    """Everything a benchmark is. Each (prior, n, seed) is a cell in which all the methods compete."""
-
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    dataset: str
-    backbone: str
-    head: str | None = None
-    priors: Annotated[tuple[Prior, ...], Filled]
-    n: Annotated[tuple[Count, ...], Filled]
-    seeds: Annotated[tuple[Seed, ...], Filled]
-    methods: Methods
-    training: Training = Training()
-    resources: Resources = Resources()
-    order_seed: Seed = 0
-    max_failures: Annotated[int, Field(ge=0, strict=True)] = 2
-
-    def content(self) -> dict[str, Any]:
-        """As its YAML file would be read; `parse_benchmark` takes it back."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-    def settings_that_bind(self) -> dict[str, Any]:
-        """What must be the same for two runs of a benchmark to share a storage: all else may be extended."""
-        return self.model_dump(mode="json", include={"name", "dataset", "backbone", "head", "training"})
-
-
 def preset_names() -> list[str]:
     """The benchmarks that come with the package."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def load_benchmark(config: str) -> Benchmark:
+def load_benchmark(config: str, overrides: Sequence[str] = ()) -> Benchmark:
     """Reads a preset by name, or a YAML file by path.
+
+    ``overrides``: changes such as ``training.steps=3``, the value in YAML, made before anything is checked.
 
     Raises:
         ConfigError: no such preset or file, not YAML, an unknown key, or a value that makes no sense.
@@ -214,7 +43,29 @@ def load_benchmark(config: str) -> Benchmark:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{config}: not a YAML file that can be read ({one_line(error)}): mend the file") from error
+    for override in overrides:
+        _override(content, override)
     return parse_benchmark(content, config)
+
+
+def _override(content: Any, override: str) -> None:
+    """Sets one key of what a YAML file held; keys on the way are made where they are missing."""
+    path, found, text = override.partition("=")
+    *parents, last = path.split(".")
+    if not found or not all([*parents, last]):
+        raise ConfigError(f"--set takes KEY=VALUE, such as training.steps=100, got {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--set {override}: not a YAML value ({one_line(error)})") from error
+    for i, key in enumerate(parents):
+        if isinstance(content, dict) and content.get(key) is None:
+            content[key] = {}
+        content = content[key] if isinstance(content, dict) else None
+        if not isinstance(content, dict):
+            raise ConfigError(f"--set {override}: {'.'.join(parents[: i + 1])} has no keys in it: set it as a whole")
+    if isinstance(content, dict):
+        content[last] = value
 
 
 def parse_benchmark(content: Any, source: str) -> Benchmark:
@@ -226,15 +77,15 @@ def parse_benchmark(content: Any, source: str) -> Benchmark:
     try:
         return Benchmark.model_validate(content)
     except ValidationError as error:
-        problems = [_problem(details) for details in error.errors()]
+        problems = [_problem(details, content) for details in error.errors()]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ConfigError(" ".join(f"{source}: {problems[0]}{more}".split())) from error
 
 
-def _problem(details: Any) -> str:
-    branches = ("function-", "tuple[", "dict[", "literal[")
+def _problem(details: Any, content: dict[str, Any]) -> str:
+    branches = ("function-", "tuple[", "dict[", "literal[", "str", "SWAGFiles")
     parts = [str(part) for part in details["loc"] if not str(part).startswith(branches)]
-    key = ".".join(parts) or "the benchmark"
+    key = _as_written(".".join(parts), content)
     if details["type"] == "extra_forbidden":
         known = _keys_beside(details["loc"])
         return f"unknown key {key}: remove it, or use one of {known}"
@@ -245,11 +96,20 @@ def _problem(details: Any) -> str:
     if details["type"] == "tuple_type":
         message = "must be a list, [...]"
     if details["type"] == "value_error" and isinstance(details["input"], dict | BaseModel):
-        return f"{key}: {message}"
+        return f"{key}: {message}" if key else message
     return f"{key} = {SHORT.repr(details['input'])}: {message}"
 
 
-def _keys_beside(location: Annotated[tuple[Any, ...], Filled]) -> str:
+def _as_written(key: str, content: dict[str, Any]) -> str:
+    """The key that people gave, where they gave it in short."""
+    for long, (short, setting) in IN_SHORT.items():
+        if isinstance(name := content.get(short), str) and key.startswith(f"{long}.{name}"):
+            rest = key.removeprefix(f"{long}.{name}")
+            return f"{setting}{rest}" if long == "datasets" else rest.removeprefix(".") or short
+    return key
+
+
+def _keys_beside(location: tuple[Any, ...]) -> str:
     """The keys that exist where an unknown one was found."""
     model: Any = Benchmark
     for part in location[:-1]:
@@ -260,7 +120,8 @@ def _keys_beside(location: Annotated[tuple[Any, ...], Filled]) -> str:
         if not inner:
             break
         model = inner[0]
-    return ", ".join(field.alias or name for name, field in model.model_fields.items())
+    known = [field.alias or name for name, field in model.model_fields.items()]
+    return ", ".join([*known, *sum(IN_SHORT.values(), ())] if model is Benchmark else known)
 
 
 def one_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from deelbo.backbones import build_backbone, split_at_head
 from deelbo.clock import PhaseClock
 from deelbo.fit import fit
 from deelbo.learned_l2 import make_groups
+from deelbo.numerics import Numerics
 from deelbo.objectives import ELBO, MAP, DataEmphasizedELBO, Objective
 from deelbo.pretraining import Pretrained
 from deelbo.priors import GaussianPrior, LowRank
@@ -23,7 +24,7 @@ from deelbo.run import Schedule
 from deelbo.tasks import load_task
 from deelbo.vectors import flatten
 
-__all__ = ["execute", "hardware", "versions"]
+__all__ = ["execute", "hardware", "start_fingerprint", "versions"]
 
 Series = list[dict[str, float]]
 POSTERIOR_STREAM = 1_000_003
@@ -31,16 +32,29 @@ POSTERIOR_STREAM = 1_000_003
 
 
 def execute(
-    spec: TrialSpec, pretrained: Pretrained, device: torch.device, concurrency: int = 1, attempt: int = 1
+    spec: TrialSpec,
+    pretrained: Pretrained,
+    device: torch.device,
+    concurrency: int = 1,
+    attempt: int = 1,
+    data: str | None = None,
+    verify: bool = True,
 ) -> tuple[TrialRecord, Series]:
-    """Trains and measures one trial. An error becomes a record of status "failed" with its traceback."""
+    """Trains and measures one trial. An error becomes a record of status "failed" with its traceback.
+
+    ``data`` and ``verify`` say where images are read and how far they are checked, as for `deelbo.tasks.load_task`.
+    """
     started, since = time.time(), time.perf_counter()
     clock = PhaseClock(device)
     values: dict[str, Any] = {"metrics": {}, "state": {}}
+    seen: dict[str, str] = {}
     series: Series = []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     try:
         with clock.phase("setup"):
-            task = load_task(spec.dataset)
+            task = load_task(spec.dataset, data, spec.image_size, verify)
+            seen["data"] = task.fingerprint
             split = task.split(spec.n, spec.seed, validation=spec.stage == "tune")
             model, head = make_model(spec, pretrained, task.pool.num_classes, device)
             objective = make_objective(spec, model, head, pretrained, len(split.train))
@@ -53,11 +67,17 @@ def execute(
             spec.posterior_passes,
             spec.series_points,
         )
-        result = fit(model, split, objective, schedule, seed=spec.seed, test=spec.stage != "tune", clock=clock)
+        numerics = Numerics(spec.precision, spec.channels_last, spec.compile)
+        test = spec.stage != "tune"
+        result = fit(model, split, objective, schedule, seed=spec.seed, test=test, clock=clock, numerics=numerics)
         series = result.series
         values = {"status": result.status, "metrics": result.metrics, "state": result.state}
-    except Exception:
+        if device.type == "cuda":
+            values["state"]["peak_device_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    except Exception as error:
         values |= {"status": "failed", "error": traceback.format_exc()}
+        if _is_out_of_memory(error):
+            values["error"] += _out_of_memory(spec, device)
     seconds = clock.seconds | {"total": time.perf_counter() - since}
     record = TrialRecord(
         spec=spec,
@@ -67,10 +87,15 @@ def execute(
         attempt=attempt,
         concurrency=concurrency,
         hardware=hardware(device),
-        versions=versions() | {"pretrained": pretrained.fingerprint},
+        versions=versions() | {"pretrained": start_fingerprint(spec.prior, pretrained)} | seen,
         **values,
     )
     return record, series
+
+
+def start_fingerprint(prior: str, pretrained: Pretrained) -> str:
+    """A hash of what a run with that prior starts from."""
+    return pretrained.fingerprint if prior == "ptyl" else pretrained.weights_fingerprint
 
 
 def make_model(
@@ -78,7 +103,7 @@ def make_model(
 ) -> tuple[nn.Module, str]:
     """The network where its prior says that training starts, and the name of its head."""
     weights = pretrained.swag_weights if spec.prior == "ptyl" else pretrained.weights
-    model, head = build_backbone(spec.backbone, num_classes, weights, spec.seed, spec.head)
+    model, head = build_backbone(spec.backbone, num_classes, weights, spec.seed, spec.head, spec.image_size)
     return model.to(device), head
 
 
@@ -88,6 +113,8 @@ def make_objective(
     """The objective of the spec's method and prior. ``num_examples``: how many images this run trains on."""
     prior: str | GaussianPrior = spec.prior
     if spec.prior == "ptyl":
+        if pretrained.variance is None or pretrained.factor is None:
+            raise ValueError(f"prior ptyl needs backbones.{spec.backbone}.ptyl: its mean, variance and factor")
         mean = flatten(split_at_head(model, head)[0])
         prior = LowRank(mean, pretrained.variance.to(mean), pretrained.factor.to(mean))
     groups = make_groups(model, head, prior)
@@ -122,6 +149,24 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch has a type of its own for a GPU's memory only."""
+    words = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in words
+
+
+def _out_of_memory(spec: TrialSpec, device: torch.device) -> str:
+    """A last line for the traceback: what was asked for, and what to lower."""
+    facts = hardware(device)
+    there = f"{facts['gpu']} ({facts['gpu_gib']} GiB)" if "gpu" in facts else "the memory of this machine"
+    size = "" if spec.image_size is None else f", training.image_size = {spec.image_size}"
+    half = "" if spec.precision == "bf16" else ", or set training.precision to bf16"
+    return (
+        f"out of memory: {spec.backbone} with training.batch_size = {spec.batch_size}{size} does not fit "
+        f"{there}: lower training.batch_size or training.image_size{half}\n"
+    )
 
 
 def _cpu_model() -> str:

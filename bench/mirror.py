@@ -14,7 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.config import Benchmark, ConfigError
+from bench.benchmark import Benchmark
+from bench.config import ConfigError
 from bench.methods import make_methods
 from bench.race import settle
 from bench.records import RecordStore

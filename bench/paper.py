@@ -6,7 +6,9 @@ from collections.abc import Collection
 
 import pandas as pd
 
-__all__ = ["TABLE2", "TABLE3", "paper_de_elbo"]
+from bench.benchmark import Benchmark, Training
+
+__all__ = ["TABLE2", "TABLE3", "paper_de_elbo", "unlike_paper"]
 
 _HERE = {"dataset": "CIFAR-10", "backbone": "resnet50"}
 
@@ -42,6 +44,26 @@ TABLE3 = pd.DataFrame(
     ]
 )
 """Table 3 of the 2024 paper: class-balanced test accuracy in percent over seeds 1001, 2001, 3001."""
+
+
+def unlike_paper(benchmark: Benchmark) -> str | None:
+    """In what a benchmark on the paper's dataset and backbone was trained otherwise than published; None: in nothing.
+
+    Precision and memory layout are said too: the paper's runs were in float32.
+    """
+    if _HERE["dataset"] not in benchmark.datasets or _HERE["backbone"] not in benchmark.backbones:
+        return None
+    ours, published = benchmark.training.model_dump(), Training().model_dump()
+    changed = [
+        f"{name} = {value} (paper: {published[name]})" for name, value in ours.items() if value != published[name]
+    ]
+    changed = [words for words in changed if not words.startswith(("series_points", "channels_last", "compile"))]
+    changed = [words.replace("(paper: None)", "(paper: 224)") for words in changed]
+    if not benchmark.verify_data:
+        changed.append("images that were not verified")
+    if not changed:
+        return None
+    return f"Published numbers beside {benchmark.name} are of other settings. Here: {', '.join(changed)}."
 
 
 def paper_de_elbo(results: pd.DataFrame, published: Collection[str]) -> pd.DataFrame:

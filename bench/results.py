@@ -15,10 +15,13 @@ import yaml
 from bench.config import one_line, parse_benchmark
 from bench.holes import holes
 from bench.methods import make_methods
+from bench.paper import unlike_paper
 from bench.published import read_published
 from bench.race import settle
 from bench.records import RecordError, RecordStore, frame_of
 from bench.trials import TrialRecord
+
+MOST_NAMED = 20
 
 __all__ = ["Results", "from_published", "from_storage", "gather", "labels"]
 
@@ -59,12 +62,13 @@ def from_storage(store: RecordStore, label: str = "") -> Results:
     Raises:
         RecordError: the storage holds no benchmark, or no trial that could be reported.
     """
-    benchmark = store.read_benchmark()
-    if benchmark is None:
+    content = store.read_benchmark()
+    if content is None:
         raise RecordError(f"{store.url} holds no benchmark: give the storage of a finished or interrupted `run`")
     damaged: list[str] = []
     records = list(store.records(damaged))
-    kept, left, held = settle(make_methods(parse_benchmark(benchmark, store.path("benchmark.json"))), records)
+    benchmark = parse_benchmark(content, store.path("benchmark.json"))
+    kept, left, held = settle(make_methods(benchmark), records)
     frame = frame_of(kept, label)
     counts = Counter(record.status for record in records)
     if not frame["status"].isin(["completed", "diverged"]).any():
@@ -73,12 +77,15 @@ def from_storage(store: RecordStore, label: str = "") -> Results:
             f"{counts['failed']} of them failed, {sum(left.values())} are left): let `run` go on"
             f"{f'; {damaged[0]}' if damaged else ''}"
         )
-    notes = holes(frame)
+    notes = [*filter(None, [unlike_paper(benchmark)]), *holes(frame)]
     if unused := len(records) - len(kept) - held:
         notes.insert(0, f"{unused} of {len(records)} records are not asked for by benchmark.json, and not shown.")
     if left:
-        where = "; ".join(f"{method} {cell.prior} N = {cell.n} seed {cell.seed}" for method, cell in left)
-        notes.insert(0, f"Unfinished, {sum(left.values())} trials left, and not shown: {where}.")
+        where = [f"{method} {c.dataset} {c.backbone} {c.prior} N = {c.n} seed {c.seed}" for method, c in left]
+        more = f"; and {len(where) - MOST_NAMED} more" if len(where) > MOST_NAMED else ""
+        notes.insert(
+            0, f"Unfinished, {sum(left.values())} trials left, and not shown: {'; '.join(where[:MOST_NAMED])}{more}."
+        )
     about = [f"{len(records)} trials: {', '.join(f'{count} {status}' for status, count in counts.most_common())}."]
     about += [*_hardware(records), _versions(records)]
     about += [str(run["account"]) for run in store.runs(damaged) if "account" in run]
@@ -87,8 +94,8 @@ def from_storage(store: RecordStore, label: str = "") -> Results:
         for record in kept
         if record.status == "failed"
     ]
-    config = yaml.safe_dump(benchmark, sort_keys=False, default_flow_style=None, width=100)
-    return Results(label, str(benchmark["name"]), frame, damaged, notes, about, config, unfinished=sum(left.values()))
+    config = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100)
+    return Results(label, benchmark.name, frame, damaged, notes, about, config, unfinished=sum(left.values()))
 
 
 def from_published(pairs: Sequence[tuple[Path, Path]], label: str = "") -> Results:

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -29,9 +30,10 @@ import torch  # noqa: E402
 from ray import tune  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
-from bench.config import Benchmark, ConfigError, one_line  # noqa: E402
+from bench.benchmark import Benchmark  # noqa: E402
+from bench.config import ConfigError, one_line  # noqa: E402
 from bench.execute import execute, hardware, versions  # noqa: E402
-from bench.methods import make_methods  # noqa: E402
+from bench.methods import Method, make_methods  # noqa: E402
 from bench.outcome import Outcome, outcome_of  # noqa: E402
 from bench.race import Race, Watcher  # noqa: E402
 from bench.records import RecordStore  # noqa: E402
@@ -99,11 +101,17 @@ class TrialActor(tune.Trainable):
     """Runs one trial a `step`; kept for the next trial, so that a process is started once a slot."""
 
     def setup(  # type: ignore[override]  # tune.with_parameters adds to it
-        self, config: dict[str, Any], pretrained: Pretrained, storage: str, threads: int, gpu: bool, slots: int
+        self,
+        config: dict[str, Any],
+        pretrained: Mapping[str, Pretrained],
+        storage: str,
+        benchmark: Benchmark,
+        slots: int,
     ) -> None:
-        torch.set_num_threads(threads)
-        self.device = torch.device("cuda" if gpu else "cpu")
+        torch.set_num_threads(benchmark.resources.cpus_per_trial)
+        self.device = torch.device("cuda" if benchmark.resources.gpus_per_trial else "cpu")
         self.pretrained, self.store, self.slots = pretrained, RecordStore(storage), slots
+        self.data, self.verify = benchmark.data, benchmark.verify_data
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         return True
@@ -111,36 +119,40 @@ class TrialActor(tune.Trainable):
     def step(self) -> dict[str, Any]:
         spec = TrialSpec(**self.config["spec"])
         attempt = self.store.begin(spec.key)
-        record, series = execute(spec, self.pretrained, self.device, self.slots, attempt)
+        start = self.pretrained[spec.backbone]
+        record, series = execute(spec, start, self.device, self.slots, attempt, self.data, self.verify)
         self.store.write(record, series)
         if record.status == "failed" and self.device.type == "cuda":
-            raise RuntimeError(
-                "after an error on a GPU the process is not to be trusted: the next trial gets a new one"
-            )
+            torch.cuda.empty_cache()
+            torch.cuda.synchronize(
+                self.device
+            )  # raises where the error broke the process: the next trial gets a new one
         return {"record": record.to_json(), "series": series, "done": True}
 
 
 def run_benchmark(
     benchmark: Benchmark,
     store: RecordStore,
-    pretrained: Pretrained,
+    pretrained: Mapping[str, Pretrained],
     address: str | None = None,
     watchers: list[Watcher] | None = None,
     since: float | None = None,
+    methods: Sequence[Method] | None = None,
 ) -> Outcome:
     """Runs what is missing of a benchmark.
 
     Args:
         benchmark: what to run.
         store: where records are and go; reachable from every node.
-        pretrained: where training starts; sent to the nodes by Ray.
+        pretrained: where training starts, by backbone; sent to the nodes by Ray.
         address: of a Ray cluster; one is started here, and stopped after, where None.
         watchers: told of every start and end.
         since: when the call began, by time.time().
+        methods: those to run, of the benchmark's own; all where None.
     """
     since = time.time() if since is None else since
     watchers = watchers or []
-    race = Race(make_methods(benchmark), store.records(), benchmark.order_seed)
+    race = Race(methods or make_methods(benchmark), store.records(), benchmark.order_seed)
     reused = len(race.reused)
     finished: list[TrialRecord] = []
     watchers = [*watchers, _Collector(finished)]
@@ -166,7 +178,7 @@ def run_benchmark(
 def _tune(
     benchmark: Benchmark,
     store: RecordStore,
-    pretrained: Pretrained,
+    pretrained: Mapping[str, Pretrained],
     searcher: MethodSearcher,
     bell: StartBell,
     slots: int,
@@ -177,8 +189,7 @@ def _tune(
         TrialActor,
         pretrained=pretrained,
         storage=store.url,
-        threads=resources.cpus_per_trial,
-        gpu=resources.gpus_per_trial > 0,
+        benchmark=benchmark,
         slots=slots,
     )
     scratch = tempfile.mkdtemp(prefix="deelbo-tune-")  # Tune's notes; nothing is ever read from them

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import operator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -19,8 +19,10 @@ STATUSES = ("completed", "diverged", "failed")
 
 @dataclass(frozen=True)
 class Cell:
-    """Where methods compete: a prior, a number of training images, a split seed."""
+    """Where methods compete: a dataset, a backbone, a prior, a number of training images, a split seed."""
 
+    dataset: str
+    backbone: str
     prior: str
     n: int
     seed: int
@@ -37,6 +39,8 @@ class TrialSpec:
         head_weight_decay: beta, MAP's L2 strength of the head; None for learned strengths.
         prior_scale: lambda of PTYL's prior in MAP; None elsewhere.
         kappa: of the ELBo; None stands for D/N, and for MAP, which has none.
+        image_size: side of what the network sees; the task's own where None.
+        precision, channels_last, compile: see `deelbo.Numerics`.
     """
 
     dataset: str
@@ -59,16 +63,25 @@ class TrialSpec:
     sigma: float
     posterior_passes: int
     series_points: int
+    image_size: int | None = None
+    precision: str = "float32"
+    channels_last: bool = False
+    compile: bool = False
 
     @cached_property
     def key(self) -> str:
-        """A hash of all fields: the trial's name wherever it is kept."""
-        words = json.dumps(asdict(self), sort_keys=True, allow_nan=False)
+        """A hash of all fields: the trial's name wherever it is kept.
+
+        A field that came later counts only where it is not at its default, so that older records keep their names.
+        """
+        added = {f.name: f.default for f in fields(self) if f.default is not MISSING}
+        content = {name: value for name, value in asdict(self).items() if name not in added or value != added[name]}
+        words = json.dumps(content, sort_keys=True, allow_nan=False)
         return hashlib.sha256(words.encode()).hexdigest()[:20]
 
     @property
     def cell(self) -> Cell:
-        return Cell(self.prior, self.n, self.seed)
+        return Cell(self.dataset, self.backbone, self.prior, self.n, self.seed)
 
     def describe(self) -> str:
         """A short name for people."""
@@ -76,7 +89,8 @@ class TrialSpec:
         if self.weight_decay == self.head_weight_decay:
             strengths.pop()
         words = [f"{name} {value:g}" for name, value in strengths if value is not None]
-        text = f"{self.prior} {self.method} {self.stage} n={self.n} seed={self.seed} lr {self.learning_rate:g}"
+        where = f"{self.dataset} {self.backbone} {self.prior} n={self.n} seed={self.seed}"
+        text = f"{where} {self.method} {self.stage} lr {self.learning_rate:g}"
         return " ".join([text, *words])
 
 

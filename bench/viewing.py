@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from bench.config import Benchmark, ConfigError, one_line, parse_benchmark
+from bench.benchmark import Benchmark
+from bench.config import ConfigError, one_line, parse_benchmark
 from bench.console import command, console, short
 from bench.records import RecordError, RecordStore
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Any
 
-from bench.config import Benchmark
+from bench.benchmark import Benchmark
 from bench.trials import Cell, TrialRecord, TrialSpec
 
 __all__ = ["Method"]
@@ -44,18 +44,22 @@ class Method(ABC):
         """What came of a trial that was asked for."""
         self._queue.extend(self.then(record))
 
+    def stages(self) -> Counter[str]:
+        """How many trials of each stage this cell will take, all told, before any was asked for."""
+        return Counter(spec.stage for spec in self.first())
+
     def count(self) -> int:
         """How many trials this cell will take, all told."""
-        return len(self._queue)
+        return self.stages().total()
 
     def spec(self, stage: str, learning_rate: float, **strengths: float | None) -> TrialSpec:
         """A trial of this method in this cell. ``strengths``: those fields of `TrialSpec` that the method sets."""
         values: dict[str, Any] = dict.fromkeys(("weight_decay", "head_weight_decay", "prior_scale", "kappa"))
         values |= self.benchmark.training.model_dump() | strengths
         return TrialSpec(
-            dataset=self.benchmark.dataset,
-            backbone=self.benchmark.backbone,
-            head=self.benchmark.head,
+            dataset=self.cell.dataset,
+            backbone=self.cell.backbone,
+            head=self.benchmark.backbones[self.cell.backbone].head,
             method=self.name,
             prior=self.cell.prior,
             n=self.cell.n,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bench.config import DEELBoSettings
+from bench.benchmark import DEELBoSettings
 from bench.methods.base import Method
 from bench.trials import TrialSpec
 

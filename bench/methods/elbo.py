@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bench.config import ELBoSettings
+from bench.benchmark import ELBoSettings
 from bench.methods.base import Method
 from bench.trials import TrialSpec
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import product
 
-from bench.config import Benchmark, GridSearchSettings
+from bench.benchmark import Benchmark, GridSearchSettings
 from bench.methods.base import Method
 from bench.trials import Cell, TrialRecord, TrialSpec
 
@@ -15,7 +16,8 @@ __all__ = ["MAPGridSearch"]
 
 
 class MAPGridSearch(Method):
-    """Learning rate x weight decay (L2-zero, L2-SP), or learning rate x lambda x head weight decay (PTYL)."""
+    """Learning rate x weight decay (L2-zero, L2-SP; untied: x head weight decay), or x lambda x head weight decay
+    (PTYL)."""
 
     name = "map-gs"
     settings: GridSearchSettings
@@ -40,14 +42,17 @@ class MAPGridSearch(Method):
         best = min(self.grid, key=lambda spec: (_rank(self._tuned[spec.key]), spec.key))
         return () if self._tuned[best.key].status == "failed" else [replace(best, stage="retrain")]
 
-    def count(self) -> int:
-        return len(self.grid) * (2 if self.retrain == "all" else 1) + (self.retrain == "best")
+    def stages(self) -> Counter[str]:
+        return Counter(tune=len(self.grid), retrain=len(self.grid) if self.retrain == "all" else 1)
 
     def _points(self) -> Iterable[dict[str, float]]:
         rates, decays = self.settings.learning_rates, self.settings.weight_decays
         if self.cell.prior == "ptyl":
             for rate, scale, decay in product(rates, self.settings.ptyl_lambdas, decays):
                 yield {"learning_rate": rate, "prior_scale": scale, "head_weight_decay": decay}
+        elif self.cell.prior in self.settings.untied:
+            for rate, decay, head_decay in product(rates, decays, decays):
+                yield {"learning_rate": rate, "weight_decay": decay, "head_weight_decay": head_decay}
         else:
             for rate, decay in product(rates, decays):
                 yield {"learning_rate": rate, "weight_decay": decay, "head_weight_decay": decay}

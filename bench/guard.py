@@ -1,0 +1,115 @@
+"""Is the fast path right? Its loss and gradients against the plain float32 path, on one batch at one draw."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.naive import plain_loss
+from deelbo.learned_l2 import make_groups
+from deelbo.numerics import Numerics
+from deelbo.objectives import DataEmphasizedELBO
+from deelbo.vectors import flatten
+
+__all__ = ["BOUNDS", "Deviation", "deviation"]
+
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far the fast path is from the plain one.
+
+    Attributes:
+        loss: relative difference of the batch's mean NLL.
+        gradient: norm of the gradients' difference over the norm of the plain gradient, NLL and KL together.
+        rho: relative difference of dL/drho.
+    """
+
+    loss: float
+    gradient: float
+    rho: float
+
+    def within(self, bound: Deviation) -> bool:
+        """Whether every part is at most as large as in ``bound``; what is not a number is not."""
+        return self.loss <= bound.loss and self.gradient <= bound.gradient and self.rho <= bound.rho
+
+
+BOUNDS = {
+    "float32": Deviation(loss=1e-4, gradient=1e-2, rho=1e-2),
+    "tf32": Deviation(loss=1e-2, gradient=5e-2, rho=5e-2),
+    "bf16": Deviation(loss=3e-2, gradient=0.3, rho=0.3),
+}
+"""What each precision may deviate: its rounding, carried through tens of layers and BatchNorms, and no more."""
+
+
+def deviation(model: nn.Module, head: str, x: Tensor, y: Tensor, num_examples: int, numerics: Numerics) -> Deviation:
+    """Both paths on copies of ``model``, in training mode but without random depth or dropout; sigma is 1e-3.
+
+    Args:
+        model: on the device, in float32.
+        head: dotted name of its head.
+        x, y: a batch as the network takes it, and its labels.
+        num_examples: N.
+        numerics: of the fast path.
+    """
+    fast, plain = (_without_chance(copy.deepcopy(model).train()) for _ in range(2))
+    device = x.device
+    with numerics.switched_on():
+        generator = torch.Generator(device).manual_seed(SEED)
+        groups = make_groups(fast, head, "l2-sp")
+        objective = DataEmphasizedELBO(groups, num_examples, sigma=1e-3, generator=generator)
+        forward = numerics.trained_through(fast)
+        # off the prior's mean, so that the KL has a gradient
+        with torch.no_grad():
+            for one, other in zip(fast.parameters(), plain.parameters(), strict=True):
+                one.mul_(1.01)
+                other.mul_(1.01)
+        with objective.step():
+            with numerics.autocast(device):
+                loss = F.cross_entropy(forward(numerics.laid_out(x)), y)
+            loss.backward()
+    with Numerics().switched_on():
+        means = _prior_means(model, head)
+        rho = objective.posterior.rho.detach().clone().requires_grad_()
+        noise = _noise_by_name(fast, objective, device)
+        parts = plain_loss(plain, head, means, rho, lambda name, _: noise[name], (x, y), num_examples)
+        parts.backward()
+        nll = parts.detach() - objective.regulariser()
+    gradients = [flatten([_gradient(p) for p in m.parameters()]) for m in (fast, plain)]
+    return Deviation(
+        loss=float((loss.detach() - nll).abs() / nll.abs()),
+        gradient=float((gradients[0] - gradients[1]).norm() / gradients[1].norm()),
+        rho=float((_gradient(objective.posterior.rho) - _gradient(rho)).abs() / _gradient(rho).abs()),
+    )
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _prior_means(model: nn.Module, head: str) -> dict[str, Tensor]:
+    return {
+        name: torch.zeros_like(p) if name.startswith(f"{head}.") else p.detach() for name, p in model.named_parameters()
+    }
+
+
+def _noise_by_name(model: nn.Module, objective: DataEmphasizedELBO, device: torch.device) -> dict[str, Tensor]:
+    """The noise of the fast path's draw, drawn again: one vector over the groups' weights in order."""
+    random = torch.Generator(device).manual_seed(SEED)
+    vector = torch.randn(objective.dim, generator=random, device=device)
+    names = {id(p): name for name, p in model.named_parameters()}
+    pieces = vector.split([p.numel() for p in objective.weights])
+    return {names[id(p)]: piece.view(p.shape) for p, piece in zip(objective.weights, pieces, strict=True)}
+
+
+def _without_chance(model: nn.Module) -> nn.Module:
+    """Random depth and dropout set to nothing: two precisions need not draw the same numbers for them."""
+    for module in model.modules():
+        if type(module).__name__ in ("StochasticDepth", "Dropout"):
+            module.p = 0.0  # type: ignore[assignment]
+    return model

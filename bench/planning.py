@@ -1,0 +1,129 @@
+"""`plan`: what a benchmark would run, method by method or trial by trial, and the hours it would take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from bench.benchmark import Benchmark
+from bench.checks import check
+from bench.config import load_benchmark
+from bench.console import console
+from bench.cost import Rates, work_of
+from bench.methods import Method, make_methods
+from bench.names import METHOD_NAMES, PRIOR_NAMES, dataset_name
+from bench.part import part_of
+from deelbo.tasks import TASKS
+
+__all__ = ["plan"]
+
+STAGES = ("tune", "retrain", "run")
+
+
+def plan(
+    config: str,
+    overrides: Sequence[str] = (),
+    only: str | None = None,
+    rate: float | None = None,
+    measured: Sequence[Path] = (),
+    trials: bool = False,
+) -> int:
+    """Prints how many trials each method takes in each cell, and their hours; or every trial, a line each.
+
+    Args:
+        config, overrides: as for `load_benchmark`.
+        only: as for `part_of`.
+        rate, measured: as for `Rates`.
+        trials: every trial, not the table.
+    """
+    benchmark = load_benchmark(config, overrides)
+    check(benchmark)
+    rates = Rates(rate, measured)
+    methods = part_of(make_methods(benchmark), only)
+    if trials:
+        for line in _listed(methods):
+            print(line)
+        return 0
+    console.print(_table(benchmark, methods, rates))
+    console.print(_sentence(methods))
+    for backbone in benchmark.backbones:
+        console.print(f"{_hours_word(benchmark)} of {backbone}: {rates.describe(backbone)}")
+    console.print("An image that is only looked at (validation, selection, test) counts a third of one trained on.")
+    return 0
+
+
+def _listed(methods: Iterable[Method]) -> Iterable[str]:
+    """Every trial; the one that is chosen by others' results by what it is."""
+    for method in methods:
+        first = list(method.first())
+        for spec in first:
+            yield f"{spec.key}  {spec.describe()}"
+        cell, more = method.cell, method.stages()["retrain"] - sum(spec.stage == "retrain" for spec in first)
+        for _ in range(more):
+            where = f"{cell.dataset} {cell.backbone} {cell.prior} n={cell.n} seed={cell.seed}"
+            yield f"{'(chosen later)':20}  {where} {method.name} retrain the best of {len(first)}"
+
+
+def _table(benchmark: Benchmark, methods: Sequence[Method], rates: Rates) -> Table:
+    """A block for each dataset, N and backbone, in it a line for each prior and method: trials by stage, and hours."""
+    blocks: dict[tuple[str, int, str], dict[tuple[str, str], Counter[str]]] = {}
+    for method in methods:
+        cell = method.cell
+        block = blocks.setdefault((cell.dataset, cell.n, cell.backbone), {})
+        block.setdefault((cell.prior, method.name), Counter()).update(method.stages())
+    table = Table(
+        title=f"{benchmark.name}: {len(benchmark.seeds)} seeds, {benchmark.training.steps} steps a trial",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("")
+    table.add_column("method", min_width=8)
+    for name in (*STAGES, _hours_word(benchmark)):
+        table.add_column(name, justify="right", min_width=max(len(name), 6))
+    total, everything = Counter[str](), list[float | None]()
+    for (dataset, n, backbone), block in blocks.items():
+        table.add_section()
+        table.add_row(*(Text(text, style="bold") for text in (f"{dataset_name(dataset)}, N = {n}", backbone)))
+        for (prior, name), stages in block.items():
+            rate, hours = rates.of(backbone, name, prior), None
+            if rate is not None:
+                works = {stage: work_of(stage, n, TASKS[dataset].test_size, benchmark.training) for stage in stages}
+                hours = sum(count * works[stage].hours(rate) for stage, count in stages.items())
+            table.add_row(PRIOR_NAMES[prior], METHOD_NAMES[name], *_numbers(stages), _hours(hours))
+            total.update(stages)
+            everything.append(hours)
+    known = [hours for hours in everything if hours is not None]
+    table.add_section()
+    in_all = sum(known) if len(known) == len(everything) else None
+    table.add_row(f"all {total.total():,} trials", "", *_numbers(total), _hours(in_all))
+    return table
+
+
+def _hours_word(benchmark: Benchmark) -> str:
+    return "GPU-hours" if benchmark.resources.gpus_per_trial else "hours"
+
+
+def _numbers(stages: Counter[str]) -> list[str]:
+    return [f"{stages[stage]:,}" if stages[stage] else "" for stage in STAGES]
+
+
+def _hours(value: float | None) -> str:
+    return "" if value is None else f"{value:,.2f}" if value < 10 else f"{value:,.0f}"
+
+
+def _sentence(methods: Sequence[Method]) -> str:
+    cells = {(method.cell.dataset, method.cell.n, method.cell.seed) for method in methods}
+    counts: Counter[str] = Counter()
+    for method in methods:
+        names = {"tune": "tuning runs", "retrain": "retrainings", "run": f"{METHOD_NAMES[method.name]} runs"}
+        counts.update({names[stage]: count for stage, count in method.stages().items()})
+    return (
+        f"{len(cells)} cells of (dataset, N, seed): {', '.join(f'{count:,} {name}' for name, count in counts.items())}."
+    )
