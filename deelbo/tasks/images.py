@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,6 +25,16 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @cached_property
+    def contrast(self) -> tuple[Tensor, Tensor]:
+        """Each image's channel means and channel standard deviations, of pixels scaled to [0, 1]; both (n, C)."""
+        means, stds = [], []
+        for part in self.pixels.split(AT_ONCE):
+            pixels = part.float().div_(255).flatten(2)
+            means.append(pixels.mean(2))
+            stds.append(pixels.std(2))
+        return torch.cat(means), torch.cat(stds)
+
     def take(self, indices: Tensor) -> Images:
         """Those images, in that order."""
         return Images(self.pixels[indices], self.labels[indices], self.num_classes)
@@ -41,18 +52,18 @@ class Normalisation:
     std: Tensor
 
     @classmethod
-    def of(cls, images: Images) -> Normalisation:
-        """The mean over images of each image's channel mean, and of each image's channel standard deviation."""
-        means, stds = [], []
-        for part in images.pixels.split(AT_ONCE):
-            pixels = part.float().div_(255).flatten(2)
-            means.append(pixels.mean(2))
-            stds.append(pixels.std(2))
-        return cls(torch.cat(means).mean(0), torch.cat(stds).mean(0).clamp_min(1e-6))
+    def of(cls, images: Images, chosen: Tensor | None = None) -> Normalisation:
+        """The mean over images of each image's channel mean, and of each image's channel standard deviation.
+
+        ``chosen``: indices of the images that count; all where None.
+        """
+        means, stds = images.contrast  # of all images, as the next split asks for others of the same set
+        rows = slice(None) if chosen is None else chosen
+        return cls(means[rows].mean(0), stds[rows].mean(0).clamp_min(1e-6))
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels from 0 to 255, uint8 or float (B, C, H, W), to normalised float32 of that shape."""
-        scaled = pixels.float().div(255)
+        scaled = pixels / 255
         return scaled.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
 
 

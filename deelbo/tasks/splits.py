@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-__all__ = ["check_size", "stratified_subset", "validation_fifth"]
+__all__ = ["balanced_draw", "check_size", "stratified_subset", "validation_fifth"]
 
 Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -23,6 +23,23 @@ def check_size(n: int, pool: int, num_classes: int) -> None:
         raise ValueError(
             f"n = {n} leaves {n // 5} validation images for {num_classes} classes: choose n >= {5 * num_classes}"
         )
+
+
+def balanced_draw(labels: Indices, a_class: int, num_classes: int, seed: int) -> Indices:
+    """Indices of ``a_class`` images of every class: the pool of that seed; shape (a_class * num_classes,).
+
+    One ``numpy.random.RandomState(seed)`` chooses from the indices of class 0 without replacement, then from those of
+    class 1, and so on; the classes follow one another in what comes.
+
+    Raises:
+        ValueError: a class has fewer images.
+    """
+    random = np.random.RandomState(seed)
+    of_class = [np.flatnonzero(labels == c) for c in range(num_classes)]
+    for c, indices in enumerate(of_class):
+        if len(indices) < a_class:
+            raise ValueError(f"class {c} has {len(indices)} images, {a_class} a class were to be drawn: draw fewer")
+    return np.concatenate([random.choice(indices, a_class, replace=False) for indices in of_class])
 
 
 def stratified_subset(labels: Indices, n: int, seed: int) -> Indices:

@@ -171,6 +171,8 @@ def test_a_weight_that_the_loss_does_not_reach() -> None:
 ALONE = """
 import sys, importlib, pkgutil
 
+import torchvision  # torch asks where pandas is when torchvision is imported, and does not import it
+
 ABSENT = {"ray", "mlflow", "pandas", "pydantic", "mlxtend", "bench"}
 
 class Refuse:

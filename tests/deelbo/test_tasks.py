@@ -157,7 +157,8 @@ def test_no_shift_is_the_same_images() -> None:
 def test_mnist_digits() -> None:
     """The embedded task has 4,000 and 1,000 distinct digits, classes equal in number, uint8 of 16x16."""
     task, entry = load_task("mnist-digits"), TASKS["mnist-digits"]
-    assert (len(task.pool), len(task.test)) == (4000, 1000) == (entry.pool_size, len(task.test))
+    assert (len(task.pool), len(task.test)) == (4000, 1000) == (entry.pool_size, entry.test_size)
+    assert (entry.channels, entry.image_size, task.pool_size) == (1, 16, 4000)
     assert task.pool.labels.bincount().tolist() == [400] * 10
     assert task.test.labels.bincount().tolist() == [100] * 10
     assert task.pool.num_classes == entry.num_classes == 10
@@ -168,6 +169,7 @@ def test_mnist_digits() -> None:
     both = {bytes(image) for images in (task.pool, task.test) for image in images.pixels.flatten(1).numpy()}
     assert len(both) == 5000
     assert load_task("mnist-digits") is task
+    assert load_task("mnist-digits", "/a/folder", image_size=16, verify=False) is task
 
 
 def test_uci_digits() -> None:
@@ -180,5 +182,5 @@ def test_uci_digits() -> None:
 
 def test_an_unknown_task_is_refused() -> None:
     """A task that is not there raises ValueError that lists those that are."""
-    with pytest.raises(ValueError, match="one of mnist-digits, got 'cifar'"):
+    with pytest.raises(ValueError, match="one of CIFAR-10, Flowers-102, Oxford-IIIT_Pet, mnist-digits, got 'cifar'"):
         load_task("cifar")

@@ -1,0 +1,129 @@
+"""CIFAR-10, Oxford-IIIT Pet and Flowers-102 from their official files, which torchvision's classes read.
+
+This module imports torchvision.datasets, which takes seconds: import it where data are read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision import datasets
+
+from deelbo.tasks.folders import CIFAR10, FLOWERS, PET, DataError, Folder, translated
+from deelbo.tasks.images import Geometry, Images
+from deelbo.tasks.photographs import Listing, decoded
+from deelbo.tasks.task import Task
+
+__all__ = ["check", "checksums", "list_photographs", "load", "read_cifar10", "resize_side"]
+
+
+class _CIFAR10(datasets.CIFAR10):  # type: ignore[misc]
+    """Reads what is there: `Folder` has looked at the files, each once and with better words."""
+
+    meta = datasets.CIFAR10.meta | {"md5": None}
+
+    def _check_integrity(self) -> bool:
+        return True
+
+
+class _Pet(datasets.OxfordIIITPet):  # type: ignore[misc]
+    """Says which files and labels it has: reading them one by one would decode them in one thread."""
+
+    def _check_exists(self) -> bool:
+        return True
+
+    def listed(self) -> tuple[list[Path], list[int]]:
+        return self._images, self._labels
+
+
+class _Flowers(datasets.Flowers102):  # type: ignore[misc]
+    """As `_Pet`."""
+
+    def _check_integrity(self) -> bool:
+        return True
+
+    def listed(self) -> tuple[list[Path], list[int]]:
+        return self._image_files, self._labels
+
+
+def resize_side(crop: int) -> int:
+    """The side that images are resized to where the network sees ``crop``: 256 for 224, others in proportion."""
+    return round(crop * 256 / 224)
+
+
+def load(folder: Folder, root: Path, image_size: int, verify: bool, balanced: int | None = None) -> Task:
+    """The dataset below ``root``. CIFAR-10 stays at 32x32 and is resized on the device; photographs are kept resized.
+
+    Args:
+        folder: which dataset: that of `CIFAR10`, `PET` or `FLOWERS`.
+        root: the folder of the datasets.
+        image_size: side of the crop that the network sees.
+        verify: whether checksums, where torchvision has them, and the numbers of images must be the official ones.
+            Without, all that has the right format is taken, and the files of CIFAR-10 are unpickled as they are, which
+            runs any code in them: only for files that one trusts.
+        balanced: as in `Task`.
+
+    Raises:
+        DataError: the data are not there, or not whole, or another version, or cannot be read.
+    """
+    side = resize_side(image_size)
+    geometry = Geometry(side, image_size, flip=True)
+    if folder.name == CIFAR10.name:
+        pool, test = read_cifar10(folder, root, verify)
+        return Task(folder.name, pool, test, geometry, balanced)
+    listing = list_photographs(folder, root, verify)
+    training, testing = decoded(listing, side, folder.name, root, root / folder.folder)
+    pool = Images(training, torch.tensor(listing.training_labels), folder.num_classes)
+    test = Images(testing, torch.tensor(listing.test_labels), folder.num_classes)
+    return Task(folder.name, pool, test, geometry, balanced)
+
+
+def check(folder: Folder, root: Path, verify: bool) -> None:
+    """Raises what `load` would raise, but for images that are there and cannot be decoded; takes a second or so."""
+    if folder.name == CIFAR10.name:
+        read_cifar10(folder, root, verify)
+    else:
+        list_photographs(folder, root, verify)
+
+
+def checksums(folder: Folder) -> dict[str, str]:
+    """The MD5 sums that torchvision has of unpacked files, by their names below the folder."""
+    if folder.name == CIFAR10.name:
+        meta = datasets.CIFAR10.meta
+        return dict([*datasets.CIFAR10.train_list, *datasets.CIFAR10.test_list, (meta["filename"], meta["md5"])])
+    if folder.name == FLOWERS.name:
+        return dict(datasets.Flowers102._file_dict[key] for key in ("label", "setid"))
+    return {}
+
+
+def read_cifar10(folder: Folder, root: Path, verify: bool) -> tuple[Images, Images]:
+    """Training images in the order of the files, and test images; uint8 (n, 3, 32, 32). Arguments as in `load`."""
+    with translated(f"{folder.name} cannot be read in {root / folder.folder}", folder.remedy):
+        folder.check_files(root, checksums(folder) if verify else {})
+        parts = [_CIFAR10(str(root), train=train) for train in (True, False)]
+        for part in parts:
+            if part.data.dtype != np.uint8 or len(part.data) != len(part.targets):
+                raise DataError(
+                    f"{folder.name} cannot be read in {root / folder.folder}: {len(part.targets)} labels and"
+                    f" {len(part.data)} images of {part.data.dtype}, expected one label an image, uint8:"
+                    f" {folder.remedy}"
+                )
+        folder.check_labels(root, parts[0].targets, parts[1].targets, verify)
+    pool, test = (
+        Images(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets), folder.num_classes)
+        for part in parts
+    )
+    return pool, test
+
+
+def list_photographs(folder: Folder, root: Path, verify: bool) -> Listing:
+    """The images of Pet or Flowers-102, all of them there, in the order of the official lists. As `load` otherwise."""
+    reader, training, test = (_Pet, "trainval", "test") if folder.name == PET.name else (_Flowers, "train", "test")
+    with translated(f"{folder.name} cannot be read in {root / folder.folder}", folder.remedy):
+        folder.check_files(root, checksums(folder) if verify else {})
+        listing = Listing(*reader(str(root), training).listed(), *reader(str(root), test).listed())
+        folder.check_labels(root, listing.training_labels, listing.test_labels, verify)
+        folder.check_images(root, [*listing.training, *listing.test])
+    return listing
