@@ -1,9 +1,4 @@
-"""Pretrained weights and their SWAG posterior: the mean of L2-SP, and the mean, variance and factor of PTYL.
-
-SWAG (Maddox et al. 2019, "A Simple Baseline for Bayesian Uncertainty in Deep Learning") fits N(mean, 1/2 diag(s) +
-Q Q^T / (2K - 2)) to the iterates w_1..w_T of SGD at a constant learning rate: mean = 1/T sum w_t; s = 1/T sum w_t^2 -
-mean^2; the columns of Q are w_t - (mean of the first t iterates) for the last K.
-"""
+"""Pretrained weights and their SWAG posterior: the mean of L2-SP, and the mean, variance and factor of PTYL."""
 
 from __future__ import annotations
 
@@ -11,8 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,52 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deelbo.backbones import build_backbone, split_at_head
+from deelbo.swag import SWAG, recompute_batchnorm
 from deelbo.tasks.digits import SIZE, load_uci
 from deelbo.tasks.images import Geometry, Images, Normalisation
-from deelbo.vectors import flatten, views
 
-__all__ = ["SWAG", "Pretrained", "Recipe", "cache_folder", "load_pretrained", "pretrain"]
-
-
-class SWAG:
-    """Collects iterates of a list of weights.
-
-    Attributes:
-        rank: K, how many deviations are kept.
-    """
-
-    def __init__(self, weights: list[nn.Parameter], rank: int = 5) -> None:
-        if rank < 2:
-            raise ValueError(f"SWAG's rank must be at least 2, got {rank}")
-        self.weights, self.rank, self.count = weights, rank, 0
-        self._mean = torch.zeros_like(flatten(weights))
-        self._square = torch.zeros_like(self._mean)
-        self._deviations: deque[Tensor] = deque(maxlen=rank)
-
-    def collect(self) -> None:
-        """Takes in the weights as they are now."""
-        now = flatten(self.weights)
-        self.count += 1
-        self._mean.add_((now - self._mean) / self.count)
-        self._square.add_((now.square() - self._square) / self.count)
-        self._deviations.append(now - self._mean)
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the iterates; shape (D,)."""
-        return self._mean.clone()
-
-    @property
-    def variance(self) -> Tensor:
-        """s, not negative; shape (D,)."""
-        return (self._square - self._mean.square()).clamp_min(0)
-
-    @property
-    def factor(self) -> Tensor:
-        """Q, the last K deviations, newest last; shape (D, K). ValueError where fewer than K were collected."""
-        if len(self._deviations) < self.rank:
-            raise ValueError(f"SWAG of rank {self.rank} needs as many iterates, {len(self._deviations)} were collected")
-        return torch.stack(list(self._deviations), 1)
+__all__ = ["Pretrained", "Recipe", "cache_folder", "load_pretrained", "pretrain"]
 
 
 @dataclass(frozen=True)
@@ -78,21 +31,31 @@ class Pretrained:
         weights: the end of ordinary training, where L2-zero and L2-SP start.
         swag_weights: SWAG's mean, BatchNorm statistics recomputed there, where PTYL starts.
         variance: SWAG's s; shape (D_w,).
-        factor: SWAG's Q; shape (D_w, K).
+        factor: SWAG's Q; shape (D_w, K). These last three are None where there is no SWAG posterior.
     """
 
     weights: dict[str, Tensor]
-    swag_weights: dict[str, Tensor]
-    variance: Tensor
-    factor: Tensor
+    swag_weights: dict[str, Tensor] | None = None
+    variance: Tensor | None = None
+    factor: Tensor | None = None
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all its numbers."""
-        digest = hashlib.sha256()
-        for tensor in [*self.weights.values(), *self.swag_weights.values(), self.variance, self.factor]:
-            digest.update(tensor.contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        vectors = [vector for vector in (self.variance, self.factor) if vector is not None]
+        return _hash([*self.weights.values(), *(self.swag_weights or {}).values(), *vectors])
+
+    @cached_property
+    def weights_fingerprint(self) -> str:
+        """A hash of ``weights`` alone: all that a run with another prior than PTYL's starts from."""
+        return _hash(self.weights.values())
+
+
+def _hash(tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().reshape(-1).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -193,27 +156,10 @@ def _pretrain(recipe: Recipe, source: Images) -> Pretrained:
     for _ in range(recipe.swag_epochs):
         train_epoch()
         swag.collect()
-    with torch.no_grad():
-        for parameter, piece in zip(backbone, views(swag.mean, backbone), strict=True):
-            parameter.copy_(piece)
-    _recompute_batchnorm(model, normalise(source.pixels))
+    swag.load_mean()
+    recompute_batchnorm(model, normalise(source.pixels).split(256))
     return Pretrained(weights, _copied(model), swag.variance, swag.factor)
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-@torch.no_grad()
-def _recompute_batchnorm(model: nn.Module, x: Tensor) -> None:
-    """Running statistics of every BatchNorm at the weights as they are: the plain average over batches of ``x``."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    model.train()
-    for batch in x.split(256):
-        model(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum

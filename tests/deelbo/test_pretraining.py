@@ -1,4 +1,4 @@
-"""SWAG against numpy, and the pretrained backbone: repeatable, cached, and safe to read from the cache."""
+"""The pretrained backbone: repeatable, cached, and safe to read from the cache."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import os
 import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from deelbo import LowRank
 from deelbo.backbones import build_backbone, split_at_head
-from deelbo.pretraining import SWAG, Pretrained, Recipe, cache_folder, load_pretrained, pretrain
+from deelbo.pretraining import Pretrained, Recipe, cache_folder, load_pretrained, pretrain
 from deelbo.tasks.digits import load_uci
 from deelbo.tasks.images import Normalisation
 
@@ -24,67 +22,6 @@ TINY = Recipe(epochs=1, swag_epochs=5)
 def pretrained() -> Pretrained:
     torch.set_num_threads(1)
     return pretrain(TINY)
-
-
-def walk(steps: int, rank: int) -> tuple[SWAG, np.ndarray[tuple[int, int], np.dtype[np.float64]]]:
-    """SWAG over a random walk of two weight tensors, and all the iterates it saw."""
-    weights = [nn.Parameter(torch.randn(2, 3).double()), nn.Parameter(torch.randn(4).double())]
-    swag, seen = SWAG(weights, rank), []
-    for _ in range(steps):
-        with torch.no_grad():
-            for weight in weights:
-                weight.add_(torch.randn_like(weight))
-        swag.collect()
-        seen.append(np.concatenate([w.detach().numpy().ravel() for w in weights]))
-    return swag, np.stack(seen)
-
-
-@pytest.mark.parametrize(("steps", "rank"), [(2, 2), (5, 5), (9, 3)])
-def test_swag_against_numpy(steps: int, rank: int) -> None:
-    """Mean, variance and the last K deviations from the running mean are numpy's of the iterates."""
-    swag, seen = walk(steps, rank)
-    np.testing.assert_allclose(swag.mean, seen.mean(0), rtol=1e-10)
-    np.testing.assert_allclose(swag.variance, seen.var(0), rtol=1e-8)
-    deviations = [seen[t] - seen[: t + 1].mean(0) for t in range(steps)]
-    np.testing.assert_allclose(swag.factor, np.stack(deviations[-rank:], axis=1), rtol=1e-8, atol=1e-12)
-    assert swag.count == steps
-
-
-def test_swags_variance_is_not_negative() -> None:
-    """Iterates that hardly move have variance 0, not a rounding error below it."""
-    weight = nn.Parameter(1000 * torch.randn(1000))
-    swag = SWAG([weight])
-    for _ in range(7):
-        with torch.no_grad():
-            weight.add_(1e-4 * torch.randn(1000))
-        swag.collect()
-    assert float(swag.variance.min()) == 0
-
-
-def test_the_prior_from_swag() -> None:
-    """LowRank made from SWAG is the Gaussian of the dense 1/2 diag(s) + eps I + Q Q^T / (2K - 2)."""
-    swag, seen = walk(8, rank=5)
-    prior = LowRank(swag.mean, swag.variance, swag.factor)
-    deviations = np.stack([seen[t] - seen[: t + 1].mean(0) for t in range(3, 8)], axis=1)
-    dense = np.diag(seen.var(0)) / 2 + 0.1 * np.eye(10) + deviations @ deviations.T / 8
-    vector = np.arange(10.0) - 4
-    np.testing.assert_allclose(
-        prior.precision_times(torch.from_numpy(vector)), np.linalg.solve(dense, vector), rtol=1e-8
-    )
-    assert prior.log_det == pytest.approx(np.linalg.slogdet(dense)[1], rel=1e-9)
-    assert prior.trace_precision == pytest.approx(np.trace(np.linalg.inv(dense)), rel=1e-9)
-
-
-def test_too_few_iterates_are_refused() -> None:
-    """SWAG's factor is refused while fewer iterates than its rank were collected, both numbers named."""
-    with pytest.raises(ValueError, match="rank 5 needs as many iterates, 4 were collected"):
-        _ = walk(4, rank=5)[0].factor
-
-
-def test_a_rank_below_two_is_refused() -> None:
-    """SWAG of rank 1 is refused: its covariance would divide by zero."""
-    with pytest.raises(ValueError, match="rank must be at least 2, got 1"):
-        walk(0, rank=1)
 
 
 def test_pretraining_is_repeatable(pretrained: Pretrained) -> None:
@@ -126,6 +63,26 @@ def test_the_fingerprint_sees_every_number(pretrained: Pretrained) -> None:
             changed["bn1.running_mean"][0] += 1
         prints.add(Pretrained(**(parts | {name: changed})).fingerprint)
     assert len(prints) == 5
+
+
+def test_the_fingerprint_is_what_records_keep() -> None:
+    """The fingerprint of a whole network is the one that earlier versions wrote into their records."""
+
+    def ramp(*shape: int) -> Tensor:
+        return torch.arange(float(torch.Size(shape).numel())).reshape(shape) / 7
+
+    weights = {"conv.weight": ramp(2, 3).T, "count": torch.tensor(3)}
+    swag_weights = {"conv.weight": ramp(3, 2) + 1, "count": torch.tensor(4)}
+    whole = Pretrained(weights, swag_weights, ramp(6) + 2, ramp(6, 5) - 1)
+    assert whole.fingerprint == "9f51b2752029b732"
+
+
+def test_a_network_without_swag_has_a_fingerprint() -> None:
+    """Without a SWAG posterior the fingerprint is of the weights alone, and SWAG changes it."""
+    weights = {"w": torch.ones(3)}
+    assert Pretrained(weights).fingerprint == Pretrained({"w": torch.ones(3)}).fingerprint
+    assert Pretrained(weights).fingerprint != Pretrained({"w": torch.zeros(3)}).fingerprint
+    assert Pretrained(weights).fingerprint != Pretrained(weights, weights, torch.ones(3), torch.ones(3, 5)).fingerprint
 
 
 def test_batchnorm_is_recomputed_at_swags_mean(pretrained: Pretrained) -> None:
