@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart digits test test-fast lint measure-report speed clean
+.PHONY: help quickstart digits test test-fast lint measure-report speed speed-gpu speed-cpu clean
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -31,6 +31,21 @@ measure-report: $(VENV)/.test   ## what a report costs, as JSON (a quarter of an
 
 speed: $(VENV)/.bench        ## what a step of each method costs, as JSON
 	$(BIN)/deelbo-bench speed
+
+# needs torch, torchvision, numpy and scikit-learn alone: on a bare machine, make speed-gpu SPEED_PYTHON=python3
+SPEED_PYTHON ?= $(BIN)/python
+SPEED_WORKERS ?= 12
+speed-gpu:      ## the same on a GPU for the paper's networks, beside a naive baseline; into bench/speed_results
+	for backbone in resnet50 vit_b_16 convnext_tiny; do for how in "" --compile; do \
+	  $(SPEED_PYTHON) -m bench.cli speed --device cuda --backbone $$backbone --batch 128 --size 224 --stored 32 --channels 3 \
+	    --precision bf16 --channels-last $$how --rounds 10 --steps 20 --naive-steps 3 --workers $(SPEED_WORKERS) --threads 8 \
+	    --profile --out bench/speed_results || exit 1; done; done
+
+# small images, as a CPU can: what is worth knowing there is ratios
+speed-cpu: $(VENV)/.bench    ## the paper's networks on this CPU, small; into bench/speed_results (a quarter of an hour)
+	for network in "resnet50 64" "vit_b_16 64" "convnext_tiny 64"; do set -- $$network; \
+	  $(BIN)/deelbo-bench speed --backbone $$1 --batch 32 --size $$2 --stored 32 --channels 3 --channels-last \
+	    --rounds 5 --steps 1 --naive-steps 1 --threads 2 --profile --out bench/speed_results || exit 1; done
 
 clean:          ## remove the virtual environment and caches; benchmark results stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

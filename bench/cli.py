@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     speed.add_argument("--threads", type=int, default=1)
     speed.add_argument("--device", default="cpu")
     speed.add_argument("--profile", action="store_true", help="say where the device's time goes")
-    speed.add_argument("--out", type=Path, help="file for the result (default: the terminal)")
+    speed.add_argument("--out", type=Path, help="file, or folder that exists, for the result (default: the terminal)")
     return parser
 
 

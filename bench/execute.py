@@ -103,6 +103,8 @@ def make_model(
 ) -> tuple[nn.Module, str]:
     """The network where its prior says that training starts, and the name of its head."""
     weights = pretrained.swag_weights if spec.prior == "ptyl" else pretrained.weights
+    if weights is None:
+        raise ValueError(f"prior ptyl needs backbones.{spec.backbone}.ptyl: its mean, variance and factor")
     model, head = build_backbone(spec.backbone, num_classes, weights, spec.seed, spec.head, spec.image_size)
     return model.to(device), head
 
@@ -114,7 +116,7 @@ def make_objective(
     prior: str | GaussianPrior = spec.prior
     if spec.prior == "ptyl":
         if pretrained.variance is None or pretrained.factor is None:
-            raise ValueError(f"prior ptyl needs backbones.{spec.backbone}.ptyl: its mean, variance and factor")
+            raise ValueError(f"prior ptyl needs the variance and factor of {spec.backbone}, got its mean alone")
         mean = flatten(split_at_head(model, head)[0])
         prior = LowRank(mean, pretrained.variance.to(mean), pretrained.factor.to(mean))
     groups = make_groups(model, head, prior)

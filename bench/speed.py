@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -130,13 +131,24 @@ def _measure(setting: Setting, device: torch.device) -> dict[str, Any]:
 
 
 def write(result: dict[str, Any], out: Path | None) -> None:
-    """As JSON to the file, or to the terminal where there is none."""
+    """As JSON to a file, to a folder under a name that says what was measured on what, or to the terminal."""
     text = json.dumps(result, indent=1)
     if out is None:
         print(text)
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text + "\n", encoding="utf-8")
+        return
+    if out.is_dir():
+        out = out / f"{_name(result)}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text + "\n", encoding="utf-8")
+    print(out)
+
+
+def _name(result: dict[str, Any]) -> str:
+    environment, setting = result["environment"], result["setting"]
+    machine = re.sub(r"[^a-z0-9]+", "-", str(environment.get("gpu") or environment["cpu"]).lower()).strip("-")
+    numerics = setting["numerics"]
+    words = [machine, setting["backbone"], f"{setting['size']}px", f"batch{setting['batch']}", numerics["precision"]]
+    return "_".join([*words, *[word for word in ("channels_last", "compile") if numerics[word]]])
 
 
 def _guarded(setting: Setting, device: torch.device) -> Any:

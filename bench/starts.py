@@ -9,6 +9,7 @@ from bench.benchmark import BackboneSettings, Benchmark, SWAGFiles
 from bench.config import ConfigError
 from bench.methods import Method
 from deelbo.pretraining import Pretrained
+from deelbo.tasks import crop_size
 from deelbo.weights import load_backbone
 
 __all__ = ["load_starts"]
@@ -23,12 +24,13 @@ def load_starts(
         ConfigError: a file is missing or not what it should be.
     """
     starts = {}
+    size = min(crop_size(dataset, benchmark.training.image_size) for dataset in benchmark.datasets)
     for name, settings in benchmark.backbones.items():
         priors = {method.cell.prior for method in methods if method.cell.backbone == name}
         if not priors:
             continue
         try:
-            starts[name] = load_backbone(name, settings.weights, _swag(settings, priors), say)
+            starts[name] = load_backbone(name, settings.weights, _swag(settings, priors), say, size)
         except ValueError as error:
             raise ConfigError(f"backbones.{name}: {error}") from error
     return starts

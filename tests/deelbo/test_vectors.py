@@ -1,0 +1,207 @@
+"""Parameters as one vector: order and sharing, whatever the parameters' memory layout."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deelbo import ELBO, MAP, DataEmphasizedELBO, IsotropicPosterior, make_groups
+from deelbo.objectives import Objective
+from deelbo.vectors import add_to_gradients_, flatten, flatten_gradients, set_gradients, views, write
+
+LAST = torch.channels_last
+
+
+def mixed() -> list[nn.Parameter]:
+    """A convolution's weights with channels last, a bias, a transposed matrix and a number: 54 + 3 + 20 + 1 elements."""
+    shapes = [
+        torch.randn(3, 2, 3, 3).contiguous(memory_format=LAST),
+        torch.randn(3),
+        torch.randn(5, 4).T,
+        torch.randn(()),
+    ]
+    parameters = [nn.Parameter(tensor) for tensor in shapes]
+    assert [p.is_contiguous() for p in parameters] == [False, True, False, True]
+    return parameters
+
+
+def in_order(tensors: list[Tensor]) -> list[float]:
+    """Every element by its index, the last one running fastest, tensor after tensor."""
+    found: list[float] = []
+    for tensor in tensors:
+        for index in (
+            torch.cartesian_prod(*map(torch.arange, tensor.shape)) if tensor.ndim > 1 else range(tensor.numel())
+        ):
+            at = tuple(index.tolist()) if isinstance(index, Tensor) else (index,) * tensor.ndim
+            found.append(float(tensor.detach()[at]))
+    return found
+
+
+def test_flatten_is_by_index_whatever_the_layout() -> None:
+    """A vector holds the elements by their indices, not as they lie in memory; it is a copy outside of autograd."""
+    parameters = mixed()
+    vector = flatten(parameters)
+    assert vector.tolist() == in_order(parameters)
+    assert not vector.requires_grad
+    vector.zero_()
+    assert any(float(p.detach().abs().sum()) > 0 for p in parameters)
+
+
+def test_write_is_flattens_inverse() -> None:
+    """Writing a vector into parameters and flattening them again gives the vector, to the bit, and keeps each one's
+    memory and layout."""
+    parameters = mixed()
+    where = [(p.data_ptr(), p.stride()) for p in parameters]
+    vector = torch.randn(78)
+    write(parameters, vector)
+    assert torch.equal(flatten(parameters), vector)
+    assert in_order(parameters) == vector.tolist()
+    assert [(p.data_ptr(), p.stride()) for p in parameters] == where
+    before = flatten(parameters)
+    write(parameters, flatten(parameters))
+    assert torch.equal(flatten(parameters), before)
+
+
+def test_views_share_the_vectors_memory() -> None:
+    """The pieces of a vector have the parameters' shapes, and changing one changes the vector."""
+    parameters, vector = mixed(), torch.arange(78.0)
+    pieces = views(vector, parameters)
+    assert [piece.shape for piece in pieces] == [p.shape for p in parameters]
+    assert in_order(pieces) == vector.tolist()
+    pieces[1].zero_()
+    assert vector[54:57].tolist() == [0, 0, 0]
+
+
+def test_set_gradients_follows_each_layout() -> None:
+    """Each parameter's gradient has its elements of the vector by index, and lies in memory as the parameter does."""
+    parameters, vector = mixed(), torch.randn(78)
+    set_gradients(parameters, vector)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    assert len(gradients) == 4
+    assert in_order(gradients) == vector.tolist()
+    assert [g.stride() for g in gradients] == [p.stride() for p in parameters]
+    again = flatten_gradients(parameters)
+    assert again is not None
+    assert torch.equal(again, vector)
+
+
+def test_set_gradients_copies_nothing_that_is_contiguous() -> None:
+    """The gradients of contiguous parameters are the vector's own memory; an old gradient is replaced, not added to."""
+    parameters = [nn.Parameter(torch.randn(2, 3)), nn.Parameter(torch.randn(4))]
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    vector = torch.randn(10)
+    set_gradients(parameters, vector)
+    vector.fill_(7)
+    assert all(p.grad is not None and bool((p.grad == 7).all()) for p in parameters)
+
+
+@pytest.mark.parametrize("missing", [[], [0], [1, 3], [0, 1, 2, 3]])
+@pytest.mark.parametrize("factor", [1.0, -0.5])
+def test_add_to_gradients(missing: list[int], factor: float) -> None:
+    """``factor`` times the vector is added to the gradients by index, in place; a missing gradient counts as zeros."""
+    parameters, vector = mixed(), torch.randn(78)
+    for i, p in enumerate(parameters):
+        p.grad = None if i in missing else torch.randn_like(p)
+    there = [p.grad for p in parameters]
+    before = torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parameters])
+    add_to_gradients_(parameters, vector, factor)
+    after = flatten_gradients(parameters)
+    assert after is not None
+    torch.testing.assert_close(after, before + factor * vector)
+    assert all(p.grad is old for p, old in zip(parameters, there, strict=True) if old is not None)
+
+
+def test_flatten_gradients_knows_what_is_missing() -> None:
+    """A parameter without a gradient counts as zeros; where none has one there is no vector."""
+    parameters = mixed()
+    assert flatten_gradients(parameters) is None
+    parameters[1].grad = torch.tensor([1.0, 2.0, 3.0])
+    vector = flatten_gradients(parameters)
+    assert vector is not None
+    assert vector.nonzero().flatten().tolist() == [54, 55, 56]
+
+
+def conv_net() -> nn.Module:
+    """A network in float64 whose head is ``4``; its convolutions are larger than one pixel, so that layouts differ."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Sequential(nn.Conv2d(4, 2, 3), nn.Flatten()),
+        nn.Linear(8, 3),
+    ).double()
+
+
+def both() -> tuple[nn.Module, nn.Module]:
+    """The same network with contiguous weights and with channels last."""
+    plain = conv_net()
+    last = copy.deepcopy(plain).to(memory_format=LAST)  # type: ignore[call-overload]
+    assert not last[0].weight.is_contiguous()
+    assert torch.equal(flatten(plain.parameters()), flatten(last.parameters()))
+    return plain, last
+
+
+def a_batch() -> tuple[Tensor, Tensor]:
+    return torch.randn(5, 3, 6, 6, dtype=torch.float64), torch.randint(0, 3, (5,))
+
+
+def test_the_posterior_of_a_channels_last_network() -> None:
+    """Draws, gradients, dL/drho and what is put back are the same, by index, for weights with channels last."""
+    (x, y), found = a_batch(), []
+    for model in both():
+        before = flatten(model.parameters())
+        posterior = IsotropicPosterior(model.parameters(), 0.1, torch.Generator().manual_seed(3))
+        with posterior.sample() as draw:
+            drawn = flatten(model.parameters())
+            F.cross_entropy(model(x), y).backward()
+        assert torch.equal(flatten(model.parameters()), before)
+        assert torch.equal(drawn, torch.addcmul(draw.mean, draw.noise, posterior.sigma))
+        gradient = flatten_gradients(list(model.parameters()))
+        assert gradient is not None
+        found.append((drawn, gradient, posterior.rho.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def map_of(model: nn.Module) -> Objective:
+    return MAP(make_groups(model, "4", "l2-sp"), 5, {"backbone": 0.3, "head": 0.2})
+
+
+def elbo_of(model: nn.Module) -> Objective:
+    return ELBO(make_groups(model, "4", "l2-sp"), 5, sigma=0.1, generator=torch.Generator().manual_seed(3))
+
+
+def de_elbo_of(model: nn.Module) -> Objective:
+    groups = make_groups(model, "4", "l2-zero")
+    return DataEmphasizedELBO(groups, 5, sigma=0.1, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("make", [map_of, elbo_of, de_elbo_of])
+def test_the_objectives_of_a_channels_last_network(make: Callable[[nn.Module], Objective]) -> None:
+    """Every objective's gradients, and where two steps of SGD with momentum lead, are the same by index for weights with
+    channels last; each gradient lies in memory as its weight."""
+    (x, y), found = a_batch(), []
+    for model in both():
+        objective = make(model)
+        with torch.no_grad():  # off the prior's mean
+            for p in model.parameters():
+                p.mul_(1.1)
+        optimiser = torch.optim.SGD([*objective.weights, *objective.parameters()], 0.1, momentum=0.9, nesterov=True)
+        gradients = []
+        for _ in range(2):
+            with objective.step():
+                F.cross_entropy(model(x), y).backward()
+            assert [p.grad.stride() for p in objective.weights if p.grad is not None] == [
+                p.stride() for p in objective.weights
+            ]
+            gradients.append(flatten_gradients([*objective.weights, *objective.parameters()]))
+            optimiser.step()
+        found.append((*gradients, flatten(model.parameters()), objective.regulariser()))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-11)
