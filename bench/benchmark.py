@@ -220,7 +220,10 @@ class Benchmark(Strict):
                     raise ValueError(f"key {setting} is missing: add it")
         named = content.get("backbones")
         if isinstance(named, list) and all(isinstance(name, str) for name in named):
-            named = dict.fromkeys(_filled(named))
+            try:
+                named = dict.fromkeys(_filled(named))
+            except ValueError as error:
+                raise ValueError(f"backbones = {SHORT.repr(named)}: {error}") from None
         if isinstance(named, dict):
             content["backbones"] = {name: {} if settings is None else settings for name, settings in named.items()}
         return content
@@ -231,4 +234,4 @@ class Benchmark(Strict):
 
     def settings_that_bind(self) -> dict[str, Any]:
         """What must be the same for two runs of a benchmark to share a storage: all else may be extended."""
-        return self.model_dump(mode="json", include={"name", "training"})
+        return self.model_dump(mode="json", include={"name", "training", "verify_data"})

@@ -83,8 +83,10 @@ def parse_benchmark(content: Any, source: str) -> Benchmark:
 
 
 def _problem(details: Any, content: dict[str, Any]) -> str:
-    branches = ("function-", "tuple[", "dict[", "literal[", "str", "SWAGFiles")
+    branches = ("function-", "tuple[", "dict[", "literal[")
     parts = [str(part) for part in details["loc"] if not str(part).startswith(branches)]
+    if parts[:1] == ["backbones"] and parts[2:3] == ["ptyl"]:
+        del parts[3:4]  # of what type it was taken to be
     key = _as_written(".".join(parts), content)
     if details["type"] == "extra_forbidden":
         known = _keys_beside(details["loc"])

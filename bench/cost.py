@@ -72,7 +72,7 @@ class Rates:
                     raise ValueError("images_a_second must be positive numbers")
                 backbone, environment = str(content["backbone"]), content["environment"]
                 self._where[backbone] = str(environment.get("gpu") or environment["cpu"])
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 problem = f"{type(error).__name__}: {one_line(error)}"
                 raise ConfigError(f"{path}: not a result of `deelbo-bench speed` ({problem})") from error
             self.measured[backbone] = rates

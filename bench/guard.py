@@ -48,7 +48,7 @@ BOUNDS = {
 
 
 def deviation(model: nn.Module, head: str, x: Tensor, y: Tensor, num_examples: int, numerics: Numerics) -> Deviation:
-    """Both paths on copies of ``model``, in training mode but without random depth or dropout; sigma is 1e-3.
+    """Both paths on copies of ``model``, calmed, in training mode; sigma is 1e-3.
 
     Args:
         model: on the device, in float32.
@@ -57,7 +57,8 @@ def deviation(model: nn.Module, head: str, x: Tensor, y: Tensor, num_examples: i
         num_examples: N.
         numerics: of the fast path.
     """
-    fast, plain = (_without_chance(copy.deepcopy(model).train()) for _ in range(2))
+    model = _calmed(copy.deepcopy(model).train())
+    fast, plain = copy.deepcopy(model), copy.deepcopy(model)
     device = x.device
     with numerics.switched_on():
         generator = torch.Generator(device).manual_seed(SEED)
@@ -107,9 +108,17 @@ def _noise_by_name(model: nn.Module, objective: DataEmphasizedELBO, device: torc
     return {names[id(p)]: piece.view(p.shape) for p, piece in zip(objective.weights, pieces, strict=True)}
 
 
-def _without_chance(model: nn.Module) -> nn.Module:
-    """Random depth and dropout set to nothing: two precisions need not draw the same numbers for them."""
+def _calmed(model: nn.Module) -> nn.Module:
+    """The network such that two precisions can be compared: without chance, and without chaos.
+
+    Random depth and dropout are off, as two precisions need not draw the same numbers for them. What a ResNet's
+    residual branches add is made small: at random weights float32 itself misses the float64 gradient of a ResNet-50 by
+    2 %, and bfloat16 has little in common with either; at a tenth of the branches it is 0.1 % and 15 %, nearer to a
+    trained network.
+    """
     for module in model.modules():
         if type(module).__name__ in ("StochasticDepth", "Dropout"):
             module.p = 0.0  # type: ignore[assignment]
+        if isinstance(last := getattr(module, "bn3", None), nn.BatchNorm2d):
+            nn.init.constant_(last.weight, 0.1)
     return model

@@ -51,7 +51,7 @@ def plan(
         return 0
     console.print(_table(benchmark, methods, rates))
     console.print(_sentence(methods))
-    for backbone in benchmark.backbones:
+    for backbone in dict.fromkeys(method.cell.backbone for method in methods):
         console.print(f"{_hours_word(benchmark)} of {backbone}: {rates.describe(backbone)}")
     console.print("An image that is only looked at (validation, selection, test) counts a third of one trained on.")
     return 0
@@ -76,14 +76,15 @@ def _table(benchmark: Benchmark, methods: Sequence[Method], rates: Rates) -> Tab
         cell = method.cell
         block = blocks.setdefault((cell.dataset, cell.n, cell.backbone), {})
         block.setdefault((cell.prior, method.name), Counter()).update(method.stages())
+    seeds = sorted({method.cell.seed for method in methods})
     table = Table(
-        title=f"{benchmark.name}: {len(benchmark.seeds)} seeds, {benchmark.training.steps} steps a trial",
+        title=f"{benchmark.name}: seeds {', '.join(map(str, seeds))}; {benchmark.training.steps} steps a trial",
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     table.add_column("method", min_width=8)
     for name in (*STAGES, _hours_word(benchmark)):
         table.add_column(name, justify="right", min_width=max(len(name), 6))
@@ -122,8 +123,7 @@ def _sentence(methods: Sequence[Method]) -> str:
     cells = {(method.cell.dataset, method.cell.n, method.cell.seed) for method in methods}
     counts: Counter[str] = Counter()
     for method in methods:
-        names = {"tune": "tuning runs", "retrain": "retrainings", "run": f"{METHOD_NAMES[method.name]} runs"}
+        names = {"tune": "tuning run", "retrain": "retraining", "run": f"{METHOD_NAMES[method.name]} run"}
         counts.update({names[stage]: count for stage, count in method.stages().items()})
-    return (
-        f"{len(cells)} cells of (dataset, N, seed): {', '.join(f'{count:,} {name}' for name, count in counts.items())}."
-    )
+    words = [f"{count:,} {name}{'s' * (count > 1)}" for name, count in counts.items()]
+    return f"{len(cells)} cell{'s' * (len(cells) > 1)} of (dataset, N, seed): {', '.join(words)}."

@@ -37,7 +37,7 @@ class Numerics:
 
     @contextmanager
     def switched_on(self) -> Iterator[None]:
-        """Torch's own switches set for the block, and put back after: TF32, and cuDNN's choice of algorithms by trial."""
+        """Torch's own switches set for the block, put back after: TF32, and cuDNN choosing algorithms by trial."""
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
         before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
         matmul.allow_tf32 = cudnn.allow_tf32 = self.precision != "float32"

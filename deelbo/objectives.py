@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deelbo.posterior import IsotropicPosterior
+from deelbo.posterior import Draw, IsotropicPosterior
 from deelbo.priors import GaussianPrior, KLTerm
 from deelbo.vectors import add_to_gradients_, flatten, set_gradients
 
@@ -126,6 +126,7 @@ class MAP(Objective):
             if not 0 <= strength < math.inf:
                 raise ValueError(f"the weight decay of {name!r} must be a number >= 0, got {strength}")
         self._strengths = {name: float(weight_decay[name]) for name in names}
+        self._room: Tensor | None = None  # for d: fresh memory at every step costs time on a CPU
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -134,10 +135,12 @@ class MAP(Objective):
         yield
         if all(p.grad is None for p in self.weights):
             return
-        for group in self.groups:
+        if self._room is None:
+            self._room = torch.empty(self.dim, dtype=self.weights[0].dtype, device=self.weights[0].device)
+        for group, room in zip(self.groups, self._pieces(self._room), strict=True):
             strength = self._strengths[group.name]
             if strength:
-                deviation = flatten(group.weights).sub_(group.prior.mean)
+                deviation = flatten(group.weights, out=room).sub_(group.prior.mean)
                 add_to_gradients_(group.weights, group.prior.precision_times(deviation), strength)
 
     def regulariser(self) -> Tensor:
@@ -194,22 +197,23 @@ class ELBO(Objective):
         with self.posterior.sample() as draw:
             yield
         if draw.gradient is not None:
-            self._add_kl_gradient(draw.mean, draw.gradient)
+            self._add_kl_gradient(draw, draw.gradient)
 
     @torch.no_grad()
-    def _add_kl_gradient(self, mean: Tensor, gradient: Tensor) -> None:
+    def _add_kl_gradient(self, draw: Draw, gradient: Tensor) -> None:
         """Completes ``gradient``, the NLL's (D,), in place, and hands it to the weights; rho's likewise."""
         sigma, share = self.posterior.sigma, 1 / (self.kappa * self.num_examples)
-        terms = self._kl_terms(mean, sigma)
+        terms = self._kl_terms(draw.mean, sigma, draw.shift)  # which has done its work
         for piece, term in zip(self._pieces(gradient), terms, strict=True):
             piece.addcmul_(term.precision_d, share / term.scale)
         set_gradients(self.weights, gradient)
         slope = torch.stack([term.gradient_sigma for term in terms]).sum()
         add_to_gradients_([self.posterior.rho], (slope * self.posterior.sigma_slope * share).reshape(1))
 
-    def _kl_terms(self, mean: Tensor, sigma: Tensor) -> list[KLTerm]:
-        pieces = zip(self.groups, self._pieces(mean), strict=True)
-        return [group.prior.kl_term(piece, sigma) for group, piece in pieces]
+    def _kl_terms(self, mean: Tensor, sigma: Tensor, room: Tensor | None = None) -> list[KLTerm]:
+        rooms = self._pieces(torch.empty_like(mean) if room is None else room)
+        pieces = zip(self.groups, self._pieces(mean), rooms, strict=True)
+        return [group.prior.kl_term(piece, sigma, own) for group, piece, own in pieces]
 
     @torch.no_grad()
     def _terms_now(self) -> list[KLTerm]:

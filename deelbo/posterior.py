@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deelbo.vectors import flatten, flatten_gradients, write
+from deelbo.vectors import add, flatten, flatten_gradients, write
 
 LEAST_SIGMA = 1e-12
 """Below it sigma^2 is lost in float32."""
@@ -27,13 +27,13 @@ __all__ = ["Draw", "IsotropicPosterior"]
 
 @dataclass
 class Draw:
-    """One draw from q: ``mean`` is theta_bar and ``noise`` is eps, both (D,).
+    """One draw from q: ``mean`` is theta_bar and ``shift`` is sigma eps, both (D,) and good until the next draw.
 
     ``gradient`` (D,) is, once the block is left, a copy of dL/dtheta_bar, or None where nothing ran ``backward``.
     """
 
     mean: Tensor
-    noise: Tensor
+    shift: Tensor
     gradient: Tensor | None = None
 
     @property
@@ -75,6 +75,7 @@ class IsotropicPosterior:
         rho = math.log(math.expm1(sigma)) if sigma < 30 else sigma  # softplus is the identity to the bit from there
         self.rho = nn.Parameter(torch.tensor(rho, dtype=like.dtype, device=like.device))
         self._inside = False
+        self._room: Tensor | None = None  # for theta_bar and sigma eps: fresh memory at every step costs time on a CPU
 
     @property
     def dim(self) -> int:
@@ -106,10 +107,13 @@ class IsotropicPosterior:
             raise RuntimeError("sample() was entered inside sample(): leave the first block before drawing again")
         self._clear_gradients()
         like = self.weights[0]
-        mean = flatten(self.weights)
-        noise = torch.randn(mean.shape, generator=self.generator, dtype=like.dtype, device=like.device)
-        draw = Draw(mean, noise)
-        write(self.weights, torch.addcmul(mean, noise, self.sigma))
+        if self._room is None:
+            self._room = torch.empty(2, self.dim, dtype=like.dtype, device=like.device)
+        mean, shift = flatten(self.weights, out=self._room[0]), self._room[1]
+        sigma = self.sigma
+        torch.randn(shift.shape, generator=self.generator, out=shift).mul_(sigma)
+        draw = Draw(mean, shift)
+        add(self.weights, shift)
         self._inside = True
         try:
             yield draw
@@ -121,7 +125,7 @@ class IsotropicPosterior:
             write(self.weights, mean)
         draw.gradient = flatten_gradients(self.weights)
         if draw.gradient is not None:
-            self.rho.grad = torch.dot(draw.gradient, noise) * self.sigma_slope
+            self.rho.grad = torch.dot(draw.gradient, shift) / sigma * self.sigma_slope
 
     def _clear_gradients(self) -> None:
         for parameter in [self.rho, *self.weights]:

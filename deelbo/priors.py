@@ -89,9 +89,12 @@ class GaussianPrior(ABC):
         s = torch.as_tensor(scale, dtype=best.dtype, device=best.device)
         return self._kl(s, sigma) + 0.5 * self.dim * (best / s - 1)
 
-    def kl_term(self, weights: Tensor, sigma: Tensor) -> KLTerm:
-        """KL at s* and its gradient, from one product with Sigma^-1. ``weights``: (D,); ``sigma``: 0-dimensional."""
-        d = weights - self.mean
+    def kl_term(self, weights: Tensor, sigma: Tensor, room: Tensor | None = None) -> KLTerm:
+        """KL at s* and its gradient, from one product with Sigma^-1. ``weights``: (D,); ``sigma``: 0-dimensional.
+
+        ``room``: memory (D,) to work in, which the result may share; fresh where None.
+        """
+        d = torch.sub(weights, self.mean, out=room)
         precision_d = self.precision_times(d)
         squared_distance = torch.dot(d, precision_d)
         scale = (sigma**2 * self.trace_precision + squared_distance) / self.dim
@@ -171,7 +174,7 @@ class LowRank(GaussianPrior):
         self._decompose(variance.detach(), factor.detach()[:, -rank:], epsilon)
 
     def _decompose(self, variance: Tensor, factor: Tensor, epsilon: float) -> None:
-        """A^-1, B and the two constants, computed in float64 a stretch of weights at a time, as D K doubles are many."""
+        """A^-1, B and the two constants, in float64 a stretch of weights at a time, as D K doubles are many."""
         like, rank = self.mean, factor.shape[1]
         shrink = 1 / math.sqrt(2 * rank - 2)
 

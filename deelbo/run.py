@@ -96,7 +96,7 @@ class Run:
         return {math.ceil(self.epochs * (i + 1) / points) for i in range(points)}
 
     def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """One epoch's batches in random order: indices (B,) and what `Geometry.draw` gave, sent to the device in one go.
+        """One epoch's batches in random order, sent to the device in one go: indices (B,), and places to crop.
 
         The last partial batch is dropped.
         """
@@ -168,8 +168,9 @@ def evaluate(
 ) -> tuple[float, float]:
     """Mean NLL in nats, and class-balanced accuracy: the mean over classes of the share that is right (0 to 1).
 
-    ``geometry`` says what of the images is looked at, all where None. A class without images is left out of the mean. ``model`` and ``images`` are on the same device; the model is left
-    in evaluation mode.
+    A class without images is left out of the mean. ``model`` and ``images`` are on the same device; the model is left
+    in evaluation mode. ``geometry`` says what of the images is looked at (all where None), ``numerics`` how the network
+    is computed (in float32 where None).
     """
     model.eval()
     numerics, device = numerics or Numerics(), images.labels.device

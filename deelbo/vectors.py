@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["add_to_gradients_", "flatten", "flatten_gradients", "set_gradients", "views", "write"]
+__all__ = ["add", "add_to_gradients_", "flatten", "flatten_gradients", "set_gradients", "views", "write"]
 
 
-def flatten(tensors: Iterable[Tensor]) -> Tensor:
-    """A new vector with the elements of ``tensors`` in order, detached from autograd. Shape (D,)."""
-    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+def flatten(tensors: Iterable[Tensor], out: Tensor | None = None) -> Tensor:
+    """A vector (D,) with the elements of ``tensors`` in order, detached from autograd: ``out``, or a new one."""
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors], out=out)
 
 
 def views(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
@@ -28,6 +28,12 @@ def views(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 def write(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
     """Copies ``vector`` (D,) into the parameters, in place."""
     torch._foreach_copy_(list(parameters), views(vector, parameters))
+
+
+@torch.no_grad()
+def add(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
+    """Adds ``vector`` (D,) to the parameters, in place."""
+    torch._foreach_add_(list(parameters), views(vector, parameters))
 
 
 def flatten_gradients(parameters: Sequence[nn.Parameter]) -> Tensor | None:

@@ -12,13 +12,16 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
-from bench.config import Benchmark, parse_benchmark
+from bench.benchmark import Benchmark
+from bench.config import parse_benchmark
 from bench.methods import make_methods
 from bench.race import Race
 from bench.records import RecordStore
 from bench.trials import TrialRecord, TrialSpec
 from deelbo import pretraining
+from deelbo.backbones import build_backbone
 
 FakeRecord = Callable[..., TrialRecord]
 Publish = Callable[..., tuple[Path, Path]]
@@ -200,3 +203,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def pretrained(cache: Path) -> pretraining.Pretrained:
     """That network."""
     return pretraining.load_pretrained()
+
+
+@pytest.fixture(scope="session")
+def resnet50(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file of random weights of ResNet-50, as torchvision's are: 100 MB, gone after the session."""
+    file = tmp_path_factory.mktemp("weights") / "resnet50.pt"
+    torch.save(build_backbone("resnet50", 1000)[0].state_dict(), file)
+    yield file
+    file.unlink()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads of several tests' processes would wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

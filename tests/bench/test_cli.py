@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from bench.benchmark import Benchmark
 from bench.cli import main
-from bench.config import Benchmark
 from bench.records import RecordStore
 
 
@@ -85,8 +85,18 @@ USAGE = [
     (["run"], "config"),
     (["run", "quickstart", "--colour", "red"], "--colour"),
     (["run", "quickstat"], "no preset or file 'quickstat'"),
-    (["plan", "quickstart", "--seconds-per-step", "soon"], "soon"),
-    (["plan", "quickstart", "--seconds-per-step", "0"], "positive"),
+    (["plan", "quickstart", "--seconds-per-step", "1"], "--seconds-per-step"),
+    (["plan", "quickstart", "--images-per-second", "soon"], "soon"),
+    (["plan", "quickstart", "--images-per-second", "0"], "positive"),
+    (["plan", "quickstart", "--images-per-second", "nan"], "positive"),
+    (["plan", "quickstart", "--speed", "nowhere.json"], "nowhere.json: not a result of `deelbo-bench speed`"),
+    (["plan", "quickstart", "--set", "training.steps"], "--set takes KEY=VALUE"),
+    (["plan", "quickstart", "--set", "training.steps=0"], "training.steps = 0"),
+    (["plan", "quickstart", "--only", "n=7"], "--only n=7: this benchmark has n 100"),
+    (["run", "quickstart", "--only", "n"], "--only takes KEY=VALUE"),
+    (["prepare"], "config"),
+    (["prepare", "quickstat"], "no preset or file 'quickstat'"),
+    (["prepare", "quickstart", "--only", "n=100"], "--only"),
     (["report"], "report takes a storage, or --published with two files"),
     (["report", "nothing", "--published", "tuned.csv"], "--published"),
     (["report", "--published", "tuned_A.csv", "retrained_A.csv"], "tuned_A.csv cannot be read"),
@@ -111,6 +121,10 @@ USAGE = [
     (["speed", "--rounds", "many"], "many"),
     (["speed", "--backbone", "resnet5000"], "resnet5000"),
     (["speed", "--device", "toaster"], "toaster"),
+    (["speed", "--naive-steps", "-1"], "--naive-steps must be at least 0, got -1"),
+    (["speed", "--stored", "0"], "--stored must be at least 1, got 0"),
+    (["speed", "--precision", "fp8"], "fp8"),
+    (["speed", "--priors", "l1"], "l1"),
 ]
 
 
@@ -181,7 +195,7 @@ def test_report_names_its_files(storage: RecordStore, capsys: pytest.CaptureFixt
 def test_speed_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     """``speed`` prints one JSON object and nothing else."""
     assert exit_code("speed", "--rounds", "1", "--steps", "1", "--batch", "4") == 0
-    assert json.loads(capsys.readouterr().out)["rounds"] == 1
+    assert json.loads(capsys.readouterr().out)["setting"]["rounds"] == 1
 
 
 def test_traceback_on_request() -> None:

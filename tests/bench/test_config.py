@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.config import LEAST_SIGMA, Benchmark, ConfigError, load_benchmark, parse_benchmark, preset_names
+from bench.benchmark import LEAST_SIGMA, Benchmark
+from bench.config import ConfigError, load_benchmark, parse_benchmark, preset_names
 from bench.methods import make_methods
 from deelbo import posterior
 
@@ -28,17 +30,25 @@ def changed(content: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize("name", ["quickstart", "digits"])
+@pytest.mark.parametrize("name", ["digits", "followup", "poster", "quickstart"])
 def test_every_preset_loads(name: str) -> None:
     """A preset is found by its name, and its name is the benchmark's."""
     assert name in preset_names()
     assert load_benchmark(name).name == name
 
 
+@pytest.mark.parametrize("name", preset_names())
+def test_content_is_read_back_equal(name: str) -> None:
+    """What a storage keeps of a preset, through JSON, is read as the same benchmark."""
+    benchmark = load_benchmark(name)
+    assert parse_benchmark(json.loads(json.dumps(benchmark.content(), allow_nan=False)), "x") == benchmark
+
+
 def test_quickstart_is_what_was_promised() -> None:
     """The quickstart: L2-SP, N = 100, three seeds; a seed takes 24 tuning runs, 24 retrainings, and twice 4 runs."""
     benchmark = load_benchmark("quickstart")
-    assert (benchmark.priors, benchmark.n, benchmark.seeds) == (("l2-sp",), (100,), (1001, 2001, 3001))
+    assert (benchmark.priors, benchmark.seeds) == (("l2-sp",), (1001, 2001, 3001))
+    assert benchmark.datasets == {"mnist-digits": (100,)}
     specs: list[Any] = []
     for method in make_methods(benchmark):
         while (spec := method.ask()) is not None:
@@ -162,9 +172,10 @@ def test_nonsense_is_refused_by_name(content: dict[str, Any], where: str, value:
 
 @pytest.mark.parametrize("key", ["name", "dataset", "backbone", "priors", "n", "seeds", "methods"])
 def test_a_key_without_default_must_be_there(content: dict[str, Any], key: str) -> None:
-    """A key that has no default and is left out is named."""
+    """A key that has no default and is left out is named, a backbone's by the key for several."""
     del content[key]
-    with pytest.raises(ConfigError, match=rf"^x: key {key} is missing"):
+    named = "backbones" if key == "backbone" else key
+    with pytest.raises(ConfigError, match=rf"^x: key {named} is missing"):
         parse_benchmark(content, "x")
 
 
@@ -214,11 +225,13 @@ def test_a_missing_file_lists_the_presets(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_benchmark(name)
     assert repr(name) in str(caught.value)
-    assert "digits, quickstart" in str(caught.value)
+    assert "digits, followup, poster, quickstart" in str(caught.value)
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=3)
-KEYS = st.sampled_from([*Benchmark.model_fields, "map-gs", "de-elbo", "elbo", "kappa", "retrain", "steps"]) | st.text()
+SHORT_FORM = ["dataset", "n", "backbone", "head"]
+INNER = ["map-gs", "de-elbo", "elbo", "kappa", "retrain", "steps", "weights", "ptyl", "mean", "mnist-digits"]
+KEYS = st.sampled_from([*Benchmark.model_fields, *SHORT_FORM, *INNER]) | st.text()
 WILD = st.recursive(
     LEAVES,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.integers(), inner, max_size=4),
@@ -226,24 +239,27 @@ WILD = st.recursive(
 )
 SENSIBLE = {
     "name": "tiny",
-    "dataset": "mnist-digits",
-    "backbone": "digits-resnet",
     "priors": ["l2-sp"],
-    "n": [100],
     "seeds": [1],
     "methods": {"map-gs": {}, "de-elbo": {}, "elbo": {}},
     "training": {},
     "resources": {},
 }
+IN_SHORT = SENSIBLE | {"dataset": "mnist-digits", "n": [100], "backbone": "digits-resnet"}
+IN_FULL = SENSIBLE | {"datasets": {"mnist-digits": [100]}, "backbones": {"digits-resnet": {}}}
 
 
-@settings(max_examples=200, deadline=None)
-@given(wild=st.dictionaries(KEYS, WILD, max_size=3) | WILD, where=st.sampled_from(["", "methods", "training"]))
-def test_anything_is_read_or_refused_in_one_line(wild: Any, where: str) -> None:
+@settings(max_examples=300, deadline=None)
+@given(
+    wild=st.dictionaries(KEYS, WILD, max_size=3) | WILD,
+    where=st.sampled_from(["", "methods", "training", "datasets", "backbones"]),
+    sensible=st.sampled_from([IN_SHORT, IN_FULL]),
+)
+def test_anything_is_read_or_refused_in_one_line(wild: Any, where: str, sensible: dict[str, Any]) -> None:
     """Whatever stands in a file, the answer is a benchmark or one line of complaint."""
     content = wild
     if isinstance(wild, dict):
-        content = SENSIBLE | ({where: SENSIBLE[where] | wild} if where else wild)  # type: ignore[operator]
+        content = sensible | ({where: sensible.get(where, {}) | wild} if where else wild)
     complaint = "one line"
     try:
         parse_benchmark(content, "x")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -16,6 +15,7 @@ from deelbo.objectives import ELBO, MAP, DataEmphasizedELBO
 from deelbo.pretraining import Pretrained
 from deelbo.tasks import load_task
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 SPEC = TrialSpec(
     dataset="mnist-digits",
@@ -47,15 +47,6 @@ MAP_SPECS = [
     replace(spec, stage=stage) for spec in (SPEC, replace(SPEC, prior="l2-zero"), PTYL) for stage in ("tune", "retrain")
 ]
 ELBO_SPECS = [replace(spec, prior=prior) for spec in (DE_ELBO, ELBO_RUN) for prior in ("l2-zero", "l2-sp", "ptyl")]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads of several tests' processes would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def name(spec: TrialSpec) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from bench.config import Benchmark, load_benchmark, parse_benchmark
+from bench.benchmark import Benchmark
+from bench.config import load_benchmark, parse_benchmark
 from bench.methods import METHODS, Method, make_methods
 from bench.trials import TrialRecord, TrialSpec
 
@@ -56,6 +58,87 @@ def test_strengths_are_tied_but_for_ptyl() -> None:
     assert all(spec.weight_decay is None for spec in free)
     assert {spec.prior_scale for spec in free} == {10.0**i for i in range(10)}
     assert {spec.head_weight_decay for spec in free} == {0.01, 0.001, 0.0001, 1e-5, 1e-6, 0.0}
+
+
+GRID = {"learning_rates": [0.1, 0.01, 0.001, 0.0001], "weight_decays": [0.01, 0.001, 0.0001, 1e-5, 1e-6, 0.0]}
+
+
+@pytest.mark.parametrize("prior", ["l2-zero", "l2-sp"])
+def test_an_untied_grid_has_alpha_and_beta_apart(prior: str) -> None:
+    """Untied, the grid is every learning rate with every alpha and every beta: 4 x 6 x 6 = 144, each once."""
+    asked = ask_all(make_methods(paper(prior, {"map-gs": {"untied": [prior]}}))[0])
+    points = [(spec.learning_rate, spec.weight_decay, spec.head_weight_decay) for spec in asked]
+    rates, decays = GRID["learning_rates"], GRID["weight_decays"]
+    assert sorted(points) == sorted((rate, alpha, beta) for rate in rates for alpha in decays for beta in decays)
+    assert len({spec.key for spec in asked}) == len(asked) == 144
+    assert {spec.prior_scale for spec in asked} == {None}
+
+
+def test_only_the_untied_prior_is_untied() -> None:
+    """A prior that ``untied`` does not name keeps alpha = beta, and PTYL's grid is the same either way."""
+    settings = {"map-gs": {"untied": ["l2-sp", "ptyl"]}}
+    tied = ask_all(make_methods(paper("l2-zero", settings))[0])
+    assert len(tied) == 24
+    assert all(spec.weight_decay == spec.head_weight_decay for spec in tied)
+    assert ask_all(make_methods(paper("ptyl", settings))[0]) == ask_all(make_methods(paper("ptyl", {"map-gs": {}}))[0])
+
+
+def test_a_tied_grid_is_part_of_the_untied() -> None:
+    """The tied points of an untied grid are the trials of the tied one: a storage that has them runs the others."""
+    tied, untied = (
+        {spec.key for spec in ask_all(make_methods(paper("l2-sp", {"map-gs": settings}))[0])}
+        for settings in ({}, {"untied": ["l2-sp"]})
+    )
+    assert len(tied & untied) == 24
+
+
+def test_an_untied_grid_retrains_its_best(fake: Fake) -> None:
+    """Of 144 configurations the best is trained again, with its own alpha and its own beta."""
+    (method,) = make_methods(paper("l2-sp", {"map-gs": {"untied": ["l2-sp"]}}))
+    tuning = ask_all(method)
+    winner = next(spec for spec in tuning if (spec.weight_decay, spec.head_weight_decay) == (0.0, 0.01))
+    for spec in tuning:
+        method.tell(with_nll(spec, fake, 0.5 if spec == winner else 1.0))
+    assert ask_all(method) == [replace(winner, stage="retrain")]
+
+
+@pytest.mark.parametrize(
+    ("prior", "methods", "expected"),
+    [
+        ("l2-sp", {"map-gs": {}}, {"tune": 24, "retrain": 1}),
+        ("l2-sp", {"map-gs": {"retrain": "all"}}, {"tune": 24, "retrain": 24}),
+        ("l2-sp", {"map-gs": {"untied": ["l2-sp"]}}, {"tune": 144, "retrain": 1}),
+        ("l2-sp", {"map-gs": {"untied": ["l2-sp"], "retrain": {"l2-sp": "all"}}}, {"tune": 144, "retrain": 144}),
+        ("ptyl", {"map-gs": {"retrain": {"l2-sp": "all"}}}, {"tune": 240, "retrain": 1}),
+        ("ptyl", {"de-elbo": {}}, {"run": 4}),
+        ("l2-zero", {"elbo": {"learning_rates": [0.1]}}, {"run": 1}),
+    ],
+)
+def test_stages_are_counted_beforehand(
+    prior: str, methods: dict[str, Any], expected: dict[str, int], play: Any
+) -> None:
+    """A method says how many trials of each stage it will take, before any is asked for and after; so many come."""
+    benchmark = paper(prior, methods)
+    (method,) = make_methods(benchmark)
+    assert method.stages() == expected
+    assert method.count() == sum(expected.values())
+    assert Counter(record.spec.stage for record in play(benchmark)) == expected
+    ask_all(method)
+    assert method.stages() == expected
+
+
+def test_training_settings_reach_every_trial() -> None:
+    """Precision, memory layout, compilation and image size of the configuration are those of its trials; so is the head
+    of the trial's backbone."""
+    training = {"precision": "bf16", "channels_last": True, "compile": True, "image_size": 64, "steps": 7}
+    backbones = {"resnet50": {"head": "fc"}, "vit_b_16": {}}
+    content = {"name": "a", "datasets": {"CIFAR-10": [100], "Oxford-IIIT_Pet": [370]}, "backbones": backbones}
+    content |= {"priors": ["l2-sp"], "seeds": [1], "methods": {"map-gs": {}, "de-elbo": {}}, "training": training}
+    specs = [spec for method in make_methods(parse_benchmark(content, "x")) for spec in ask_all(method)]
+    assert {tuple(getattr(spec, name) for name in training) for spec in specs} == {tuple(training.values())}
+    assert {(spec.backbone, spec.head) for spec in specs} == {("resnet50", "fc"), ("vit_b_16", None)}
+    assert {(spec.dataset, spec.n) for spec in specs} == {("CIFAR-10", 100), ("Oxford-IIIT_Pet", 370)}
+    assert len({spec.key for spec in specs}) == len(specs) == 4 * (24 + 4)
 
 
 def test_retrain_all_asks_for_everything_at_once() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.config import Benchmark
+from bench.benchmark import Benchmark
 from bench.outcome import Outcome, duration, outcome_of
 from bench.trials import TrialRecord
 

@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.config import Benchmark
+from bench.benchmark import Benchmark
 from bench.methods import make_methods
 from bench.race import Race, settle
 from bench.trials import TrialRecord, TrialSpec

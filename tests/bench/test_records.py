@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.config import Benchmark
+from bench.benchmark import Benchmark
 from bench.methods import make_methods
 from bench.records import COLUMNS, RecordError, RecordStore, frame_of
 from bench.trials import TrialRecord, TrialSpec

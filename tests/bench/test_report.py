@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench.config import Benchmark, ConfigError, parse_benchmark
+from bench.benchmark import Benchmark
+from bench.config import ConfigError, parse_benchmark
 from bench.curves import curves
 from bench.outcome import outcome_of
 from bench.records import RecordError, RecordStore

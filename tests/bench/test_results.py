@@ -12,7 +12,8 @@ import pytest
 import yaml
 from fsspec.implementations.memory import MemoryFileSystem
 
-from bench.config import Benchmark, parse_benchmark
+from bench.benchmark import Benchmark
+from bench.config import parse_benchmark
 from bench.curves import configurations
 from bench.records import RecordError, RecordStore
 from bench.results import from_published, from_storage, gather, labels
@@ -164,7 +165,7 @@ def test_a_damaged_record_is_left_out(storage: RecordStore, tiny: Benchmark) -> 
     found = from_storage(storage)
     assert [str(path) in line and "damaged" in line for line in found.left_out] == [True]
     assert {cell["method"] for cell, _ in configurations(found.frame)} == {"de-elbo", "elbo"}
-    assert "map-gs l2-sp N = 100 seed 1001" in found.notes[0]
+    assert "map-gs mnist-digits digits-resnet l2-sp N = 100 seed 1001" in found.notes[0]
 
 
 def test_a_storage_of_damaged_records_says_so(storage: RecordStore) -> None:
@@ -237,7 +238,8 @@ def test_an_unfinished_grid_is_said(tiny: Benchmark, play: Any, fill: Any, tmp_p
     records = [record for record in play(tiny) if record.spec.stage != "retrain"]
     found = from_storage(fill(RecordStore(str(tmp_path / "s")), tiny, records))
     assert set(found.frame["method"]) == {"de-elbo", "elbo"}
-    assert found.notes == ["Unfinished, 1 trials left, and not shown: map-gs l2-sp N = 100 seed 1001."]
+    where = "mnist-digits digits-resnet l2-sp N = 100 seed 1001"
+    assert found.notes == [f"Unfinished, 1 trials left, and not shown: map-gs {where}."]
 
 
 def test_a_whole_benchmark_needs_no_notes(content: dict[str, Any], play: Any, fill: Any, tmp_path: Path) -> None:

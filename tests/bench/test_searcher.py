@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
-from bench.config import Benchmark
+from bench.benchmark import Benchmark
 from bench.methods import make_methods
 from bench.race import Race, Watcher
 from bench.records import RecordStore

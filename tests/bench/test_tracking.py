@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from bench.config import Benchmark, ConfigError
+from bench.benchmark import Benchmark
+from bench.config import ConfigError
 from bench.methods import make_methods
 from bench.mirror import MLflowMirror, sync, tracking_uri
 from bench.race import Race

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
@@ -54,19 +55,61 @@ def test_every_field_is_part_of_the_key(name: str) -> None:
     other: Any = f"{value}x" if isinstance(value, str) else 0.5 if value is None else value * 2
     if name == "head":
         other = "fc"
+    if isinstance(value, bool):
+        other = not value
     assert replace(SPEC, **{name: other}).key != SPEC.key
 
 
+ADDED = {"image_size": 64, "precision": "bf16", "channels_last": True, "compile": True}
+
+
+def key_of_version_0_1(content: dict[str, Any]) -> str:
+    """How version 0.1, which had none of the added fields, named a trial: a hash of all its fields."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()[:20]
+
+
+@pytest.mark.parametrize("change", [{}, {"seed": 2001}, {"kappa": 0.1 + 0.2, "weight_decay": None}, {"head": "fc"}])
+def test_a_field_that_came_later_leaves_old_names(change: dict[str, Any]) -> None:
+    """A trial whose later fields are at their defaults has the key that version 0.1 gave it."""
+    spec = replace(SPEC, **change)
+    old = {name: value for name, value in asdict(spec).items() if name not in ADDED}
+    assert len(old) == len(fields(TrialSpec)) - len(ADDED)
+    assert spec.key == key_of_version_0_1(old)
+
+
+def test_a_field_that_came_later_counts_where_it_is_set() -> None:
+    """A later field off its default is part of the name as if it had always been there, each for itself."""
+    old = {name: value for name, value in asdict(SPEC).items() if name not in ADDED}
+    for name, value in ADDED.items():
+        assert replace(SPEC, **{name: value}).key == key_of_version_0_1(old | {name: value})
+    assert replace(SPEC, **ADDED).key == key_of_version_0_1(old | ADDED)
+
+
+def test_a_record_of_version_0_1_is_read() -> None:
+    """A record written before the later fields existed is read, with their defaults, under its old name."""
+    content = json.loads(record().to_json())
+    for name in ADDED:
+        del content["spec"][name]
+    read = TrialRecord.from_json(json.dumps(content))
+    assert read.spec == SPEC
+    assert read.key == content["key"]
+
+
 def test_cell_is_where_methods_compete() -> None:
-    """A trial's cell is its prior, N and seed, whatever its method."""
-    assert SPEC.cell == replace(SPEC, method="elbo", stage="run", learning_rate=1.0).cell == Cell("l2-sp", 100, 1001)
+    """A trial's cell is its dataset, backbone, prior, N and seed, whatever its method."""
+    cell = Cell("mnist-digits", "digits-resnet", "l2-sp", 100, 1001)
+    assert SPEC.cell == replace(SPEC, method="elbo", stage="run", learning_rate=1.0).cell == cell
+    assert replace(SPEC, dataset="CIFAR-10").cell != cell != replace(SPEC, backbone="resnet50").cell
 
 
 def test_description_names_a_tied_strength_once() -> None:
     """For people, alpha = beta is one weight decay; PTYL's lambda and the head's own decay are two."""
-    assert SPEC.describe() == "l2-sp map-gs tune n=100 seed=1001 lr 0.1 wd 0.01"
+    where, what = "mnist-digits digits-resnet", "n=100 seed=1001 map-gs tune lr 0.1"
+    assert SPEC.describe() == f"{where} l2-sp {what} wd 0.01"
     ptyl = replace(SPEC, prior="ptyl", weight_decay=None, prior_scale=10.0)
-    assert ptyl.describe() == "ptyl map-gs tune n=100 seed=1001 lr 0.1 lambda 10 head wd 0.01"
+    assert ptyl.describe() == f"{where} ptyl {what} lambda 10 head wd 0.01"
+    untied = replace(SPEC, head_weight_decay=0.0)
+    assert untied.describe() == f"{where} l2-sp {what} wd 0.01 head wd 0"
 
 
 def record() -> TrialRecord:

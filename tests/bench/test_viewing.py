@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from bench.benchmark import Benchmark
 from bench.cli import main
-from bench.config import Benchmark
 from bench.records import RecordStore
 
 Publish = Callable[..., tuple[Path, Path]]
