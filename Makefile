@@ -34,12 +34,13 @@ speed: $(VENV)/.bench        ## what a step of each method costs, as JSON
 
 # needs torch, torchvision, numpy and scikit-learn alone: on a bare machine, make speed-gpu SPEED_PYTHON=python3
 SPEED_PYTHON ?= $(BIN)/python
+SPEED_BACKBONES ?= resnet50 vit_b_16 convnext_tiny
 SPEED_WORKERS ?= 12
 speed-gpu:      ## the same on a GPU for the paper's networks, beside a naive baseline; into bench/speed_results
-	for backbone in resnet50 vit_b_16 convnext_tiny; do for how in "" --compile; do \
+	failed=0; for how in "--naive-steps 24 --profile" --compile; do for backbone in $(SPEED_BACKBONES); do \
 	  $(SPEED_PYTHON) -m bench.cli speed --device cuda --backbone $$backbone --batch 128 --size 224 --stored 32 --channels 3 \
-	    --precision bf16 --channels-last $$how --rounds 10 --steps 20 --naive-steps 3 --workers $(SPEED_WORKERS) --threads 8 \
-	    --profile --out bench/speed_results || exit 1; done; done
+	    --precision bf16 --channels-last $$how --rounds 10 --steps 20 --workers $(SPEED_WORKERS) --threads 8 \
+	    --out bench/speed_results || failed=1; done; done; exit $$failed
 
 # small images, as a CPU can: what is worth knowing there is ratios
 speed-cpu: $(VENV)/.bench    ## the paper's networks on this CPU, small; into bench/speed_results (a quarter of an hour)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import time
 import traceback
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from torch import nn
 
+from bench.environment import hardware, versions
 from bench.trials import TrialRecord, TrialSpec
 from deelbo.backbones import build_backbone, split_at_head
 from deelbo.clock import PhaseClock
@@ -24,7 +23,7 @@ from deelbo.run import Schedule
 from deelbo.tasks import load_task
 from deelbo.vectors import flatten
 
-__all__ = ["execute", "hardware", "start_fingerprint", "versions"]
+__all__ = ["execute", "start_fingerprint"]
 
 Series = list[dict[str, float]]
 POSTERIOR_STREAM = 1_000_003
@@ -68,6 +67,8 @@ def execute(
             spec.series_points,
         )
         numerics = Numerics(spec.precision, spec.channels_last, spec.compile)
+        if spec.compile:
+            torch.compiler.reset()  # a trial's graphs are its own: they count in its warm-up, and never run out
         test = spec.stage != "tune"
         result = fit(model, split, objective, schedule, seed=spec.seed, test=test, clock=clock, numerics=numerics)
         series = result.series
@@ -132,27 +133,6 @@ def make_objective(
     return ELBO(groups, num_examples, spec.kappa, spec.sigma, generator)
 
 
-def hardware(device: torch.device) -> dict[str, Any]:
-    """What the trial ran on."""
-    facts: dict[str, Any] = {"device": device.type, "node": platform.node(), "cpu": _cpu_model()}
-    facts["threads"] = torch.get_num_threads()
-    if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
-        facts["gpu_gib"] = round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
-    return facts
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that touches a result."""
-    found = {"python": platform.python_version()}
-    for name in ("deelbo", "torch", "torchvision", "numpy", "scikit-learn", "ray", "mlflow"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def _is_out_of_memory(error: Exception) -> bool:
     """Torch has a type of its own for a GPU's memory only."""
     words = str(error)
@@ -169,11 +149,3 @@ def _out_of_memory(spec: TrialSpec, device: torch.device) -> str:
         f"out of memory: {spec.backbone} with training.batch_size = {spec.batch_size}{size} does not fit "
         f"{there}: lower training.batch_size or training.image_size{half}\n"
     )
-
-
-def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -18,7 +18,7 @@ from bench.cost import Rates, work_of
 from bench.methods import Method, make_methods
 from bench.names import METHOD_NAMES, PRIOR_NAMES, dataset_name
 from bench.part import part_of
-from deelbo.tasks import TASKS
+from deelbo.tasks import TASKS, crop_size
 
 __all__ = ["plan"]
 
@@ -52,7 +52,9 @@ def plan(
     console.print(_table(benchmark, methods, rates))
     console.print(_sentence(methods))
     for backbone in dict.fromkeys(method.cell.backbone for method in methods):
-        console.print(f"{_hours_word(benchmark)} of {backbone}: {rates.describe(backbone)}")
+        sizes = {crop_size(method.cell.dataset, benchmark.training.image_size) for method in methods}
+        origin = rates.describe(backbone, benchmark.training, max(sizes))
+        console.print(f"{_hours_word(benchmark)} of {backbone}: {origin}")
     console.print("An image that is only looked at (validation, selection, test) counts a third of one trained on.")
     return 0
 

@@ -32,7 +32,8 @@ from ray.tune.search import Searcher  # noqa: E402
 
 from bench.benchmark import Benchmark  # noqa: E402
 from bench.config import ConfigError, one_line  # noqa: E402
-from bench.execute import execute, hardware, versions  # noqa: E402
+from bench.environment import hardware, versions  # noqa: E402
+from bench.execute import execute  # noqa: E402
 from bench.methods import Method, make_methods  # noqa: E402
 from bench.outcome import Outcome, outcome_of  # noqa: E402
 from bench.race import Race, Watcher  # noqa: E402

@@ -79,7 +79,7 @@ def fit(
     with torch.random.fork_rng(devices=cuda), numerics.switched_on():
         torch.manual_seed(seed)
         with clock.phase("setup"):
-            run = Run(model, _moved(split, device), objective, schedule, seed, numerics)
+            run = Run(model, _moved(split, device, test), objective, schedule, seed, numerics)
         with clock.phase("warmup"):
             run.warm_up()
         series, diverged = _train(run, clock, on_epoch)
@@ -134,8 +134,9 @@ def _train(
     return series, False
 
 
-def _moved(split: Split, device: torch.device) -> Split:
-    parts: dict[str, Any] = {"train": split.train.to(device), "test": split.test.to(device)}
+def _moved(split: Split, device: torch.device, test: bool) -> Split:
+    """The split on the device; the test images only where they will be looked at."""
+    parts: dict[str, Any] = {"train": split.train.to(device), "test": split.test.to(device) if test else split.test}
     parts["validation"] = None if split.validation is None else split.validation.to(device)
     norm = split.normalisation
     return replace(split, normalisation=Normalisation(norm.mean.to(device), norm.std.to(device)), **parts)

@@ -39,7 +39,12 @@ class Numerics:
     def switched_on(self) -> Iterator[None]:
         """Torch's own switches set for the block, put back after: TF32, and cuDNN choosing algorithms by trial."""
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-        before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+        try:
+            before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+        except RuntimeError as error:  # torch lets a program use its old switches or its new ones
+            raise ValueError(
+                "torch's fp32_precision switches were set before: leave them, precision is a setting of the fit"
+            ) from error
         matmul.allow_tf32 = cudnn.allow_tf32 = self.precision != "float32"
         cudnn.benchmark = True
         try:
@@ -57,4 +62,5 @@ class Numerics:
 
     def trained_through(self, model: nn.Module) -> Callable[[Tensor], Any]:
         """What to call in training instead of ``model``. It is the same weights, whatever they are at the call."""
-        return torch.compile(model) if self.compile else model
+        # a graph for each batch size, or what was trained before would decide which kernels run
+        return torch.compile(model, dynamic=False) if self.compile else model

@@ -29,7 +29,8 @@ __all__ = ["Draw", "IsotropicPosterior"]
 class Draw:
     """One draw from q: ``mean`` is theta_bar and ``shift`` is sigma eps, both (D,) and good until the next draw.
 
-    ``gradient`` (D,) is, once the block is left, a copy of dL/dtheta_bar, or None where nothing ran ``backward``.
+    ``gradient`` (D,) is, once the block is left, a copy of dL/dtheta_bar, or None where nothing ran ``backward``. An
+    objective completes it in place and makes it the weights' gradients.
     """
 
     mean: Tensor
@@ -113,9 +114,10 @@ class IsotropicPosterior:
         sigma = self.sigma
         torch.randn(shift.shape, generator=self.generator, out=shift).mul_(sigma)
         draw = Draw(mean, shift)
-        add(self.weights, shift)
         self._inside = True
         try:
+            add(self.weights, shift)
+            torch.clear_autocast_cache()  # which knows nothing of a change in place
             yield draw
         except BaseException:
             self._clear_gradients()
@@ -123,6 +125,7 @@ class IsotropicPosterior:
         finally:
             self._inside = False
             write(self.weights, mean)
+            torch.clear_autocast_cache()
         draw.gradient = flatten_gradients(self.weights)
         if draw.gradient is not None:
             self.rho.grad = torch.dot(draw.gradient, shift) / sigma * self.sigma_slope

@@ -194,13 +194,15 @@ class LowRank(GaussianPrior):
             self._inverse_diagonal[place] = diagonal.reciprocal()
         cholesky = torch.linalg.cholesky(capacitance)
         inverse_root = torch.linalg.solve_triangular(cholesky, identity, upper=False).T  # L^-T
-        self._half = torch.empty(self.dim, rank, dtype=like.dtype, device=like.device)
+        self._half = torch.empty(rank, self.dim, dtype=like.dtype, device=like.device)
         for place, diagonal, scaled in stretches():
             half = (scaled / diagonal[:, None]) @ inverse_root
             trace -= float(half.square().sum())
-            self._half[place] = half
+            self._half[:, place] = half.T
         self.log_det = log_det + 2 * float(cholesky.diagonal().log().sum())
         self.trace_precision = trace
 
     def precision_times(self, vector: Tensor) -> Tensor:
-        return torch.addmv(self._inverse_diagonal * vector, self._half, vector @ self._half, alpha=-1)
+        with torch.autocast(vector.device.type, enabled=False):  # not in the precision of a forward pass around it
+            inner = torch.stack([torch.dot(column, vector) for column in self._half])  # B^T x, never in TF32
+            return (self._inverse_diagonal * vector).addmv_(self._half.T, inner, alpha=-1)

@@ -115,7 +115,7 @@ class Run:
         x, labels = self.numerics.laid_out(x), images.labels[indices]
         with self.objective.step():
             with self.numerics.autocast(self.device):
-                loss = F.cross_entropy(self.forward(x), labels)
+                loss = F.cross_entropy(self.forward(x).float(), labels)
             loss.backward()
         nn.utils.clip_grad_norm_(self.trained, self.schedule.clip_norm)
         self.last_rate = self.optimiser.param_groups[0]["lr"]

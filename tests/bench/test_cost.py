@@ -97,6 +97,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+def cpu_of(file: Path) -> str:
+    return str(json.loads(file.read_text())["environment"]["cpu"])
+
+
 def test_a_measured_rate_is_that_of_method_and_prior(measured: Path) -> None:
     """MAP + grid search runs at MAP's measured rate, ELBo and DE ELBo at DE ELBo's; a prior that was not measured has
     no rate, and another backbone what is known of it without."""
@@ -105,16 +109,23 @@ def test_a_measured_rate_is_that_of_method_and_prior(measured: Path) -> None:
     assert rates.of("digits-resnet", "de-elbo", "l2-sp") == found["de-elbo l2-sp"] > 0
     assert rates.of("digits-resnet", "elbo", "l2-sp") == found["de-elbo l2-sp"]
     assert rates.of("digits-resnet", "map-gs", "ptyl") is None
-    assert rates.of("resnet50", "map-gs", "l2-sp") == 350.0
+    assert rates.of("resnet50", "map-gs", "l2-sp") == 320.0
     assert rates.of("vit_b_16", "map-gs", "l2-sp") is None
-    assert "measured on" in rates.describe("digits-resnet")
+    there = Training(batch_size=4)
+    assert rates.describe("digits-resnet", there, 16).endswith(f"measured on {cpu_of(measured)}")
+
+
+def test_a_rate_of_another_setting_says_so(measured: Path) -> None:
+    """Where the rate was measured at another size, batch or precision than is trained with, both are said."""
+    words = Rates(measured=[measured]).describe("digits-resnet", Training(precision="bf16"), 224)
+    assert words.endswith("with size 16 (here 224), batch 4 (here 128), precision float32 (here bf16)")
 
 
 def test_a_given_rate_is_that_of_all(measured: Path) -> None:
     """A rate that is given counts before measured and published ones, whatever the backbone."""
     rates = Rates(12.5, [measured])
     assert {rates.of(name, "map-gs", "l2-sp") for name in ("digits-resnet", "resnet50", "vit_b_16")} == {12.5}
-    assert rates.describe("resnet50") == "12.5 images a second, as given"
+    assert rates.describe("resnet50", Training(), 224) == "12.5 images a second, as given"
 
 
 def test_each_backbone_has_a_file(measured: Path, tmp_path: Path) -> None:

@@ -168,18 +168,20 @@ def test_plan_gives_hours_as_measured(told: Told, tmp_path: Path) -> None:
     """With measured rates each method has its own; a total is given only where all hours are known."""
     rates = {"map l2-sp": 100.0, "de-elbo l2-sp": 50.0}
     file = tmp_path / "speed.json"
+    setting = {"size": 16, "batch": 50, "numerics": {"precision": "float32", "channels_last": False, "compile": False}}
     content = {"backbone": "digits-resnet", "environment": {"cpu": "abacus"}, "images_a_second": rates}
+    content |= {"setting": setting}
     file.write_text(json.dumps(content))
     text = told("quickstart", measured=[file])
     assert [row["hours"] for row in table(text)] == ["4.09", "0.71", "0.71", "5.52"]
-    assert "hours of digits-resnet: 50 to 100 images a second, measured on abacus" in text
+    assert "hours of digits-resnet: 50 to 100 images a second, measured on abacus\n" in text
     file.write_text(json.dumps(content | {"images_a_second": {"map l2-sp": 100.0}}))
     assert [row.get("hours") for row in table(told("quickstart", measured=[file]))] == ["4.09", None, None, None]
 
 
 def test_plan_says_where_its_hours_come_from(told: Told) -> None:
     """Each backbone has a line: the published runs' rate is assumed for ResNet-50, others have none unless given."""
-    assert "GPU-hours of resnet50: 350 images a second, assumed: the published runs' on an A100" in told("poster")
+    assert "GPU-hours of resnet50: 320 images a second, assumed: the published runs' on an A100" in told("poster")
     unknown = told("followup")
     for name in ("vit_b_16", "convnext_tiny"):
         assert f"GPU-hours of {name}: not known: give --images-per-second, or --speed FILE" in unknown

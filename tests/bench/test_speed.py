@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.cli import main
+from bench.naive import NaiveRun
 from bench.speed import Setting, measure, write
 from deelbo.numerics import Numerics
 
@@ -38,7 +39,7 @@ def test_every_method_and_prior_is_timed(measured: dict[str, Any]) -> None:
     names = {f"{method} {prior}" for method in ("map", "de-elbo") for prior in PRIORS}
     assert set(measured["milliseconds_a_step"]) == set(measured["images_a_second"]) == names
     assert list(measured["de_elbo_over_map"]) == PRIORS
-    assert "naive_over_fast" not in measured
+    assert "naive" not in measured
     assert "profile" not in measured
 
 
@@ -54,20 +55,32 @@ def test_a_ratio_is_that_of_one_round(measured: dict[str, Any]) -> None:
 
 
 def test_the_baseline_is_timed_beside(beside_naive: dict[str, Any]) -> None:
-    """With steps of the baseline, its times stand beside the others, and how much longer they are for each method."""
-    times = beside_naive["milliseconds_a_step"]
-    assert set(times) == {f"{kind}{method} l2-sp" for kind in ("", "naive ") for method in ("map", "de-elbo")}
-    assert set(beside_naive["naive_over_fast"]) == {"map", "de-elbo"}
-    for method, spread in beside_naive["naive_over_fast"].items():
-        ratio = times[f"naive {method} l2-sp"]["median"] / times[f"{method} l2-sp"]["median"]
-        assert spread["median"] == pytest.approx(ratio)
+    """With steps of the baseline, its times are a part of the result, and how much longer they are for each method."""
+    naive = beside_naive["naive"]
+    assert set(naive["milliseconds_a_step"]) == set(naive["images_a_second"]) == {"map", "de-elbo"}
+    for method, spread in naive["milliseconds_a_step"].items():
+        assert naive["images_a_second"][method] == pytest.approx(4000 / spread["median"])
+        assert 0 < naive["over_fast"][method]["min"] <= naive["over_fast"][method]["max"]
+    assert not any("naive" in name for name in beside_naive["images_a_second"])
+
+
+def test_a_part_that_breaks_off_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the baseline breaks off, the times that were taken are kept and what happened is said."""
+
+    def die(run: NaiveRun) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error")
+
+    monkeypatch.setattr(NaiveRun, "step", die)
+    result = measure(NAIVE, CPU)
+    assert "Bus error" in result["naive"]["error"]
+    assert result["images_a_second"]["map l2-sp"] > 0
 
 
 def test_without_its_prior_the_baseline_has_no_ratio() -> None:
     """The baseline has L2-SP's prior: where that is not timed there is nothing to compare it with."""
     result = measure(Setting(batch=4, rounds=1, steps=1, priors=("l2-zero",), naive_steps=1), CPU)
-    assert "naive_over_fast" not in result
-    assert "naive map l2-sp" in result["milliseconds_a_step"]
+    assert result["naive"]["over_fast"] == {}
+    assert result["naive"]["images_a_second"]["map"] > 0
 
 
 def test_a_measurement_says_where_it_was_taken(measured: dict[str, Any]) -> None:
@@ -165,4 +178,4 @@ def test_the_command_measures_as_it_is_told(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == f"{file}\n"
     result = json.loads(file.read_text())
     assert result["setting"] == json.loads(json.dumps(asdict(NAIVE)))
-    assert result["naive_over_fast"]["map"]["median"] > 0
+    assert result["naive"]["over_fast"]["map"]["median"] > 0
