@@ -53,6 +53,14 @@ def _retrain(value: Any) -> Any:
     return value
 
 
+def _swag_files(value: Any) -> Any:
+    if value is not None and not isinstance(value, str | BaseModel):
+        parts = value if isinstance(value, dict) else {}
+        if set(parts) != {"mean", "variance", "factor"} or not all(isinstance(part, str) for part in parts.values()):
+            raise ValueError("must be a file, or {mean: FILE, variance: FILE, factor: FILE}")
+    return value
+
+
 def _filled(values: Any) -> Any:
     if not values:
         raise ValueError("must hold at least one value")
@@ -87,7 +95,7 @@ class GridSearchSettings(Strict):
 
     learning_rates: Annotated[tuple[Positive, ...], Filled] = LEARNING_RATES
     weight_decays: Annotated[tuple[NotNegative, ...], Filled] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 0.0)
-    untied: tuple[Prior, ...] = ()
+    untied: tuple[Literal["l2-zero", "l2-sp"], ...] = ()
     ptyl_lambdas: Annotated[tuple[Positive, ...], Filled] = tuple(10.0**i for i in range(10))
     retrain: Annotated[Retrain | dict[Prior, Retrain], BeforeValidator(_retrain)] = "best"
 
@@ -168,7 +176,7 @@ class BackboneSettings(Strict):
     """Where a backbone's weights come from, and which of its modules is the head."""
 
     weights: str | None = None
-    ptyl: str | SWAGFiles | None = None
+    ptyl: Annotated[str | SWAGFiles | None, BeforeValidator(_swag_files)] = None
     head: str | None = None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from bench.benchmark import Benchmark
 from bench.config import ConfigError, parse_benchmark
@@ -10,10 +10,11 @@ from bench.execute import start_fingerprint
 from bench.records import RecordError, RecordStore
 from deelbo.backbones import BACKBONES, replace_head, shapes_only
 from deelbo.pretraining import Pretrained
-from deelbo.tasks import TASKS, crop_size
+from deelbo.tasks import TASKS, crop_size, load_task
 from deelbo.tasks.splits import check_size
+from deelbo.weights import VERSIONS
 
-__all__ = ["check", "check_start", "check_storage", "claim"]
+__all__ = ["check", "check_data", "check_start", "check_storage", "claim"]
 
 EMBEDDED = "digits-resnet"  # its weights and SWAG posterior are made here
 
@@ -30,6 +31,10 @@ def check(benchmark: Benchmark) -> None:
     for name, settings in benchmark.backbones.items():
         if name not in BACKBONES:
             raise ConfigError(f"backbone = {name!r}: expected one of {', '.join(sorted(BACKBONES))}")
+        if (settings.weights or "").startswith("IMAGENET") and settings.weights not in VERSIONS:
+            raise ConfigError(
+                f"backbones.{name}.weights = {settings.weights!r}: expected {' or '.join(VERSIONS)}, or a local file"
+            )
         if "ptyl" in benchmark.priors and settings.ptyl is None and name != EMBEDDED:
             raise ConfigError(
                 f"prior ptyl needs backbones.{name}.ptyl, a file of mean, variance and factor: "
@@ -38,7 +43,7 @@ def check(benchmark: Benchmark) -> None:
     try:
         for name, sizes in benchmark.datasets.items():
             for n in sizes:
-                check_size(n, TASKS[name].pool_size, TASKS[name].num_classes)
+                _check_size(name, n, TASKS[name].pool_size)
             crop_size(name, benchmark.training.image_size)
         for name, settings in benchmark.backbones.items():
             model, head = shapes_only(name, benchmark.training.image_size)
@@ -48,6 +53,34 @@ def check(benchmark: Benchmark) -> None:
         raise ConfigError(str(error)) from error
     if benchmark.resources.gpus_per_trial and not benchmark.resources.gpus_per_trial <= 1:
         raise ConfigError(f"resources.gpus_per_trial = {benchmark.resources.gpus_per_trial:g}: a trial uses 1 at most")
+
+
+def _check_size(name: str, n: int, pool: int) -> None:
+    try:
+        check_size(n, pool, TASKS[name].num_classes)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def check_data(store: RecordStore, benchmark: Benchmark, datasets: Iterable[str]) -> None:
+    """Reads the datasets as the trials will: all is there, every N fits, and it is what earlier trials saw.
+
+    Raises:
+        ConfigError, RecordError, deelbo.tasks.DataError: it is not; one line.
+    """
+    tasks = {}
+    for name in datasets:
+        if TASKS[name].folder is not None:  # others come with an installed package
+            tasks[name] = load_task(name, benchmark.data, benchmark.training.image_size, benchmark.verify_data)
+            for n in benchmark.datasets[name]:
+                _check_size(name, n, tasks[name].pool_size)
+    for record in store.records() if tasks else ():
+        task, found = tasks.get(record.spec.dataset), record.versions.get("data")
+        if task is not None and found not in (None, task.fingerprint):
+            raise RecordError(
+                f"{store.url} holds trials that saw other images of {task.name} ({found}, here {task.fingerprint}): "
+                "set `data` back, or choose another --storage"
+            )
 
 
 def _check_channels(benchmark: Benchmark) -> None:
@@ -91,5 +124,6 @@ def check_start(store: RecordStore, pretrained: Mapping[str, Pretrained]) -> Non
             found = record.versions["pretrained"]
             raise RecordError(
                 f"{store.url} holds trials that started from pretrained weights {found}, here they are {fingerprint} "
-                "(another torch, or another machine): choose another --storage"
+                f"(another file in backbones.{record.spec.backbone}, another torch, or another machine): set it back, "
+                "or choose another --storage"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -128,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     speed.add_argument("--backbone", default="digits-resnet")
     speed.add_argument("--batch", type=int, default=50)
     speed.add_argument("--size", type=int, default=16, help="side of what the network sees, in pixels")
-    speed.add_argument("--channels", type=int, default=1)
+    speed.add_argument("--channels", type=int, help="of the images (default: what the backbone takes)")
     speed.add_argument(
         "--stored", type=int, help="side of the images in memory, resized on the device and flipped (CIFAR-10: 32)"
     )
@@ -143,7 +144,9 @@ def _parser() -> argparse.ArgumentParser:
     speed.add_argument("--threads", type=int, default=1)
     speed.add_argument("--device", default="cpu")
     speed.add_argument("--profile", action="store_true", help="say where the device's time goes")
-    speed.add_argument("--out", type=Path, help="file, or folder that exists, for the result (default: the terminal)")
+    speed.add_argument(
+        "--out", type=Path, help=".json file or folder for the result, made where missing (default: the terminal)"
+    )
     return parser
 
 
@@ -209,6 +212,7 @@ def _ui(options: argparse.Namespace) -> int:
 
 
 def _speed(options: argparse.Namespace) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler has no GPU to complain of on a CPU
     import torch
 
     from bench.speed import Setting, measure, write

@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from bench.benchmark import Benchmark
-from bench.checks import check, check_start, check_storage, claim
+from bench.checks import check, check_data, check_start, check_storage, claim
 from bench.config import load_benchmark, one_line
 from bench.console import command, console, short
 from bench.methods import make_methods
@@ -23,7 +23,6 @@ from bench.part import part_of
 from bench.race import Race, Watcher
 from bench.records import RecordStore
 from bench.starts import load_starts
-from deelbo.tasks import check_task
 
 __all__ = ["run"]
 
@@ -66,8 +65,7 @@ def run(
     from bench.runner import run_benchmark
 
     if address is None:  # on a cluster the images are the workers' own
-        for name in {method.cell.dataset: None for method in methods}:
-            check_task(name, benchmark.data, benchmark.verify_data)
+        check_data(store, benchmark, dict.fromkeys(method.cell.dataset for method in methods))
     console.print(f"{benchmark.name} in {short(store.url)}")
     pretrained = load_starts(benchmark, methods, say=console.print)
     check_start(store, pretrained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,26 @@ def load_benchmark(config: str, overrides: Sequence[str] = ()) -> Benchmark:
     if path.stat().st_size > LARGEST_FILE:
         raise ConfigError(f"{config} has {path.stat().st_size} bytes: a benchmark is a short YAML file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _read(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{config}: not a YAML file that can be read ({one_line(error)}): mend the file") from error
     for override in overrides:
         _override(content, override)
     return parse_benchmark(content, config)
+
+
+class _Unambiguous(yaml.SafeLoader):
+    """YAML's safe loader, but a key that is there twice is an error: by the standard the last one would win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
+            raise ValueError(f"the key {twice[0]} is there twice: keep one")
+        return super().construct_mapping(node, deep)
+
+
+def _read(text: str) -> Any:
+    return yaml.load(text, Loader=_Unambiguous)  # noqa: S506 - a safe loader
 
 
 def _override(content: Any, override: str) -> None:
@@ -55,7 +70,7 @@ def _override(content: Any, override: str) -> None:
     if not found or not all([*parents, last]):
         raise ConfigError(f"--set takes KEY=VALUE, such as training.steps=100, got {override!r}")
     try:
-        value = yaml.safe_load(text)
+        value = _read(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--set {override}: not a YAML value ({one_line(error)})") from error
     for i, key in enumerate(parents):
@@ -72,7 +87,7 @@ def parse_benchmark(content: Any, source: str) -> Benchmark:
     """Checks what a YAML file held. Raises ConfigError, naming the key, as `load_benchmark` does."""
     if not isinstance(content, dict):
         raise ConfigError(
-            f"{source}: expected keys such as name, dataset, methods; got {type(content).__name__}: see docs/config.md"
+            f"{source}: expected keys such as name, dataset, methods; got {_kind(content)}: see docs/config.md"
         )
     try:
         return Benchmark.model_validate(content)
@@ -80,6 +95,10 @@ def parse_benchmark(content: Any, source: str) -> Benchmark:
         problems = [_problem(details, content) for details in error.errors()]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ConfigError(" ".join(f"{source}: {problems[0]}{more}".split())) from error
+
+
+def _kind(content: Any) -> str:
+    return "nothing" if content is None else type(content).__name__
 
 
 def _problem(details: Any, content: dict[str, Any]) -> str:
@@ -93,7 +112,7 @@ def _problem(details: Any, content: dict[str, Any]) -> str:
         return f"unknown key {key}: remove it, or use one of {known}"
     if details["type"] == "missing":
         return f"key {key} is missing: add it"
-    message = details["msg"].removeprefix("Value error, ")
+    message = re.sub(r" or instance of \w+", "", details["msg"].removeprefix("Value error, "))
     message = message[0].lower() + message[1:]
     if details["type"] == "tuple_type":
         message = "must be a list, [...]"

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from deelbo.tasks import Split
 
-__all__ = ["NaiveRun", "plain_kl", "plain_loss"]
+__all__ = ["NaiveRun", "plain_kl", "plain_loss", "plain_terms"]
 
 
 class OneByOne(Dataset[tuple[Tensor, int]]):
@@ -53,6 +53,29 @@ def plain_kl(weights: Mapping[str, Tensor], means: Mapping[str, Tensor], sigma: 
     return 0.5 * size * (scale.log() - 2 * sigma.log())
 
 
+def plain_terms(
+    model: nn.Module,
+    head: str,
+    means: Mapping[str, Tensor],
+    rho: Tensor,
+    noise: Callable[[str, Tensor], Tensor],
+    batch: tuple[Tensor, Tensor],
+    num_examples: int,
+) -> tuple[Tensor, Tensor]:
+    """The DE ELBo of one batch in its two terms: mean NLL at a draw of the weights, and KL / D, kappa being D/N.
+
+    ``means``: mu by the weights' names, zeros for the head's. ``noise``: eps for a weight of that name.
+    """
+    weights = dict(model.named_parameters())
+    sigma = F.softplus(rho)
+    drawn = {name: weight + sigma * noise(name, weight) for name, weight in weights.items()}
+    nll = F.cross_entropy(functional_call(model, drawn, (batch[0],)), batch[1])
+    groups = [[n for n in weights if n.startswith(f"{head}.") is of_head] for of_head in (False, True)]
+    kl = torch.stack([plain_kl({n: weights[n] for n in names}, means, sigma) for names in groups]).sum()
+    kappa = sum(weight.numel() for weight in weights.values()) / num_examples
+    return nll, kl / (kappa * num_examples)
+
+
 def plain_loss(
     model: nn.Module,
     head: str,
@@ -62,18 +85,9 @@ def plain_loss(
     batch: tuple[Tensor, Tensor],
     num_examples: int,
 ) -> Tensor:
-    """The DE ELBo of one batch: mean NLL at a draw of the weights + KL / D, kappa being D/N.
-
-    ``means``: mu by the weights' names, zeros for the head's. ``noise``: eps for a weight of that name.
-    """
-    weights = dict(model.named_parameters())
-    sigma = F.softplus(rho)
-    drawn = {name: weight + sigma * noise(name, weight) for name, weight in weights.items()}
-    nll = F.cross_entropy(functional_call(model, drawn, (batch[0],)), batch[1])
-    groups = [[n for n in weights if n.startswith(f"{head}.") is of_head] for of_head in (False, True)]
-    kl = sum(plain_kl({n: weights[n] for n in names}, means, sigma) for names in groups)
-    kappa = sum(weight.numel() for weight in weights.values()) / num_examples
-    return nll + kl / (kappa * num_examples)
+    """The sum of `plain_terms`."""
+    nll, regulariser = plain_terms(model, head, means, rho, noise, batch, num_examples)
+    return nll + regulariser
 
 
 class NaiveRun:

@@ -10,6 +10,7 @@ from bench.console import console, short
 from bench.methods import make_methods
 from bench.starts import load_starts
 from deelbo.tasks import check_task, download_task, load_task
+from deelbo.tasks.splits import check_size
 from deelbo.weights import VERSIONS, download_weights, imagenet_file
 
 __all__ = ["prepare"]
@@ -35,6 +36,8 @@ def prepare(config: str, overrides: Sequence[str] = ()) -> int:
             where = download_task(name, benchmark.data)
             console.print(f"{name}: downloaded to {short(str(where))}")
         task = load_task(name, benchmark.data, benchmark.training.image_size, benchmark.verify_data)
+        for n in benchmark.datasets[name]:
+            check_size(n, task.pool_size, task.pool.num_classes)
         console.print(
             f"{name}: {len(task.pool):,} training and {len(task.test):,} test images, data {task.fingerprint}"
         )

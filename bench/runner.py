@@ -40,6 +40,7 @@ from bench.race import Race, Watcher  # noqa: E402
 from bench.records import RecordStore  # noqa: E402
 from bench.trials import TrialRecord, TrialSpec  # noqa: E402
 from deelbo.pretraining import Pretrained  # noqa: E402
+from deelbo.tasks import data_folder  # noqa: E402
 
 __all__ = ["run_benchmark"]
 
@@ -108,11 +109,12 @@ class TrialActor(tune.Trainable):
         storage: str,
         benchmark: Benchmark,
         slots: int,
+        data: str | None,
     ) -> None:
         torch.set_num_threads(benchmark.resources.cpus_per_trial)
         self.device = torch.device("cuda" if benchmark.resources.gpus_per_trial else "cpu")
         self.pretrained, self.store, self.slots = pretrained, RecordStore(storage), slots
-        self.data, self.verify = benchmark.data, benchmark.verify_data
+        self.data, self.verify = data, benchmark.verify_data
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         return True
@@ -165,7 +167,7 @@ def run_benchmark(
             # a trial always waits where a slot falls free; only on a cluster that is larger must the searcher hold back
             os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * slots)
             searcher = MethodSearcher(race, watchers, store, most=3 * slots if fits == slots else slots)
-            _tune(benchmark, store, pretrained, searcher, StartBell(watchers), slots)
+            _tune(benchmark, store, pretrained, searcher, StartBell(watchers), slots, _data(benchmark, address))
     finally:
         if address is None and ray.is_initialized():
             ray.shutdown()
@@ -183,6 +185,7 @@ def _tune(
     searcher: MethodSearcher,
     bell: StartBell,
     slots: int,
+    data: str | None,
 ) -> None:
     """The one Tune run."""
     resources = benchmark.resources
@@ -192,6 +195,7 @@ def _tune(
         storage=store.url,
         benchmark=benchmark,
         slots=slots,
+        data=data,
     )
     scratch = tempfile.mkdtemp(prefix="deelbo-tune-")  # Tune's notes; nothing is ever read from them
     tuner = tune.Tuner(
@@ -217,6 +221,16 @@ def _tune(
         tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _data(benchmark: Benchmark, address: str | None) -> str | None:
+    """The folder of the datasets as workers must be told: they run elsewhere, so a relative path would miss it.
+
+    On a cluster each node finds its own by $DEELBO_DATA, unless the configuration names one for all.
+    """
+    if benchmark.data is None:
+        return None if address is not None else str(data_folder().absolute())
+    return os.path.abspath(os.path.expanduser(benchmark.data))
 
 
 class _Collector(Watcher):

@@ -86,11 +86,11 @@ def _guarded(setting: Setting, device: torch.device) -> Deviation:
     pixels = split.geometry.training(split.train.pixels, split.geometry.draw(setting.batch, random).to(device))
     x = split.normalisation(pixels)
     found = deviation(model.to(device), head, x, split.train.labels, setting.batch, setting.numerics)
-    bound = BOUNDS[setting.numerics.precision]
-    if not found.within(bound):
+    if beyond := found.beyond(BOUNDS[setting.numerics.precision]):
+        try_ = "a larger --batch or --size" + ("" if setting.numerics.precision == "float32" else ", or float32")
         raise ValueError(
-            f"the fast path of {setting.backbone} deviates from plain float32 by {found}, more than {bound} allows: "
-            "its speed would mean nothing; try --precision float32"
+            f"the fast path of {setting.backbone} deviates from plain float32 in {', '.join(beyond)}: its speed would "
+            f"mean nothing; try {try_}"
         )
     return found
 

@@ -30,7 +30,7 @@ class Setting:
 
     Attributes:
         backbone, batch, size: the network, images a step, and the side of what it sees.
-        channels: of the images.
+        channels: of the images; what the backbone takes where None.
         stored: side of the images in memory: they are brought to 8/7 of ``size``, cropped at random and flipped, as
             CIFAR-10's; None keeps them at ``size``, moved by one pixel, as the digits.
         priors: which of l2-zero, l2-sp, ptyl.
@@ -43,7 +43,7 @@ class Setting:
     backbone: str = "digits-resnet"
     batch: int = 50
     size: int = 16
-    channels: int = 1
+    channels: int | None = None
     stored: int | None = None
     priors: tuple[str, ...] = ("l2-zero", "l2-sp", "ptyl")
     rounds: int = 20
@@ -59,7 +59,8 @@ def split_of(setting: Setting, device: torch.device) -> Split:
     """One batch of random images, on the device."""
     random = torch.Generator().manual_seed(0)
     side = setting.stored or setting.size
-    shape = (setting.batch, setting.channels, side, side)
+    channels = setting.channels or (1 if setting.backbone == "digits-resnet" else 3)
+    shape = (setting.batch, channels, side, side)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
     images = Images(pixels, torch.randint(0, CLASSES, (setting.batch,), generator=random), CLASSES).to(device)
     geometry = Geometry(setting.size, setting.size, pad=1)

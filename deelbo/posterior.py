@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deelbo.vectors import add, flatten, flatten_gradients, write
+from deelbo.vectors import add, dot, flatten, flatten_gradients, write
 
 LEAST_SIGMA = 1e-12
 """Below it sigma^2 is lost in float32."""
@@ -128,7 +128,7 @@ class IsotropicPosterior:
             torch.clear_autocast_cache()
         draw.gradient = flatten_gradients(self.weights)
         if draw.gradient is not None:
-            self.rho.grad = torch.dot(draw.gradient, shift) / sigma * self.sigma_slope
+            self.rho.grad = dot(draw.gradient, shift) / sigma * self.sigma_slope
 
     def _clear_gradients(self) -> None:
         for parameter in [self.rho, *self.weights]:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deelbo.vectors import dot
+
 STRETCH = 1 << 20
 
 __all__ = ["GaussianPrior", "Isotropic", "KLTerm", "LowRank"]
@@ -75,7 +77,7 @@ class GaussianPrior(ABC):
     def squared_distance(self, weights: Tensor) -> Tensor:
         """d^T Sigma^-1 d for weights of shape (D,); 0-dimensional."""
         d = weights - self.mean
-        return torch.dot(d, self.precision_times(d))
+        return dot(d, self.precision_times(d))
 
     def scale(self, weights: Tensor, sigma: Tensor) -> Tensor:
         """s* = [sigma^2 tr(Sigma^-1) + d^T Sigma^-1 d] / D, the scale at which KL(q || p) is least; 0-dimensional."""
@@ -96,7 +98,7 @@ class GaussianPrior(ABC):
         """
         d = torch.sub(weights, self.mean, out=room)
         precision_d = self.precision_times(d)
-        squared_distance = torch.dot(d, precision_d)
+        squared_distance = dot(d, precision_d)
         scale = (sigma**2 * self.trace_precision + squared_distance) / self.dim
         return KLTerm(
             value=self._kl(scale, sigma),
@@ -204,5 +206,5 @@ class LowRank(GaussianPrior):
 
     def precision_times(self, vector: Tensor) -> Tensor:
         with torch.autocast(vector.device.type, enabled=False):  # not in the precision of a forward pass around it
-            inner = torch.stack([torch.dot(column, vector) for column in self._half])  # B^T x, never in TF32
+            inner = torch.stack([dot(column, vector) for column in self._half])  # B^T x, never in TF32
             return (self._inverse_diagonal * vector).addmv_(self._half.T, inner, alpha=-1)

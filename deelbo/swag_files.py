@@ -8,6 +8,7 @@ of the backbone without its head, in the order of ``split_at_head(model, head)[0
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,11 +188,14 @@ def write_swag(out: str | Path, mean: Tensor, variance: Tensor, factor: Tensor, 
     parts |= {BUFFERS + name: buffer for name, buffer in buffers.items()}
     parts = {name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}
     temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
+    temporary.touch()
+    usual = stat.S_IMODE(temporary.stat().st_mode)
     try:
         if out.suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            save_file(parts, temporary)
+            save_file(parts, temporary)  # which nobody else could read
+            temporary.chmod(usual)
         else:
             torch.save(parts, temporary)
         os.replace(temporary, out)

@@ -10,12 +10,26 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["add", "add_to_gradients_", "flatten", "flatten_gradients", "set_gradients", "views", "write"]
+STRETCH = 1 << 18
+
+__all__ = ["add", "add_to_gradients_", "dot", "flatten", "flatten_gradients", "set_gradients", "views", "write"]
 
 
 def flatten(tensors: Iterable[Tensor], out: Tensor | None = None) -> Tensor:
     """A vector (D,) with the elements of ``tensors`` in order, detached from autograd: ``out``, or a new one."""
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors], out=out)
+
+
+def dot(one: Tensor, other: Tensor) -> Tensor:
+    """The dot product of two vectors (D,); 0-dimensional.
+
+    On a CPU in stretches: BLAS adds all products up in a few running sums, which costs float32 four of its seven digits
+    at D = 10^8.
+    """
+    if one.device.type != "cpu" or one.numel() <= STRETCH:
+        return torch.dot(one, other)
+    parts = zip(one.split(STRETCH), other.split(STRETCH), strict=True)
+    return torch.stack([torch.dot(a, b) for a, b in parts]).sum()
 
 
 def views(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -190,7 +190,9 @@ def test_a_choice_of_types_is_not_shown_to_people(content: dict[str, Any], where
 FILES = [
     ("just words", ["got str"]),
     ("- a\n- b\n", ["got list"]),
-    ("", ["got NoneType"]),
+    ("", ["got nothing"]),
+    ("name: a\nname: b\n", ["the key name is there twice", "keep one"]),
+    ("n: {a: 1, b: {c: 1, c: 2}}\n", ["the key c is there twice"]),
     ("a: [1, 2", ["not a YAML file"]),
     ("a: !!python/object:os.system x", ["not a YAML file"]),
     ("name: 2024-13-45", ["not a YAML file"]),

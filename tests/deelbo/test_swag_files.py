@@ -259,3 +259,12 @@ def test_where_swag_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(ValueError, match=words):
             check_target(tmp_path / name)
     assert [file.name for file in tmp_path.iterdir()] == ["folder.pt"]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_others_may_read_what_is_written(tmp_path: Path, suffix: str) -> None:
+    """A posterior's file has the permissions of any new file, so that a shared folder is shared."""
+    usual = tmp_path / "usual"
+    usual.touch()
+    file = write_swag(tmp_path / f"swag{suffix}", torch.zeros(3), torch.ones(3), torch.ones(3, 5), {})
+    assert file.stat().st_mode == usual.stat().st_mode

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from deelbo import ELBO, MAP, DataEmphasizedELBO, IsotropicPosterior, make_groups
 from deelbo.objectives import Objective
-from deelbo.vectors import add_to_gradients_, flatten, flatten_gradients, set_gradients, views, write
+from deelbo.vectors import add_to_gradients_, dot, flatten, flatten_gradients, set_gradients, views, write
 
 LAST = torch.channels_last
 
@@ -205,3 +205,10 @@ def test_the_objectives_of_a_channels_last_network(make: Callable[[nn.Module], O
         found.append((*gradients, flatten(model.parameters()), objective.regulariser()))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-11)
+
+
+def test_a_long_dot_product() -> None:
+    """Twenty million float32 products are added up to six digits, as their sum in float64 says."""
+    long = torch.rand(20_000_000, generator=torch.Generator().manual_seed(0))
+    assert float(dot(long, long)) == pytest.approx(float(torch.dot(long.double(), long.double())), rel=1e-6)
+    assert torch.equal(dot(long[:10], long[:10]), torch.dot(long[:10], long[:10]))
