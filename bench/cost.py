@@ -39,14 +39,12 @@ def work_of(stage: str, n: int, test_size: int, training: Training) -> Work:
     held_out = n // 5 if stage == "tune" else 0
     size = n - held_out
     schedule = Schedule(0.1, steps=training.steps, batch_size=training.batch_size)
-    steps = schedule.total_steps(size)
-    epochs = max(steps // max(size // training.batch_size, 1), 1)
-    looked_at = min(training.series_points, epochs) * held_out
+    looked_at = min(training.series_points, schedule.epochs(size)) * held_out
     if stage != "tune":
         looked_at += test_size
     if stage == "run":
         looked_at += training.posterior_passes * n
-    return Work(steps * schedule.batch(size), looked_at)
+    return Work(schedule.total_steps(size) * schedule.batch(size), looked_at)
 
 
 class Rates:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from deelbo.tasks import Split
 
-__all__ = ["NaiveRun", "plain_kl", "plain_loss", "plain_terms"]
+__all__ = ["NaiveRun", "plain_kl", "plain_terms"]
 
 
 class OneByOne(Dataset[tuple[Tensor, int]]):
@@ -76,20 +76,6 @@ def plain_terms(
     return nll, kl / (kappa * num_examples)
 
 
-def plain_loss(
-    model: nn.Module,
-    head: str,
-    means: Mapping[str, Tensor],
-    rho: Tensor,
-    noise: Callable[[str, Tensor], Tensor],
-    batch: tuple[Tensor, Tensor],
-    num_examples: int,
-) -> Tensor:
-    """The sum of `plain_terms`."""
-    nll, regulariser = plain_terms(model, head, means, rho, noise, batch, num_examples)
-    return nll + regulariser
-
-
 class NaiveRun:
     """A training run that `step` takes one step of: ``method`` is "map" or "de-elbo"."""
 
@@ -128,9 +114,10 @@ class NaiveRun:
             for name, weight in self.model.named_parameters():
                 loss = loss + 0.5e-3 * (weight - self.means[name]).square().sum()
         else:
-            loss = plain_loss(
+            nll, kl = plain_terms(
                 self.model, self.head, self.means, self.rho, lambda _, w: torch.randn_like(w), (x, y), self.num_examples
             )
+            loss = nll + kl
         loss.backward()
         nn.utils.clip_grad_norm_([p for group in self.optimiser.param_groups for p in group["params"]], 1.0)
         self.optimiser.step()

@@ -14,7 +14,7 @@ from deelbo.objectives import MAP, DataEmphasizedELBO, Objective
 from deelbo.priors import GaussianPrior, LowRank
 from deelbo.run import Run, Schedule
 from deelbo.tasks import Split
-from deelbo.tasks.images import Geometry, Images, Normalisation
+from deelbo.tasks.images import Geometry, Images, Normalisation, resize_side
 from deelbo.vectors import flatten
 
 __all__ = ["CLASSES", "METHODS", "Setting", "fast_run", "naive_run", "split_of"]
@@ -65,7 +65,7 @@ def split_of(setting: Setting, device: torch.device) -> Split:
     images = Images(pixels, torch.randint(0, CLASSES, (setting.batch,), generator=random), CLASSES).to(device)
     geometry = Geometry(setting.size, setting.size, pad=1)
     if setting.stored:
-        geometry = Geometry(round(setting.size * 8 / 7), setting.size, flip=True)
+        geometry = Geometry(resize_side(setting.size), setting.size, flip=True)
     return Split(images, None, images, Normalisation.of(images), geometry)
 
 

@@ -52,6 +52,14 @@ class Schedule:
         an_epoch = max(num_examples // self.batch_size, 1)
         return self.steps // an_epoch * an_epoch or self.steps
 
+    def steps_an_epoch(self, num_examples: int) -> int:
+        """Steps until every image was seen, the last partial batch left out; at most those that are run."""
+        return min(max(num_examples // self.batch_size, 1), self.total_steps(num_examples))
+
+    def epochs(self, num_examples: int) -> int:
+        """Epochs that are run."""
+        return self.total_steps(num_examples) // self.steps_an_epoch(num_examples)
+
 
 class Run:
     """The moving parts of one training run."""
@@ -72,8 +80,8 @@ class Run:
         self.trained = [*objective.weights, *objective.parameters()]
         self.total = schedule.total_steps(len(split.train))
         self.batch = schedule.batch(len(split.train))
-        self.steps_an_epoch = min(max(len(split.train) // self.batch, 1), self.total)
-        self.epochs = self.total // self.steps_an_epoch
+        self.steps_an_epoch = schedule.steps_an_epoch(len(split.train))
+        self.epochs = schedule.epochs(len(split.train))
         self.random = torch.Generator().manual_seed(seed)
         self._start()
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from deelbo.vectors import flatten, views
+from deelbo.vectors import flatten, write
 
 __all__ = ["SWAG", "recompute_batchnorm"]
 
@@ -60,9 +60,7 @@ class SWAG:
 
     def load_mean(self) -> None:
         """Puts the mean into the weights. BatchNorm's statistics are then to be recomputed."""
-        with torch.no_grad():
-            for weight, piece in zip(self.weights, views(self._mean, self.weights), strict=True):
-                weight.copy_(piece)
+        write(self.weights, self._mean)
 
 
 @torch.no_grad()

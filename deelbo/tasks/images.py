@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Geometry", "Images", "Normalisation"]
+__all__ = ["Geometry", "Images", "Normalisation", "resize_side"]
 
 AT_ONCE = 512  # images in floating point at one time
 
@@ -65,6 +65,11 @@ class Normalisation:
         """Pixels from 0 to 255, uint8 or float (B, C, H, W), to normalised float32 of that shape."""
         scaled = pixels / 255
         return scaled.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+
+
+def resize_side(crop: int) -> int:
+    """The side that images are resized to where the network sees ``crop``: 256 for 224, others in proportion."""
+    return round(crop * 256 / 224)
 
 
 @dataclass(frozen=True)

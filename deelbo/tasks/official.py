@@ -12,11 +12,11 @@ import torch
 from torchvision import datasets
 
 from deelbo.tasks.folders import CIFAR10, FLOWERS, PET, DataError, Folder, translated
-from deelbo.tasks.images import Geometry, Images
+from deelbo.tasks.images import Geometry, Images, resize_side
 from deelbo.tasks.photographs import Listing, decoded
 from deelbo.tasks.task import Task
 
-__all__ = ["check", "checksums", "list_photographs", "load", "read_cifar10", "resize_side"]
+__all__ = ["check", "checksums", "list_photographs", "load", "read_cifar10"]
 
 
 class _CIFAR10(datasets.CIFAR10):  # type: ignore[misc]
@@ -46,11 +46,6 @@ class _Flowers(datasets.Flowers102):  # type: ignore[misc]
 
     def listed(self) -> tuple[list[Path], list[int]]:
         return self._image_files, self._labels
-
-
-def resize_side(crop: int) -> int:
-    """The side that images are resized to where the network sees ``crop``: 256 for 224, others in proportion."""
-    return round(crop * 256 / 224)
 
 
 def load(folder: Folder, root: Path, image_size: int, verify: bool, balanced: int | None = None) -> Task:

@@ -14,7 +14,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from bench.naive import NaiveRun, OneByOne, plain_kl, plain_loss
+from bench.naive import NaiveRun, OneByOne, plain_kl, plain_terms
 from deelbo.backbones import build_backbone
 from deelbo.learned_l2 import make_groups
 from deelbo.objectives import MAP, DataEmphasizedELBO, Objective
@@ -90,7 +90,7 @@ def test_the_plain_loss_is_the_bound(small: nn.Module) -> None:
     means = means_of(small, "head")
     noise = {name: torch.randn_like(p) for name, p in small.named_parameters()}
     rho = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
-    found = plain_loss(small, "head", means, rho, lambda name, _: noise[name], (x, y), 7)
+    found = sum(plain_terms(small, "head", means, rho, lambda name, _: noise[name], (x, y), 7))
     names = [name for name, _ in small.named_parameters()]
     gradients = torch.autograd.grad(found, [*small.parameters(), rho])
 

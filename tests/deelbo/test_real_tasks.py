@@ -28,7 +28,7 @@ from deelbo.tasks import (
     download_task,
     load_task,
 )
-from deelbo.tasks.official import resize_side
+from deelbo.tasks.images import resize_side
 
 NAMES = ["CIFAR-10", "Oxford-IIIT_Pet", "Flowers-102"]
 
