@@ -15,6 +15,8 @@ __all__ = ["Cell", "TrialRecord", "TrialSpec"]
 
 LONGEST = 1e11  # seconds: 3,000 years, so that dates since 1970 are below it too
 STATUSES = ("completed", "diverged", "failed")
+LATER = {"lost_seconds": 0.0, "timed": True}
+"""What records of version 0.1 do not have."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class TrialRecord:
         seconds: wall-clock seconds by phase of the clock, and ``total`` for the whole trial.
         started, finished: seconds since 1970, UTC.
         attempt: 1 unless earlier attempts died.
+        lost_seconds: what earlier attempts ran in vain before they died; in no phase of ``seconds``.
+        timed: whether the seconds are fit to be compared: the benchmark may say ``timed: false``.
         concurrency: how many trials may have run at once.
         hardware, versions: where and with what it ran.
     """
@@ -122,6 +126,8 @@ class TrialRecord:
     hardware: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     error: str | None = None
+    lost_seconds: float = 0.0
+    timed: bool = True
 
     @property
     def key(self) -> str:
@@ -134,7 +140,8 @@ class TrialRecord:
 
     def check(self) -> None:
         """Raises ValueError where a number cannot be what it says it is."""
-        numbers = self.seconds | {"started": self.started, "finished": self.finished}
+        moments = {name: getattr(self, name) for name in ("started", "finished", "lost_seconds")}
+        numbers = self.seconds | moments
         if self.succeeded and "train" not in self.seconds:
             raise ValueError("a result without its training seconds")
         for name, value in numbers.items():
@@ -161,10 +168,11 @@ class TrialRecord:
         try:
             content = json.loads(text)
             spec = TrialSpec(**content["spec"])
+            content = LATER | content
             values = {f.name: content[f.name] for f in fields(cls) if f.name != "spec"}
             for name in ("metrics", "state", "seconds"):
                 values[name] = {key: float(value) for key, value in values[name].items()}
-            for name in ("started", "finished"):
+            for name in ("started", "finished", "lost_seconds"):
                 values[name] = float(values[name])
             for name in ("attempt", "concurrency"):
                 values[name] = operator.index(values[name])
