@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+from bench.said import SHORT
 
 __all__ = [
     "BackboneSettings",
@@ -18,9 +19,7 @@ __all__ = [
     "Training",
 ]
 
-SHORT = reprlib.Repr()  # never spells out a whole structure: an alias in YAML may stand for billions of values
-SHORT.maxstring = SHORT.maxother = 60
-SHORT.maxlevel = 2
+MOST_TRIALS = 100_000  # 17 times the paper's; each takes 10 microseconds and 3 KB before anything runs
 LEAST_SIGMA = 1e-12  # that of deelbo.posterior, whose import takes seconds
 
 
@@ -73,7 +72,7 @@ Number = BeforeValidator(_number)
 Filled = AfterValidator(_filled)
 Positive = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Prior = Literal["l2-zero", "l2-sp", "ptyl"]
 Retrain = Literal["best", "all"]
@@ -104,6 +103,12 @@ class GridSearchSettings(Strict):
         if isinstance(self.retrain, dict):
             return self.retrain.get(prior, "best")  # type: ignore[call-overload, no-any-return]
         return self.retrain
+
+    def trials(self, prior: str) -> int:
+        """How many a cell of that prior takes, the retrained ones included."""
+        second = self.ptyl_lambdas if prior == "ptyl" else self.weight_decays if prior in self.untied else (None,)
+        grid = len(self.learning_rates) * len(second) * len(self.weight_decays)
+        return 2 * grid if self.retrains(prior) == "all" else grid + 1
 
 
 class ELBoSettings(Strict):
@@ -139,6 +144,11 @@ class Methods(Strict):
             raise ValueError("names no method: give at least one of map-gs, de-elbo, elbo")
         return self
 
+    def trials(self, prior: str) -> int:
+        """How many all of them take in a cell of that prior."""
+        count = 0 if self.map_gs is None else self.map_gs.trials(prior)
+        return count + sum(len(one.learning_rates) for one in (self.de_elbo, self.elbo) if one is not None)
+
 
 class Training(Strict):
     """How every run is trained, whatever its method. See `deelbo.Schedule` and `deelbo.Numerics`."""
@@ -150,7 +160,7 @@ class Training(Strict):
     sigma: Annotated[float, Number, Field(ge=LEAST_SIGMA, allow_inf_nan=False)] = 1e-4
     posterior_passes: Count = 10
     series_points: Count = 20
-    image_size: Count | None = None
+    image_size: Annotated[int, Field(ge=1, le=10_000, strict=True)] | None = None
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     channels_last: Annotated[bool, Field(strict=True)] = False
     compile: Annotated[bool, Field(strict=True)] = False
@@ -188,6 +198,8 @@ class Benchmark(Strict):
     """Everything a benchmark is. Each (dataset, n, backbone, prior, seed) is a cell in which all the methods compete.
 
     ``dataset`` with ``n``, and ``backbone`` with ``head``, are read as short for one of ``datasets`` and ``backbones``.
+    ``timed`` says whether seconds are to be compared; where they are not, a run may be kept every
+    ``checkpoint_minutes``, and goes on from there when its process has died.
     """
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -199,9 +211,33 @@ class Benchmark(Strict):
     training: Training = Training()
     resources: Resources = Resources()
     order_seed: Seed = 0
-    max_failures: Annotated[int, Field(ge=0, strict=True)] = 2
+    max_failures: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 2
     data: str | None = None
     verify_data: Annotated[bool, Field(strict=True)] = True
+    timed: Annotated[bool, Field(strict=True)] = True
+    checkpoint_minutes: Positive | None = None
+
+    @model_validator(mode="after")
+    def _restarts(self) -> Self:
+        """Checkpoints only where seconds are not to be compared: resuming warms up twice, and writing takes time."""
+        if self.timed and self.checkpoint_minutes is not None:
+            raise ValueError(
+                f"checkpoint_minutes = {self.checkpoint_minutes:g} with timed: true, expected timed: false beside it, "
+                "as a timed run restarts from its start: set timed: false, or leave checkpoint_minutes out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        """Not more trials than one machine can hold a list of."""
+        a_cell = [self.methods.trials(prior) for prior in self.priors]
+        count = sum(a_cell) * sum(map(len, self.datasets.values())) * len(self.backbones) * len(self.seeds)
+        if count > MOST_TRIALS:
+            raise ValueError(
+                f"{SHORT.repr(count)} trials are asked for, expected at most {MOST_TRIALS}: make the grids smaller, or "
+                "several benchmarks of it"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

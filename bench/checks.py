@@ -1,20 +1,17 @@
-"""What is looked at before anything starts: does the configuration fit what exists, and the storage fit it?"""
+"""What is looked at before anything starts: does the configuration fit what exists?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from bench.benchmark import Benchmark
-from bench.config import ConfigError, parse_benchmark
-from bench.execute import start_fingerprint
-from bench.records import RecordError, RecordStore
+from bench.config import ConfigError
 from deelbo.backbones import BACKBONES, replace_head, shapes_only
-from deelbo.pretraining import Pretrained
 from deelbo.tasks import TASKS, crop_size, load_task
 from deelbo.tasks.splits import check_size
 from deelbo.weights import VERSIONS
 
-__all__ = ["check", "check_data", "check_start", "check_storage", "claim"]
+__all__ = ["check", "check_data"]
 
 EMBEDDED = "digits-resnet"  # its weights and SWAG posterior are made here
 
@@ -62,25 +59,20 @@ def _check_size(name: str, n: int, pool: int) -> None:
         raise ConfigError(f"{name}: {error}") from error
 
 
-def check_data(store: RecordStore, benchmark: Benchmark, datasets: Iterable[str]) -> None:
-    """Reads the datasets as the trials will: all is there, every N fits, and it is what earlier trials saw.
+def check_data(benchmark: Benchmark, datasets: Iterable[str]) -> dict[str, str]:
+    """Reads the datasets as the trials will: all is there and every N fits. A hash of the images of each.
 
     Raises:
-        ConfigError, RecordError, deelbo.tasks.DataError: it is not; one line.
+        ConfigError, deelbo.tasks.DataError: it is not; one line.
     """
-    tasks = {}
+    found = {}
     for name in datasets:
         if TASKS[name].folder is not None:  # others come with an installed package
-            tasks[name] = load_task(name, benchmark.data, benchmark.training.image_size, benchmark.verify_data)
+            task = load_task(name, benchmark.data, benchmark.training.image_size, benchmark.verify_data)
             for n in benchmark.datasets[name]:
-                _check_size(name, n, tasks[name].pool_size)
-    for record in store.records() if tasks else ():
-        task, found = tasks.get(record.spec.dataset), record.versions.get("data")
-        if task is not None and found not in (None, task.fingerprint):
-            raise RecordError(
-                f"{store.url} holds trials that saw other images of {task.name} ({found}, here {task.fingerprint}): "
-                "set `data` back, or choose another --storage"
-            )
+                _check_size(name, n, task.pool_size)
+            found[name] = task.fingerprint
+    return found
 
 
 def _check_channels(benchmark: Benchmark) -> None:
@@ -93,37 +85,3 @@ def _check_channels(benchmark: Benchmark) -> None:
                     f"{name} takes images of {taken} channel{'s' * (taken > 1)}, those of {dataset} have "
                     f"{TASKS[dataset].channels}: choose another backbone or dataset"
                 )
-
-
-def check_storage(store: RecordStore, benchmark: Benchmark) -> None:
-    """Raises RecordError where the storage holds another benchmark, or something else."""
-    there = store.read_benchmark()
-    if there is not None:
-        before = parse_benchmark(there, store.path("benchmark.json")).settings_that_bind()
-        now = benchmark.settings_that_bind()
-        changed = [f"{name} was {before[name]!r} and is now {now[name]!r}" for name in now if now[name] != before[name]]
-        if changed:
-            raise RecordError(f"{store.url} holds another benchmark ({changed[0]}): choose another --storage")
-
-
-def claim(store: RecordStore, benchmark: Benchmark) -> None:
-    """Makes the storage this benchmark's, or takes up what changed in it. Raises as `check_storage` does."""
-    check_storage(store, benchmark)
-    store.write_benchmark(benchmark.content())
-
-
-def check_start(store: RecordStore, pretrained: Mapping[str, Pretrained]) -> None:
-    """Raises RecordError where trials of this storage started from other pretrained weights than those at hand."""
-    for record in store.records():
-        start = pretrained.get(record.spec.backbone)
-        if start is None or (record.spec.prior == "ptyl" and start.factor is None):
-            continue  # not read in this call, which runs a part without it
-        fingerprint = start_fingerprint(record.spec.prior, start)
-        # a record of version 0.1 names all that its network has, whatever its prior needs
-        if record.versions.get("pretrained", fingerprint) not in (fingerprint, start.fingerprint):
-            found = record.versions["pretrained"]
-            raise RecordError(
-                f"{store.url} holds trials that started from pretrained weights {found}, here they are {fingerprint} "
-                f"(another file in backbones.{record.spec.backbone}, another torch, or another machine): set it back, "
-                "or choose another --storage"
-            )

@@ -57,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--storage", help="folder or fsspec URL for the records (default: ./deelbo-runs/NAME)")
     run.add_argument("--tracking-uri", help="MLflow server or database (default: a sqlite file in the storage)")
     run.add_argument("--address", help="a Ray cluster (default: one on this machine, for this run)")
+    run.add_argument(
+        "--fork",
+        action="store_true",
+        help="where the storage is another benchmark's, go on beside it, in STORAGE-fork-1",
+    )
 
     plan = command("plan", _plan, "say what would run, method by method, and how long it takes; runs nothing")
     plan.add_argument("config", help="a preset's name, or a YAML file")
@@ -154,7 +159,7 @@ def _run(options: argparse.Namespace) -> int:
     from bench.commands import run
 
     where = (options.storage, options.tracking_uri, options.address)
-    return run(options.config, *where, STARTED, options.set, options.only)
+    return run(options.config, *where, STARTED, options.set, options.only, options.fork)
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import time
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +16,43 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from bench.benchmark import Benchmark
-from bench.checks import check, check_data, check_start, check_storage, claim
+from bench.checks import check, check_data
 from bench.config import load_benchmark, one_line
 from bench.console import command, console, short
-from bench.methods import make_methods
+from bench.continuing import check_records, fork_of, inherit, take_up
+from bench.lock import StorageLock
+from bench.methods import Method, make_methods
 from bench.names import METHOD_NAMES, PRIOR_NAMES, dataset_name
 from bench.part import part_of
 from bench.race import Race, Watcher
-from bench.records import RecordStore
+from bench.records import RecordError, RecordStore
 from bench.starts import load_starts
+from bench.stopping import stopped_by_signals
+from bench.trials import TrialRecord
+from deelbo.pretraining import Pretrained
 
 __all__ = ["run"]
 
+STOPPED = 130
+
 
 class _Claim(Watcher):
-    """Claims the storage when trials are about to start, and not before: refused input changes nothing."""
+    """Makes the storage this benchmark's, or takes up what changed in it, when trials are about to start and not
+    before: refused input changes nothing."""
 
     def __init__(self, store: RecordStore, benchmark: Benchmark) -> None:
         self.store, self.benchmark = store, benchmark
 
     def began(self, race: Race, slots: int) -> None:
-        claim(self.store, self.benchmark)
+        self.store.write_benchmark(self.benchmark.content())
+
+
+@dataclass(frozen=True)
+class _Where:
+    """What was given on the command line about places."""
+
+    tracking: str | None
+    address: str | None
 
 
 def run(
@@ -45,66 +63,127 @@ def run(
     since: float,
     overrides: Sequence[str] = (),
     only: str | None = None,
+    fork: bool = False,
 ) -> int:
     """Runs what is missing, follows it on the terminal and in MLflow, and draws the report."""
     benchmark = load_benchmark(config, overrides)
     check(benchmark)
     methods = part_of(make_methods(benchmark), only)
     store = RecordStore(storage or os.path.join("deelbo-runs", benchmark.name))
-    from bench.mirror import ACCOUNT, MLflowMirror, tracking_uri
-    from bench.tracking import Tracker
+    where = _Where(tracking, address)
+    try:
+        with stopped_by_signals():
+            if not fork:
+                return _run_in(store, benchmark, methods, where, since)
+            data, starts = _at_hand(benchmark, methods, address)
+            home = fork_of(store, benchmark, data, starts)
+            return _run_in(home, benchmark, methods, where, since, store if home.url != store.url else None)
+    except KeyboardInterrupt:
+        console.print(f"stopped: the same command continues what is in {short(store.url)}")
+        return STOPPED
 
-    uri = tracking_uri(store, tracking)
-    check_storage(store, benchmark)
-    if address is None:  # a Ray of this machine alone: have it listen on loopback, as it does by itself on macOS
+
+def _at_hand(
+    benchmark: Benchmark, methods: Sequence[Method], address: str | None
+) -> tuple[dict[str, str], dict[str, Pretrained]]:
+    """Hashes of images, by dataset, and pretrained weights, by backbone. On a cluster images are the workers'."""
+    datasets = dict.fromkeys(method.cell.dataset for method in methods)
+    data = check_data(benchmark, datasets) if address is None else {}
+    return data, load_starts(benchmark, methods, say=console.print)
+
+
+def _run_in(
+    store: RecordStore,
+    benchmark: Benchmark,
+    methods: Sequence[Method],
+    where: _Where,
+    since: float,
+    origin: RecordStore | None = None,
+) -> int:
+    """`run` in one storage, which is locked; ``origin``: of which it is a fork."""
+    from bench.mirror import tracking_uri
+
+    tracking_uri(store, where.tracking)
+    with StorageLock(store, taken_away=lambda: os.kill(os.getpid(), signal.SIGTERM)) as lock:
+        if lock.predecessor is not None:
+            console.print(f"the last run here was killed ({lock.predecessor.describe()}): going on from its records")
+        records = take_up(store, benchmark, console.print)
+        console.print(f"{benchmark.name} in {short(store.url)}")
+        data, starts = _at_hand(benchmark, methods, where.address)
+        if origin is not None and store.read_benchmark() is None:
+            count = inherit(store, origin, benchmark, data, starts)
+            console.print(f"a fork of {short(origin.url)}, {count} of whose trials hold here")
+            records = list(store.records())
+        check_records(store, records, data, starts)
+        return _race(lock, records, benchmark, methods, starts, where, since)
+
+
+def _race(
+    lock: StorageLock,
+    records: Sequence[TrialRecord],
+    benchmark: Benchmark,
+    methods: Sequence[Method],
+    starts: Mapping[str, Pretrained],
+    where: _Where,
+    since: float,
+) -> int:
+    """Runs what is missing, and says what came of it."""
+    if where.address is None:  # a Ray of this machine alone: have it listen on loopback, as it does by itself on macOS
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    from bench.mirror import ACCOUNT, MLflowMirror, tracking_uri
     from bench.outcome import duration
     from bench.progress import Terminal
-    from bench.report import write_report
-    from bench.results import from_storage
     from bench.runner import run_benchmark
+    from bench.tracking import Tracker
 
-    if address is None:  # on a cluster the images are the workers' own
-        check_data(store, benchmark, dict.fromkeys(method.cell.dataset for method in methods))
-    console.print(f"{benchmark.name} in {short(store.url)}")
-    pretrained = load_starts(benchmark, methods, say=console.print)
-    check_start(store, pretrained)
+    store, uri = lock.store, tracking_uri(lock.store, where.tracking)
     terminal, tracker = Terminal(console), Tracker(lambda: MLflowMirror(uri, benchmark, store))
+    watchers = [_Claim(store, benchmark), terminal, tracker]
     try:
-        watchers = [_Claim(store, benchmark), terminal, tracker]
-        outcome = run_benchmark(benchmark, store, pretrained, address, watchers, since, methods)
+        outcome = run_benchmark(benchmark, lock, records, starts, where.address, watchers, since, methods)
     finally:
         terminal.close()
-    folder = Path(store.path("report")) if store.local else Path("deelbo-runs") / benchmark.name / "report"
-    try:
-        files = write_report([from_storage(store)], folder)
-    except (ValueError, OSError) as error:  # the run's own account comes all the same
-        files = {}
-        console.print(f"no report: {one_line(error)}")
+    stopped = outcome.halted is not None
+    folder = None if stopped else _draw_report(store, benchmark)
     account = {name: float(getattr(outcome, name)) for name in ACCOUNT} if outcome.ran else {}
-    status = "KILLED" if outcome.left else "FAILED" if outcome.failed else "FINISHED"
-    sent = tracker.stop(status, account, folder if files else None)
+    status = "KILLED" if stopped or outcome.left else "FAILED" if outcome.failed else "FINISHED"
+    sent = tracker.stop(status, account, folder)
     console.print(outcome.describe())
     if not sent:
-        again = f"{command()} sync {short(store.url)}" + (f" --tracking-uri {tracking}" if tracking else "")
+        again = f"{command()} sync {short(store.url)}" + (f" --tracking-uri {where.tracking}" if where.tracking else "")
         console.print(f"MLflow did not take everything ({tracker.problem}): `{again}` will")
-    if files:
-        _show_table3(pd.read_csv(files["table3.csv"]))
-        console.print(f"report  {short(files['report.html'])}")
-        if "figure2.png" in files:
-            console.print(f"figure  {short(files['figure2.png'])}")
-    where = f"{command()} ui {short(store.url)}" if tracking is None else tracking
-    console.print(f"MLflow  {where}")
+    if folder is not None:
+        _show_table3(pd.read_csv(folder / "table3.csv"))
+        console.print(f"report  {short(folder / 'report.html')}")
+        if (folder / "figure2.png").exists():
+            console.print(f"figure  {short(folder / 'figure2.png')}")
+    console.print(f"MLflow  {f'{command()} ui {short(store.url)}' if where.tracking is None else where.tracking}")
     for line in outcome.failures:
         console.print(f"failed  {line}")
+    if outcome.halted:
+        raise RecordError(outcome.halted)
+    if stopped:
+        console.print(f"stopped with {outcome.left} trials left: the same command continues")
+        return STOPPED
     if outcome.ran:
         took = time.time() - since
         share = outcome.busy * outcome.wall_seconds / took
         console.print(f"the whole command took {duration(took)}; its slots were inside trials for {share:.0%} of that")
-    if outcome.left:
-        console.print(f"stopped with {outcome.left} trials left: the same command continues")
-        return 130
     return 1 if outcome.failed else 0
+
+
+def _draw_report(store: RecordStore, benchmark: Benchmark) -> Path | None:
+    """The folder of the report; None, and why, where there can be none: the run's own account comes all the same."""
+    from bench.report import write_report
+    from bench.results import from_storage
+
+    folder = Path(store.path("report")) if store.local else Path("deelbo-runs") / benchmark.name / "report"
+    try:
+        write_report([from_storage(store)], folder)
+    except (ValueError, OSError) as error:
+        console.print(f"no report: {one_line(error)}")
+        return None
+    return folder
 
 
 def _show_table3(third: pd.DataFrame) -> None:

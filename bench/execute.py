@@ -12,6 +12,7 @@ from torch import nn
 from bench.environment import hardware, versions
 from bench.trials import TrialRecord, TrialSpec
 from deelbo.backbones import build_backbone, split_at_head
+from deelbo.checkpoint import Checkpoint
 from deelbo.clock import PhaseClock
 from deelbo.fit import fit
 from deelbo.learned_l2 import make_groups
@@ -38,10 +39,16 @@ def execute(
     attempt: int = 1,
     data: str | None = None,
     verify: bool = True,
+    timed: bool = True,
+    lost_seconds: float = 0.0,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[TrialRecord, Series]:
     """Trains and measures one trial. An error becomes a record of status "failed" with its traceback.
 
     ``data`` and ``verify`` say where images are read and how far they are checked, as for `deelbo.tasks.load_task`.
+    ``timed`` goes to the record, and so does ``lost_seconds``, what earlier attempts ran. ``checkpoint``, this trial's
+    own, is where it is kept on the way. A trial that went on from one has in its state ``resumed_at_step``, and
+    ``resumed_seconds``: how many of its seconds, those in ``total`` too, are of processes that died, and so not lost.
     """
     started, since = time.time(), time.perf_counter()
     clock = PhaseClock(device)
@@ -70,7 +77,17 @@ def execute(
         if spec.compile:
             torch.compiler.reset()  # a trial's graphs are its own: they count in its warm-up, and never run out
         test = spec.stage != "tune"
-        result = fit(model, split, objective, schedule, seed=spec.seed, test=test, clock=clock, numerics=numerics)
+        result = fit(
+            model,
+            split,
+            objective,
+            schedule,
+            seed=spec.seed,
+            test=test,
+            clock=clock,
+            numerics=numerics,
+            checkpoint=checkpoint,
+        )
         series = result.series
         values = {"status": result.status, "metrics": result.metrics, "state": result.state}
         if device.type == "cuda":
@@ -80,6 +97,11 @@ def execute(
         if _is_out_of_memory(error):
             values["error"] += _out_of_memory(spec, device)
     seconds = clock.seconds | {"total": time.perf_counter() - since}
+    if checkpoint is not None and checkpoint.resumed_at_step is not None:
+        values["state"]["resumed_at_step"] = checkpoint.resumed_at_step
+        values["state"]["resumed_seconds"] = checkpoint.resumed_seconds
+        seconds["total"] += checkpoint.resumed_seconds
+        lost_seconds = max(lost_seconds - checkpoint.resumed_seconds, 0.0)  # those came to something
     record = TrialRecord(
         spec=spec,
         seconds=seconds,
@@ -89,6 +111,8 @@ def execute(
         concurrency=concurrency,
         hardware=hardware(device),
         versions=versions() | {"pretrained": start_fingerprint(spec.prior, pretrained)} | seen,
+        lost_seconds=lost_seconds,
+        timed=timed,
         **values,
     )
     return record, series

@@ -5,10 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bench.trials import TrialRecord
 
-__all__ = ["Outcome", "duration", "outcome_of"]
+__all__ = ["Ended", "Outcome", "duration", "outcome_of"]
+
+
+class Ended(NamedTuple):
+    """What an account needs of a trial that ended; its record would be kept in memory for the whole run.
+
+    Attributes:
+        started, finished: in seconds since 1970.
+        failure: a line on what went wrong, where it failed.
+    """
+
+    started: float
+    finished: float
+    failure: str | None = None
+
+    @classmethod
+    def of(cls, record: TrialRecord) -> Ended:
+        """That of a record."""
+        failure = record.describe_failure() if record.status == "failed" else None
+        return cls(record.started, record.finished, failure)
 
 
 @dataclass(frozen=True)
@@ -25,6 +45,7 @@ class Outcome:
         start_up_seconds: from the call to the first trial's start.
         hand_over_seconds: mean time that a slot waits between two trials.
         tail_seconds: slot-seconds idle once nothing was left to start.
+        halted: None unless the call was stopped; then why, or nothing where a signal did it.
     """
 
     ran: int
@@ -38,6 +59,7 @@ class Outcome:
     start_up_seconds: float
     hand_over_seconds: float
     tail_seconds: float
+    halted: str | None = None
 
     def describe(self) -> str:
         """For people."""
@@ -62,22 +84,24 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def outcome_of(records: Sequence[TrialRecord], reused: int, left: int, slots: int, since: float) -> Outcome:
+def outcome_of(
+    trials: Sequence[Ended], reused: int, left: int, slots: int, since: float, halted: str | None = None
+) -> Outcome:
     """The account of the trials that a call ran. ``since``: when it began, in seconds since 1970."""
-    if not records:
-        return Outcome(0, reused, 0, [], left, slots, time.time() - since, 0.0, 0.0, 0.0, 0.0)
-    failed = [record for record in records if record.status == "failed"]
-    ends = sorted(record.finished for record in records)
-    first, wall = min(record.started for record in records) - since, ends[-1] - since
-    inside = sum(record.finished - record.started for record in records)
-    last_start = max(record.started for record in records)
+    if not trials:
+        return Outcome(0, reused, 0, [], left, slots, time.time() - since, 0.0, 0.0, 0.0, 0.0, halted)
+    failures = [trial.failure for trial in trials if trial.failure is not None]
+    ends = sorted(trial.finished for trial in trials)
+    first, wall = min(trial.started for trial in trials) - since, ends[-1] - since
+    inside = sum(trial.finished - trial.started for trial in trials)
+    last_start = max(trial.started for trial in trials)
     tail = sum(ends[-1] - max(end, last_start) for end in ends[-slots:])
-    between = max(slots * (wall - first) - inside - tail, 0) / max(len(records) - slots, 1)
+    between = max(slots * (wall - first) - inside - tail, 0) / max(len(trials) - slots, 1)
     return Outcome(
-        ran=len(records),
+        ran=len(trials),
         reused=reused,
-        failed=len(failed),
-        failures=[record.describe_failure() for record in failed],
+        failed=len(failures),
+        failures=failures,
         left=left,
         slots=slots,
         wall_seconds=wall,
@@ -85,4 +109,5 @@ def outcome_of(records: Sequence[TrialRecord], reused: int, left: int, slots: in
         start_up_seconds=first,
         hand_over_seconds=between,
         tail_seconds=tail,
+        halted=halted,
     )

@@ -48,6 +48,10 @@ class Terminal(Watcher):
         self._out[spec.key] = spec
         self._show()
 
+    def lost(self, spec: TrialSpec, reason: str) -> None:
+        self._out.pop(spec.key, None)
+        self.console.print(f"lost, tried again: {spec.describe()} ({reason[:160]})", highlight=False)
+
     def finished(self, record: TrialRecord) -> None:
         self._out.pop(record.key, None)
         self._seconds.append(record.finished - record.started)

@@ -56,6 +56,10 @@ class Race:
         method.tell(record)
         self._drain(method)
 
+    def retry(self, spec: TrialSpec) -> None:
+        """A trial that was asked for came to nothing: it is the next to start."""
+        self._ready.append(spec)
+
     @property
     def finished(self) -> bool:
         """Whether nothing is ready and nothing is out."""
@@ -114,6 +118,9 @@ class Watcher:
 
     def started(self, spec: TrialSpec) -> None:
         """A trial starts; more than once where its process died and it is tried again."""
+
+    def lost(self, spec: TrialSpec, reason: str) -> None:
+        """A trial's process died, and it will be tried again."""
 
     def finished(self, record: TrialRecord) -> None:
         """A trial has its record."""

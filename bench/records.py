@@ -1,108 +1,82 @@
-"""Where records are kept: a local folder or any fsspec URL. The single source of truth.
+"""Where records are kept: the single source of truth.
 
 benchmark.json        the configuration
 records/KEY.json      one trial each, written once, whole or not at all
 series/KEY.json       its rows over the epochs
-attempts/KEY.1.json   when an attempt at it began
+attempts/KEY.1.json   when an attempt at it began; where it came to nothing, when it ended
+checkpoints/KEY.pt    where a long run goes on from
 runs/TIME.json        one a call of `run`: where its wall-clock time went
+damaged/              files that were set aside
+lock, lock.json       who works on it
 """
 
 from __future__ import annotations
 
 import json
-import os
 import posixpath
-import time
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
-import fsspec
 import pandas as pd
 
+from bench.config import one_line
+from bench.storage import Storage
 from bench.trials import TrialRecord, plain
 
 __all__ = ["RecordError", "RecordStore", "frame_of"]
+
+LOCKS = ("lock", "lock.json")
 
 
 class RecordError(ValueError):
     """A storage that cannot be used as it is, in one line."""
 
 
-class RecordStore:
-    """A benchmark's storage. Cheap to make and to send to another process: it holds a URL."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/") if "://" in url else os.path.abspath(url)
-
-    @property
-    def _fs(self) -> Any:
-        return fsspec.core.url_to_fs(self.url)[0]
-
-    @property
-    def root(self) -> str:
-        """The storage as an absolute path or object prefix."""
-        return str(fsspec.core.url_to_fs(self.url)[1]).rstrip("/")
-
-    @property
-    def local(self) -> bool:
-        """Whether it is a folder of this machine's file system."""
-        protocol = self._fs.protocol
-        return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
-
-    def path(self, *parts: str) -> str:
-        """Where something of this storage is."""
-        return posixpath.join(self.root, *parts)
+class RecordStore(Storage):
+    """A benchmark's storage."""
 
     def read_benchmark(self) -> dict[str, Any] | None:
-        """The configuration kept here; None where the storage does not exist or is empty.
+        """The configuration kept here; None where the storage does not exist, is empty, or lost it and has records.
 
         Raises:
             RecordError: there is something else.
         """
-        if self._fs.exists(self.path("benchmark.json")):
-            try:
-                content = json.loads(self._fs.cat_file(self.path("benchmark.json")))
-            except (ValueError, RecursionError) as error:
-                raise RecordError(f"{self.path('benchmark.json')} is damaged ({error}): put it back") from None
-            if not isinstance(content, dict):
-                raise RecordError(f"{self.path('benchmark.json')} is damaged (not an object): put it back")
-            return content
-        if self._fs.exists(self.root) and (not self._fs.isdir(self.root) or self._fs.ls(self.root)):
-            raise RecordError(f"{self.url} exists and holds no benchmark: choose another --storage, or an empty folder")
-        return None
+        content = self.read_file("benchmark.json")
+        if content is None:
+            there = [name for name in self.names() if name not in LOCKS]
+            if (there and "records" not in there) or (self.exists() and not self._fs.isdir(self.root)):
+                raise RecordError(
+                    f"{self.url} exists and holds no benchmark: choose another --storage, or an empty folder"
+                )
+            return None
+        try:
+            found = json.loads(content)
+            if not isinstance(found, dict):
+                raise ValueError("not an object")
+        except (ValueError, RecursionError) as error:
+            words = f"{self.path('benchmark.json')} is damaged ({error})"
+            raise RecordError(f"{words}: put it back, or delete it and let `run` write it again") from None
+        return found
 
     def write_benchmark(self, content: dict[str, Any]) -> None:
         """Keeps the configuration."""
-        self._write("benchmark.json", json.dumps(content, indent=1))
+        self._write("benchmark.json", content)
 
     def write(self, record: TrialRecord, series: list[dict[str, float]]) -> None:
         """Keeps a trial: the series first, so that whoever finds the record finds its series."""
         rows = [{name: plain(value) for name, value in row.items()} for row in series]
-        self._write(f"series/{record.key}.json", json.dumps(rows, allow_nan=False))
-        self._write(f"records/{record.key}.json", record.to_json())
-
-    def begin(self, key: str) -> int:
-        """Notes that an attempt at a trial begins; its number, from 1."""
-        attempt = self.attempts(key) + 1
-        self._write(f"attempts/{key}.{attempt}.json", json.dumps({"started": time.time()}))
-        return attempt
-
-    def attempts(self, key: str) -> int:
-        """How many attempts at a trial were begun."""
-        count = 0
-        while self._fs.exists(self.path("attempts", f"{key}.{count + 1}.json")):
-            count += 1
-        return count
+        self.write_file(f"series/{record.key}.json", json.dumps(rows, allow_nan=False).encode())
+        self.write_file(f"records/{record.key}.json", record.to_json().encode())
 
     def write_run(self, started: str, content: dict[str, Any]) -> None:
         """Keeps the account of one call of `run`."""
-        self._write(f"runs/{started}.json", json.dumps(content, indent=1))
+        self._write(f"runs/{started}.json", content)
 
     def read(self, key: str) -> TrialRecord | None:
         """The record of that trial, or None. Raises RecordError where it is damaged."""
-        path = self.path("records", f"{key}.json")
-        return self._read(path) if self._fs.exists(path) else None
+        name = f"records/{key}.json"
+        content = self.read_file(name)
+        return None if content is None else self._record(name, content)
 
     def records(self, damaged: list[str] | None = None) -> Iterator[TrialRecord]:
         """Every record, in the order of their keys.
@@ -113,36 +87,56 @@ class RecordStore:
         Raises:
             RecordError: a file that is not a record, named.
         """
-        for path in self._list("records"):
+        for name, content in self.read_files(self._list("records")):
             try:
-                yield self._read(path)
+                yield self._record(name, content)
             except RecordError as error:
                 if damaged is None:
                     raise
-                damaged.append(str(error))
+                damaged.append(f"{error}: let `run` set it aside and run that trial again")
+
+    def whole_records(self) -> tuple[list[TrialRecord], list[str]]:
+        """Every record that is whole and whose series is. The others are set aside, so that their trials run again;
+        a line for each of those. Only for who holds the storage's lock."""
+        self.sweep(("", "records", "series", "attempts", "checkpoints", "runs"))
+        records, broken = [], dict[str, str]()
+        for name, content in self.read_files(self._list("records")):
+            try:
+                records.append(self._record(name, content))
+            except RecordError as error:
+                broken[name] = str(error)
+        for name, content in self.read_files(self._list("series")):
+            try:
+                self._rows(name, content)
+            except RecordError as error:
+                broken[name] = str(error)
+        keys = {posixpath.basename(name) for name in broken}
+        lines = [
+            f"{words}: set aside as {self.set_aside(name)}, its trial runs again" for name, words in broken.items()
+        ]
+        for key in keys:  # what is left of them goes with them
+            for name in (f"records/{key}", f"series/{key}"):
+                if name not in broken and self.exists(name):
+                    self.set_aside(name)
+        return [record for record in records if f"{record.key}.json" not in keys], lines
 
     def series(self, key: str) -> list[dict[str, float]]:
         """A trial's rows over the epochs; none where it has none."""
-        path = self.path("series", f"{key}.json")
-        if not self._fs.exists(path):
-            return []
-        try:
-            rows = json.loads(self._fs.cat_file(path))
-            return [{name: float(value) for name, value in row.items()} for row in rows]
-        except (ValueError, TypeError, AttributeError) as error:
-            raise RecordError(f"{path} is damaged ({error}): delete it, its trial stays without a series") from None
+        name = f"series/{key}.json"
+        content = self.read_file(name)
+        return [] if content is None else self._rows(name, content)
 
     def runs(self, damaged: list[str] | None = None) -> list[dict[str, Any]]:
         """The accounts of all calls of `run`, oldest first. ``damaged``: as in `records`."""
         accounts = []
-        for path in self._list("runs"):
+        for name, content in self.read_files(self._list("runs")):
             try:
-                account = json.loads(self._fs.cat_file(path))
+                account = json.loads(content)
                 if not isinstance(account, dict):
                     raise ValueError("not an object")
                 accounts.append(account)
             except (ValueError, RecursionError) as error:
-                words = f"{path} is damaged ({error}): delete it, no trial is lost with it"
+                words = f"{self.path(name)} is damaged ({one_line(error)}): delete it, no trial is lost with it"
                 if damaged is None:
                     raise RecordError(words) from None
                 damaged.append(words)
@@ -152,37 +146,26 @@ class RecordStore:
         """All records as a table: see `frame_of`."""
         return frame_of(list(self.records()))
 
-    def _read(self, path: str) -> TrialRecord:
+    def _record(self, name: str, content: bytes) -> TrialRecord:
         try:
-            return TrialRecord.from_json(self._fs.cat_file(path).decode())
+            record = TrialRecord.from_json(content.decode())
+            if name != f"records/{record.key}.json":
+                raise ValueError(f"it holds the record of {record.key}")
         except ValueError as error:
-            raise RecordError(f"{path} is damaged ({error}): delete it, and `run` will run that trial again") from None
+            raise RecordError(f"{self.path(name)} is damaged ({one_line(error)})") from None
+        return record
+
+    def _rows(self, name: str, content: bytes) -> list[dict[str, float]]:
+        try:
+            return [{column: float(value) for column, value in row.items()} for row in json.loads(content)]
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise RecordError(f"{self.path(name)} is damaged ({one_line(error)})") from None
 
     def _list(self, folder: str) -> list[str]:
-        path = self.path(folder)
-        if not self._fs.exists(path):
-            return []
-        self._fs.invalidate_cache(path)  # other processes write here
-        return sorted(str(name) for name in self._fs.ls(path, detail=False) if str(name).endswith(".json"))
+        return [name for name in self.names(folder) if name.endswith(".json")]
 
-    def _write(self, name: str, text: str) -> None:
-        """Whole or not at all: a temporary name and a rename on a local disk, a single put elsewhere."""
-        path = self.path(name)
-        if not self.local:
-            self._fs.pipe_file(path, text.encode())
-            return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{path}.{uuid.uuid4().hex}.part"
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            raise
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        self.write_file(name, json.dumps(content, indent=1).encode())
 
 
 COLUMNS = {

@@ -78,6 +78,12 @@ def from_storage(store: RecordStore, label: str = "") -> Results:
             f"{f'; {damaged[0]}' if damaged else ''}"
         )
     notes = [*filter(None, [unlike_paper(benchmark)]), *holes(frame)]
+    if untimed := sum(not record.timed for record in kept):
+        notes.insert(
+            0,
+            f"{untimed} of {len(kept)} trials ran with timed: false: their seconds are no measurement, and not to be "
+            "compared.",
+        )
     if unused := len(records) - len(kept) - held:
         notes.insert(0, f"{unused} of {len(records)} records are not asked for by benchmark.json, and not shown.")
     if left:
@@ -88,7 +94,11 @@ def from_storage(store: RecordStore, label: str = "") -> Results:
         )
     about = [f"{len(records)} trials: {', '.join(f'{count} {status}' for status, count in counts.most_common())}."]
     about += [*_hardware(records), _versions(records)]
-    about += [str(run["account"]) for run in store.runs(damaged) if "account" in run]
+    for account in (run["account"] for run in store.runs(damaged) if "account" in run):
+        if isinstance(account, str):
+            about.append(one_line(account))
+        else:
+            damaged.append(f"{store.path('runs')}: an account that is no text is not shown; no trial is lost with it")
     damaged += [
         f"failed: {record.describe_failure()}; not counted and never chosen: let `run` try again"
         for record in kept
@@ -114,7 +124,7 @@ def from_published(pairs: Sequence[tuple[Path, Path]], label: str = "") -> Resul
             if (name := str(frame["dataset"].iloc[0])) in frames:
                 raise ValueError(f"{tuned}: there is another pair of files for {name}: report them apart")
         except ValueError as error:
-            left_out.append(str(error))
+            left_out.append(one_line(error))
             continue
         frames[name] = frame
         left_out += problems
@@ -150,7 +160,7 @@ def gather(storages: Sequence[str], pairs: Sequence[tuple[Path, Path]]) -> tuple
         try:
             found.append(from_published(pairs, names[-1]))
         except ValueError as error:
-            failed.append(str(error))
+            failed.append(one_line(error))
     if not found:
         raise ValueError(failed[0])
     return found, failed

@@ -12,6 +12,7 @@ from typing import NoReturn, TypeVar
 from bench.benchmark import Benchmark
 from bench.config import ConfigError, one_line, parse_benchmark
 from bench.console import command, console, short
+from bench.lock import Owner
 from bench.records import RecordError, RecordStore
 
 __all__ = ["report", "sync", "ui"]
@@ -60,6 +61,10 @@ def sync(storage: str, tracking: str | None) -> int:
     from bench.mirror import tracking_uri
 
     store, benchmark = _existing(storage)
+    if (owner := Owner.read(store)) is not None and owner.lives:  # two would make two runs of one trial
+        raise RecordError(
+            f"{storage} is in use by a `run` ({owner.describe()}), which sends its trials itself: wait for it"
+        )
     folder = Path(store.path("report")) if store.local else None
     report_folder = folder if folder and folder.is_dir() else None
     count = _send(lambda uri: send(store, benchmark, uri, report_folder), tracking_uri(store, tracking))

@@ -1,5 +1,6 @@
 """deelbo: learn the strength of L2 regularisation while a network trains, without a validation set."""
 
+from deelbo.checkpoint import Checkpoint
 from deelbo.clock import PhaseClock
 from deelbo.fit import FitResult, fit
 from deelbo.learned_l2 import LearnedL2, make_groups
@@ -11,6 +12,7 @@ from deelbo.run import Schedule, evaluate
 __all__ = [
     "ELBO",
     "MAP",
+    "Checkpoint",
     "DataEmphasizedELBO",
     "FitResult",
     "GaussianPrior",

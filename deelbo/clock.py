@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -52,6 +53,18 @@ class PhaseClock:
         """Books the block's seconds nowhere: a callback's, a tracker's."""
         with self._switched(None):
             yield
+
+    def carry(self, seconds: Mapping[str, float]) -> None:
+        """Adds what another clock booked, by phase: that of a process which died, whose run goes on here.
+
+        Raises:
+            ValueError: a phase that is none, or seconds that are negative or not finite. Nothing is added then.
+        """
+        for name, value in seconds.items():
+            if name not in self._seconds or not 0 <= value < math.inf:
+                raise ValueError(f"seconds of a phase are a number >= 0, got {name!r}: {value!r}")
+        for name, value in seconds.items():
+            self._seconds[name] += value
 
     def read(self, name: str) -> float:
         """Seconds of ``name`` until now, the running phase's included. Synchronises the device."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from deelbo.checkpoint import Checkpoint
 from deelbo.clock import PhaseClock
 from deelbo.numerics import Numerics
 from deelbo.objectives import Objective
@@ -53,6 +54,7 @@ def fit(
     clock: PhaseClock | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
     numerics: Numerics | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> FitResult:
     """Trains ``model`` in place by ``objective`` on ``split.train``, and measures it.
 
@@ -64,8 +66,10 @@ def fit(
         seed: of the order of images, augmentation and whatever the model itself draws.
         test: whether to measure test accuracy at the end.
         clock: where seconds are booked; a new one where None.
-        on_epoch: called with each row of the series, its time booked nowhere.
+        on_epoch: called with each row of the series, its time booked nowhere; not with those of a checkpoint.
         numerics: how forward and backward are computed; in float32 where None.
+        checkpoint: where the run is kept between epochs, and gone on from where it is there already. The clock's
+            seconds then go on from the checkpoint's, and its writing is booked under "checkpoint". None: nowhere.
 
     Raises:
         ValueError: the objective's N is not the number of training images.
@@ -82,7 +86,10 @@ def fit(
             run = Run(model, _moved(split, device, test), objective, schedule, seed, numerics)
         with clock.phase("warmup"):
             run.warm_up()
-        series, diverged = _train(run, clock, on_epoch)
+        if checkpoint is not None:
+            checkpoint.resume(run, clock)
+        diverged = _train(run, clock, on_epoch, checkpoint)
+        series = run.series
         metrics = {"train_nll": series[-1]["train_nll"]}
         metrics |= {name: series[-1][name] for name in ("val_nll", "val_acc") if name in series[-1]}
         with clock.phase("monitor"):
@@ -100,38 +107,48 @@ def fit(
 
 
 def _train(
-    run: Run, clock: PhaseClock, on_epoch: Callable[[dict[str, float]], None] | None
-) -> tuple[list[dict[str, float]], bool]:
-    """The step loop. It ends early where the training loss stops being finite; no step waits for the device."""
-    series: list[dict[str, float]] = []
+    run: Run,
+    clock: PhaseClock,
+    on_epoch: Callable[[dict[str, float]], None] | None,
+    checkpoint: Checkpoint | None,
+) -> bool:
+    """The step loop, from where the run stands; whether it diverged. No step waits for the device.
+
+    It ends early where the training loss stops being finite.
+    """
     looks = run.looks()
-    nll = torch.zeros((), device=run.device)
-    since = 0
     with clock.phase("train"):
-        for epoch in range(1, run.epochs + 1):
+        for epoch in range(run.steps_done // run.steps_an_epoch + 1, run.epochs + 1):
             run.model.train()
             for batch in run.batches():
-                nll += run.step(batch)
-                since += 1
-            if epoch not in looks:
-                continue
-            train_nll = float(nll) / since
-            nll.zero_()
-            since = 0
-            row = {"epoch": epoch, "step": run.steps_done, "train_seconds": clock.read("train")}
-            row |= {"learning_rate": run.last_rate, "train_nll": train_nll}
-            with clock.phase("monitor"):
-                row |= run.objective.describe()
-            if run.split.validation is not None:
-                with clock.phase("evaluate" if epoch == run.epochs else "monitor"):
-                    row["val_nll"], row["val_acc"] = run.evaluate(run.split.validation)
-            series.append(row)
-            if on_epoch is not None:
-                with clock.paused():
-                    on_epoch(dict(row))
-            if not math.isfinite(train_nll):
-                return series, True
-    return series, False
+                run.nll += run.step(batch)
+                run.since += 1
+            if epoch in looks:
+                row = _look(run, clock, epoch)
+                if on_epoch is not None:
+                    with clock.paused():
+                        on_epoch(dict(row))
+                if not math.isfinite(row["train_nll"]):
+                    return True
+            if checkpoint is not None and checkpoint.due():
+                checkpoint.keep(run, clock)
+    return False
+
+
+def _look(run: Run, clock: PhaseClock, epoch: int) -> dict[str, float]:
+    """Adds a row to the run's series. Waits for the device."""
+    train_nll = float(run.nll) / run.since
+    run.nll.zero_()
+    run.since = 0
+    row = {"epoch": epoch, "step": run.steps_done, "train_seconds": clock.read("train")}
+    row |= {"learning_rate": run.last_rate, "train_nll": train_nll}
+    with clock.phase("monitor"):
+        row |= run.objective.describe()
+    if run.split.validation is not None:
+        with clock.phase("evaluate" if epoch == run.epochs else "monitor"):
+            row["val_nll"], row["val_acc"] = run.evaluate(run.split.validation)
+    run.series.append(row)
+    return row
 
 
 def _moved(split: Split, device: torch.device, test: bool) -> Split:

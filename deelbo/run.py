@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,13 @@ class Schedule:
 
 
 class Run:
-    """The moving parts of one training run."""
+    """The moving parts of one training run.
+
+    Attributes:
+        steps_done: optimiser steps that were run.
+        series: a row for each look so far, see `deelbo.FitResult`.
+        nll, since: the sum of the batches' mean NLL since the last look, left on the device, and how many they were.
+    """
 
     def __init__(
         self,
@@ -97,6 +104,8 @@ class Run:
         self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, T_max=self.total)
         self.steps_done = 0
         self.last_rate = schedule.learning_rate
+        self.series: list[dict[str, float]] = []
+        self.nll, self.since = torch.zeros((), device=self.device), 0
 
     def looks(self) -> set[int]:
         """The epochs after which the run is looked at, spread evenly, the last one included."""
@@ -136,8 +145,7 @@ class Run:
         """Pays for first calls (libraries, kernels, memory): real steps, after which all is put back to the bit."""
         weights = copy.deepcopy(self.model.state_dict())
         learned = [parameter.detach().clone() for parameter in self.objective.parameters()]
-        generators = [generator for generator in (self.random, self.objective.generator) if generator is not None]
-        states = [generator.get_state() for generator in generators]
+        states = [generator.get_state() for generator in self._generators()]
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             self.model.train()
             for _ in range(WARMUP_STEPS):
@@ -146,11 +154,47 @@ class Run:
         with torch.no_grad():
             for parameter, value in zip(self.objective.parameters(), learned, strict=True):
                 parameter.copy_(value)
-        for generator, state in zip(generators, states, strict=True):
+        for generator, state in zip(self._generators(), states, strict=True):
             generator.set_state(state)
         for parameter in self.trained:
             parameter.grad = None
         self._start()
+
+    def _generators(self) -> list[torch.Generator]:
+        """Whose random numbers this run draws beside torch's global ones."""
+        return [generator for generator in (self.random, self.objective.generator) if generator is not None]
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the run depends on between two epochs: plain values, and the run's own tensors, which
+        change as it goes on. Buffers that the model itself keeps out of its ``state_dict`` are not in it."""
+        random = [torch.get_rng_state(), *(generator.get_state() for generator in self._generators())]
+        if self.device.type == "cuda":
+            random.append(torch.cuda.get_rng_state(self.device))
+        return {
+            "model": self.model.state_dict(),
+            "learned": [parameter.detach() for parameter in self.objective.parameters()],
+            "optimiser": self.optimiser.state_dict(),
+            "cosine": self.cosine.state_dict(),
+            "random": random,
+            **{name: getattr(self, name) for name in ("steps_done", "last_rate", "series", "nll", "since")},
+        }
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state` of this very run, whose tensors may lie on any device."""
+        self.model.load_state_dict(state["model"])
+        for parameter, value in zip(self.objective.parameters(), state["learned"], strict=True):
+            parameter.copy_(value)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.cosine.load_state_dict(state["cosine"])
+        shared, *random = state["random"]
+        torch.set_rng_state(shared)
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(random.pop(), self.device)
+        for generator, numbers in zip(self._generators(), random, strict=True):
+            generator.set_state(numbers)
+        self.steps_done, self.last_rate, self.since = state["steps_done"], state["last_rate"], state["since"]
+        self.series, self.nll = state["series"], state["nll"].to(self.device)
 
     def evaluate(self, images: Images) -> tuple[float, float]:
         """Mean NLL and class-balanced accuracy with the weights as they are."""

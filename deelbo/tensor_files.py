@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import reprlib
 from pathlib import Path
 
 import torch
@@ -35,8 +36,8 @@ def read_file(path: str | Path) -> object:
         if isinstance(error, pickle.UnpicklingError | RuntimeError) and re.search("GLOBAL|TorchScript", text):
             what = re.search(r"GLOBAL ([\w.]+)", text)
             raise ValueError(
-                f"{path} holds {what[1] if what else 'a program'}, which is not read as it could run code: save its "
-                f"state dict alone, torch.save(model.state_dict(), path)"
+                f"{path} holds {what[1][:60] if what else 'a program'}, which is not read as it could run code: save "
+                f"its state dict alone, torch.save(model.state_dict(), path)"
             ) from error
         raise ValueError(f"{path} is damaged or no {path.suffix} file ({one_line(error)}): copy it again") from error
 
@@ -54,8 +55,10 @@ def _load_safetensors(path: Path) -> object:
 
 def one_line(error: Exception) -> str:
     """The kind of an error and the first line of what it says, cut short."""
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
+    words = (str(error).splitlines() or [""])[0][:120]
+    if not words.isprintable():  # of a file that may say anything to the terminal
+        words = repr(words)
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -75,5 +78,6 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds nothing: give a state dict")
     for name, tensor in held.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise ValueError(f"{path}: {name!r} is a {type(tensor).__name__}, expected a tensor: give a state dict")
+            kind = type(tensor).__name__
+            raise ValueError(f"{path}: {reprlib.repr(name)} is a {kind}, expected a tensor: give a state dict")
     return {name: tensor.detach() for name, tensor in held.items()}

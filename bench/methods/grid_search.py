@@ -24,7 +24,7 @@ class MAPGridSearch(Method):
 
     def __init__(self, benchmark: Benchmark, cell: Cell, settings: GridSearchSettings) -> None:
         self.retrain = settings.retrains(cell.prior)
-        self._tuned: dict[str, TrialRecord] = {}
+        self._tuned: dict[str, tuple[bool, float]] = {}
         super().__init__(benchmark, cell, settings)
 
     def first(self) -> Iterable[TrialSpec]:
@@ -36,11 +36,12 @@ class MAPGridSearch(Method):
     def then(self, record: TrialRecord) -> Iterable[TrialSpec]:
         if record.spec.stage != "tune" or self.retrain == "all":
             return ()
-        self._tuned[record.key] = record
+        self._tuned[record.key] = _rank(record)
         if len(self._tuned) < len(self.grid):
             return ()
-        best = min(self.grid, key=lambda spec: (_rank(self._tuned[spec.key]), spec.key))
-        return () if self._tuned[best.key].status == "failed" else [replace(best, stage="retrain")]
+        best = min(self.grid, key=lambda spec: (self._tuned[spec.key], spec.key))
+        failed, _ = self._tuned[best.key]
+        return () if failed else [replace(best, stage="retrain")]
 
     def stages(self) -> Counter[str]:
         return Counter(tune=len(self.grid), retrain=len(self.grid) if self.retrain == "all" else 1)

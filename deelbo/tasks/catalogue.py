@@ -101,8 +101,8 @@ def load_task(
         image_size: side of the crop that the network sees, cut from images resized to 256 / 224 of it; the task's own
             where None.
         verify: whether the data must be the official ones, to the checksum and the number of images. Without, all that
-            has the right format is taken, such as a small set to rehearse with; the files of CIFAR-10 are then
-            unpickled as they are, which runs any code in them: only for files that one trusts.
+            has the right format is taken, such as a small set to rehearse with. Nothing that a file holds is executed
+            either way.
 
     Raises:
         ValueError: an unknown name, a size that the task does not have, or data that are not there, not whole, another

@@ -1,4 +1,5 @@
-"""CIFAR-10, Oxford-IIIT Pet and Flowers-102 from their official files, which torchvision's classes read.
+"""CIFAR-10, Oxford-IIIT Pet and Flowers-102 from their official files; the lists of the latter two are read by
+torchvision's classes. Nothing that the files hold is executed, and no image outside of their folders is read.
 
 This module imports torchvision.datasets, which takes seconds: import it where data are read.
 """
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torchvision import datasets
 
+from deelbo.tasks.batches import read_batch, read_pickle
 from deelbo.tasks.folders import CIFAR10, FLOWERS, PET, DataError, Folder, translated
 from deelbo.tasks.images import Geometry, Images, resize_side
 from deelbo.tasks.photographs import Listing, decoded
@@ -18,14 +20,7 @@ from deelbo.tasks.task import Task
 
 __all__ = ["check", "checksums", "list_photographs", "load", "read_cifar10"]
 
-
-class _CIFAR10(datasets.CIFAR10):  # type: ignore[misc]
-    """Reads what is there: `Folder` has looked at the files, each once and with better words."""
-
-    meta = datasets.CIFAR10.meta | {"md5": None}
-
-    def _check_integrity(self) -> bool:
-        return True
+IMAGES = {PET.name: "images", FLOWERS.name: "jpg"}
 
 
 class _Pet(datasets.OxfordIIITPet):  # type: ignore[misc]
@@ -56,8 +51,7 @@ def load(folder: Folder, root: Path, image_size: int, verify: bool, balanced: in
         root: the folder of the datasets.
         image_size: side of the crop that the network sees.
         verify: whether checksums, where torchvision has them, and the numbers of images must be the official ones.
-            Without, all that has the right format is taken, and the files of CIFAR-10 are unpickled as they are, which
-            runs any code in them: only for files that one trusts.
+            Without, all that has the right format is taken.
         balanced: as in `Task`.
 
     Raises:
@@ -97,18 +91,22 @@ def read_cifar10(folder: Folder, root: Path, verify: bool) -> tuple[Images, Imag
     """Training images in the order of the files, and test images; uint8 (n, 3, 32, 32). Arguments as in `load`."""
     with translated(f"{folder.name} cannot be read in {root / folder.folder}", folder.remedy):
         folder.check_files(root, checksums(folder) if verify else {})
-        parts = [_CIFAR10(str(root), train=train) for train in (True, False)]
-        for part in parts:
-            if part.data.dtype != np.uint8 or len(part.data) != len(part.targets):
+        parts = []
+        for names in (datasets.CIFAR10.train_list, datasets.CIFAR10.test_list):
+            batches = [read_batch(root / folder.folder / name) for name, _ in names]
+            pixels = np.concatenate([batch.pixels for batch in batches])
+            labels = [label for batch in batches for label in batch.labels]
+            if pixels.dtype != np.uint8 or len(pixels) != len(labels):
                 raise DataError(
-                    f"{folder.name} cannot be read in {root / folder.folder}: {len(part.targets)} labels and"
-                    f" {len(part.data)} images of {part.data.dtype}, expected one label an image, uint8:"
-                    f" {folder.remedy}"
+                    f"{folder.name} cannot be read in {root / folder.folder}: {len(labels)} labels and {len(pixels)}"
+                    f" images of {pixels.dtype}, expected one label an image, uint8: {folder.remedy}"
                 )
-        folder.check_labels(root, parts[0].targets, parts[1].targets, verify)
+            parts.append((pixels.reshape(-1, 3, 32, 32), labels))
+        if "label_names" not in read_pickle(root / folder.folder / datasets.CIFAR10.meta["filename"]):
+            raise KeyError("label_names")
+        folder.check_labels(root, parts[0][1], parts[1][1], verify)
     pool, test = (
-        Images(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets), folder.num_classes)
-        for part in parts
+        Images(torch.from_numpy(pixels), torch.tensor(labels), folder.num_classes) for pixels, labels in parts
     )
     return pool, test
 
@@ -119,6 +117,27 @@ def list_photographs(folder: Folder, root: Path, verify: bool) -> Listing:
     with translated(f"{folder.name} cannot be read in {root / folder.folder}", folder.remedy):
         folder.check_files(root, checksums(folder) if verify else {})
         listing = Listing(*reader(str(root), training).listed(), *reader(str(root), test).listed())
+        _check_listing(folder, root, listing)
         folder.check_labels(root, listing.training_labels, listing.test_labels, verify)
         folder.check_images(root, [*listing.training, *listing.test])
     return listing
+
+
+def _check_listing(folder: Folder, root: Path, listing: Listing) -> None:
+    """Raises DataError where a list names anything but images of its folder and whole numbers.
+
+    A name with a path in it could be that of any file of this machine.
+    """
+    images = root / folder.folder / IMAGES[folder.name]
+    for file in (*listing.training, *listing.test):
+        if file.parent != images or not file.name.isprintable() or "\\" in file.name:
+            raise DataError(
+                f"{folder.name} cannot be read in {root / folder.folder}: its lists name {str(file)[-60:]!r}, expected"
+                f" names of images in {images}: {folder.remedy}"
+            )
+    for label in (*listing.training_labels, *listing.test_labels):
+        if type(label) is not int:
+            raise DataError(
+                f"{folder.name} cannot be read in {root / folder.folder}: label {str(label)[:60]!r}, expected a whole"
+                f" number: {folder.remedy}"
+            )

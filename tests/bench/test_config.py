@@ -155,6 +155,13 @@ REFUSED = [
     ("name", "<b>bold</b>", ["name", "'<b>bold</b>'"]),
     ("name", "good\n", ["name"]),
     ("max_failures", -1, ["max_failures", "-1"]),
+    ("timed", "no", ["timed", "'no'", "boolean"]),
+    ("timed", 0, ["timed", "0", "boolean"]),
+    ("timed", None, ["timed", "None", "boolean"]),
+    ("checkpoint_minutes", 0, ["checkpoint_minutes", "0", "greater than 0"]),
+    ("checkpoint_minutes", INF, ["checkpoint_minutes", "inf", "finite"]),
+    ("checkpoint_minutes", True, ["checkpoint_minutes", "True", "must be a number"]),
+    ("checkpoint_minutes", 2.5, ["checkpoint_minutes = 2.5", "timed: true", "expected timed: false", "leave"]),
 ]
 
 
@@ -168,6 +175,21 @@ def test_nonsense_is_refused_by_name(content: dict[str, Any], where: str, value:
     assert len(message.splitlines()) == 1
     for word in expected:
         assert word in message
+
+
+def test_checkpoints_belong_to_runs_that_are_not_timed(content: dict[str, Any]) -> None:
+    """Runs are timed and keep no checkpoints unless a configuration says so; with ``timed: false`` it may give minutes,
+    and it is the same storage and the same trials as before."""
+    plain = parse_benchmark(content, "x")
+    untimed = parse_benchmark(content | {"timed": False, "checkpoint_minutes": "1e1"}, "x")
+    assert (plain.timed, plain.checkpoint_minutes) == (True, None)
+    assert (untimed.timed, untimed.checkpoint_minutes) == (False, 10)
+    assert parse_benchmark(content | {"timed": False}, "x").checkpoint_minutes is None
+    assert parse_benchmark(untimed.content(), "x") == untimed
+    assert untimed.settings_that_bind() == plain.settings_that_bind()
+    keys = [{spec.key for m in make_methods(b) for spec in iter(m.ask, None)} for b in (plain, untimed)]
+    assert keys[0] == keys[1]
+    assert len(keys[0]) == 8
 
 
 @pytest.mark.parametrize("key", ["name", "dataset", "backbone", "priors", "n", "seeds", "methods"])

@@ -12,6 +12,7 @@ import pytest
 from bench.benchmark import Benchmark
 from bench.checks import check_data
 from bench.config import ConfigError, parse_benchmark
+from bench.continuing import check_records
 from bench.methods import make_methods
 from bench.records import RecordError, RecordStore
 from bench.runner import _data
@@ -38,25 +39,25 @@ def store(tmp_path: Path) -> RecordStore:
     return RecordStore(str(tmp_path / "storage"))
 
 
-def test_images_that_fit_are_accepted(data_root: Path, store: RecordStore) -> None:
+def test_images_that_fit_are_accepted(data_root: Path) -> None:
     """Sizes that the folder has, and no earlier trials: nothing to say."""
-    check_data(store, benchmark_on(data_root), ["CIFAR-10"])
+    check_data(benchmark_on(data_root), ["CIFAR-10"])
 
 
-def test_a_size_beyond_the_folder(data_root: Path, store: RecordStore) -> None:
+def test_a_size_beyond_the_folder(data_root: Path) -> None:
     """An N that the dataset allows and this small folder does not have is refused before any trial."""
     with pytest.raises(ConfigError, match=r"^CIFAR-10: n = 1000 is larger than the pool of 400"):
-        check_data(store, benchmark_on(data_root, datasets={"CIFAR-10": [1000]}), ["CIFAR-10"])
+        check_data(benchmark_on(data_root, datasets={"CIFAR-10": [1000]}), ["CIFAR-10"])
 
 
-def test_an_image_that_cannot_be_decoded(data_root: Path, store: RecordStore, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_decoded(data_root: Path, tmp_path: Path) -> None:
     """A damaged photograph is named before any trial."""
     shutil.copytree(data_root / "oxford-iiit-pet", tmp_path / "data" / "oxford-iiit-pet")
     victim = sorted((tmp_path / "data" / "oxford-iiit-pet" / "images").iterdir())[0]
     victim.write_bytes(b"no photograph")
     benchmark = benchmark_on(tmp_path / "data", datasets={"Oxford-IIIT_Pet": [370]})
     with pytest.raises(ValueError, match=victim.name) as caught:
-        check_data(store, benchmark, ["Oxford-IIIT_Pet"])
+        check_data(benchmark, ["Oxford-IIIT_Pet"])
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -66,14 +67,12 @@ def test_other_images_than_before(
     """A storage whose trials saw other images is not continued; with the same images, or none on record, it is."""
     benchmark = benchmark_on(data_root)
     (spec,) = make_methods(benchmark)[0].first()
-    store.write(fake(spec), [])
-    check_data(store, benchmark, ["CIFAR-10"])
     seen = load_task("CIFAR-10", data_root, 32, verify=False).fingerprint
-    store.write(fake(spec, versions={"data": seen}), [])
-    check_data(store, benchmark, ["CIFAR-10"])
+    records = [fake(spec), fake(spec, versions={"data": seen})]
+    check_records(store, records, check_data(benchmark, ["CIFAR-10"]), {})
     cifar10_writer(tmp_path / "other", seed=1)
-    with pytest.raises(RecordError, match=f"saw other images of CIFAR-10 .{seen}, here "):
-        check_data(store, benchmark_on(tmp_path / "other"), ["CIFAR-10"])
+    with pytest.raises(RecordError, match=f"saw other images of CIFAR-10: {seen}, here "):
+        check_records(store, records, check_data(benchmark_on(tmp_path / "other"), ["CIFAR-10"]), {})
 
 
 def test_workers_are_told_a_whole_path(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from bench.execute import execute, make_model, make_objective
 from bench.trials import TrialSpec
+from deelbo.checkpoint import Checkpoint
 from deelbo.clock import PHASES
 from deelbo.objectives import ELBO, MAP, DataEmphasizedELBO
 from deelbo.pretraining import Pretrained
@@ -96,6 +97,56 @@ def test_a_trial_repeats_to_the_bit(spec: TrialSpec, pretrained: Pretrained) -> 
     assert first.state == second.state
     timeless = [[{**row, "train_seconds": 0} for row in series] for series in (first_series, second_series)]
     assert timeless[0] == timeless[1]
+
+
+class Killed(BaseException):
+    """What no trial can catch."""
+
+
+@pytest.mark.parametrize("spec", [SPEC, DE_ELBO], ids=name)
+def test_a_trial_that_goes_on_from_a_checkpoint(spec: TrialSpec, pretrained: Pretrained) -> None:
+    """Its numbers are those of the undisturbed trial to the bit; the record says where it went on, what that had cost
+    before, which is in ``total`` too, and what was lost."""
+    kept: list[bytes] = []
+
+    def die(data: bytes) -> None:
+        kept.append(data)
+        if len(kept) == 2:
+            raise Killed
+
+    spec = replace(spec, steps=6, series_points=3)
+    once, once_series = execute(spec, pretrained, CPU, checkpoint=Checkpoint(0, kept.append, lambda: None))
+    kept.clear()
+    with pytest.raises(Killed):
+        execute(spec, pretrained, CPU, checkpoint=Checkpoint(0, die, lambda: None))
+    checkpoint = Checkpoint(0, kept.append, lambda: kept[-1])
+    again, series = execute(spec, pretrained, CPU, attempt=2, timed=False, lost_seconds=3.5, checkpoint=checkpoint)
+    assert (again.status, again.error, again.metrics) == (once.status, None, once.metrics)
+    assert [{**row, "train_seconds": 0} for row in series] == [{**row, "train_seconds": 0} for row in once_series]
+    before = {"resumed_at_step": 2 if spec.stage == "tune" else 4, "resumed_seconds": checkpoint.resumed_seconds}
+    assert again.state == once.state | before
+    assert "resumed_at_step" not in once.state
+    assert (once.timed, once.lost_seconds, again.timed, again.lost_seconds) == (
+        True,
+        0,
+        False,
+        max(3.5 - checkpoint.resumed_seconds, 0),
+    )
+    phases = sum(again.seconds[phase] for phase in PHASES)
+    assert again.finished - again.started < phases <= again.seconds["total"]
+    assert type(again).from_json(again.to_json()) == again
+
+
+def test_a_trial_that_fails_says_where_it_went_on(pretrained: Pretrained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record of a trial that failed after it went on from a checkpoint says so, and what it was told to say."""
+    kept: list[bytes] = []
+    execute(DE_ELBO, pretrained, CPU, checkpoint=Checkpoint(0, kept.append, lambda: None))
+    monkeypatch.setattr("deelbo.run.Run.nll_under_posterior", lambda _: 1 / 0)
+    checkpoint = Checkpoint(0, kept.append, lambda: kept[0])
+    record, _ = execute(DE_ELBO, pretrained, CPU, timed=False, lost_seconds=1.0, checkpoint=checkpoint)
+    assert record.status == "failed"
+    assert record.state == {"resumed_at_step": 2, "resumed_seconds": checkpoint.resumed_seconds}
+    assert (record.timed, record.lost_seconds) == (False, 1.0 - checkpoint.resumed_seconds)
 
 
 def test_a_trial_leaves_the_pretrained_network_alone(pretrained: Pretrained) -> None:

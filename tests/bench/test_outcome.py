@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 
 from bench.benchmark import Benchmark
-from bench.outcome import Outcome, duration, outcome_of
-from bench.trials import TrialRecord
+from bench.outcome import Ended, Outcome, duration, outcome_of
 
-Timeline = Callable[..., list[TrialRecord]]
+Timeline = Callable[..., list[Ended]]
 
 
 @pytest.fixture
 def timeline(tiny: Benchmark, play: Any, fake: Any) -> Timeline:
-    """Records that started and finished at the given times."""
+    """Trials that started and finished at the given times."""
     specs = [record.spec for record in play(tiny)]
 
-    def make(*spans: tuple[float, float]) -> list[TrialRecord]:
-        return [fake(spec, started=start, finished=end) for spec, (start, end) in zip(specs, spans, strict=False)]
+    def make(*spans: tuple[float, float]) -> list[Ended]:
+        timed = zip(specs, spans, strict=False)
+        return [Ended.of(fake(spec, started=start, finished=end)) for spec, (start, end) in timed]
 
     return make
 
@@ -53,13 +53,13 @@ def test_the_order_of_records_does_not_matter(timeline: Timeline) -> None:
     assert asdict(outcome_of(records[::-1], 0, 0, 2, 100)) == asdict(outcome_of(records, 0, 0, 2, 100))
 
 
-def test_failures_are_said_by_their_last_line(timeline: Timeline, fake: Any) -> None:
+def test_failures_are_said_by_their_last_line(tiny: Benchmark, play: Any, fake: Any) -> None:
     """A failed trial is one line: what it was, and the last line of its error."""
-    records = timeline((0, 1), (0, 1))
-    failed = [fake(records[0].spec, "failed"), fake(records[1].spec, "failed", error=None)]
-    outcome = outcome_of(failed, 0, 0, 1, 0)
+    specs = [record.spec for record in play(tiny)]
+    failed = [fake(specs[0], "failed"), fake(specs[1], "failed", error=None)]
+    outcome = outcome_of([Ended.of(record) for record in failed], 0, 0, 1, 0)
     assert outcome.failed == 2
-    assert outcome.failures[0] == f"{records[0].spec.describe()}: RuntimeError: out of luck"
+    assert outcome.failures[0] == f"{specs[0].describe()}: RuntimeError: out of luck"
     assert outcome.failures[1].endswith(": no error kept")
     assert "2 failed" in outcome.describe()
 

@@ -62,13 +62,6 @@ def test_a_later_record_replaces_the_earlier(store: RecordStore, spec: TrialSpec
     assert [record.attempt for record in store.records()] == [2]
 
 
-def test_attempts_are_counted(store: RecordStore, spec: TrialSpec) -> None:
-    """Every attempt at a trial gets the next number, counted for each trial alone."""
-    assert store.attempts(spec.key) == 0
-    assert [store.begin(spec.key), store.begin(spec.key), store.begin("another")] == [1, 2, 1]
-    assert store.attempts(spec.key) == 2
-
-
 def test_accounts_of_runs_are_in_order(store: RecordStore) -> None:
     """The accounts of all calls of ``run`` come oldest first."""
     for started in ("20250102T000000", "20250101T000000"):
@@ -95,7 +88,7 @@ def test_an_empty_folder_is_accepted(tmp_path: Path) -> None:
     assert RecordStore(str(tmp_path)).read_benchmark() is None
 
 
-@pytest.mark.parametrize("name", ["notes.txt", ".git", "records"])
+@pytest.mark.parametrize("name", ["notes.txt", ".git", "series"])
 def test_a_folder_with_other_files_is_refused(tmp_path: Path, name: str) -> None:
     """A folder that holds something but no benchmark is refused, hidden files included."""
     (tmp_path / name).mkdir()
@@ -124,7 +117,7 @@ def test_a_damaged_record_is_named(tmp_path: Path, spec: TrialSpec, fake: Fake, 
     store = RecordStore(str(tmp_path))
     store.write(fake(spec), SERIES)
     (tmp_path / "records" / f"{spec.key}.json").write_bytes(text)
-    with pytest.raises(RecordError, match=rf"{spec.key}\.json is damaged .*: delete it"):
+    with pytest.raises(RecordError, match=rf"{spec.key}\.json is damaged"):
         list(store.records())
     with pytest.raises(RecordError, match="is damaged"):
         store.read(spec.key)
@@ -156,7 +149,7 @@ def test_a_record_of_other_types_is_damaged(
     store.write(fake(spec), SERIES)
     path = tmp_path / "records" / f"{spec.key}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
-    with pytest.raises(RecordError, match=rf"{spec.key}\.json is damaged .*: delete it"):
+    with pytest.raises(RecordError, match=rf"{spec.key}\.json is damaged"):
         list(store.records())
 
 

@@ -14,7 +14,7 @@ import pytest
 from bench.benchmark import Benchmark
 from bench.config import ConfigError, parse_benchmark
 from bench.curves import curves
-from bench.outcome import outcome_of
+from bench.outcome import Ended, outcome_of
 from bench.records import RecordError, RecordStore
 from bench.report import write_report
 from bench.results import from_published, from_storage, gather
@@ -73,7 +73,7 @@ def test_the_page_stands_alone(storage: RecordStore, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("sketch")
 def test_the_page_says_what_was_run(storage: RecordStore, tiny: Benchmark, play: Any, tmp_path: Path) -> None:
     """The page has the benchmark's name, its configuration, how many trials there are, and each run's account."""
-    outcome = outcome_of(play(tiny), 0, 0, 2, 990.0)
+    outcome = outcome_of([Ended.of(record) for record in play(tiny)], 0, 0, 2, 990.0)
     storage.write_run("20250101", asdict(outcome) | {"account": outcome.describe()})
     page = page_of(report(storage, tmp_path))
     assert "<h1>tiny" in page

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.tune.search import Searcher
 
+from bench.attempts import Attempts
 from bench.benchmark import Benchmark
 from bench.methods import make_methods
 from bench.race import Race, Watcher
 from bench.records import RecordStore
-from bench.runner import MethodSearcher
+from bench.searcher import Courier, MethodSearcher
+from bench.stopping import Halted
 from bench.trials import TrialRecord, TrialSpec
 
 Fake = Callable[..., TrialRecord]
@@ -21,86 +24,196 @@ Fake = Callable[..., TrialRecord]
 
 class Notes(Watcher):
     def __init__(self) -> None:
+        self.started_keys: list[str] = []
+        self.lost_keys: list[tuple[str, str]] = []
         self.ended: list[TrialRecord] = []
+
+    def started(self, spec: TrialSpec) -> None:
+        self.started_keys.append(spec.key)
+
+    def lost(self, spec: TrialSpec, reason: str) -> None:
+        self.lost_keys.append((spec.key, reason))
 
     def finished(self, record: TrialRecord) -> None:
         self.ended.append(record)
 
 
+class Desk:
+    """A searcher with what it needs, and Tune's part played by hand."""
+
+    def __init__(self, benchmark: Benchmark, store: RecordStore, most: int = 100, max_failures: int = 2) -> None:
+        self.store, self.notes, self.race = store, Notes(), Race(make_methods(benchmark))
+        self.attempts = Attempts(store)
+        self.searcher = MethodSearcher(self.race, [self.notes], store, self.attempts, most, max_failures)
+
+    def suggest(self, trial: str) -> tuple[TrialSpec, int, float]:
+        config = self.searcher.suggest(trial)
+        assert config is not None
+        return TrialSpec(**config["spec"]), config["attempt"], config["lost_seconds"]
+
+    def end(self, trial: str, record: TrialRecord, written: bool = False, series: Any = ()) -> None:
+        result = {"record": record.to_json(), "series": list(series), "written": written, "done": True}
+        self.searcher.delivered(trial, result)
+        assert result == {"done": True}
+        self.searcher.on_trial_complete(trial, result)
+
+    def die(self, trial: str, reason: str | None = None) -> None:
+        if reason is not None:
+            self.searcher.died(trial, reason)
+        self.searcher.on_trial_complete(trial, error=True)
+
+
 @pytest.fixture
-def store(tmp_path: Any) -> RecordStore:
+def store(tmp_path: Path) -> RecordStore:
     return RecordStore(str(tmp_path / "s"))
 
 
 @pytest.fixture
-def race(tiny: Benchmark) -> Race:
-    return Race(make_methods(tiny))
+def desk(tiny: Benchmark, store: RecordStore) -> Desk:
+    return Desk(tiny, store)
 
 
-def test_never_more_at_once_than_it_may(race: Race, store: RecordStore, fake: Fake) -> None:
+def test_never_more_at_once_than_it_may(tiny: Benchmark, store: RecordStore, fake: Fake) -> None:
     """At most ``most`` trials are out; when one ends the next may start."""
-    searcher = MethodSearcher(race, [], store, most=2)
-    first, second = searcher.suggest("a"), searcher.suggest("b")
-    assert first is not None
-    assert second is not None
-    assert searcher.suggest("c") is None
-    record = fake(TrialSpec(**first["spec"]))
-    searcher.on_trial_complete("a", {"record": record.to_json(), "series": []})
-    assert searcher.suggest("c") is not None
+    desk = Desk(tiny, store, most=2)
+    first, *_ = desk.suggest("a")
+    desk.suggest("b")
+    assert desk.searcher.suggest("c") is None
+    desk.end("a", fake(first))
+    assert desk.searcher.suggest("c") is not None
 
 
-def test_it_says_when_nothing_more_will_come(race: Race, store: RecordStore, fake: Fake) -> None:
+def test_it_says_when_nothing_more_will_come(desk: Desk, fake: Fake) -> None:
     """While trials are out there may be more, None; afterwards FINISHED."""
-    searcher = MethodSearcher(race, [], store, most=100)
     out = {}
-    while (suggestion := searcher.suggest(str(len(out)))) is not None:
+    while (suggestion := desk.searcher.suggest(str(len(out)))) is not None:
         out[str(len(out))] = TrialSpec(**suggestion["spec"])
     assert len(out) == 8  # the grid's 4 and twice 2; the retraining waits for the grid
     for trial, spec in out.items():
-        searcher.on_trial_complete(trial, {"record": fake(spec).to_json(), "series": []})
-    last = searcher.suggest("last")
-    assert last is not None
-    searcher.on_trial_complete("last", {"record": fake(TrialSpec(**last["spec"])).to_json(), "series": []})
-    assert searcher.suggest("no more") == Searcher.FINISHED
+        desk.end(trial, fake(spec))
+    last, *_ = desk.suggest("last")
+    desk.end("last", fake(last))
+    assert desk.searcher.suggest("no more") == Searcher.FINISHED
 
 
-def test_a_record_written_elsewhere_is_kept_here(race: Race, store: RecordStore, fake: Fake) -> None:
-    """Where the worker's storage was another one, the driver writes the record and its series."""
-    searcher = MethodSearcher(race, [], store, most=1)
-    suggestion = searcher.suggest("a")
-    assert suggestion is not None
-    record = fake(TrialSpec(**suggestion["spec"]))
-    searcher.on_trial_complete("a", {"record": record.to_json(), "series": [{"step": 1.0}]})
-    assert store.read(record.key) == record
-    assert store.series(record.key) == [{"step": 1.0}]
+def test_a_record_written_elsewhere_is_kept_here(desk: Desk, fake: Fake) -> None:
+    """Where the worker did not write it the driver writes the record and its series, over one of an earlier call."""
+    spec, *_ = desk.suggest("a")
+    desk.store.write(fake(spec, "failed"), [])
+    record = fake(spec)
+    desk.end("a", record, series=[{"step": 1.0}])
+    assert desk.store.read(record.key) == record
+    assert desk.store.series(record.key) == [{"step": 1.0}]
 
 
-def test_a_trial_whose_process_died_is_failed(race: Race, store: RecordStore) -> None:
-    """A trial that ends without a result has a failed record that says what may have happened."""
-    notes = Notes()
-    searcher = MethodSearcher(race, [notes], store, most=1)
-    suggestion = searcher.suggest("a")
-    assert suggestion is not None
-    key = TrialSpec(**suggestion["spec"]).key
-    store.begin(key)
-    store.begin(key)
-    searcher.on_trial_complete("a", error=True)
-    (record,) = notes.ended
-    assert (record.key, record.status, record.attempt) == (key, "failed", 2)
-    assert "killed, out of memory" in (record.error or "")
-    assert store.read(key) == record
+def test_what_the_worker_wrote_is_not_written_again(desk: Desk, fake: Fake) -> None:
+    """Where the worker wrote the record the driver leaves it."""
+    spec, *_ = desk.suggest("a")
+    desk.end("a", fake(spec), written=True)
+    assert desk.store.read(spec.key) is None
+    assert [record.key for record in desk.notes.ended] == [spec.key]
 
 
-def test_what_a_trial_wrote_before_it_died_counts(race: Race, store: RecordStore, fake: Fake) -> None:
-    """A record written by the attempt that then died is taken; a failed one of an earlier call is not."""
-    notes = Notes()
-    searcher = MethodSearcher(race, [notes], store, most=2)
-    for trial, attempt in (("a", 1), ("b", 2)):
-        suggestion = searcher.suggest(trial)
-        assert suggestion is not None
-        spec = TrialSpec(**suggestion["spec"])
-        for _ in range(attempt):
-            store.begin(spec.key)
-        store.write(replace(fake(spec, "failed"), error="of attempt 1", attempt=1), [])
-        searcher.on_trial_complete(trial, error=True)
-    assert [record.error == "of attempt 1" for record in notes.ended] == [True, False]
+def test_a_trial_whose_process_died_is_next(desk: Desk) -> None:
+    """A trial that ended without a result is the next one to be suggested, at its next attempt, with what was lost."""
+    spec, *_ = desk.suggest("a")
+    desk.searcher.began("a")
+    desk.die("a", "killed by somebody")
+    again, number, lost = desk.suggest("b")
+    assert (again, number) == (spec, 2)
+    assert 0 < lost < 5
+    assert desk.notes.lost_keys == [(spec.key, "killed by somebody")]
+    assert desk.notes.ended == []
+
+
+def test_a_trial_lost_before_it_began(desk: Desk) -> None:
+    """A trial whose node went before it started is tried again too, and is still at its first attempt."""
+    spec, *_ = desk.suggest("a")
+    desk.die("a")
+    assert desk.suggest("b") == (spec, 1, 0.0)
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_it_fails_when_it_died_too_often(tiny: Benchmark, store: RecordStore, most: int) -> None:
+    """After ``max_failures`` more attempts the trial is failed, with Ray's last words; the rest goes on."""
+    desk = Desk(tiny, store, max_failures=most)
+    for attempt in range(most + 1):
+        spec, number, _ = desk.suggest(str(attempt))
+        assert number == attempt + 1
+        desk.searcher.began(str(attempt))
+        desk.die(str(attempt), f"death {number}")
+    (record,) = desk.notes.ended
+    assert (record.key, record.status, record.attempt) == (spec.key, "failed", most + 1)
+    assert f"max_failures allows; the last time: death {most + 1}" in (record.error or "")
+    assert store.read(spec.key) == record
+    other, *_ = desk.suggest("next")
+    assert other.key != spec.key
+
+
+def test_what_a_trial_wrote_before_it_died_counts(desk: Desk, fake: Fake) -> None:
+    """A record written by the attempt that then died is taken; a failed one of an earlier attempt is not."""
+    spec, *_ = desk.suggest("a")
+    desk.searcher.began("a")
+    desk.store.write(replace(fake(spec, "failed"), attempt=1), [])
+    desk.die("a")
+    assert [record.key for record in desk.notes.ended] == [spec.key]
+    other, *_ = desk.suggest("b")
+    desk.store.write(replace(fake(other, "failed"), attempt=7), [])
+    desk.searcher.began("b")
+    desk.die("b")
+    assert [key for key, _ in desk.notes.lost_keys] == [other.key]
+
+
+def test_a_half_written_record_counts_for_nothing(desk: Desk) -> None:
+    """A damaged record of a trial whose process died does not stop the race: the trial runs again."""
+    spec, *_ = desk.suggest("a")
+    desk.store.write_file(f"records/{spec.key}.json", b"{")
+    desk.die("a")
+    assert desk.suggest("b")[0] == spec
+
+
+def test_a_failed_trial_loses_its_seconds(desk: Desk, fake: Fake) -> None:
+    """A later call that tries a failed trial again says what the failed attempt cost."""
+    spec, *_ = desk.suggest("a")
+    desk.searcher.began("a")
+    desk.end("a", fake(spec, "failed"))
+    number, lost = Attempts(desk.store).next(spec.key)
+    assert number == 2
+    assert lost > 0
+
+
+def test_what_was_running_when_it_stops_is_lost(desk: Desk) -> None:
+    """A run that stops notes when its running trials ended; those that waited for a slot had not begun."""
+    specs = [desk.suggest(name)[0] for name in ("a", "b")]
+    desk.searcher.began("a")
+    desk.searcher.abandon()
+    numbers = [Attempts(desk.store).next(spec.key)[0] for spec in specs]
+    assert numbers == [2, 1]
+    assert Attempts(desk.store).next(specs[0].key)[1] > 0
+
+
+@pytest.mark.parametrize("when", ["begin", "end"])
+def test_a_full_disk_stops_the_run(desk: Desk, fake: Fake, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Where the driver cannot write either, the run stops with one line that says what to do; no Exception, which Tune
+    would take for the trial's."""
+    spec, *_ = desk.suggest("a")
+    monkeypatch.setattr(RecordStore, "write_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(Halted, match=r"takes no more records \(No space left\).*the same command continues") as halted:
+        desk.searcher.began("a") if when == "begin" else desk.end("a", fake(spec))
+    assert not isinstance(halted.value, Exception)
+    assert "\n" not in str(halted.value)
+
+
+def test_tune_keeps_nothing_of_a_trial_that_ended() -> None:
+    """What Tune would keep in memory of each trial, to its own end, is cleared once it is through."""
+
+    class Metadata:
+        metric_analysis = {"a": 1}
+        metric_n_steps = {"a": 1}
+        last_result = {"a": 1}
+
+    class Trial:
+        run_metadata = Metadata()
+
+    Courier(None).on_trial_complete(0, [], Trial())  # type: ignore[arg-type]
+    assert (Metadata.metric_analysis, Metadata.metric_n_steps, Metadata.last_result) == ({}, {}, {})

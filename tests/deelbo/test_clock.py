@@ -95,6 +95,26 @@ def test_read_sees_the_running_phase(clock: PhaseClock, hand: Hand) -> None:
     assert clock.read("train") == 4
 
 
+def test_carried_seconds_add_up(clock: PhaseClock, hand: Hand) -> None:
+    """What another clock booked is added by phase, the running phase's included, and time goes on from there."""
+    with clock.phase("setup"):
+        hand.move(2)
+    with clock.phase("train"):
+        hand.move(1)
+        clock.carry({"setup": 0.5, "train": 40.0})
+        hand.move(2)
+        assert clock.read("train") == 43
+    assert booked(clock) == {"setup": 2.5, "train": 43}
+
+
+@pytest.mark.parametrize("wrong", [{"lunch": 1.0}, {"test": -1.0}, {"test": float("nan")}, {"test": float("inf")}])
+def test_impossible_seconds_are_not_carried(clock: PhaseClock, wrong: dict[str, float]) -> None:
+    """An unknown phase, and seconds that no clock books, raise ValueError, and nothing is added."""
+    with pytest.raises(ValueError, match="seconds of a phase are a number >= 0, got"):
+        clock.carry({"train": 5.0} | wrong)
+    assert booked(clock) == {}
+
+
 def test_seconds_is_a_copy(clock: PhaseClock) -> None:
     """Changing what `seconds` gave does not change the clock."""
     clock.seconds["train"] = 5.0

@@ -1,0 +1,145 @@
+"""What a run takes up in its storage: whole records of this very benchmark; or, by ``--fork``, one beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from bench.benchmark import Benchmark
+from bench.config import parse_benchmark
+from bench.execute import start_fingerprint
+from bench.records import RecordError, RecordStore
+from bench.trials import TrialRecord
+from deelbo.pretraining import Pretrained
+
+__all__ = ["OtherBenchmarkError", "check_records", "check_settings", "fork_of", "inherit", "take_up"]
+
+FORKS = 1000
+
+
+class OtherBenchmarkError(RecordError):
+    """A storage whose trials are another benchmark's: what differs."""
+
+
+def take_up(store: RecordStore, benchmark: Benchmark, say: Callable[[str], object]) -> list[TrialRecord]:
+    """The whole records of a storage; damaged files are set aside and named. Only for who holds its lock.
+
+    Raises:
+        OtherBenchmarkError: the storage is another benchmark's.
+        RecordError: there is something else in it.
+    """
+    try:
+        store.read_benchmark()
+    except RecordError as error:
+        if not store.exists("benchmark.json"):
+            raise
+        say(f"{error}: set aside as {store.set_aside('benchmark.json')}, written again from the configuration")
+    check_settings(store, benchmark)
+    records, damaged = store.whole_records()
+    for line in damaged:
+        say(line)
+    return records
+
+
+def check_settings(store: RecordStore, benchmark: Benchmark) -> None:
+    """Raises OtherBenchmarkError where the storage's benchmark has other settings of those that bind; each is named."""
+    there = store.read_benchmark()
+    if there is None:
+        return
+    before = dict(_leaves(parse_benchmark(there, store.path("benchmark.json")).settings_that_bind()))
+    now = dict(_leaves(benchmark.settings_that_bind()))
+    changed = [f"{name} was {before[name]!r} and is now {now[name]!r}" for name in now if now[name] != before[name]]
+    if changed:
+        raise _other(store, "holds another benchmark", "; ".join(changed))
+
+
+def check_records(
+    store: RecordStore, records: Iterable[TrialRecord], data: Mapping[str, str], starts: Mapping[str, Pretrained]
+) -> None:
+    """Raises OtherBenchmarkError where a trial saw other images, or started from other weights, than those at hand.
+
+    Args:
+        store: whose records these are.
+        records: those that would be continued.
+        data: hash of the images at hand, by dataset; one that is not read is not compared.
+        starts: pretrained weights at hand, by backbone; as for ``data``.
+    """
+    for record in records:
+        if (reason := _foreign(record, data, starts)) is not None:
+            raise _other(store, "holds trials that", reason)
+
+
+def fork_of(
+    store: RecordStore, benchmark: Benchmark, data: Mapping[str, str], starts: Mapping[str, Pretrained]
+) -> RecordStore:
+    """The storage itself where it is this benchmark's; else the first of STORAGE-fork-1, -2, ... that is, or is new."""
+    for candidate in _candidates(store):
+        try:
+            check_settings(candidate, benchmark)
+            check_records(candidate, candidate.records([]), data, starts)
+        except OtherBenchmarkError:
+            continue
+        return candidate
+    raise RecordError(f"{store.url} has {FORKS} forks, none of this benchmark: choose another --storage")
+
+
+def inherit(
+    store: RecordStore,
+    origin: RecordStore,
+    benchmark: Benchmark,
+    data: Mapping[str, str],
+    starts: Mapping[str, Pretrained],
+) -> int:
+    """Copies into a new fork those records of its origin that hold for this benchmark; how many."""
+    there = origin.read_benchmark()
+    if there is None:
+        return 0
+    before, now = parse_benchmark(there, origin.path("benchmark.json")), benchmark
+    if (before.training, before.verify_data) != (now.training, now.verify_data):
+        return 0
+    count = 0
+    for record in origin.records([]):
+        if _foreign(record, data, starts) is None:
+            store.write(record, origin.series(record.key))
+            count += 1
+    return count
+
+
+def _candidates(store: RecordStore) -> Iterator[RecordStore]:
+    yield store
+    for number in range(1, FORKS + 1):
+        yield RecordStore(f"{store.url}-fork-{number}")
+
+
+def _foreign(record: TrialRecord, data: Mapping[str, str], starts: Mapping[str, Pretrained]) -> str | None:
+    """What of a record does not fit what is at hand, and how to set it back."""
+    spec, versions = record.spec, record.versions
+    found, here = versions.get("data"), data.get(spec.dataset)
+    if found is not None and here is not None and found != here:
+        return f"saw other images of {spec.dataset}: {found}, here {here}, so `data` was changed"
+    start = starts.get(spec.backbone)
+    if start is None or (spec.prior == "ptyl" and start.factor is None):
+        return None  # not read in this call, which runs a part without it
+    fingerprint = start_fingerprint(spec.prior, start)
+    # a record of version 0.1 names all that its network has, whatever its prior needs
+    if versions.get("pretrained", fingerprint) in (fingerprint, start.fingerprint):
+        return None
+    return (
+        f"started from pretrained weights {versions['pretrained']}, here they are {fingerprint}: "
+        f"another file in backbones.{spec.backbone}, another torch, or another machine"
+    )
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _other(store: RecordStore, what: str, difference: str) -> OtherBenchmarkError:
+    return OtherBenchmarkError(
+        f"{store.url} {what} ({difference}): set it back, choose another --storage, or run with --fork, "
+        "which leaves this one as it is and goes on beside it"
+    )

@@ -1,0 +1,41 @@
+"""How a run is stopped: by Ctrl-C, SIGTERM or SIGHUP, or by itself where it cannot go on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+__all__ = ["Halted", "stopped_by_signals"]
+
+
+class Halted(KeyboardInterrupt):
+    """A run that cannot go on; its words say why, and what to do. It stops as Ctrl-C stops it, and keeps what it has.
+
+    No Exception, which Ray Tune would take for a failed trial's.
+    """
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the block, in the main thread; one that was ignored, as
+    nohup has it, stays so. Elsewhere nothing is changed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
