@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart digits test test-fast lint measure-report speed speed-gpu speed-cpu clean
+.PHONY: help quickstart digits test test-fast lint faults measure-report measure-scale speed speed-gpu speed-cpu clean
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -28,6 +28,9 @@ lint: $(VENV)/.test          ## ruff and mypy
 
 measure-report: $(VENV)/.test   ## what a report costs, as JSON (a quarter of an hour); PUBLISHED=folder of the authors' files
 	$(BIN)/python tests/measure_report.py $(if $(PUBLISHED),--published $(PUBLISHED))
+
+measure-scale: $(VENV)/.test    ## what the bookkeeping of 10,000 trials costs, as JSON (a quarter of an hour)
+	$(BIN)/python tests/measure_scale.py
 
 speed: $(VENV)/.bench        ## what a step of each method costs, as JSON
 	$(BIN)/deelbo-bench speed

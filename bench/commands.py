@@ -34,6 +34,7 @@ from deelbo.pretraining import Pretrained
 __all__ = ["run"]
 
 STOPPED = 130
+MANY_EVENTS = 100
 
 
 class _Claim(Watcher):
@@ -41,9 +42,10 @@ class _Claim(Watcher):
     before: refused input changes nothing."""
 
     def __init__(self, store: RecordStore, benchmark: Benchmark) -> None:
-        self.store, self.benchmark = store, benchmark
+        self.store, self.benchmark, self.done = store, benchmark, False
 
     def began(self, race: Race, slots: int) -> None:
+        self.done = True
         self.store.write_benchmark(self.benchmark.content())
 
 
@@ -138,15 +140,22 @@ def _race(
 
     store, uri = lock.store, tracking_uri(lock.store, where.tracking)
     terminal, tracker = Terminal(console), Tracker(lambda: MLflowMirror(uri, benchmark, store))
-    watchers = [_Claim(store, benchmark), terminal, tracker]
+    claim = _Claim(store, benchmark)
     try:
+        watchers = [claim, terminal, tracker]
         outcome = run_benchmark(benchmark, lock, records, starts, where.address, watchers, since, methods)
+    except BaseException:
+        if claim.done:
+            tracker.stop("KILLED", {})
+        raise
     finally:
         terminal.close()
     stopped = outcome.halted is not None
     folder = None if stopped else _draw_report(store, benchmark)
     account = {name: float(getattr(outcome, name)) for name in ACCOUNT} if outcome.ran else {}
     status = "KILLED" if stopped or outcome.left else "FAILED" if outcome.failed else "FINISHED"
+    if tracker.left > MANY_EVENTS:
+        console.print(f"MLflow takes the last {tracker.left} of what happened")
     sent = tracker.stop(status, account, folder)
     console.print(outcome.describe())
     if not sent:

@@ -100,7 +100,9 @@ def inherit(
     count = 0
     for record in origin.records([]):
         if _foreign(record, data, starts) is None:
-            store.write(record, origin.series(record.key))
+            for name in (f"series/{record.key}.json", f"records/{record.key}.json"):  # in the order of `write`
+                if (content := origin.read_file(name)) is not None:
+                    store.write_file(name, content)
             count += 1
     return count
 

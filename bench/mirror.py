@@ -7,204 +7,98 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-from collections.abc import Iterable
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cached_property, partial
+from pathlib import Path, PurePosixPath
 
 from bench.benchmark import Benchmark
-from bench.config import ConfigError
+from bench.config import ConfigError, one_line
+from bench.connection import connect, is_gone, is_refusal, tracking_uri
 from bench.methods import make_methods
 from bench.race import settle
-from bench.records import RecordStore
+from bench.records import RecordError, RecordStore
+from bench.runs import Runs, end_of, whose
+from bench.translation import content_of, mark_of, params_of
 from bench.trials import TrialRecord, TrialSpec
 
-__all__ = ["MLflowMirror", "log_report", "sync", "tracking_uri"]
+__all__ = ["ACCOUNT", "MLflowMirror", "log_report", "sync", "tracking_uri"]
 
-PATIENCE = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",  # table creation is not news
-}
-SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
-BATCH = 1000
 ACCOUNT: tuple[str, ...] = ("wall_seconds", "busy", "slots")
-NAMES = {"scale_backbone": "lambda", "scale_head": "tau"}
-TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # opens the page that shows training runs
-COMPLETE = "deelbo.complete"
-KEY = "deelbo.key"
-STORAGE = "deelbo.storage"
-
-
-def tracking_uri(store: RecordStore, uri: str | None = None) -> str:
-    """The given URI, or by default a sqlite file in the storage folder.
-
-    Raises:
-        ConfigError: the storage is not a local folder and no URI was given, or the URI is none that MLflow takes.
-    """
-    if uri is None:
-        if not store.local:
-            raise ConfigError(
-                f"{store.url} is no local folder, so MLflow needs a place of its own: give --tracking-uri"
-            )
-        return f"sqlite:///{store.path('mlflow.db')}"
-    scheme, separator, rest = uri.partition("://")
-    if not separator or scheme.partition("+")[0] not in SCHEMES:
-        raise ConfigError(
-            f"--tracking-uri {uri!r}: expected a URI that begins with one of {', '.join(SCHEMES)} and ://"
-        )
-    if scheme == "sqlite" and (Path(rest[1:]).is_dir() or not Path(rest[1:]).absolute().parent.is_dir()):
-        raise ConfigError(f"--tracking-uri {uri!r}: expected sqlite:/// and a file in a folder that exists")
-    return uri
-
-
-def _client(uri: str) -> Any:
-    """A client that does not wait long for a server that does not answer."""
-    for name, value in PATIENCE.items():
-        os.environ.setdefault(name, value)
-    from mlflow.tracking import MlflowClient  # takes seconds, and only who tracks should wait for it
-
-    return MlflowClient(uri)
-
-
-def _whose(store: RecordStore, role: str) -> str:
-    """MLflow's filter for the runs of a storage in a role: "benchmark" or "trial"."""
-    quote = '"' if "'" in store.url else "'"
-    return f"tags.`{STORAGE}` = {quote}{store.url}{quote} and tags.`deelbo.role` = '{role}'"
 
 
 class MLflowMirror:
-    """One benchmark's runs in MLflow. Every method may be repeated.
+    """One benchmark's runs in MLflow. Every method may be repeated, also after it failed half-way.
 
     Args:
         uri: of the tracking server or database.
         benchmark: whose runs these are; its name is the experiment's.
         store: where series are read from.
+        since: when the benchmark began, in seconds since 1970; now where None.
     """
 
-    def __init__(self, uri: str, benchmark: Benchmark, store: RecordStore) -> None:
-        self.uri, self.benchmark, self.store = uri, benchmark, store
-        self.client = _client(uri)
-        self.experiment = self._experiment()
-        self.runs: dict[str, str] = {}
-        self.complete: set[str] = set()
-        self.parent = self._find_runs()
+    def __init__(self, uri: str, benchmark: Benchmark, store: RecordStore, since: float | None = None) -> None:
+        self.uri, self.benchmark, self.store, self.since = uri, benchmark, store, since
+        self.before_call: Callable[[], None] = lambda: None
+        """Called before each request; what it raises puts an end to the method."""
 
-    def _experiment(self) -> str:
-        found = self.client.get_experiment_by_name(self.benchmark.name)
-        if found is not None:
-            return str(found.experiment_id)
-        artifacts = None
-        if self.uri.startswith("sqlite:///"):  # beside the database; MLflow's own default is the current folder
-            artifacts = (Path(self.uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
-        return str(self.client.create_experiment(self.benchmark.name, artifacts, TRAINING))
+    @cached_property
+    def runs(self) -> Runs:
+        """What is in MLflow; looked up at the first use."""
+        return Runs(self.uri, self.benchmark, self.store, self.since, lambda: self.before_call())
 
-    def _find_runs(self) -> str:
-        """The parent run, made where there is none; takes note of the children that exist."""
-        parents = self.client.search_runs([self.experiment], _whose(self.store, "benchmark"))
-        token = None
-        while True:
-            page = self.client.search_runs(
-                [self.experiment], _whose(self.store, "trial"), max_results=1000, page_token=token
-            )
-            for run in page:
-                self._note(run.data.tags[KEY], run.info.run_id, COMPLETE in run.data.tags)
-            token = page.token
-            if not token:
-                break
-        if parents:
-            return str(parents[0].info.run_id)
-        tags = {"deelbo.role": "benchmark", STORAGE: self.store.url}
-        run = self.client.create_run(self.experiment, tags=tags, run_name=self.benchmark.name)
-        text = json.dumps(self.benchmark.content(), indent=1)
-        self.client.log_text(run.info.run_id, text, "benchmark.json")
-        return str(run.info.run_id)
+    def open(self, alive: Collection[str] = ()) -> None:
+        """The benchmark is running, and of its trials at most those with the keys ``alive``."""
+        self.runs.reopen()
+        self.runs.kill(but=alive)
 
-    def _note(self, key: str, run: str, complete: bool) -> None:
-        """Takes note of a child; of two with one key, that an interrupted call left behind, the complete one stays."""
-        if key in self.runs:
-            extra = self.runs[key] if complete else run
-            self.client.delete_run(extra)
-            if extra == run:
-                return
-        self.runs[key] = run
-        if complete:
-            self.complete.add(key)
-
-    def open(self) -> None:
-        """The benchmark is running."""
-        self.client.update_run(self.parent, status="RUNNING")
-
-    def start(self, spec: TrialSpec, when: float) -> str:
+    def start(self, spec: TrialSpec, when: float) -> None:
         """The trial has begun: its child run, RUNNING."""
-        if spec.key in self.runs:
-            return self.runs[spec.key]
-        tags = {"deelbo.role": "trial", STORAGE: self.store.url, KEY: spec.key, "mlflow.parentRunId": self.parent}
-        tags |= {"method": spec.method, "prior": spec.prior, "stage": spec.stage}
-        run = self.client.create_run(self.experiment, int(when * 1000), tags, spec.describe())
-        self.runs[spec.key] = str(run.info.run_id)
-        self._log_spec(spec)
-        return self.runs[spec.key]
-
-    def _log_spec(self, spec: TrialSpec) -> None:
-        from mlflow.entities import Param
-
-        given = {name: value for name, value in asdict(spec).items() if value is not None}
-        self.client.log_batch(self.runs[spec.key], params=[Param(name, str(value)) for name, value in given.items()])
+        child = self.runs.child(spec, when)
+        if child.status != "FINISHED":  # else an earlier result, which stays until there is a new one
+            self.runs.revive(child)
+        self.runs.log(child, params=params_of(spec))
 
     def finish(self, record: TrialRecord) -> None:
-        """The trial has ended: its metrics, series, seconds, hardware and versions, and its status."""
-        from mlflow.entities import Metric, RunTag
+        """The trial has ended: its metrics, series, seconds, hardware and versions, and its status.
 
-        if record.key in self.complete:
+        Raises:
+            RecordError: its series is damaged; the rest is in MLflow, and will be sent again.
+        """
+        known = self.runs.find(record.key)
+        if known is not None and known.holds(record):
             return
-        run = self.start(record.spec, record.started)
-        self._log_spec(record.spec)  # again, in case the server failed between the two
-        metrics, tags = [], {"status": record.status, "attempt": str(record.attempt)}
-        series = self.store.series(record.key)
-        for row in series:
-            when = int((record.started + row["train_seconds"]) * 1000)
-            metrics += [
-                Metric(NAMES.get(name, name), value, when, int(row["step"]))
-                for name, value in row.items()
-                if name not in ("step", "epoch") and math.isfinite(value)
-            ]
-        step, when = int(series[-1]["step"]) if series else 0, int(record.finished * 1000)
-        known = {name for name, value in series[-1].items() if math.isfinite(value)} if series else set()
-        last = {name: value for name, value in (record.metrics | record.state).items() if name not in known}
-        last |= {f"seconds_{phase}": seconds for phase, seconds in record.seconds.items()}
-        for name, value in last.items():
-            if math.isfinite(value):
-                metrics.append(Metric(NAMES.get(name, name), value, when, step))
-            else:
-                tags[NAMES.get(name, name)] = str(value)
-        tags |= {f"hardware.{name}": str(value) for name, value in record.hardware.items()}
-        tags |= {f"version.{name}": value for name, value in record.versions.items()}
-        tags["concurrency"] = str(record.concurrency)
-        if record.error is not None:
-            tags["error"] = record.error[-4000:]
-        for start in range(0, len(metrics), BATCH):
-            self.client.log_batch(run, metrics=metrics[start : start + BATCH])
-        self.client.log_batch(run, tags=[RunTag(name, value) for name, value in tags.items()])
-        status = "FINISHED" if record.succeeded else "FAILED"
-        self.client.set_terminated(run, status, when)
-        if record.succeeded:
-            self.client.set_tag(run, COMPLETE, "1")
-            self.complete.add(record.key)
+        if known is not None and known.belies(record):
+            self.runs.remove(record.key)
+        child = self.runs.child(record.spec, record.started)
+        damage: RecordError | None = None
+        try:
+            content = content_of(record, self.store.series(record.key))
+        except RecordError as error:
+            content, damage = content_of(record, []), error
+        self.runs.log(child, content.metrics, params_of(record.spec), content.tags, "" if damage else mark_of(record))
+        self.runs.end(child, end_of(record), record.finished)
+        if damage:
+            raise damage
 
-    def close(self, status: str, metrics: dict[str, float], report: Path | None = None) -> None:
-        """The benchmark has ended: children that never did are KILLED, the report is logged, the parent closed."""
-        for key, run in self.runs.items():
-            if key not in self.complete and self.client.get_run(run).info.status == "RUNNING":
-                self.client.set_terminated(run, "KILLED")
-        for name, value in metrics.items():
-            self.client.log_metric(self.parent, name, value)
-        if report is not None:
-            self.client.log_artifacts(self.parent, str(report), "report")
-        self.client.set_terminated(self.parent, status)
+    def close(self, status: str, metrics: dict[str, float], when: float) -> None:
+        """The benchmark has ended ``when`` its last trial did; children that never ended are KILLED."""
+        self.runs.close(status, metrics, when)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """No trial's run stays RUNNING or is there twice: a server may do what it was asked after nobody waits."""
+        self.runs.kill()
+
+    def publish(self, report: Path | None = None) -> None:
+        """Logs the configuration and the files of the report."""
+        text = json.dumps(self.benchmark.content(), indent=1)
+        self.runs.call("log_text", self.runs.parent, text, "benchmark.json")
+        if report is None:
+            return
+        for file in sorted(path for path in report.rglob("*") if path.is_file()):
+            place = PurePosixPath("report", file.relative_to(report).parent)
+            self.runs.call("log_artifact", self.runs.parent, str(file), str(place))
 
 
 def log_report(store: RecordStore, benchmark: Benchmark, uri: str, files: Iterable[Path]) -> None:
@@ -216,24 +110,51 @@ def log_report(store: RecordStore, benchmark: Benchmark, uri: str, files: Iterab
     none = f"MLflow at {uri} has no run of {store.url}: `sync` makes it, and takes the report too"
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise ConfigError(none)  # asking would make the database
-    client = _client(uri)
+    client = connect(uri)
     found = client.get_experiment_by_name(benchmark.name)
-    runs = client.search_runs([found.experiment_id], _whose(store, "benchmark")) if found is not None else []
+    runs = client.search_runs([found.experiment_id], whose(store, "benchmark")) if found is not None else []
     if not runs:
         raise ConfigError(none)
     for file in files:
-        client.log_artifact(runs[0].info.run_id, str(file), "report")
+        client.log_artifact(runs[-1].info.run_id, str(file), "report")
 
 
 def sync(store: RecordStore, benchmark: Benchmark, uri: str, report: Path | None = None) -> int:
-    """Rebuilds a benchmark's runs in MLflow from its records, without duplicates; how many trials it has."""
-    mirror = MLflowMirror(uri, benchmark, store)
-    records = list(store.records())
+    """Makes a benchmark's runs in MLflow what its records say, without duplicates; how many trials it has.
+
+    Raises:
+        RecordError: some records are damaged or refused; all others are in MLflow.
+    """
+    problems: list[str] = []
+    records = list(store.records(problems))
+    began = min((record.started for record in records), default=None)
+    mirror = MLflowMirror(uri, benchmark, store, began)
     for record in records:
-        mirror.finish(record)
+        try:
+            _insist(partial(mirror.finish, record))
+        except Exception as error:
+            if is_gone(error) or not is_refusal(error):
+                raise
+            problems.append(f"{record.spec.describe()}: {one_line(error)}")
     _, left, _ = settle(make_methods(benchmark), records)
     failed = any(record.status == "failed" for record in records)
-    accounts = store.runs()
-    metrics = {} if not accounts else {n: accounts[-1][n] for n in ACCOUNT if n in accounts[-1]}
-    mirror.close("KILLED" if left else "FAILED" if failed else "FINISHED", metrics, report)
+    accounts = store.runs(problems)
+    metrics = {} if not accounts else {n: float(accounts[-1][n]) for n in ACCOUNT if n in accounts[-1]}
+    ended = max((record.finished for record in records), default=0.0)
+    _insist(lambda: mirror.close("KILLED" if left else "FAILED" if failed else "FINISHED", metrics, ended))
+    _insist(lambda: mirror.publish(report))
+    if problems:
+        raise RecordError(f"all but {len(problems)} records are in MLflow; the first of those: {problems[0]}")
     return len(records)
+
+
+def _insist(what: Callable[[], None], pauses: Sequence[float] = (1, 2, 4)) -> None:
+    """Does it, again after each pause where it failed for a reason that may pass."""
+    for pause in pauses:
+        try:
+            return what()
+        except Exception as error:
+            if is_gone(error) or is_refusal(error):
+                raise
+            time.sleep(pause)
+    return what()

@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,7 @@ class Done:
     code: int
     out: str
     error: str
+    listened: frozenset[str] = frozenset()
 
     @property
     def storage(self) -> Path:
@@ -68,16 +71,46 @@ def done(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Done:
     folder = tmp_path_factory.mktemp("run")
     command = [sys.executable, "-m", "bench.cli", "run", write_config(folder)]
     environment = os.environ | {"DEELBO_CACHE": str(cache), "PYTHONPATH": str(Path(__file__).parents[2])}
-    ended = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False
-    )
-    return Done(folder, ended.returncode, ended.stdout, ended.stderr)
+    listened: set[str] = set()
+    with open(folder / "out", "w") as out, open(folder / "error", "w") as error:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=error)
+        deadline = time.monotonic() + 280
+        while process.poll() is None and time.monotonic() < deadline:
+            listened |= listening(process.pid)
+            time.sleep(0.5)
+        process.kill()
+    code = process.wait()
+    return Done(folder, code, (folder / "out").read_text(), (folder / "error").read_text(), frozenset(listened))
 
 
-def again(done: Done, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], **change: Any) -> Done:
+def listening(pid: int) -> set[str]:
+    """The addresses on which a process and all that it started wait for connections, in the kernel's hexadecimal."""
+    family, sockets = {str(pid)}, set[str]()
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[folder.name] = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    for member in family:
+        for file in Path(f"/proc/{member}/fd").glob("*"):
+            with suppress(OSError):
+                sockets.add(os.readlink(file))
+    addresses = set()
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
+                addresses.add(words[1].partition(":")[0])
+    return addresses
+
+
+def again(
+    done: Done, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str, **change: Any
+) -> Done:
     """The same command once more, in this process."""
     monkeypatch.chdir(done.folder)
-    code = main(["run", write_config(done.folder, **change)])
+    code = main(["run", write_config(done.folder, **change), *options])
     out, error = capsys.readouterr()
     return Done(done.folder, code, out, error)
 
@@ -142,9 +175,9 @@ def test_the_report_is_there(done: Done) -> None:
 
 
 def test_nothing_of_tune_is_left(done: Done) -> None:
-    """Ray Tune's own folder is removed, and no temporary file stays."""
+    """Ray Tune's own folder is removed, and neither a temporary file nor the lock stays."""
     assert not (done.storage / "ray").exists()
-    assert list(done.storage.rglob("*.part")) == []
+    assert [*done.storage.rglob("*.part"), *done.storage.rglob("lock*")] == []
 
 
 def test_a_trial_does_not_depend_on_ray(done: Done, cache: Path) -> None:
@@ -173,8 +206,7 @@ def test_changed_training_is_refused(
     assert second.code == 2
     assert second.error.startswith("deelbo-bench: ")
     assert len(second.error.splitlines()) == 1
-    assert "'steps': 4" in second.error
-    assert "'steps': 8" in second.error
+    assert "training.steps was 4 and is now 8" in second.error
     assert (records_of(done), (done.storage / "benchmark.json").read_bytes()) == before
 
 
@@ -186,6 +218,27 @@ def test_again_runs_nothing(done: Done, monkeypatch: pytest.MonkeyPatch, capsys:
     assert "nothing left to run, 9 trials done before" in second.out
     assert records_of(done) == before
     assert {len(found) for found in statuses(done).values()} == {1}
+
+
+def test_servers_listen_on_loopback(done: Done) -> None:
+    """All that a run starts listens on 127.0.0.1, in IPv4 or as IPv6 writes it, or on ::1."""
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert done.listened
+    assert done.listened <= loopback
+
+
+def test_a_fork_goes_on_beside(done: Done, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Under another name ``--fork`` takes all trials over into a storage beside this one, which stays as it is."""
+    before = records_of(done), (done.storage / "benchmark.json").read_bytes()
+    where = ("--storage", str(done.storage))
+    assert "name was 'tiny' and is now 'other'" in again(done, monkeypatch, capsys, *where, name="other").error
+    second = again(done, monkeypatch, capsys, *where, "--fork", name="other")
+    assert second.code == 0, second.out + second.error
+    assert "a fork of deelbo-runs/tiny, 9 of whose trials hold here" in second.out
+    assert "nothing left to run, 9 trials done before" in second.out
+    assert (records_of(done), (done.storage / "benchmark.json").read_bytes()) == before
+    fork = done.storage.parent / "tiny-fork-1"
+    assert {path.name: path.read_bytes() for path in (fork / "records").iterdir()} == before[0]
 
 
 def test_more_seeds_run_the_difference(

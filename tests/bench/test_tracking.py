@@ -1,4 +1,4 @@
-"""MLflow as a view of the records: complete, repeatable, and never in anybody's way."""
+"""The thread that follows a race in MLflow: complete, and never in anybody's way, whatever the mirror does."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import Any
 import pytest
 
 from bench.benchmark import Benchmark
-from bench.config import ConfigError
 from bench.methods import make_methods
-from bench.mirror import MLflowMirror, sync, tracking_uri
+from bench.mirror import MLflowMirror, sync
 from bench.race import Race
-from bench.records import RecordStore
+from bench.records import RecordError, RecordStore
 from bench.tracking import Tracker
-from bench.trials import TrialRecord, TrialSpec
+from bench.trials import TrialRecord
 
 Fake = Callable[..., TrialRecord]
-NAN = float("nan")
+LAST = ["close", "tidy", "publish"]
 
 
 def runs_of(uri: str, benchmark: Benchmark) -> dict[str, Any]:
@@ -35,126 +34,17 @@ def runs_of(uri: str, benchmark: Benchmark) -> dict[str, Any]:
     return {run.data.tags.get("deelbo.key", ""): run for run in found}
 
 
-def points(uri: str, run: str) -> dict[str, list[tuple[int, float]]]:
-    """Every metric's points of a run."""
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(uri)
-    names = client.get_run(run).data.metrics
-    return {name: sorted((p.step, p.value) for p in client.get_metric_history(run, name)) for name in names}
-
-
-def test_a_trial_is_a_child_of_its_benchmark(storage: RecordStore, tiny: Benchmark, uri: str) -> None:
-    """A child run has its parent, tags, parameters, series, seconds, learned state, hardware and versions."""
-    assert sync(storage, tiny, uri) == 9
-    runs = runs_of(uri, tiny)
-    record = next(record for record in storage.records() if record.spec.method == "de-elbo")
-    run, parent = runs[record.key], runs[""]
-    tags = run.data.tags
-    assert tags["mlflow.parentRunId"] == parent.info.run_id
-    assert (tags["method"], tags["prior"], tags["stage"], tags["status"]) == ("de-elbo", "l2-sp", "run", "completed")
-    assert (tags["hardware.device"], tags["version.python"], tags["attempt"]) == ("cpu", "3.11", "1")
-    assert run.data.params["learning_rate"] == str(record.spec.learning_rate)
-    assert run.data.params["steps"] == "4"
-    assert "weight_decay" not in run.data.params
-    history = points(uri, run.info.run_id)
-    assert history["train_nll"] == [(2, 2.0), (4, 1.5)]
-    assert history["sigma"] == [(2, 0.01), (4, 0.02)]
-    assert history["test_acc"] == [(4, record.metrics["test_acc"])]
-    assert history["seconds_train"] == [(4, record.seconds["train"])]
-    assert history["lambda"] == [(4, 0.5)]
-    assert (run.info.start_time, run.info.end_time) == (1_000_000, 1_014_000)
-
-
-def test_a_benchmark_is_one_finished_run(storage: RecordStore, tiny: Benchmark, uri: str, tmp_path: Path) -> None:
-    """All 9 trials and the benchmark are FINISHED; the account of the last run is on the parent."""
-    account = {"wall_seconds": 24.0, "busy": 0.8, "slots": 2}
-    storage.write_run("20250101", account)
-    sync(storage, tiny, uri)
-    runs = runs_of(uri, tiny)
-    assert len(runs) == 10
-    assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    assert runs[""].data.metrics == account
-
-
-def test_sync_twice_changes_nothing(storage: RecordStore, tiny: Benchmark, uri: str) -> None:
-    """Sent again, there are the same runs with the same points, and no more."""
-    sync(storage, tiny, uri)
-    before = runs_of(uri, tiny)
-    first = {key: points(uri, run.info.run_id) for key, run in before.items()}
-    assert sync(storage, tiny, uri) == 9
-    after = runs_of(uri, tiny)
-    assert {key: run.info.run_id for key, run in after.items()} == {k: run.info.run_id for k, run in before.items()}
-    assert {key: points(uri, run.info.run_id) for key, run in after.items()} == first
-
-
-def test_two_storages_are_two_benchmarks(
-    storage: RecordStore, tiny: Benchmark, uri: str, tmp_path: Path, play: Any, fill: Any
-) -> None:
-    """The same trials in another storage are runs of their own, under a parent of their own."""
-    other = fill(RecordStore(str(tmp_path / "other")), tiny, play(tiny))
-    assert MLflowMirror(uri, tiny, storage).parent != MLflowMirror(uri, tiny, other).parent
-    assert MLflowMirror(uri, tiny, storage).parent == MLflowMirror(uri, tiny, storage).parent
-
-
 @pytest.fixture
-def spec(tiny: Benchmark) -> TrialSpec:
-    found = make_methods(tiny)[1].ask()
-    assert found is not None
-    return found
+def records(tiny: Benchmark, play: Any) -> list[TrialRecord]:
+    """A whole race's."""
+    made: list[TrialRecord] = play(tiny)
+    return made
 
 
 @pytest.fixture
 def empty(tmp_path: Path, tiny: Benchmark, fill: Any) -> RecordStore:
     store: RecordStore = fill(RecordStore(str(tmp_path / "empty")), tiny, [])
     return store
-
-
-def test_numbers_that_are_none_are_tags(tiny: Benchmark, spec: TrialSpec, uri: str, fake: Fake, empty: Any) -> None:
-    """A final metric that is NaN or infinite, which MLflow's charts cannot show, is a tag, in the series or not."""
-    rows = [{"epoch": 1.0, "step": 4.0, "train_seconds": 0.1, "train_nll": NAN, "sigma": 0.1}]
-    record = fake(spec, "diverged", metrics={"test_nll": NAN, "train_nll": NAN, "objective": float("inf")})
-    empty.write(record, rows)
-    sync(empty, tiny, uri)
-    run = runs_of(uri, tiny)[spec.key]
-    assert run.info.status == "FINISHED"
-    assert run.data.tags["status"] == "diverged"
-    assert (run.data.tags["test_nll"], run.data.tags["objective"]) == ("nan", "inf")
-    assert run.data.tags["train_nll"] == "nan"
-    assert not {"test_nll", "objective", "train_nll"} & set(run.data.metrics)
-
-
-def test_a_failed_trial_is_failed(tiny: Benchmark, spec: TrialSpec, uri: str, fake: Fake, empty: RecordStore) -> None:
-    """A failed trial's run is FAILED and keeps the error; a benchmark with trials left is KILLED."""
-    empty.write(fake(spec, "failed"), [])
-    sync(empty, tiny, uri)
-    runs = runs_of(uri, tiny)
-    assert (runs[spec.key].info.status, runs[""].info.status) == ("FAILED", "KILLED")
-    assert "out of luck" in runs[spec.key].data.tags["error"]
-
-
-def test_a_trial_that_succeeds_later_is_finished(
-    tiny: Benchmark, spec: TrialSpec, uri: str, fake: Fake, empty: RecordStore
-) -> None:
-    """A trial that failed and then succeeded in a later call is FINISHED, in the same run, with its metrics."""
-    empty.write(fake(spec, "failed"), [])
-    sync(empty, tiny, uri)
-    empty.write(fake(spec, attempt=2), [])
-    sync(empty, tiny, uri)
-    run = runs_of(uri, tiny)[spec.key]
-    assert (run.info.status, run.data.tags["status"], run.data.tags["attempt"]) == ("FINISHED", "completed", "2")
-    assert "test_acc" in run.data.metrics
-
-
-def test_children_that_never_ended_are_killed(tiny: Benchmark, spec: TrialSpec, uri: str, empty: RecordStore) -> None:
-    """A trial that was under way when the benchmark ended is KILLED; when it is run after all, FINISHED."""
-    mirror = MLflowMirror(uri, tiny, empty)
-    mirror.open()
-    mirror.start(spec, 1000.0)
-    assert {run.info.status for run in runs_of(uri, tiny).values()} == {"RUNNING"}
-    mirror.close("FAILED", {"busy": 0.5})
-    runs = runs_of(uri, tiny)
-    assert (runs[spec.key].info.status, runs[""].info.status) == ("KILLED", "FAILED")
 
 
 def test_a_run_is_followed_as_it_goes(tiny: Benchmark, uri: str, fake: Fake, empty: RecordStore) -> None:
@@ -178,18 +68,51 @@ def test_a_run_is_followed_as_it_goes(tiny: Benchmark, uri: str, fake: Fake, emp
     assert set(runs_of(uri, tiny)) == set(runs)
 
 
-def test_a_storage_path_may_have_a_quote(tmp_path: Path, tiny: Benchmark, uri: str, play: Any, fill: Any) -> None:
-    """A folder whose name has a quote in it, as in o'brien, is mirrored like any other."""
-    store = fill(RecordStore(str(tmp_path / "o'brien")), tiny, play(tiny))
-    assert sync(store, tiny, uri) == sync(store, tiny, uri) == 9
+def test_what_an_interrupted_call_did_not_send_is_sent(tiny: Benchmark, uri: str, storage: RecordStore) -> None:
+    """Records that were there before a race are in MLflow after it, although nobody told of their end."""
+    race = Race(make_methods(tiny), storage.records())
+    tracker = Tracker(lambda: MLflowMirror(uri, tiny, storage))
+    tracker.began(race, 2)
+    assert tracker.stop("FINISHED", {})
+    runs = runs_of(uri, tiny)
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert len(runs) == len(race.reused) + 1
 
 
-def test_where_mlflow_is_by_default(tmp_path: Path) -> None:
-    """MLflow is a sqlite file in a local storage; a storage elsewhere needs a URI, which is said."""
-    assert tracking_uri(RecordStore(str(tmp_path))) == f"sqlite:///{tmp_path}/mlflow.db"
-    assert tracking_uri(RecordStore("memory://a"), "http://server:5000") == "http://server:5000"
-    with pytest.raises(ValueError, match="give --tracking-uri"):
-        tracking_uri(RecordStore("memory://a"))
+class Mirror:
+    """Takes note of what it is told, as a name and a key; each takes two requests, before which ``request`` is called
+    with the name and the key."""
+
+    def __init__(self, request: Callable[[str, str], None] = lambda name, key: None) -> None:
+        self.request = request
+        self.before_call: Callable[[], None] = lambda: None
+        self.got: list[tuple[str, str]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def event(*arguments: Any) -> None:
+            key = getattr(arguments[0], "key", "") if arguments else ""
+            for _ in range(2):
+                self.before_call()
+                self.request(name, key)
+            self.got.append((name, key))
+
+        return event
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.got]
+
+
+def follow(mirror: Mirror, **given: Any) -> Tracker:
+    return Tracker(lambda: mirror, **({"pause": 0.01, "grace": 5.0} | given))  # type: ignore[arg-type, return-value]
+
+
+def until(true: Callable[[], object]) -> None:
+    """Waits for it."""
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -200,105 +123,180 @@ def gate() -> Iterator[threading.Event]:
     event.set()
 
 
-def raises() -> MLflowMirror:
-    raise ConnectionError("no server\nanywhere")
-
-
 @pytest.mark.parametrize("kind", ["raises", "hangs"])
 def test_a_dead_server_is_in_nobodys_way(
-    kind: str, gate: threading.Event, tiny: Benchmark, spec: TrialSpec, fake: Fake
+    kind: str, gate: threading.Event, tiny: Benchmark, records: list[TrialRecord]
 ) -> None:
     """With a server that refuses or hangs no call takes 50 ms or raises; the end says what failed."""
 
-    def hangs() -> MLflowMirror:
-        gate.wait()
-        return raises()
+    def dead() -> MLflowMirror:
+        if kind == "hangs":
+            gate.wait()
+        raise ConnectionError("no server\nanywhere" * 100)
 
-    tracker = Tracker(raises if kind == "raises" else hangs, pause=0.05, grace=0.3)
+    tracker = Tracker(dead, pause=0.05, grace=0.3)
     for call in (
         lambda: tracker.began(Race(make_methods(tiny)), 2),
-        lambda: tracker.started(spec),
-        lambda: tracker.finished(fake(spec)),
+        lambda: tracker.started(records[0].spec),
+        lambda: tracker.finished(records[0]),
     ):
         since = time.perf_counter()
         call()
         assert time.perf_counter() - since < 0.05
     since = time.perf_counter()
     assert tracker.stop("FINISHED", {}) is False
-    assert time.perf_counter() - since < 5
+    assert 0.3 < time.perf_counter() - since < 2
     assert tracker.problem
     assert len(tracker.problem.splitlines()) == 1
+    assert len(tracker.problem) <= 200
 
 
-def test_a_server_that_comes_back_gets_everything(spec: TrialSpec, fake: Fake) -> None:
-    """After errors the tracker goes on where it was: every event arrives once, in order."""
-    got: list[str] = []
+def test_a_server_that_comes_back_gets_everything(records: list[TrialRecord]) -> None:
+    """After errors the tracker goes on where it was: every event arrives once, in order, and no problem is left."""
+    tries: list[str] = []
 
-    class Flaky:
-        tries = 0
+    def flaky(name: str, key: str) -> None:
+        tries.append(name)
+        if len(tries) % 3 == 1:
+            raise ConnectionError("not now")
 
-        def __getattr__(self, name: str) -> Callable[..., None]:
-            def event(*_: object) -> None:
-                Flaky.tries += 1
-                if Flaky.tries % 2:
-                    raise ConnectionError("not now")
-                got.append(name)
-
-            return event
-
-    tracker = Tracker(Flaky, pause=0.01, grace=10)  # type: ignore[arg-type]
-    tracker.started(spec)
-    tracker.finished(fake(spec))
+    mirror = Mirror(flaky)
+    tracker = follow(mirror)
+    for record in records[:2]:
+        tracker.started(record.spec)
+    until(lambda: not tracker.left)
+    tracker.finished(records[0])
     assert tracker.stop("FINISHED", {}) is True
-    assert got == ["start", "finish", "close"]
-
-
-def test_a_start_that_fails_half_way_leaves_one_run(tiny: Benchmark, spec: TrialSpec, uri: str, fake: Fake) -> None:
-    """Where the server fails between making a run and its parameters, the retry takes the same run."""
-    store = RecordStore("memory://half/way")
-    mirror = MLflowMirror(uri, tiny, store)
-    log_batch, mirror.client.log_batch = mirror.client.log_batch, unwilling
-    with pytest.raises(OSError, match="unwilling"):
-        mirror.start(spec, 1000.0)
-    mirror.client.log_batch = log_batch
-    mirror.start(spec, 1000.0)
-    mirror.finish(fake(spec))
-    runs = mirror.client.search_runs([mirror.experiment], "tags.`deelbo.role` = 'trial'")
-    assert [run.info.status for run in runs] == ["FINISHED"]
-    assert runs[0].data.params["learning_rate"] == str(spec.learning_rate)
-
-
-def unwilling(*_: Any, **__: Any) -> None:
-    raise OSError("unwilling")
-
-
-def test_of_two_runs_of_one_trial_one_stays(tiny: Benchmark, spec: TrialSpec, uri: str, fake: Fake) -> None:
-    """Two calls at once may both make a run for a trial; the next one keeps the complete one."""
-    store = RecordStore("memory://two/runs")
-    one, other = MLflowMirror(uri, tiny, store), MLflowMirror(uri, tiny, store)
-    for mirror in (one, other):
-        mirror.start(spec, 1000.0)
-    other.finish(fake(spec))
-    third = MLflowMirror(uri, tiny, store)
-    assert third.runs == {spec.key: other.runs[spec.key]}
-    assert third.complete == {spec.key}
+    assert mirror.names == ["start", "start", "finish", *LAST]
+    assert tracker.problem is None
 
 
 @pytest.mark.parametrize(
-    "uri", ["somewhere", "gopher://x", "file:///tmp/x", "sqlite:////", "sqlite:////no/such/folder/a.db"]
+    "poison", [RecordError("series damaged"), ValueError("not a number"), ConnectionError("500 for this one alone")]
 )
-def test_a_uri_that_mlflow_does_not_take(uri: str) -> None:
-    """A tracking URI of no known kind, or a database that cannot be there, is refused by name."""
-    with pytest.raises(ConfigError, match="--tracking-uri"):
-        tracking_uri(RecordStore("memory://a"), uri)
+def test_one_event_does_not_block_the_others(poison: Exception, records: list[TrialRecord]) -> None:
+    """What a server never takes, be it at once or try by try, is left out; all others arrive, and the end says so."""
+    bad = records[3].key
+
+    def request(name: str, key: str) -> None:
+        if key == bad:
+            raise poison
+
+    mirror = Mirror(request)
+    tracker = follow(mirror, grace=0.5)
+    for record in records:
+        tracker.finished(record)
+    until(lambda: len(mirror.got) == len(records) - 1)
+    assert tracker.stop("FINISHED", {}) is False
+    assert mirror.names[-3:] == LAST
+    assert str(poison) in (tracker.problem or "")
 
 
-def test_what_an_interrupted_call_did_not_send_is_sent(tiny: Benchmark, uri: str, storage: RecordStore) -> None:
-    """Records that were there before a race are in MLflow after it, although nobody told of their end."""
-    race = Race(make_methods(tiny), storage.records())
-    tracker = Tracker(lambda: MLflowMirror(uri, tiny, storage))
-    tracker.began(race, 2)
-    assert tracker.stop("FINISHED", {})
-    runs = runs_of(uri, tiny)
-    assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    assert len(runs) == len(race.reused) + 1
+class GoneError(Exception):
+    error_code = "RESOURCE_DOES_NOT_EXIST"
+
+
+def test_where_runs_are_gone_all_is_sent_again(tiny: Benchmark, records: list[TrialRecord]) -> None:
+    """A server that no longer knows its runs gets all that this call sent, once more, by a mirror that starts anew."""
+    first, second = Mirror(), Mirror()
+    mirrors = iter([first, second])
+    tracker = Tracker(lambda: next(mirrors), pause=0.01)  # type: ignore[arg-type, return-value]
+    tracker.began(Race(make_methods(tiny), records[:4]), 2)
+    tracker.finished(records[4])
+    tracker.started(records[5].spec)
+    until(lambda: not tracker.left)
+
+    def gone(name: str, key: str) -> None:
+        raise GoneError("no such run")
+
+    first.request = gone
+    tracker.finished(records[6])
+    until(lambda: ("start", records[5].key) in second.got)
+    assert tracker.stop("FINISHED", {}) is True
+    assert tracker.problem is None
+    finishes = [key for name, key in second.got if name == "finish"]
+    assert set(finishes) >= {key for name, key in first.got if name == "finish"} | {records[4].key, records[6].key}
+    assert second.names[0] == "open"
+    assert second.names[-3:] == LAST
+
+
+def test_runs_that_are_gone_again_and_again(records: list[TrialRecord]) -> None:
+    """A trial whose run is gone after every new start is given up, and the others are sent."""
+
+    def request(name: str, key: str) -> None:
+        if key == records[0].key:
+            raise GoneError("no such run")
+
+    made: list[Mirror] = []
+
+    def make() -> Any:
+        made.append(Mirror(request))
+        return made[-1]
+
+    tracker = Tracker(make, pause=0.01, grace=1.0)
+    for record in reversed(records):
+        tracker.finished(record)
+    assert tracker.stop("FINISHED", {}) is False
+    assert "no such run" in (tracker.problem or "")
+    assert {key for mirror in made for name, key in mirror.got if name == "finish"} == {
+        record.key for record in records[1:]
+    }
+    assert made[-1].names[-1] == "publish"
+
+
+def test_a_slow_server_is_waited_for(records: list[TrialRecord]) -> None:
+    """The end goes on as long as something gets through, however long that takes in all."""
+    mirror = Mirror(lambda name, key: time.sleep(0.03))
+    tracker = follow(mirror, grace=0.2)
+    for record in records:
+        tracker.finished(record)
+    since = time.perf_counter()
+    assert tracker.stop("FINISHED", {}) is True
+    assert time.perf_counter() - since > 0.4
+    assert mirror.names == ["finish"] * len(records) + LAST
+
+
+def test_a_killed_race_is_closed_first(gate: threading.Event, records: list[TrialRecord]) -> None:
+    """Of a race that was killed the benchmark's run is closed before the trials that wait are sent, the one under way
+    put aside; starts are left out."""
+    inside = threading.Event()
+
+    def request(name: str, key: str) -> None:
+        inside.set()
+        gate.wait()
+
+    mirror = Mirror(request)
+    tracker = follow(mirror)
+    tracker.finished(records[0])
+    inside.wait()
+    for record in records[1:4]:
+        tracker.started(record.spec)
+    tracker.finished(records[1])
+    threading.Timer(0.1, gate.set).start()
+    assert tracker.stop("KILLED", {}) is True
+    assert mirror.names[0] == "close"
+    assert sorted(mirror.names[1:]) == ["finish", "finish", "publish", "tidy"]
+
+
+@pytest.mark.parametrize("how", ["slow", "hangs", "refuses"])
+def test_a_killed_race_ends_within_its_seconds(how: str, gate: threading.Event, records: list[TrialRecord]) -> None:
+    """Killed, a race waits for a slow, hanging or refusing server no longer than it may, and says what is left; a
+    slow one's run is closed, and no trial is left half-way."""
+
+    def request(name: str, key: str) -> None:
+        if how == "refuses":
+            raise ConnectionError("refused")
+        gate.wait(0.1 if how == "slow" else None)
+
+    mirror = Mirror(request)
+    tracker = follow(mirror, hurry=1.0)
+    for record in records:
+        tracker.finished(record)
+    since = time.perf_counter()
+    assert tracker.stop("KILLED", {}) is False
+    assert time.perf_counter() - since < 1.3
+    assert "not sent in time" in (tracker.problem or "")
+    if how == "slow":
+        assert mirror.names[0] == "close"
+        assert "finish" in mirror.names[: mirror.names.index("tidy")]
+        assert "finish" not in mirror.names[mirror.names.index("tidy") :]

@@ -1,0 +1,68 @@
+"""Where MLflow is, how long it is waited for, and what its errors mean."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from bench.config import ConfigError
+from bench.records import RecordStore
+
+__all__ = ["PATIENCE", "connect", "is_gone", "is_refusal", "tracking_uri"]
+
+PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # who asks tries again, and knows then that a run may be there twice
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds, of a connection and of an answer
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines a trial, and a request for them
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # a traceback a try is no help; what failed is told once, in a line
+}
+"""Settings of MLflow's client, as it reads them from the environment; what is set there already wins."""
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+
+
+def tracking_uri(store: RecordStore, uri: str | None = None) -> str:
+    """The given URI, or by default a sqlite file in the storage folder.
+
+    Raises:
+        ConfigError: the storage is not a local folder and no URI was given, or the URI is none that MLflow takes.
+    """
+    if uri is None:
+        if not store.local:
+            raise ConfigError(
+                f"{store.url} is no local folder, so MLflow needs a place of its own: give --tracking-uri"
+            )
+        return f"sqlite:///{store.path('mlflow.db')}"
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme.partition("+")[0] not in SCHEMES:
+        raise ConfigError(
+            f"--tracking-uri {uri!r}: expected a URI that begins with one of {', '.join(SCHEMES)} and ://"
+        )
+    if scheme == "sqlite" and (Path(rest[1:]).is_dir() or not Path(rest[1:]).absolute().parent.is_dir()):
+        raise ConfigError(f"--tracking-uri {uri!r}: expected sqlite:/// and a file in a folder that exists")
+    return uri
+
+
+def connect(uri: str) -> Any:
+    """A client that does not wait long for a server that does not answer."""
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    from mlflow.tracking import MlflowClient  # takes seconds, and only who tracks should wait for it
+
+    return MlflowClient(uri)
+
+
+def is_gone(error: Exception) -> bool:
+    """Whether a run or experiment is no longer there: deleted in the page, or the server has another database."""
+    code = getattr(error, "error_code", None)
+    deleted = code == "INVALID_PARAMETER_VALUE" and "Current state is deleted" in str(error)
+    return deleted or code == "RESOURCE_DOES_NOT_EXIST"
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether what was sent is at fault, so that trying again is in vain; anything else may pass."""
+    if isinstance(error, OSError):
+        return False
+    refused = getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
+    return refused or isinstance(error, ArithmeticError | AttributeError | LookupError | TypeError | ValueError)
