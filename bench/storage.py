@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import fsspec
@@ -66,20 +67,14 @@ class Storage:
 
     def read_file(self, name: str) -> bytes | None:
         """A file's content, or None where there is none."""
-        try:
-            return bytes(self._fs.cat_file(self.path(name)))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return _content(self._fs, self.path(name))
 
     def read_files(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """Those of the files that are there, in order; several at once where that saves time."""
+        fs, root = self._fs_and_root  # asked once: of thousands of files that is half the time
         names = list(names)
-        if self.local:
-            found: Iterable[bytes | None] = map(self.read_file, names)
-            yield from ((name, content) for name, content in zip(names, found, strict=True) if content is not None)
-            return
-        with ThreadPoolExecutor(READERS) as pool:
-            found = pool.map(self.read_file, names)
+        with ThreadPoolExecutor(1 if self.local else READERS) as pool:
+            found = pool.map(partial(_content, fs), [posixpath.join(root, name) for name in names])
             yield from ((name, content) for name, content in zip(names, found, strict=True) if content is not None)
 
     def write_file(self, name: str, content: bytes) -> None:
@@ -124,3 +119,10 @@ class Storage:
         if self.local:
             for name in (name for folder in folders for name in self.names(folder) if name.endswith(PART)):
                 self.remove(name)
+
+
+def _content(fs: Any, path: str) -> bytes | None:
+    try:
+        return bytes(fs.cat_file(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -207,13 +208,6 @@ def test_a_full_disk_stops_the_run(desk: Desk, fake: Fake, monkeypatch: pytest.M
 def test_tune_keeps_nothing_of_a_trial_that_ended() -> None:
     """What Tune would keep in memory of each trial, to its own end, is cleared once it is through."""
 
-    class Metadata:
-        metric_analysis = {"a": 1}
-        metric_n_steps = {"a": 1}
-        last_result = {"a": 1}
-
-    class Trial:
-        run_metadata = Metadata()
-
-    Courier(None).on_trial_complete(0, [], Trial())  # type: ignore[arg-type]
-    assert (Metadata.metric_analysis, Metadata.metric_n_steps, Metadata.last_result) == ({}, {}, {})
+    metadata = SimpleNamespace(metric_analysis={"a": 1}, metric_n_steps={"a": 1}, last_result={"a": 1})
+    Courier(None).on_trial_complete(0, [], SimpleNamespace(run_metadata=metadata))  # type: ignore[arg-type]
+    assert vars(metadata) == {"metric_analysis": {}, "metric_n_steps": {}, "last_result": {}}
