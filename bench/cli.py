@@ -12,9 +12,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from bench.said import one_line
+
 __all__ = ["main"]
 
 STARTED = time.time()
+LONGEST = 1000
 PRIORS = ("l2-zero", "l2-sp", "ptyl")
 
 
@@ -32,13 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, OSError) as error:
         if options.traceback:
             raise
-        return _complain(" ".join(str(error).split()) or type(error).__name__)
+        return _complain(one_line(error, LONGEST) or type(error).__name__)
     except KeyboardInterrupt:
         return 130
 
 
 def _complain(message: str) -> int:
-    print(f"deelbo-bench: {message}", file=sys.stderr)
+    print(f"deelbo-bench: {one_line(message, LONGEST)}", file=sys.stderr)
     return 2
 
 

@@ -10,16 +10,21 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from bench.benchmark import IN_SHORT, SHORT, Benchmark
+from bench.benchmark import IN_SHORT, Benchmark
+from bench.said import SHORT, one_line
 
 __all__ = ["PRESETS", "ConfigError", "load_benchmark", "one_line", "parse_benchmark", "preset_names"]
 
-LARGEST_FILE = 1_000_000
+LARGEST = 50_000
+"""Characters of a YAML text: a benchmark takes about 1,000, and YAML is read at 25,000 a second or so."""
 PRESETS = Path(__file__).parent / "presets"
 
 
 class ConfigError(ValueError):
-    """Bad input, in one line: what came, what was expected, what to do."""
+    """Bad input, in one short line: what came, what was expected, what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))  # whatever the input, names and values of which are in it
 
 
 def preset_names() -> list[str]:
@@ -36,49 +41,88 @@ def load_benchmark(config: str, overrides: Sequence[str] = ()) -> Benchmark:
         ConfigError: no such preset or file, not YAML, an unknown key, or a value that makes no sense.
     """
     path = PRESETS / f"{config}.yaml" if config in preset_names() else Path(config)
-    if not path.is_file():
-        raise ConfigError(f"no preset or file {config!r}: give a YAML file, or one of {', '.join(preset_names())}")
-    if path.stat().st_size > LARGEST_FILE:
-        raise ConfigError(f"{config} has {path.stat().st_size} bytes: a benchmark is a short YAML file")
+    shown = one_line(config, 200)
+    try:
+        there = path.is_file()
+    except ValueError:  # a NUL in its name
+        there = False
+    if not there:
+        raise ConfigError(f"no preset or file {shown!r}: give a YAML file, or one of {_presets()}")
+    if (size := path.stat().st_size) > LARGEST:
+        raise ConfigError(f"{shown} has {size} bytes, at most {LARGEST} are read: a benchmark is a short YAML file")
     try:
         content = _read(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{config}: not a YAML file that can be read ({one_line(error)}): mend the file") from error
+    except Exception as error:
+        raise ConfigError(f"{shown}: not a YAML file that can be read ({_complaint(error)}): mend the file") from error
     for override in overrides:
         _override(content, override)
-    return parse_benchmark(content, config)
+    return parse_benchmark(content, shown)
+
+
+def _presets() -> str:
+    return ", ".join(preset_names())
+
+
+MERGE = "tag:yaml.org,2002:merge"
+MOST_MERGED, MOST_KEYS = 10, 1_000
 
 
 class _Unambiguous(yaml.SafeLoader):
     """YAML's safe loader, but a key that is there twice is an error: by the standard the last one would win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
-            raise ValueError(f"the key {twice[0]} is there twice: keep one")
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise ValueError(f"the key {one_line(key.value, 60)} is there twice: keep one")
+                seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Takes the keys of other mappings (``<<``) in: not many, as ten aliases in each of nine mappings would stand
+        for a billion."""
+        merged = [value for key, value in node.value if key.tag == MERGE]
+        count = sum(len(value.value) if isinstance(value, yaml.SequenceNode) else 1 for value in merged)
+        if count > MOST_MERGED:
+            raise ValueError(f"{count} mappings are merged by <<, at most {MOST_MERGED} can be: write the keys out")
+        super().flatten_mapping(node)
+        if merged and len(node.value) > MOST_KEYS:
+            raise ValueError(f"{len(node.value)} keys come from <<, at most {MOST_KEYS} can: write the keys out")
 
 
 def _read(text: str) -> Any:
+    """The content of a YAML text. Raises ValueError, RecursionError, or whatever else the text led the reader to: of a
+    tag with a wrong value (``!!int x``) it says IndexError, KeyError, AttributeError or OverflowError."""
+    if len(text) > LARGEST:
+        raise ValueError(f"{len(text)} characters, at most {LARGEST} are read")
     return yaml.load(text, Loader=_Unambiguous)  # noqa: S506 - a safe loader
+
+
+def _complaint(error: Exception) -> str:
+    """What YAML's reader says: its own errors are sentences, others go by their names."""
+    named = isinstance(error, yaml.YAMLError | ValueError | RecursionError)
+    return one_line(error if named else f"{type(error).__name__}: {error}", 300)
 
 
 def _override(content: Any, override: str) -> None:
     """Sets one key of what a YAML file held; keys on the way are made where they are missing."""
+    shown = one_line(override, 100)
     path, found, text = override.partition("=")
     *parents, last = path.split(".")
     if not found or not all([*parents, last]):
-        raise ConfigError(f"--set takes KEY=VALUE, such as training.steps=100, got {override!r}")
+        raise ConfigError(f"--set takes KEY=VALUE, such as training.steps=100, got {shown!r}")
     try:
         value = _read(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--set {override}: not a YAML value ({one_line(error)})") from error
+    except Exception as error:
+        raise ConfigError(f"--set {shown}: not a YAML value ({_complaint(error)})") from error
     for i, key in enumerate(parents):
         if isinstance(content, dict) and content.get(key) is None:
             content[key] = {}
         content = content[key] if isinstance(content, dict) else None
         if not isinstance(content, dict):
-            raise ConfigError(f"--set {override}: {'.'.join(parents[: i + 1])} has no keys in it: set it as a whole")
+            where = one_line(".".join(parents[: i + 1]), 100)
+            raise ConfigError(f"--set {shown}: {where} has no keys in it: set it as a whole")
     if isinstance(content, dict):
         content[last] = value
 
@@ -92,9 +136,8 @@ def parse_benchmark(content: Any, source: str) -> Benchmark:
     try:
         return Benchmark.model_validate(content)
     except ValidationError as error:
-        problems = [_problem(details, content) for details in error.errors()]
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ConfigError(" ".join(f"{source}: {problems[0]}{more}".split())) from error
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise ConfigError(f"{source}: {_problem(error.errors()[0], content)}{more}") from error
 
 
 def _kind(content: Any) -> str:
@@ -106,7 +149,7 @@ def _problem(details: Any, content: dict[str, Any]) -> str:
     parts = [str(part) for part in details["loc"] if not str(part).startswith(branches)]
     if parts[:1] == ["backbones"] and parts[2:3] == ["ptyl"]:
         del parts[3:4]  # of what type it was taken to be
-    key = _as_written(".".join(parts), content)
+    key = one_line(_as_written(".".join(parts), content), 100)
     if details["type"] == "extra_forbidden":
         known = _keys_beside(details["loc"])
         return f"unknown key {key}: remove it, or use one of {known}"
@@ -143,8 +186,3 @@ def _keys_beside(location: tuple[Any, ...]) -> str:
         model = inner[0]
     known = [field.alias or name for name, field in model.model_fields.items()]
     return ", ".join([*known, *sum(IN_SHORT.values(), ())] if model is Benchmark else known)
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks."""
-    return " ".join(str(error).split())

@@ -8,15 +8,22 @@ from typing import Any
 
 import torch
 
+from bench.said import one_line
+
 __all__ = ["hardware", "versions"]
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What the trial ran on."""
-    facts: dict[str, Any] = {"device": device.type, "node": platform.node(), "cpu": _cpu_model()}
-    facts["threads"] = torch.get_num_threads()
+    """What the trial ran on: plain values, the texts short and of one line, as a record may hold them.
+
+    ``repeatable`` says whether the trial run again gives the same metrics to the bit: true on a CPU, where the same
+    seed, machine, threads and versions do; false on a GPU, some of whose sums are taken in any order, so that it is
+    not promised there.
+    """
+    facts: dict[str, Any] = {"device": device.type, "node": one_line(platform.node(), 100), "cpu": _cpu_model()}
+    facts |= {"threads": torch.get_num_threads(), "repeatable": device.type == "cpu"}
     if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["gpu"] = one_line(torch.cuda.get_device_name(device), 100)
         facts["gpu_gib"] = round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
     return facts
 
@@ -35,6 +42,7 @@ def versions() -> dict[str, str]:
 def _cpu_model() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+            model = next(line.split(":", 1)[1] for line in file if line.startswith("model name"))
+    except (OSError, ValueError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return one_line(model, 100)

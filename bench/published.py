@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bench.config import one_line
 from bench.names import PRIOR_NAMES
 from bench.records import COLUMNS
+from bench.said import SHORT, one_line
 
 __all__ = ["Published", "read_published"]
 
@@ -66,7 +66,7 @@ def read_published(tuned: Path, retrained: Path, dataset: str | None = None, sou
         for text, group in rows[rows["problem"] != ""].groupby("problem", sort=False):
             cells = dict.fromkeys(cell for row in group.to_dict("records") for cell in _cells(row))
             where = " and ".join(f"{prior}, N = {n}, seed {seed}" for prior, n, seed in cells)
-            problems.append(f"{path}: {text}; left out: {where}")
+            problems.append(one_line(f"{path}: {text}; left out: {where}"))
             spoilt |= set(cells)
         if placeholders:
             notes.append(f"{path.name}: {placeholders} rows without a runtime are placeholders, and left out.")
@@ -104,7 +104,9 @@ def _read(path: Path, stage: str) -> tuple[pd.DataFrame, int]:
         lost = ~((numbers[column] % 1 == 0) & numbers[column].between(0, MOST))
         if lost.any():
             value = texts.loc[lost, column].iloc[0]
-            raise ValueError(f"{path}: {column} = {value!r} is no whole number from 0 to {MOST}: mend the file")
+            raise ValueError(
+                f"{path}: {column} = {SHORT.repr(value)} is no whole number from 0 to {MOST}: mend the file"
+            )
     settings = pd.DataFrame(
         [_settings(name, found) for name, found in zip(raw["model_name"], raw[prior], strict=True)],
         columns=[*SETTINGS, "n", "seed"],
@@ -123,7 +125,7 @@ def _read(path: Path, stage: str) -> tuple[pd.DataFrame, int]:
     }
     problem = pd.Series("", index=raw.index, dtype=object)
     for text, bad in checks.items():
-        problem = problem.where(~bad | (problem != ""), "model_name " + raw["model_name"].map(repr) + " " + text)
+        problem = problem.where(~bad | (problem != ""), "model_name " + raw["model_name"].map(_shown) + " " + text)
     rows = pd.DataFrame(
         {
             "key": raw["model_name"],
@@ -184,8 +186,12 @@ def _disagreement(rows: pd.DataFrame) -> pd.Series:
     """For each run that stands twice with different results, why it cannot be used; else empty."""
     twice = rows.duplicated([*SPLIT, *SETTINGS], keep=False) & (rows["problem"] == "")
     first = rows.groupby([*SPLIT, *SETTINGS], dropna=False)["key"].transform("first")
-    words = "model_name " + first.map(repr) + " has two rows that disagree"
+    words = "model_name " + first.map(_shown) + " has two rows that disagree"
     return words.where(twice, "")
+
+
+def _shown(name: str) -> str:
+    return one_line(repr(name), 120)
 
 
 def _settings(name: str, prior: object) -> dict[str, float]:

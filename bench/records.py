@@ -19,17 +19,22 @@ from typing import Any
 
 import pandas as pd
 
-from bench.config import one_line
+from bench.fields import numbers, plain, strict_json
+from bench.said import SHORT, one_line
 from bench.storage import Storage
-from bench.trials import TrialRecord, plain
+from bench.trials import TrialRecord
 
 __all__ = ["RecordError", "RecordStore", "frame_of"]
 
 LOCKS = ("lock", "lock.json")
+LONGEST = 1000
 
 
 class RecordError(ValueError):
     """A storage that cannot be used as it is, in one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message, LONGEST))
 
 
 class RecordStore(Storage):
@@ -132,8 +137,8 @@ class RecordStore(Storage):
         for name, content in self.read_files(self._list("runs")):
             try:
                 account = json.loads(content)
-                if not isinstance(account, dict):
-                    raise ValueError("not an object")
+                if not isinstance(account, dict) or not isinstance(account.get("account", ""), str):
+                    raise ValueError("not the account of a run")
                 accounts.append(account)
             except (ValueError, RecursionError) as error:
                 words = f"{self.path(name)} is damaged ({one_line(error)}): delete it, no trial is lost with it"
@@ -157,8 +162,11 @@ class RecordStore(Storage):
 
     def _rows(self, name: str, content: bytes) -> list[dict[str, float]]:
         try:
-            return [{column: float(value) for column, value in row.items()} for row in json.loads(content)]
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            rows = strict_json(content.decode())
+            if not isinstance(rows, list):
+                raise ValueError(f"{SHORT.repr(rows)}, expected a list of rows")
+            return [numbers("row", row) for row in rows]
+        except (ValueError, RecursionError) as error:
             raise RecordError(f"{self.path(name)} is damaged ({one_line(error)})") from None
 
     def _list(self, folder: str) -> list[str]:

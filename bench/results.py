@@ -94,11 +94,7 @@ def from_storage(store: RecordStore, label: str = "") -> Results:
         )
     about = [f"{len(records)} trials: {', '.join(f'{count} {status}' for status, count in counts.most_common())}."]
     about += [*_hardware(records), _versions(records)]
-    for account in (run["account"] for run in store.runs(damaged) if "account" in run):
-        if isinstance(account, str):
-            about.append(one_line(account))
-        else:
-            damaged.append(f"{store.path('runs')}: an account that is no text is not shown; no trial is lost with it")
+    about += [one_line(run["account"]) for run in store.runs(damaged) if "account" in run]
     damaged += [
         f"failed: {record.describe_failure()}; not counted and never chosen: let `run` try again"
         for record in kept

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from deelbo.tasks.photographs import open_photograph
+
 __all__ = ["SourceImages"]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights were trained with
@@ -54,12 +56,10 @@ class SourceImages(Dataset[Item]):
 
     def __getitem__(self, key: Key) -> Item:
         """The image and its class; or in words why it cannot be read, as an exception would lose them in a worker."""
-        from torchvision.datasets.folder import pil_loader
-
         index, seed = key
         path, label = self.samples[index]
         try:
-            image = pil_loader(path)
+            image = open_photograph(path)
         except Exception as error:  # PIL lets through whatever a decoder met, SyntaxError and struct.error among others
             return f"{path} cannot be decoded ({type(error).__name__}): delete it or copy it again"
         with torch.random.fork_rng(devices=[]):

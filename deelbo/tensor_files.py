@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import reprlib
+import warnings
 from pathlib import Path
 
 import torch
@@ -43,7 +44,9 @@ def read_file(path: str | Path) -> object:
 
 
 def _load_torch(path: Path) -> object:
-    loaded: object = torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it thinks of a file is said by its error, if by anything
+        loaded: object = torch.load(path, map_location="cpu", weights_only=True)
     return loaded
 
 

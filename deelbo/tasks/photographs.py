@@ -24,10 +24,13 @@ from torch import Tensor
 
 from deelbo.tasks.folders import DataError
 
-__all__ = ["CACHE", "Listing", "decode", "decoded"]
+__all__ = ["CACHE", "Listing", "decode", "decoded", "open_photograph"]
 
 CACHE = "deelbo-cache"
 """The folder, below that of the datasets, that decoded images are kept in."""
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+"""What may be behind a photograph's name, whatever that says: not all of the official files are JPEG."""
 
 THREADS = min(os.cpu_count() or 1, 32)
 
@@ -54,6 +57,12 @@ class Listing:
         return digest.hexdigest()[:16]
 
 
+def open_photograph(path: str | Path) -> Image.Image:
+    """The image in RGB. Only formats that Pillow decodes itself: an EPS of that name would start Ghostscript."""
+    with Image.open(path, formats=FORMATS) as image:
+        return image.convert("RGB")
+
+
 def decode(files: Sequence[Path], side: int) -> Tensor:
     """The images as RGB, resized to side x side as torchvision's Resize does a PIL image; uint8 (n, 3, side, side).
 
@@ -64,8 +73,7 @@ def decode(files: Sequence[Path], side: int) -> Tensor:
 
     def place(i: int) -> None:
         try:
-            with Image.open(files[i]) as image:
-                resized = image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
+            resized = open_photograph(files[i]).resize((side, side), Image.Resampling.BILINEAR)
         except Exception as error:
             raise DataError(
                 f"{files[i]} cannot be decoded ({type(error).__name__}): put the official file in its place, or delete"

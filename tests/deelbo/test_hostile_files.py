@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import UnidentifiedImageError
 from safetensors.torch import save
 
 from deelbo.swag_files import read_swag
 from deelbo.tasks import check_task, load_task
 from deelbo.tasks.batches import read_batch
+from deelbo.tasks.folders import DataError
+from deelbo.tasks.photographs import decode, open_photograph
 from deelbo.tensor_files import read_tensors
 
 FUZZ = float(os.environ.get("DEELBO_FUZZ", "1"))
@@ -247,3 +250,19 @@ def test_a_list_names_no_file_elsewhere(own: Callable[[str], Path], tmp_path: Pa
     words = refusal(lambda: check_task("Oxford-IIIT_Pet", tmp_path, verify=False))
     assert re.search("its lists name .*, expected names of images in", words)
     assert refusal(lambda: load_task("Oxford-IIIT_Pet", tmp_path, 32, verify=False)) == words
+
+
+def test_a_photograph_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An EPS file under a photograph's name, which Pillow hands to Ghostscript, is no image; nothing is started."""
+    program, trace = tmp_path / "bin" / "gs", tmp_path / "trace"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {trace}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    photograph = tmp_path / "a.jpg"
+    photograph.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(DataError, match=r"a\.jpg cannot be decoded"):
+        decode([photograph], 8)
+    with pytest.raises(UnidentifiedImageError):
+        open_photograph(photograph)
+    assert not trace.exists()

@@ -1,0 +1,120 @@
+"""The MLflow server is killed, for half a minute or for good."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import time
+from pathlib import Path
+
+from tests.faults.place import A_SEED, Place
+from tests.faults.processes import Process, Run
+from tests.faults.proof import in_mlflow, same_results
+from tests.faults.servers import Server
+
+__all__ = ["lose_server", "pause_server"]
+
+PAUSE = 30.0
+"""Seconds that a server is away."""
+UP = (6.0, 10.0)
+"""Seconds, from and to, that it is there between two outages."""
+SLOTS = 1
+MOST = 1.0
+"""Seconds that an outage may add to the longest wait between two trials."""
+
+
+def pause_server(times: int, place: Place, pause: float = PAUSE) -> str:
+    """The server dies and comes back, again and again, under a run that is long enough for it."""
+    storage, more = place.folder / "storage", {"resources": {"slots": SLOTS}}
+    outages: list[tuple[float, float]] = []
+    seeds = 0
+    with Server(place.folder / "server.db", place.reference / "mlflow.db") as server:
+        while len(outages) < times:  # the second time only where the machine became faster than it was
+            left = (times - len(outages)) * (pause + UP[1])
+            seeds += max(1, math.ceil(1.1 * left * SLOTS / (A_SEED * place.account["trial"])))
+            config = place.config("long", seeds, **more)
+            with Run(config, storage, f"run{seeds}", "--tracking-uri", server.uri) as run:
+                run.until_training()
+                while len(outages) < times and run.runs() and len(run.records()) < seeds * A_SEED - 2:
+                    time.sleep(place.random.uniform(*UP) if outages else 1.0)
+                    since = time.time()
+                    server.kill()
+                    time.sleep(pause)
+                    server.start()
+                    if run.runs():
+                        outages.append((since, time.time()))
+                run.ends_well()
+                assert "MLflow did not take everything" not in run.said, run.said
+        points = in_mlflow(server.database, storage)
+    inside, outside = _waits(storage, outages)
+    assert inside, "no trial started in an outage"
+    longest, rest = max(inside), max(outside, default=0.0)
+    assert longest <= rest + MOST, f"a slot waited {longest:.2f} s in an outage, {rest:.2f} s at most else"
+    return (
+        f"longest wait from a trial's end to the next start: {1000 * longest:.0f} ms in the outages ({len(inside)} "
+        f"starts), {1000 * rest:.0f} ms else ({len(outside)}); {points} points in MLflow, each once"
+    )
+
+
+def _waits(storage: Path, outages: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Seconds from a trial's end to the next start on its slot: those that touch an outage, and the others. Where a
+    call of `run` ended and the next began is no wait."""
+    records = [json.loads(file.read_text()) for file in (storage / "records").glob("*.json")]
+    calls = sorted(float(file.stat().st_mtime) for file in (storage / "runs").iterdir())
+    moments = sorted((record["started"], record["finished"]) for record in records)
+    inside: list[float] = []
+    outside: list[float] = []
+    for (_, end), (start, _) in itertools.pairwise(moments):
+        if any(end <= call <= start for call in calls):
+            continue
+        (inside if any(end < up and start > down for down, up in outages) else outside).append(start - end)
+    return inside, outside
+
+
+def lose_server(times: int, place: Place) -> str:
+    """The server dies at a random moment and stays away; `sync` brings all to a new one, or to its database served
+    again, by turns. While a run waits in vain for its server, the next one works."""
+    database = place.folder / "server.db"
+    waiting: list[tuple[Run, Server]] = []
+    points: list[int] = []
+    fresh = Server(place.folder / "new.db")
+    fresh.start(wait=False)
+    try:
+        for number in range(times):
+            server = Server(database, None if number else place.reference / "mlflow.db")
+            server.start()
+            _rescue(waiting, server, fresh, place, points)
+            run = Run(place.config(), place.folder / f"storage{number}", "run", "--tracking-uri", server.uri)
+            waiting.append((run, server))
+            run.until_training()
+            time.sleep(place.random.uniform(0, place.few * A_SEED * place.account["trial"] / 2))
+            server.kill()
+            run.until_recorded(place.few * A_SEED)
+        with Server(database) as again:
+            _rescue(waiting, again, fresh, place, points)
+    finally:
+        fresh.kill()
+        for run, server in waiting:
+            server.kill()
+            run.kill()
+    return (
+        f"exit code 0, and told to `sync`; after it {sum(points)} points of {times} storages in MLflow, each once; "
+        f"{(times + 1) // 2} times on a new server, {times // 2} on the old database"
+    )
+
+
+def _rescue(waiting: list[tuple[Run, Server]], again: Server, fresh: Server, place: Place, points: list[int]) -> None:
+    """Waits for the run that lost its server, and brings its records to MLflow by `sync`."""
+    for run, _ in waiting:
+        run.ends_well()
+        assert "MLflow did not take everything" in run.said, run.said
+        assert f"sync {run.storage}" in run.said.replace("sync storage", f"sync {place.folder}/storage"), run.said
+        same_results(run.storage, place.reference, place.few)
+        server = again if len(points) % 2 else fresh
+        server.wait()
+        command = ["bench.cli", "sync", str(run.storage), "--tracking-uri", server.uri]
+        with Process(command, place.folder, f"{run.storage.name}-sync") as sync:
+            assert sync.end() == 0, sync.tail()
+        points.append(in_mlflow(server.database, run.storage))
+    waiting.clear()

@@ -1,0 +1,120 @@
+"""What must hold after a fault, each with words on what was violated."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from bench.translation import content_of
+from bench.trials import TrialRecord
+
+__all__ = ["attempts", "contents", "in_mlflow", "mlflow_runs", "same_results", "unchanged"]
+
+Point = tuple[str, float, int, int]
+
+
+def same_results(storage: Path, reference: Path, seeds: int) -> int:
+    """The storage has the records that the undisturbed one has for those seeds, to the last bit; how many."""
+    found, expected = _results(storage), _results(reference)
+    wanted = {1001 + 1000 * i for i in range(seeds)}
+    expected = {key: result for key, result in expected.items() if result["spec"]["seed"] in wanted}
+    missing, more = expected.keys() - found.keys(), found.keys() - expected.keys()
+    assert not missing, f"{len(missing)} of {len(expected)} trials have no record"
+    assert not more, f"{len(more)} records that the undisturbed run has not"
+    other = [key for key in expected if found[key] != expected[key]]
+    assert not other, f"{len(other)} records differ from the undisturbed run's, the first {other[0]}"
+    return len(found)
+
+
+def _results(storage: Path) -> dict[str, dict[str, Any]]:
+    """Each trial's outcome by key: all but seconds and machines. JSON has every digit of a float."""
+    results = {}
+    for file in (storage / "records").glob("*.json"):
+        record = json.loads(file.read_text())
+        rows = json.loads((storage / "series" / file.name).read_text())
+        series = [{name: value for name, value in row.items() if name != "train_seconds"} for row in rows]
+        parts = {name: record[name] for name in ("spec", "status", "metrics", "state")}
+        results[file.stem] = parts | {"series": series}
+    return results
+
+
+def contents(storage: Path) -> dict[str, bytes]:
+    """Every record and series, byte for byte; only those series that have a record."""
+    names = [file.name for file in (storage / "records").glob("*.json")]
+    files = [storage / folder / name for folder in ("records", "series") for name in names]
+    return {f"{file.parent.name}/{file.name}": file.read_bytes() for file in files}
+
+
+def unchanged(before: dict[str, bytes], storage: Path) -> int:
+    """What was there is there still, byte for byte: no finished trial ran again. How many files."""
+    after = contents(storage)
+    changed = [name for name, content in before.items() if after.get(name) != content]
+    assert not changed, f"{len(changed)} of {len(before)} files changed or went, the first {changed[0]}"
+    return len(before)
+
+
+def attempts(storage: Path) -> tuple[int, int, float]:
+    """How many trials took more than one attempt, how many attempts came to nothing, and the seconds these ran.
+
+    Each record must say what the files in ``attempts`` say.
+    """
+    again, vain, lost = 0, 0, 0.0
+    for file in (storage / "records").glob("*.json"):
+        record = json.loads(file.read_text())
+        earlier = record["attempt"] - 1
+        notes = [storage / "attempts" / f"{file.stem}.{number + 1}.json" for number in range(earlier)]
+        moments = [json.loads(note.read_text()) for note in notes]
+        assert all("ended" in moment for moment in moments), f"an attempt at {file.stem} was never closed"
+        seconds = sum(max(moment["ended"] - moment["started"], 0) for moment in moments)
+        assert abs(record["lost_seconds"] - seconds) < 1e-6, (
+            f"{file.stem}: lost_seconds {record['lost_seconds']}, its attempts say {seconds}"
+        )
+        again, vain, lost = again + (earlier > 0), vain + earlier, lost + seconds
+    return again, vain, lost
+
+
+def mlflow_runs(database: Path, storage: Path) -> list[tuple[str, str, str]]:
+    """What is in MLflow of a storage: each run's id, status, and its trial's key ("" for the benchmark's)."""
+    words = """
+        select runs.run_uuid, runs.status, coalesce(key.value, '')
+        from runs
+        join tags as place on place.run_uuid = runs.run_uuid and place.key = 'deelbo.storage' and place.value = ?
+        left join tags as key on key.run_uuid = runs.run_uuid and key.key = 'deelbo.key'
+        where runs.lifecycle_stage = 'active'
+    """
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        return list(connection.execute(words, (str(storage),)))
+
+
+def in_mlflow(database: Path, storage: Path) -> int:
+    """One run a record, FINISHED, with every point of its metrics once; the benchmark's too. How many points."""
+    runs = mlflow_runs(database, storage)
+    keys = {file.stem for file in (storage / "records").glob("*.json")}
+    counts = Counter(key for _, _, key in runs)
+    assert counts == Counter({"": 1} | dict.fromkeys(keys, 1)), (
+        f"{len(runs)} runs in MLflow for {len(keys)} records: {len(keys - counts.keys())} missing, "
+        f"{len(counts.keys() - keys - {''})} of no record, {sum(n > 1 for n in counts.values())} more than once, "
+        f"{counts['']} of the benchmark"
+    )
+    states = Counter(status for _, status, _ in runs)
+    assert set(states) == {"FINISHED"}, f"runs in MLflow are {dict(states)}"
+    total = 0
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        for run, _, key in runs:
+            found = Counter(
+                connection.execute("select key, value, timestamp, step from metrics where run_uuid = ?", (run,))
+            )
+            if not key:
+                assert all(name in ("wall_seconds", "busy", "slots") for name, *_ in found), f"{found}"
+                continue
+            record = TrialRecord.from_json((storage / "records" / f"{key}.json").read_text())
+            rows = json.loads((storage / "series" / f"{key}.json").read_text())
+            series = [{name: float(value) for name, value in row.items()} for row in rows]
+            expected = Counter[Point](content_of(record, series).metrics)
+            wrong = (expected - found).total(), (found - expected).total()
+            assert wrong == (0, 0), f"metrics of {key} in MLflow: {wrong[0]} points missing, {wrong[1]} too many"
+            total += found.total()
+    return total

@@ -1,0 +1,87 @@
+"""A real MLflow server, that can be killed and comes back with its database."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from http.client import HTTPException
+from pathlib import Path
+from urllib.request import urlopen
+
+from tests.faults.processes import CHILD, until
+
+__all__ = ["Server"]
+
+WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""Eight processes of the server's that have nothing to do here."""
+
+
+class Server:
+    """`mlflow server` on a database file, in a process group of its own, up while the block runs unless killed.
+
+    Args:
+        database: file; where it is missing the server makes it.
+        template: an MLflow database to start from, its tables made.
+    """
+
+    def __init__(self, database: Path, template: Path | None = None) -> None:
+        self.database = database
+        if template is not None:
+            shutil.copyfile(template, database)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = int(free.getsockname()[1])
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+
+    def start(self, wait: bool = True) -> None:
+        """Serves the database, under the same address as before."""
+        command = [
+            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
+            *("--backend-store-uri", f"sqlite:///{self.database}", "--workers", "1"),
+            *("--artifacts-destination", str(self.database.with_suffix(".artifacts"))),
+        ]
+        with self.database.with_suffix(".log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=self.database.parent,
+                env=os.environ | CHILD | WITHOUT_JOBS,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        if wait:
+            self.wait()
+
+    def wait(self) -> float:
+        """Until it answers; when that was, by time.time()."""
+        until(self.answers, f"the MLflow server answers, see {self.database.with_suffix('.log')}", pause=0.2)
+        return time.time()
+
+    def answers(self) -> bool:
+        try:
+            with urlopen(f"{self.uri}/health", timeout=5) as answer:  # noqa: S310 - loopback
+                return bool(answer.status == 200)
+        except (OSError, HTTPException):
+            return False
+
+    def kill(self) -> None:
+        """SIGKILL to all of its processes."""
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
