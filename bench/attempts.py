@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from bench.records import RecordStore
-from bench.trials import LONGEST
+from bench.trials import LONGEST, TrialRecord
 
 __all__ = ["Attempts"]
 
@@ -20,13 +20,26 @@ class Attempts:
 
     Args:
         store: where they are.
-        done: keys of the trials that have a result: nobody asks for these.
+        records: those that there are. Nobody asks for a trial that has a result; one that failed made an attempt.
+        set_aside: keys of the trials whose result was damaged: their last attempt was not in vain.
         died: when the last call that was killed gave its last sign of life, in seconds since 1970. What it was running
             ended then, as far as anybody knows.
     """
 
-    def __init__(self, store: RecordStore, done: Collection[str] = (), died: float | None = None) -> None:
+    def __init__(
+        self,
+        store: RecordStore,
+        records: Iterable[TrialRecord] = (),
+        set_aside: Collection[str] = (),
+        died: float | None = None,
+    ) -> None:
         self._store = store
+        done, failed = set[str](), dict[str, int]()
+        for record in records:
+            if record.succeeded:
+                done.add(record.key)
+            else:
+                failed[record.key] = record.attempt
         self._numbers: dict[str, list[int]] = {}
         for name in store.names("attempts"):
             found = re.fullmatch(r"attempts/(.+)\.(\d{1,9})\.json", name)
@@ -36,7 +49,11 @@ class Attempts:
             numbers.sort()
             attempt = self._read(key, numbers[-1])
             if "ended" not in attempt and "started" in attempt:
-                self._write(key, numbers[-1], attempt | {"ended": max(attempt["started"], died or 0.0)})
+                last = 0.0 if died is None or key in set_aside else died
+                self._write(key, numbers[-1], attempt | {"ended": max(attempt["started"], last)})
+        for key, number in failed.items():
+            if number > self._numbers.setdefault(key, [0])[-1]:
+                self._numbers[key].append(number)
 
     def next(self, key: str) -> tuple[int, float]:
         """The number of the next attempt at a trial, from 1, and how many seconds the earlier ones ran in vain."""

@@ -278,4 +278,7 @@ class Benchmark(Strict):
 
     def settings_that_bind(self) -> dict[str, Any]:
         """What must be the same for two runs of a benchmark to share a storage: all else may be extended."""
-        return self.model_dump(mode="json", include={"name", "training", "verify_data"})
+        resources = {"cpus_per_trial", "gpus_per_trial"}  # threads and devices decide the last digits, and all seconds
+        return self.model_dump(
+            mode="json", include={"name": True, "training": True, "verify_data": True, "resources": resources}
+        )

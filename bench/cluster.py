@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import warnings
 from typing import Any
 
@@ -22,7 +24,8 @@ for _name, _value in QUIET.items():
 import ray  # noqa: E402 - reads the environment when imported
 
 from bench.benchmark import Benchmark  # noqa: E402
-from bench.config import ConfigError, one_line  # noqa: E402
+from bench.config import ConfigError  # noqa: E402
+from bench.said import one_line  # noqa: E402
 
 __all__ = ["connect"]
 
@@ -39,6 +42,12 @@ def connect(benchmark: Benchmark, address: str | None) -> tuple[int, int]:
         if wanted.slots:
             here["num_cpus"] = wanted.slots * wanted.cpus_per_trial
         joined: dict[str, Any] = here if address is None else {"address": address}
+        if address is not None and address.startswith("ray://"):
+            raise ConfigError(
+                f"--address {address}: the driver must run on a machine of the cluster, expected HOST:PORT of its "
+                "head, or auto: start `run` there"
+            )
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             with warnings.catch_warnings(action="ignore"):
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **joined)
@@ -48,6 +57,10 @@ def connect(benchmark: Benchmark, address: str | None) -> tuple[int, int]:
             raise ConfigError(
                 f"no Ray cluster answers at {address} ({one_line(error)[:120]}): check --address, and that a head runs"
             ) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():  # Ray sets its own, which just exits
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it reports each lost attempt as an error at the end
     there = ray.cluster_resources()
     fits = int(there.get("CPU", 0) // wanted.cpus_per_trial)

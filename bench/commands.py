@@ -15,9 +15,10 @@ import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from bench.attempts import Attempts
 from bench.benchmark import Benchmark
 from bench.checks import check, check_data
-from bench.config import load_benchmark, one_line
+from bench.config import load_benchmark
 from bench.console import command, console, short
 from bench.continuing import check_records, fork_of, inherit, take_up
 from bench.lock import StorageLock
@@ -26,6 +27,7 @@ from bench.names import METHOD_NAMES, PRIOR_NAMES, dataset_name
 from bench.part import part_of
 from bench.race import Race, Watcher
 from bench.records import RecordError, RecordStore
+from bench.said import one_line
 from bench.starts import load_starts
 from bench.stopping import stopped_by_signals
 from bench.trials import TrialRecord
@@ -78,8 +80,8 @@ def run(
             if not fork:
                 return _run_in(store, benchmark, methods, where, since)
             data, starts = _at_hand(benchmark, methods, address)
-            home = fork_of(store, benchmark, data, starts)
-            return _run_in(home, benchmark, methods, where, since, store if home.url != store.url else None)
+            origin, store = store, fork_of(store, benchmark, data, starts)
+            return _run_in(store, benchmark, methods, where, since, origin if origin.url != store.url else None)
     except KeyboardInterrupt:
         console.print(f"stopped: the same command continues what is in {short(store.url)}")
         return STOPPED
@@ -109,7 +111,7 @@ def _run_in(
     with StorageLock(store, taken_away=lambda: os.kill(os.getpid(), signal.SIGTERM)) as lock:
         if lock.predecessor is not None:
             console.print(f"the last run here was killed ({lock.predecessor.describe()}): going on from its records")
-        records = take_up(store, benchmark, console.print)
+        records, set_aside = take_up(store, benchmark, console.print)
         console.print(f"{benchmark.name} in {short(store.url)}")
         data, starts = _at_hand(benchmark, methods, where.address)
         if origin is not None and store.read_benchmark() is None:
@@ -117,12 +119,16 @@ def _run_in(
             console.print(f"a fork of {short(origin.url)}, {count} of whose trials hold here")
             records = list(store.records())
         check_records(store, records, data, starts)
-        return _race(lock, records, benchmark, methods, starts, where, since)
+        died = lock.predecessor.beat if lock.predecessor is not None else None
+        attempts = Attempts(store, records, set_aside, died)
+        lock.taken_up = True
+        return _race(lock, records, attempts, benchmark, methods, starts, where, since)
 
 
 def _race(
     lock: StorageLock,
     records: Sequence[TrialRecord],
+    attempts: Attempts,
     benchmark: Benchmark,
     methods: Sequence[Method],
     starts: Mapping[str, Pretrained],
@@ -143,15 +149,20 @@ def _race(
     claim = _Claim(store, benchmark)
     try:
         watchers = [claim, terminal, tracker]
-        outcome = run_benchmark(benchmark, lock, records, starts, where.address, watchers, since, methods)
+        outcome = run_benchmark(benchmark, lock, records, attempts, starts, where.address, watchers, since, methods)
+        terminal.close()
+        if lock.taken:
+            raise RecordError(
+                f"another `run` has taken {store.url}, as this one gave no sign of life: it goes on there"
+            )
+        stopped = outcome.halted is not None
+        folder = None if stopped else _draw_report(store, benchmark)
     except BaseException:
-        if claim.done:
+        if claim.done and not lock.taken:
             tracker.stop("KILLED", {})
         raise
     finally:
         terminal.close()
-    stopped = outcome.halted is not None
-    folder = None if stopped else _draw_report(store, benchmark)
     account = {name: float(getattr(outcome, name)) for name in ACCOUNT} if outcome.ran else {}
     status = "KILLED" if stopped or outcome.left else "FAILED" if outcome.failed else "FINISHED"
     if tracker.left > MANY_EVENTS:

@@ -5,13 +5,28 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 __all__ = ["command", "console", "short"]
 
-console = Console(soft_wrap=True, highlight=False, markup=False)
+
+class _Console(Console):
+    """A terminal that was closed, or a full disk behind it, ends nothing."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with suppress(OSError):
+            super().print(*objects, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Whoever read has had enough: the work goes on, in silence."""
+        self.quiet = True
+
+
+console = _Console(soft_wrap=True, highlight=False, markup=False)
 
 
 def short(path: str | Path) -> str:

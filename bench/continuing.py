@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from bench.benchmark import Benchmark
-from bench.config import parse_benchmark
+from bench.config import ConfigError, parse_benchmark
 from bench.execute import start_fingerprint
 from bench.records import RecordError, RecordStore
 from bench.trials import TrialRecord
@@ -21,32 +21,44 @@ class OtherBenchmarkError(RecordError):
     """A storage whose trials are another benchmark's: what differs."""
 
 
-def take_up(store: RecordStore, benchmark: Benchmark, say: Callable[[str], object]) -> list[TrialRecord]:
-    """The whole records of a storage; damaged files are set aside and named. Only for who holds its lock.
+def take_up(
+    store: RecordStore, benchmark: Benchmark, say: Callable[[str], object]
+) -> tuple[list[TrialRecord], list[str]]:
+    """The whole records of a storage. Damaged files are set aside and named; the keys of their trials come second.
+
+    Only for who holds the storage's lock.
 
     Raises:
         OtherBenchmarkError: the storage is another benchmark's.
         RecordError: there is something else in it.
     """
     try:
-        store.read_benchmark()
-    except RecordError as error:
+        _benchmark_of(store)
+    except (RecordError, ConfigError) as error:
         if not store.exists("benchmark.json"):
             raise
         say(f"{error}: set aside as {store.set_aside('benchmark.json')}, written again from the configuration")
     check_settings(store, benchmark)
     records, damaged = store.whole_records()
-    for line in damaged:
+    for line in damaged.values():
         say(line)
-    return records
+    done = {f"checkpoints/{record.key}.pt" for record in records if record.succeeded}
+    for name in done.intersection(store.names("checkpoints")):
+        store.remove(name)
+    return records, list(damaged)
+
+
+def _benchmark_of(store: RecordStore) -> Benchmark | None:
+    content = store.read_benchmark()
+    return None if content is None else parse_benchmark(content, store.path("benchmark.json"))
 
 
 def check_settings(store: RecordStore, benchmark: Benchmark) -> None:
     """Raises OtherBenchmarkError where the storage's benchmark has other settings of those that bind; each is named."""
-    there = store.read_benchmark()
+    there = _benchmark_of(store)
     if there is None:
         return
-    before = dict(_leaves(parse_benchmark(there, store.path("benchmark.json")).settings_that_bind()))
+    before = dict(_leaves(there.settings_that_bind()))
     now = dict(_leaves(benchmark.settings_that_bind()))
     changed = [f"{name} was {before[name]!r} and is now {now[name]!r}" for name in now if now[name] != before[name]]
     if changed:
@@ -65,7 +77,7 @@ def check_records(
         starts: pretrained weights at hand, by backbone; as for ``data``.
     """
     for record in records:
-        if (reason := _foreign(record, data, starts)) is not None:
+        if record.succeeded and (reason := _foreign(record, data, starts)) is not None:
             raise _other(store, "holds trials that", reason)
 
 
@@ -91,15 +103,15 @@ def inherit(
     starts: Mapping[str, Pretrained],
 ) -> int:
     """Copies into a new fork those records of its origin that hold for this benchmark; how many."""
-    there = origin.read_benchmark()
+    there = _benchmark_of(origin)
     if there is None:
         return 0
-    before, now = parse_benchmark(there, origin.path("benchmark.json")), benchmark
-    if (before.training, before.verify_data) != (now.training, now.verify_data):
+    before, now = there.settings_that_bind(), benchmark.settings_that_bind()
+    if before | {"name": ""} != now | {"name": ""}:
         return 0
     count = 0
     for record in origin.records([]):
-        if _foreign(record, data, starts) is None:
+        if record.succeeded and _foreign(record, data, starts) is None:
             for name in (f"series/{record.key}.json", f"records/{record.key}.json"):  # in the order of `write`
                 if (content := origin.read_file(name)) is not None:
                     store.write_file(name, content)

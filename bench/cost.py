@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.benchmark import Training
-from bench.config import ConfigError, one_line
+from bench.config import ConfigError
+from bench.said import one_line
 from deelbo.run import Schedule
 
 __all__ = ["Rates", "Work", "work_of"]

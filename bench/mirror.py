@@ -13,12 +13,13 @@ from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 from bench.benchmark import Benchmark
-from bench.config import ConfigError, one_line
+from bench.config import ConfigError
 from bench.connection import connect, is_gone, is_refusal, tracking_uri
 from bench.methods import make_methods
 from bench.race import settle
 from bench.records import RecordError, RecordStore
 from bench.runs import Runs, end_of, whose
+from bench.said import one_line
 from bench.translation import content_of, mark_of, params_of
 from bench.trials import TrialRecord, TrialSpec
 
@@ -80,6 +81,11 @@ class MLflowMirror:
         self.runs.end(child, end_of(record), record.finished)
         if damage:
             raise damage
+
+    def resend(self, key: str) -> None:
+        """As `finish`, of the record in the storage."""
+        if (record := self.store.read(key)) is not None:
+            self.finish(record)
 
     def close(self, status: str, metrics: dict[str, float], when: float) -> None:
         """The benchmark has ended ``when`` its last trial did; children that never ended are KILLED."""

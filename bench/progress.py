@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from contextlib import suppress
 from statistics import median
 
 from rich.console import Console
@@ -15,6 +17,8 @@ from bench.trials import TrialRecord, TrialSpec
 __all__ = ["Terminal"]
 
 LINE_EVERY = 10.0
+WINDOW = 200
+"""How many of the last trials say how long one takes."""
 
 
 class Terminal(Watcher):
@@ -24,7 +28,7 @@ class Terminal(Watcher):
         self.console = console
         self.bar: Progress | None = None
         self._task = TaskID(0)
-        self._seconds: list[float] = []
+        self._seconds: deque[float] = deque(maxlen=WINDOW)
         self._last_line = 0.0
         self._out: dict[str, TrialSpec] = {}
 
@@ -62,7 +66,8 @@ class Terminal(Watcher):
     def close(self) -> None:
         """Leaves the terminal as it was."""
         if self.bar is not None:
-            self.bar.stop()
+            with suppress(OSError):  # the terminal is gone
+                self.bar.stop()
             self.bar = None
 
     def status(self) -> str:

@@ -7,6 +7,7 @@ attempts/KEY.1.json   when an attempt at it began; where it came to nothing, whe
 checkpoints/KEY.pt    where a long run goes on from
 runs/TIME.json        one a call of `run`: where its wall-clock time went
 damaged/              files that were set aside
+id                    what tells it from other storages
 lock, lock.json       who works on it
 """
 
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +29,8 @@ from bench.trials import TrialRecord
 
 __all__ = ["RecordError", "RecordStore", "frame_of"]
 
-LOCKS = ("lock", "lock.json")
+FILES = ("records", "series", "attempts", "checkpoints", "runs")
+OURS = {*FILES, "damaged", "lock", "lock.json", "id", "report", "mlflow.db", "mlartifacts"}
 LONGEST = 1000
 
 
@@ -48,8 +52,8 @@ class RecordStore(Storage):
         """
         content = self.read_file("benchmark.json")
         if content is None:
-            there = [name for name in self.names() if name not in LOCKS]
-            if (there and "records" not in there) or (self.exists() and not self._fs.isdir(self.root)):
+            there = set(self.names())
+            if not ("records" in there or there <= OURS) or (self.exists() and not self._fs.isdir(self.root)):
                 raise RecordError(
                     f"{self.url} exists and holds no benchmark: choose another --storage, or an empty folder"
                 )
@@ -64,8 +68,16 @@ class RecordStore(Storage):
         return found
 
     def write_benchmark(self, content: dict[str, Any]) -> None:
-        """Keeps the configuration."""
+        """Keeps the configuration; the first time also the storage's own name."""
+        if self.read_file("id") is None:
+            self.write_file("id", uuid.uuid4().hex.encode())
         self._write("benchmark.json", content)
+
+    @property
+    def identity(self) -> str:
+        """What tells this storage from others, wherever it is moved to; its URL where it has no name of its own."""
+        found = (self.read_file("id") or b"").decode(errors="replace").strip()
+        return found if re.fullmatch("[0-9a-f]{32}", found) else self.url
 
     def write(self, record: TrialRecord, series: list[dict[str, float]]) -> None:
         """Keeps a trial: the series first, so that whoever finds the record finds its series."""
@@ -100,10 +112,10 @@ class RecordStore(Storage):
                     raise
                 damaged.append(f"{error}: let `run` set it aside and run that trial again")
 
-    def whole_records(self) -> tuple[list[TrialRecord], list[str]]:
-        """Every record that is whole and whose series is. The others are set aside, so that their trials run again;
-        a line for each of those. Only for who holds the storage's lock."""
-        self.sweep(("", "records", "series", "attempts", "checkpoints", "runs"))
+    def whole_records(self) -> tuple[list[TrialRecord], dict[str, str]]:
+        """Every record that is whole and whose series is. The others are set aside, so that their trials run again:
+        a line for each, by their trials' keys. Only for who holds the storage's lock."""
+        self.sweep(("", *FILES))
         records, broken = [], dict[str, str]()
         for name, content in self.read_files(self._list("records")):
             try:
@@ -115,15 +127,16 @@ class RecordStore(Storage):
                 self._rows(name, content)
             except RecordError as error:
                 broken[name] = str(error)
-        keys = {posixpath.basename(name) for name in broken}
-        lines = [
-            f"{words}: set aside as {self.set_aside(name)}, its trial runs again" for name, words in broken.items()
-        ]
-        for key in keys:  # what is left of them goes with them
-            for name in (f"records/{key}", f"series/{key}"):
-                if name not in broken and self.exists(name):
-                    self.set_aside(name)
-        return [record for record in records if f"{record.key}.json" not in keys], lines
+        lines: dict[str, str] = {}
+        for name, words in broken.items():
+            file = posixpath.basename(name)
+            if not self.exists(name):
+                continue  # went with the other one
+            lines[file.removesuffix(".json")] = f"{words}: set aside as {self.set_aside(name)}, its trial runs again"
+            for other in (f"records/{file}", f"series/{file}"):  # what is left of the trial goes with it
+                if self.exists(other):
+                    self.set_aside(other)
+        return [record for record in records if record.key not in lines], lines
 
     def series(self, key: str) -> list[dict[str, float]]:
         """A trial's rows over the epochs; none where it has none."""

@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from bench.config import one_line, parse_benchmark
+from bench.config import parse_benchmark
 from bench.holes import holes
 from bench.methods import make_methods
 from bench.paper import unlike_paper
 from bench.published import read_published
 from bench.race import settle
 from bench.records import RecordError, RecordStore, frame_of
+from bench.said import one_line
 from bench.trials import TrialRecord
 
 MOST_NAMED = 20

@@ -39,6 +39,7 @@ def run_benchmark(
     benchmark: Benchmark,
     lock: StorageLock,
     records: Sequence[TrialRecord],
+    attempts: Attempts,
     pretrained: Mapping[str, Pretrained],
     address: str | None = None,
     watchers: Sequence[Watcher] = (),
@@ -52,6 +53,7 @@ def run_benchmark(
         benchmark: what to run.
         lock: holds the storage where records go, reachable from every node or not.
         records: those that exist and count.
+        attempts: at trials of this storage.
         pretrained: where training starts, by backbone; sent to the nodes by Ray.
         address: of a Ray cluster; one is started here, and stopped after, where None.
         watchers: told of every start and end.
@@ -65,6 +67,7 @@ def run_benchmark(
     watchers = [*watchers, _Collector(ended)]
     slots = benchmark.resources.slots or 1
     halted: str | None = None
+    mine = not ray.is_initialized()
     try:
         with stopped_by_signals():
             fits = slots
@@ -75,16 +78,17 @@ def run_benchmark(
             if not race.finished:
                 # a trial always waits where a slot falls free; only on a larger cluster must the searcher hold back
                 os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * slots)
-                done = {record.key for record in race.reused}
-                died = lock.predecessor.beat if lock.predecessor is not None else None
-                attempts = Attempts(lock.store, done, died)
-                most = 3 * slots if fits == slots else slots
-                searcher = MethodSearcher(race, watchers, lock.store, attempts, most, benchmark.max_failures)
+                # and a cluster that could grow must not, where slots are given
+                keep_waiting = fits == slots and (address is None or benchmark.resources.slots is None)
+                most = 3 * slots if keep_waiting else slots
+                searcher = MethodSearcher(race, watchers, lock.store, attempts, most, benchmark)
                 _tune(benchmark, lock, pretrained, searcher, slots, _data(benchmark, address), run_trial)
-    except KeyboardInterrupt as stop:
+                if not race.finished:  # Tune ends early, and in order, at SIGUSR1
+                    raise KeyboardInterrupt
+    except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: at SIGTERM, by Ray while it starts
         halted = str(stop) if isinstance(stop, Halted) else ""
     finally:
-        if address is None and ray.is_initialized():
+        if mine and ray.is_initialized():
             ray.shutdown()
     outcome = outcome_of(ended, len(race.reused), race.left, slots, since, halted)
     if ended:
@@ -116,7 +120,7 @@ def _tune(
         run_trial=run_trial,
     )
     _sweep()
-    scratch = tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-")  # Tune's notes; nothing is ever read from them
+    scratch = tempfile.mkdtemp(prefix=f"{_scratch()}{os.getpid()}-")  # Tune's notes; nothing is ever read from them
     tuner = tune.Tuner(
         tune.with_resources(actor, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
         tune_config=tune.TuneConfig(
@@ -138,19 +142,25 @@ def _tune(
     try:
         with stopped_by_signals():  # once more: Ray has set its own
             tuner.fit()
-    except KeyboardInterrupt:
-        with suppress(OSError):
-            searcher.abandon()
-        raise
     finally:
+        try:
+            if not lock.taken:
+                searcher.abandon()
+        except Exception:  # the disk is full, say
+            lock.accounts_open = True
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch() -> str:
+    """How the notes of drivers in this name space of processes begin: others may share the folder."""
+    return f"{SCRATCH}{os.stat('/proc/self/ns/pid').st_ino}-" if os.path.exists("/proc/self/ns/pid") else SCRATCH
 
 
 def _sweep() -> None:
     """Removes the notes of drivers that were killed."""
     for name in os.listdir(tempfile.gettempdir()):
-        pid = name.removeprefix(SCRATCH).partition("-")[0]
-        if name.startswith(SCRATCH) and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+        pid = name.removeprefix(_scratch()).partition("-")[0]
+        if name.startswith(_scratch()) and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
             shutil.rmtree(os.path.join(tempfile.gettempdir(), name), ignore_errors=True)
 
 

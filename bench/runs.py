@@ -24,6 +24,7 @@ EARLIER = "1"  # the mark of version 0.1, which names no record
 KEY = "deelbo.key"
 PARENT = "mlflow.parentRunId"
 STORAGE = "deelbo.storage"
+IDENTITY = "deelbo.storage_id"  # two machines may have storages of one path
 
 
 @dataclass
@@ -100,7 +101,7 @@ class Runs:
             self.call("delete_run", extra.info.run_id)
         if parents:
             return str(parents[-1].info.run_id), str(parents[-1].info.status)
-        tags = {"deelbo.role": "benchmark", STORAGE: clipped(self.store.url)}
+        tags = _named(self.store, "benchmark")
         start = None if since is None else stamp(since)
         run = self.call("create_run", self.experiment, start, tags, clipped(self.benchmark.name, 250))
         return str(run.info.run_id), "RUNNING"
@@ -126,7 +127,7 @@ class Runs:
         """The trial's run; made where there is none."""
         if (known := self.find(spec.key)) is not None:
             return known
-        tags = {"deelbo.role": "trial", STORAGE: clipped(self.store.url), KEY: spec.key, PARENT: self.parent}
+        tags = _named(self.store, "trial") | {KEY: spec.key, PARENT: self.parent}
         tags |= {"method": spec.method, "prior": spec.prior, "stage": spec.stage}
         run = self.call("create_run", self.experiment, stamp(when), tags, name_of(spec))
         self.children[spec.key] = Child(str(run.info.run_id))
@@ -226,5 +227,11 @@ def end_of(record: TrialRecord) -> str:
 
 def whose(store: RecordStore, role: str) -> str:
     """MLflow's filter for the runs of a storage in a role: "benchmark" or "trial"."""
-    quote = '"' if "'" in store.url else "'"
-    return f"tags.`{STORAGE}` = {quote}{clipped(store.url)}{quote} and tags.`deelbo.role` = '{role}'"
+    identity = store.identity
+    quote = '"' if "'" in identity else "'"
+    return f"tags.`{IDENTITY}` = {quote}{clipped(identity)}{quote} and tags.`deelbo.role` = '{role}'"
+
+
+def _named(store: RecordStore, role: str) -> dict[str, str]:
+    """The tags by which `whose` finds a run, and where its storage was."""
+    return {"deelbo.role": role, IDENTITY: clipped(store.identity), STORAGE: clipped(store.url)}

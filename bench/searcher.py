@@ -11,18 +11,23 @@ from typing import Any
 
 import torch
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from bench.attempts import Attempts
-from bench.config import one_line
+from bench.benchmark import Benchmark
 from bench.environment import hardware, versions
 from bench.race import Race, Watcher
 from bench.records import RecordError, RecordStore
+from bench.said import one_line
 from bench.stopping import Halted
 from bench.trials import TrialRecord, TrialSpec
 
 __all__ = ["Courier", "MethodSearcher", "Reasons"]
+
+NEVER_BEGUN = 3
+"""How often a trial that was lost before it began is tried again at least: it cost nothing yet."""
 
 
 @dataclass
@@ -31,8 +36,8 @@ class _Attempt:
 
     spec: TrialSpec
     number: int
-    lost_seconds: float
     begun: bool = False
+    started: float = 0.0
     result: dict[str, Any] | None = None
     reason: str = "its process ended without a word"
 
@@ -44,7 +49,8 @@ class MethodSearcher(Searcher):
     trial of Tune's, whose own retries would keep neither the moments nor a trial that was lost before it began.
 
     Raises:
-        Halted: from its callbacks, where neither the worker nor the driver can write a record.
+        Halted: from its callbacks, where neither the worker nor the driver can write a record, or where a node has
+            other images than the trials before.
     """
 
     def __init__(
@@ -54,13 +60,15 @@ class MethodSearcher(Searcher):
         store: RecordStore,
         attempts: Attempts,
         most: int,
-        max_failures: int,
+        benchmark: Benchmark,
     ) -> None:
         super().__init__()
         self._race, self._watchers, self._store, self._attempts = race, watchers, store, attempts
-        self._most, self._max_failures = most, max_failures
+        self._most, self._max_failures, self._timed = most, benchmark.max_failures, benchmark.timed
+        told = (record for record in race.reused if "data" in record.versions)
+        self._images = {record.spec.dataset: record.versions["data"] for record in told}
         self._out: dict[str, _Attempt] = {}
-        self._failures: Counter[str] = Counter()
+        self._failures: Counter[tuple[str, bool]] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune keeps a copy of its searcher, a benchmark continues from its records."""
@@ -72,16 +80,17 @@ class MethodSearcher(Searcher):
             finished: Any = Searcher.FINISHED  # a word, whatever the signature says
             return finished if self._race.finished else None
         number, lost_seconds = self._attempts.next(spec.key)
-        self._out[trial_id] = _Attempt(spec, number, lost_seconds)
+        self._out[trial_id] = _Attempt(spec, number)
         return {"spec": asdict(spec), "attempt": number, "lost_seconds": lost_seconds}
 
     def began(self, trial_id: str) -> None:
         """The trial really starts: a suggestion still waits for its slot."""
         attempt = self._out[trial_id]
         attempt.begun = True
+        attempt.started = time.time()
         try:
             self._attempts.begin(attempt.spec.key)
-        except OSError as error:
+        except Exception as error:
             raise self._halted(error) from error
         for watcher in self._watchers:
             watcher.started(attempt.spec)
@@ -97,16 +106,23 @@ class MethodSearcher(Searcher):
             self._out[trial_id].reason = reason
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        attempt = self._out.pop(trial_id)
-        record = self._found(attempt) if error or attempt.result is None else self._received(attempt.result)
+        attempt = self._out.pop(trial_id, None)
+        if attempt is None:
+            return
+        try:
+            record = self._found(attempt) if error or attempt.result is None else self._received(attempt.result)
+        except Halted:
+            self._out[trial_id] = attempt  # it came to nothing, as what runs beside it
+            raise
         if record is None:
-            self._failures[attempt.spec.key] += 1
-            if self._failures[attempt.spec.key] <= self._max_failures:
+            key, begun = attempt.spec.key, attempt.begun
+            self._failures[key, begun] += 1
+            if self._failures[key, begun] <= (self._max_failures if begun else max(self._max_failures, NEVER_BEGUN)):
                 self._race.retry(attempt.spec)
                 for watcher in self._watchers:
                     watcher.lost(attempt.spec, attempt.reason)
                 return
-            record = _failed(attempt)
+            record = _failed(attempt, self._attempts.next(key)[1], self._timed)
             self._write(record, [])
         self._race.tell(record)
         for watcher in self._watchers:
@@ -126,6 +142,12 @@ class MethodSearcher(Searcher):
 
     def _received(self, result: dict[str, Any]) -> TrialRecord:
         record = TrialRecord.from_json(result["record"])
+        images = record.versions.get("data")
+        if images is not None and images != (seen := self._images.setdefault(record.spec.dataset, images)):
+            raise Halted(
+                f"node {record.hardware.get('node')} has other images of {record.spec.dataset} than earlier trials saw "
+                f"({images}, not {seen}): put the same folder on every node, and the same command continues"
+            )
         if not result["written"]:  # the worker's storage is not this one, or did not take it
             self._write(record, result["series"])
         if record.status == "failed":
@@ -138,7 +160,7 @@ class MethodSearcher(Searcher):
             record = self._store.read(attempt.spec.key)
         except RecordError:
             record = None
-        if record is not None and (record.succeeded or record.attempt == attempt.number):
+        if record is not None and (record.succeeded or record.finished >= attempt.started > 0):
             return record
         if attempt.begun:
             self._end(attempt.spec.key)
@@ -147,7 +169,7 @@ class MethodSearcher(Searcher):
     def _end(self, key: str) -> None:
         try:
             self._attempts.fail(key)
-        except OSError as error:
+        except Exception as error:
             raise self._halted(error) from error
 
     def _write(self, record: TrialRecord, series: list[dict[str, float]]) -> None:
@@ -190,11 +212,27 @@ class Courier(tune.Callback):
 
 
 class Reasons(FIFOScheduler):
-    """First come, first served; and it tells the searcher why a trial died, as it is told first."""
+    """First come, first served; and it tells the searcher why a trial died, as it is told first.
+
+    A slot that falls free gets a trial whose process is just starting only where no other one waits. Tune would give it
+    that very trial and end the process: where trials end more often than a process takes to start, a slot whose
+    process or node was lost would stay empty.
+    """
 
     def __init__(self, searcher: MethodSearcher) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._searcher = searcher
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        controller, starting = tune_controller._tune_controller, None
+        for trial in controller.get_trials():
+            if trial.status != Trial.PENDING:
+                continue
+            actor = controller._trial_to_actor.get(trial)
+            if actor is None or not controller._actor_manager.is_actor_started(actor):
+                return trial
+            starting = starting or trial
+        return starting
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         self._searcher.died(trial.trial_id, _reason(trial))
@@ -210,7 +248,7 @@ def _reason(trial: Any) -> str:
     return " ".join(lines)[-600:] or "its process ended without a word"
 
 
-def _failed(attempt: _Attempt) -> TrialRecord:
+def _failed(attempt: _Attempt, lost_seconds: float, timed: bool) -> TrialRecord:
     """The record of a trial whose process died as often as it was allowed to."""
     now = time.time()
     return TrialRecord(
@@ -225,5 +263,6 @@ def _failed(attempt: _Attempt) -> TrialRecord:
         hardware=hardware(torch.device("cpu")),
         versions=versions(),
         error=f"the trial's process died as often as max_failures allows; the last time: {attempt.reason}",
-        lost_seconds=attempt.lost_seconds,
+        lost_seconds=lost_seconds,
+        timed=timed,
     )

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.config import one_line
 from bench.connection import is_gone, is_refusal
 from bench.mirror import MLflowMirror
 from bench.race import Race, Watcher
+from bench.said import one_line
 from bench.trials import TrialRecord, TrialSpec
 
 __all__ = ["Tracker"]
@@ -22,6 +22,7 @@ LONGEST_PAUSE = 30.0
 SHORT_PAUSE = 1.0  # at the end
 TO_TIDY = 0.4  # of the seconds that a killed race has
 TRIES = 3
+ENDS = ("finish", "resend")
 LONGEST_PROBLEM = 200
 
 
@@ -57,7 +58,7 @@ class Tracker(Watcher):
         self._mirror: MLflowMirror | None = None
         self._changed = threading.Condition()  # guards all that follows, and is held for moments only
         self._events = deque[_Event]()
-        self._records: dict[str, TrialRecord] = {}
+        self._ended: dict[str, float] = {}  # when, by key: the records themselves are in the storage
         self._begun: dict[str, _Event] = {}
         self._last: list[_Event] = []
         self._current: _Event | None = None
@@ -88,7 +89,7 @@ class Tracker(Watcher):
 
     def began(self, race: Race, slots: int) -> None:
         with self._changed:
-            self._records |= {record.key: record for record in race.reused}
+            self._ended |= {record.key: record.finished for record in race.reused}
             self._events.append(_Event("open"))
             self._events.extend(map(_finish, race.reused))  # an interrupted call may not have sent them
             self._events.append(_Event("publish"))
@@ -102,7 +103,8 @@ class Tracker(Watcher):
 
     def finished(self, record: TrialRecord) -> None:
         with self._changed:
-            self._records[record.key] = record
+            self._ended[record.key] = record.finished
+            self._begun.pop(record.key, None)
             self._events.append(_finish(record))
             self._changed.notify()
 
@@ -113,10 +115,10 @@ class Tracker(Watcher):
         """
         asked = time.monotonic()
         with self._changed:
-            ended = max((record.finished for record in self._records.values()), default=0.0)
+            ended = max(self._ended.values(), default=0.0)
             self._last = [_Event("close", (status, metrics, ended)), _Event("tidy"), _Event("publish", (report,))]
             self._killed = self._abort = status == "KILLED"
-            self._events = self._in_order(event for event in self._events if event.name == "finish")
+            self._events = self._in_order(event for event in self._events if event.name in ENDS)
             self._changed.notify()
         try:
             while self._thread.is_alive():
@@ -127,6 +129,8 @@ class Tracker(Watcher):
                     self._cut_short()
                 self._thread.join(min(rest, 0.1))
         except KeyboardInterrupt:
+            if not self._killed:  # asked to hurry
+                return self.stop("KILLED", metrics)
             self._trouble = self._trouble or "interrupted"
         with self._changed:
             self._given_up = True
@@ -139,10 +143,10 @@ class Tracker(Watcher):
     def _cut_short(self) -> None:
         """Leaves out trials' ends, so that none of their runs is left half-way."""
         with self._changed:
-            kept = deque(event for event in self._events if event.name != "finish")
+            kept = deque(event for event in self._events if event.name not in ENDS)
             self._dropped += len(self._events) - len(kept)
             self._events = kept
-            self._cut, self._abort = True, self._current is not None and self._current.name == "finish"
+            self._cut, self._abort = True, self._current is not None and self._current.name in ENDS
 
     def _in_order(self, finishes: Iterable[_Event]) -> deque[_Event]:
         """What is to be sent at the end. A killed race's run is closed first."""
@@ -172,7 +176,7 @@ class Tracker(Watcher):
                 self._abort = False
                 if self._events:
                     event = self._events.popleft()
-                    if event.name == "start" and event.key in self._records:
+                    if event.name == "start" and event.key in self._ended:
                         continue  # its end has come, and makes the run
                     self._current, self._requests = event, 0
                     return event
@@ -218,7 +222,7 @@ class Tracker(Watcher):
         self._current = None
         if self._last and event.name in ("open", "start"):
             return  # too late
-        if self._cut and event.name == "finish":
+        if self._cut and event.name in ENDS:
             self._dropped += 1
         elif last:
             self._events.append(event)
@@ -227,12 +231,11 @@ class Tracker(Watcher):
 
     def _replay(self) -> None:
         """All that this call knows, again: what is in MLflow already takes no request."""
-        finishes = [_finish(record) for record in self._records.values()]
+        ends = [_Event("resend", (key,), key) for key in self._ended]
         if self._last:
-            self._events = self._in_order(finishes)
+            self._events = self._in_order(ends)
             return
-        alive = {key: event for key, event in self._begun.items() if key not in self._records}
-        self._events = deque([_Event("open", (list(alive),)), *finishes, *alive.values()])
+        self._events = deque([_Event("open", (list(self._begun),)), *ends, *self._begun.values()])
 
 
 def _finish(record: TrialRecord) -> _Event:

@@ -79,7 +79,7 @@ class TrialSpec:
 
         A field that came later counts only where it is not at its default, so that older records keep their names.
         """
-        values = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}  # asdict would copy, ten times as slow
+        values = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}  # asdict copies: ten times as slow
         content = {name: value for name, (value, default) in values.items() if default is MISSING or value != default}
         words = json.dumps(content, sort_keys=True, allow_nan=False)
         return hashlib.sha256(words.encode()).hexdigest()[:20]

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from bench.benchmark import Benchmark
-from bench.config import ConfigError, one_line, parse_benchmark
+from bench.config import ConfigError, parse_benchmark
 from bench.console import command, console, short
 from bench.lock import Owner
 from bench.records import RecordError, RecordStore
+from bench.said import one_line
 
 __all__ = ["report", "sync", "ui"]
 

@@ -10,10 +10,10 @@ import torch
 from ray import tune
 
 from bench.benchmark import Benchmark
-from bench.config import one_line
 from bench.execute import Series
 from bench.lock import Owner
 from bench.records import RecordStore
+from bench.said import one_line
 from bench.trials import TrialRecord, TrialSpec
 from deelbo.checkpoint import Checkpoint
 from deelbo.pretraining import Pretrained
@@ -79,7 +79,7 @@ class TrialActor(tune.Trainable):
         """Whether the record is kept; if not, the driver tries, and stops where it cannot either."""
         try:
             self.store.write(record, series)
-            if self.benchmark.checkpoint_minutes is not None:
+            if self.benchmark.checkpoint_minutes is not None and record.succeeded:
                 self.store.remove(f"checkpoints/{record.key}.pt")
         except Exception:
             return False

@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.console import Console
 
+from bench.attempts import Attempts
 from bench.benchmark import Benchmark
 from bench.config import parse_benchmark
 from bench.lock import StorageLock
 from bench.methods import make_methods
+from bench.progress import Terminal
 from bench.race import Race, Watcher
 from bench.records import RecordStore
 from bench.trials import TrialRecord, TrialSpec
@@ -87,7 +90,8 @@ def fill(store: RecordStore, benchmark: Benchmark, every: int, mlflow: bool) -> 
     with StorageLock(store) as lock:
         store.write_benchmark(benchmark.content())
         tracker = Tracker(lambda: MLflowMirror(tracking_uri(store), benchmark, store)) if mlflow else Watcher()
-        outcome = run_benchmark(benchmark, lock, [], {}, watchers=[tracker, meter], run_trial=pretend)
+        watchers = [tracker, Terminal(Console(file=sys.stderr)), meter]
+        outcome = run_benchmark(benchmark, lock, [], Attempts(store), {}, watchers=watchers, run_trial=pretend)
         stopping = time.perf_counter()
         sent = tracker.stop("FINISHED", {}) if isinstance(tracker, Tracker) else None
         flush = time.perf_counter() - stopping

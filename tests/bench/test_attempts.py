@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.attempts import Attempts
+from bench.benchmark import Benchmark
 from bench.records import RecordStore
 
 
@@ -65,12 +67,25 @@ def test_a_sign_of_life_before_the_start_costs_nothing(store: RecordStore, now: 
     assert Attempts(store, died=990.0).next("a") == (2, 0.0)
 
 
-def test_trials_with_a_result_are_left_alone(store: RecordStore, now: list[float]) -> None:
+def test_trials_with_a_result_are_left_alone(store: RecordStore, now: list[float], tiny: Benchmark, play: Any) -> None:
     """The attempt that gave a result was not in vain, whenever the driver died."""
+    record = play(tiny)[0]
+    Attempts(store).begin(record.key)
+    before = store.read_file(f"attempts/{record.key}.1.json")
+    Attempts(store, [record], died=1030.0)
+    assert store.read_file(f"attempts/{record.key}.1.json") == before
+
+
+def test_a_result_that_was_damaged_later_lost_nothing(store: RecordStore, now: list[float]) -> None:
+    """Where a result was there and is damaged, the attempt that gave it counts no second until the driver's death."""
     Attempts(store).begin("a")
-    before = store.read_file("attempts/a.1.json")
-    Attempts(store, done={"a"}, died=1030.0)
-    assert store.read_file("attempts/a.1.json") == before
+    assert Attempts(store, set_aside=["a"], died=1030.0).next("a") == (2, 0.0)
+
+
+def test_a_failed_record_made_its_attempts(store: RecordStore, tiny: Benchmark, play: Any, fake: Any) -> None:
+    """A failed record counts its attempts also where nobody noted when they began."""
+    spec = play(tiny)[0].spec
+    assert Attempts(store, [fake(spec, "failed", attempt=3)]).next(spec.key) == (4, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,7 @@ def test_a_benchmark_may_be_extended(store: RecordStore, tiny: Benchmark, conten
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"resources": {"cpus_per_trial": 2}}, ["resources.cpus_per_trial was 1 and is now 2"]),
         ({"name": "other"}, ["name was 'tiny' and is now 'other'"]),
         ({"training": {"steps": 8, "batch_size": 50}}, ["(training.steps was 4 and is now 8)"]),
         (
@@ -160,10 +162,10 @@ def test_a_part_without_ptyl_is_not_kept_out_by_ptyl(store: RecordStore, tiny: B
 
 
 def test_other_images_are_refused(store: RecordStore, tiny: Benchmark, play: Any, fake: Any) -> None:
-    """A trial that saw other images of its dataset is refused; one of a dataset that is not read, or that does not say,
-    is not."""
+    """A trial that saw other images of its dataset is refused; one of a dataset that is not read, that does not say, or
+    that failed, is not."""
     spec = play(tiny)[0].spec
-    records = [fake(spec), fake(spec, versions={"data": "abc"})]
+    records = [fake(spec), fake(spec, versions={"data": "abc"}), fake(spec, "failed", versions={"data": "x"})]
     check_records(store, records, {"mnist-digits": "abc"}, {})
     check_records(store, records, {"CIFAR-10": "def"}, {})
     with pytest.raises(OtherBenchmarkError, match="saw other images of mnist-digits: abc, here def"):
@@ -173,7 +175,9 @@ def test_other_images_are_refused(store: RecordStore, tiny: Benchmark, play: Any
 def test_whole_records_are_taken_up(storage: RecordStore, tiny: Benchmark, play: Any) -> None:
     """Where all is whole every record is taken up, and nothing is said or moved."""
     said: list[str] = []
-    assert {r.key for r in take_up(storage, tiny, said.append)} == {r.key for r in play(tiny)}
+    records, set_aside = take_up(storage, tiny, said.append)
+    assert {record.key for record in records} == {record.key for record in play(tiny)}
+    assert set_aside == []
     assert said == []
     assert not storage.exists("damaged")
 
@@ -185,7 +189,9 @@ def test_damaged_files_are_set_aside(storage: RecordStore, tiny: Benchmark, fold
     file = Path(storage.path(folder, f"{victim}.json"))
     file.write_bytes(file.read_bytes()[:-7])
     said: list[str] = []
-    assert [record.key for record in take_up(storage, tiny, said.append)] == others
+    records, set_aside = take_up(storage, tiny, said.append)
+    assert [record.key for record in records] == others
+    assert set_aside == [victim]
     (line,) = said
     assert f"{folder}/{victim}.json is damaged" in line
     assert "its trial runs again" in line
@@ -204,7 +210,7 @@ def test_a_record_under_another_name_is_set_aside(storage: RecordStore, tiny: Be
         Path(storage.path("records", f"{one}.json")).read_bytes()
     )
     said: list[str] = []
-    keys = [record.key for record in take_up(storage, tiny, said.append)]
+    keys = [record.key for record in take_up(storage, tiny, said.append)[0]]
     assert one in keys
     assert other not in keys
     assert f"it holds the record of {one}" in said[0]
@@ -218,19 +224,39 @@ def test_half_written_files_are_swept(storage: RecordStore, tiny: Benchmark) -> 
     assert not part.exists()
 
 
-def test_a_damaged_configuration_is_written_again(storage: RecordStore, tiny: Benchmark) -> None:
-    """A damaged benchmark.json is named and set aside, and the records are taken up by the configuration at hand."""
-    Path(storage.path("benchmark.json")).write_text("{")
+@pytest.mark.parametrize("text", ["{", '{"nane": "tiny"}'])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_damaged_configuration_is_written_again(
+    storage: RecordStore, tiny: Benchmark, text: str, finished: bool
+) -> None:
+    """A damaged benchmark.json is named and set aside, and the records, if there are any, are taken up by the
+    configuration at hand; each time again."""
+    if not finished:
+        for folder in ("records", "series"):
+            shutil.rmtree(storage.path(folder))
+    Path(storage.path("benchmark.json")).write_text(text)
     said: list[str] = []
-    assert len(take_up(storage, tiny, said.append)) == 9
-    assert "benchmark.json is damaged" in said[0]
+    assert len(take_up(storage, tiny, said.append)[0]) == 9 * finished
+    assert "benchmark.json" in said[0]
+    assert "set aside as damaged/" in said[0]
     assert not storage.exists("benchmark.json")
+    assert len(take_up(storage, tiny, said.append)[0]) == 9 * finished
+    assert len(said) == 1
+
+
+def test_a_checkpoint_goes_with_its_result(storage: RecordStore, tiny: Benchmark) -> None:
+    """Checkpoints of trials that have a result are removed; others stay."""
+    done = f"checkpoints/{next(storage.records()).key}.pt"
+    for name in (done, "checkpoints/other.pt"):
+        storage.write_file(name, b"x")
+    take_up(storage, tiny, print)
+    assert storage.names("checkpoints") == ["checkpoints/other.pt"]
 
 
 def test_records_without_a_configuration_are_taken_up(storage: RecordStore, tiny: Benchmark) -> None:
     """Where benchmark.json is gone the records, which name all that they depend on, still count."""
     storage.remove("benchmark.json")
-    assert len(take_up(storage, tiny, lambda line: None)) == 9
+    assert len(take_up(storage, tiny, lambda line: None)[0]) == 9
 
 
 @pytest.fixture
@@ -249,15 +275,17 @@ def test_a_fork_goes_beside(storage: RecordStore, tiny: Benchmark, steps: Callab
 
 
 def test_a_fork_inherits_what_holds(storage: RecordStore, content: dict[str, Any], tmp_path: Path) -> None:
-    """Under another name all trials hold; with other weights only those that did not start from them."""
+    """Under another name all trials hold; with other weights only those that did not start from them; failed ones
+    never do."""
     renamed = parse_benchmark(content | {"name": "other"}, "x")
     fork = RecordStore(str(tmp_path / "fork"))
     assert inherit(fork, storage, renamed, {}, {}) == 9
     assert list(fork.records()) == list(storage.records())
     assert all(fork.series(r.key) == storage.series(r.key) for r in fork.records())
-    first = next(storage.records())
+    first, second, *_ = storage.records()
     storage.write(replace(first, versions={"pretrained": start(1.0).weights_fingerprint}), [])
-    assert inherit(RecordStore(str(tmp_path / "b")), storage, renamed, {}, {"digits-resnet": start(2.0)}) == 8
+    storage.write(replace(second, status="failed"), [])
+    assert inherit(RecordStore(str(tmp_path / "b")), storage, renamed, {}, {"digits-resnet": start(2.0)}) == 7
 
 
 def test_a_fork_with_other_training_inherits_nothing(

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,8 +114,9 @@ def remote() -> RecordStore:
     return RecordStore(f"memory://{uuid.uuid4().hex}/a")
 
 
-def owner_of(host: str, age: float, pid: int = 1, born: str = "5") -> Owner:
-    return Owner(host, pid, born, "t", time.time() - age - 10, time.time() - age)
+def owner_of(host: str, age: float, **known: Any) -> Owner:
+    """An owner on a machine of another kernel, unless told otherwise."""
+    return replace(Owner(host, "other", 1, "5", "t", time.time() - age - 10, time.time() - age), **known)
 
 
 @pytest.mark.parametrize(("age", "free"), [(1.0, False), (STALE - 5, False), (STALE + 5, True)])
@@ -130,15 +132,59 @@ def test_another_machine_is_known_by_its_signs_of_life(age: float, free: bool) -
             StorageLock(store).__enter__()
 
 
-def test_a_dead_process_of_this_machine_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_process_of_this_machine_is_looked_up() -> None:
     """On an object store too, a dead process of this machine holds nothing; nor does a later one of the same number."""
-    store = remote()
-    monkeypatch.setattr("bench.lock.platform.node", lambda: "here")
-    store.write_file("lock.json", json.dumps(asdict(owner_of("here", 1.0, os.getpid(), "not mine"))).encode())
+    store, me = remote(), Owner.me("t", 1000.0)
+    store.write_file("lock.json", json.dumps(asdict(replace(me, born="not mine"))).encode())
     with StorageLock(store) as lock:
         assert lock.predecessor is not None
         with pytest.raises(RecordError, match="is in use"):
             StorageLock(store).__enter__()
+
+
+def test_a_container_of_the_same_name_is_another_machine() -> None:
+    """A process with a name space of its own cannot be looked up, whatever its host is called and its number is."""
+    store, me = remote(), Owner.me("t", time.time())
+    store.write_file("lock.json", json.dumps(asdict(replace(me, machine=f"{me.machine}0", pid=2**30))).encode())
+    with pytest.raises(RecordError, match="is in use"):
+        StorageLock(store).__enter__()
+
+
+def test_a_disk_without_locks(store: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that knows no flock is held by signs of life, as an object store is."""
+
+    def flock(file: int, how: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("bench.lock.fcntl.flock", flock)
+    with StorageLock(store):
+        with pytest.raises(RecordError, match="is in use"):
+            StorageLock(store).__enter__()
+        assert store.exists("lock.json")
+    assert not store.exists("lock.json")
+
+
+def test_who_took_nothing_up_leaves_the_dead_one_s_sign(store: RecordStore, holder: subprocess.Popen[str]) -> None:
+    """A run that is refused after another was killed leaves that one's last sign of life to the next run."""
+    holder.kill()
+    holder.wait()
+    left = Owner.read(store)
+    with pytest.raises(ValueError, match="bad input"), StorageLock(store):
+        raise ValueError("bad input")
+    with StorageLock(store) as lock:
+        assert lock.predecessor == left
+        lock.taken_up = True
+    with StorageLock(store) as lock:
+        assert lock.predecessor is None
+
+
+def test_who_could_not_close_its_accounts_leaves_its_own(store: RecordStore) -> None:
+    """A run on a full disk leaves its sign of life, so that the next one closes what it was running."""
+    with StorageLock(store) as lock:
+        lock.accounts_open = True
+    with StorageLock(store) as after:
+        assert after.predecessor is not None
+        assert after.predecessor.token == lock.token
 
 
 def test_of_two_that_come_at_once_one_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +212,10 @@ def test_a_storage_that_was_taken_away_is_noticed(monkeypatch: pytest.MonkeyPatc
     assert store.read_file("lock.json") == other
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": 1}', b"\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b'{"pid": 1}', b"\xff", json.dumps(asdict(Owner.me("t", 1.0)) | {"pid": 1e400}).encode()],
+)
 def test_a_damaged_name_holds_nothing(store: RecordStore, content: bytes) -> None:
     """Where lock.json cannot be read the kernel's lock decides alone."""
     store.write_file("lock.json", content)

@@ -88,7 +88,7 @@ def test_an_empty_folder_is_accepted(tmp_path: Path) -> None:
     assert RecordStore(str(tmp_path)).read_benchmark() is None
 
 
-@pytest.mark.parametrize("name", ["notes.txt", ".git", "series"])
+@pytest.mark.parametrize("name", ["notes.txt", ".git", "data"])
 def test_a_folder_with_other_files_is_refused(tmp_path: Path, name: str) -> None:
     """A folder that holds something but no benchmark is refused, hidden files included."""
     (tmp_path / name).mkdir()
@@ -269,3 +269,16 @@ def test_a_damaged_account_is_named(store: RecordStore, damage: str) -> None:
         file.write(damage)
     with pytest.raises(RecordError, match=r"20250101\.json is damaged"):
         store.runs()
+
+
+def test_a_storage_has_a_name_of_its_own(store: RecordStore, tmp_path: Path) -> None:
+    """Once it is claimed a storage is told from others by a name that stays; before, by its URL."""
+    assert store.identity == store.url
+    store.write_benchmark({"name": "a"})
+    name = store.identity
+    assert len(name) == 32
+    store.write_benchmark({"name": "b"})
+    assert store.identity == name
+    other = RecordStore(str(tmp_path / "other"))
+    other.write_benchmark({"name": "a"})
+    assert other.identity != name

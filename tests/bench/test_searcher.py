@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,7 +45,8 @@ class Desk:
     def __init__(self, benchmark: Benchmark, store: RecordStore, most: int = 100, max_failures: int = 2) -> None:
         self.store, self.notes, self.race = store, Notes(), Race(make_methods(benchmark))
         self.attempts = Attempts(store)
-        self.searcher = MethodSearcher(self.race, [self.notes], store, self.attempts, most, max_failures)
+        benchmark = benchmark.model_copy(update={"max_failures": max_failures})
+        self.searcher = MethodSearcher(self.race, [self.notes], store, self.attempts, most, benchmark)
 
     def suggest(self, trial: str) -> tuple[TrialSpec, int, float]:
         config = self.searcher.suggest(trial)
@@ -134,6 +135,26 @@ def test_a_trial_lost_before_it_began(desk: Desk) -> None:
     assert desk.suggest("b") == (spec, 1, 0.0)
 
 
+def test_a_trial_that_never_begins_fails_in_the_end(tiny: Benchmark, store: RecordStore) -> None:
+    """A trial that is lost before it begins is tried again even where no failure is allowed, but not for ever."""
+    desk = Desk(tiny, store, max_failures=0)
+    for attempt in range(4):
+        spec, *_ = desk.suggest(str(attempt))
+        assert desk.notes.ended == []
+        desk.die(str(attempt))
+    assert [record.key for record in desk.notes.ended] == [spec.key]
+
+
+def test_a_node_with_other_images_stops_the_run(desk: Desk, fake: Fake) -> None:
+    """A trial that saw other images than those before is not kept, and the run stops with one line on it."""
+    first, *_ = desk.suggest("a")
+    desk.end("a", fake(first, versions={"data": "abc"}))
+    second, *_ = desk.suggest("b")
+    with pytest.raises(Halted, match=r"has other images of mnist-digits than earlier trials saw \(def, not abc\)"):
+        desk.end("b", fake(second, versions={"data": "def"}))
+    assert desk.store.read(second.key) is None
+
+
 @pytest.mark.parametrize("most", [0, 1, 2])
 def test_it_fails_when_it_died_too_often(tiny: Benchmark, store: RecordStore, most: int) -> None:
     """After ``max_failures`` more attempts the trial is failed, with Ray's last words; the rest goes on."""
@@ -145,6 +166,7 @@ def test_it_fails_when_it_died_too_often(tiny: Benchmark, store: RecordStore, mo
         desk.die(str(attempt), f"death {number}")
     (record,) = desk.notes.ended
     assert (record.key, record.status, record.attempt) == (spec.key, "failed", most + 1)
+    assert record.lost_seconds > 0
     assert f"max_failures allows; the last time: death {most + 1}" in (record.error or "")
     assert store.read(spec.key) == record
     other, *_ = desk.suggest("next")
@@ -155,11 +177,11 @@ def test_what_a_trial_wrote_before_it_died_counts(desk: Desk, fake: Fake) -> Non
     """A record written by the attempt that then died is taken; a failed one of an earlier attempt is not."""
     spec, *_ = desk.suggest("a")
     desk.searcher.began("a")
-    desk.store.write(replace(fake(spec, "failed"), attempt=1), [])
+    desk.store.write(fake(spec, "failed", finished=time.time()), [])
     desk.die("a")
     assert [record.key for record in desk.notes.ended] == [spec.key]
     other, *_ = desk.suggest("b")
-    desk.store.write(replace(fake(other, "failed"), attempt=7), [])
+    desk.store.write(fake(other, "failed", finished=time.time() - 1), [])
     desk.searcher.began("b")
     desk.die("b")
     assert [key for key, _ in desk.notes.lost_keys] == [other.key]

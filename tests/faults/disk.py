@@ -81,12 +81,11 @@ def small_disk(folder: Path) -> Iterator[Path]:
 def fill(file: Path, leave: int) -> None:
     """Takes all that is left of a disk but so many bytes."""
     state = os.statvfs(file.parent)
-    with file.open("wb") as ballast:
+    with file.open("wb", buffering=0) as ballast:
         try:
             os.posix_fallocate(ballast.fileno(), 0, max(state.f_bavail * state.f_frsize - leave, 1))
             while not leave:
                 ballast.seek(0, os.SEEK_END)
                 ballast.write(b"\0" * 4096)
-                ballast.flush()
         except OSError:
             return

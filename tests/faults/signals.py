@@ -10,10 +10,10 @@ from tests.faults.place import A_SEED, Place
 from tests.faults.processes import GONE, Run, alive, descendants, until
 from tests.faults.proof import contents, in_mlflow, mlflow_runs, same_results, unchanged
 
-__all__ = ["interrupt"]
+__all__ = ["back_after", "interrupt"]
 
 BACK = 10.0
-"""Seconds in which the terminal must be back."""
+"""Seconds in which the terminal must be back, where the machine has nothing else to do."""
 
 
 def interrupt(times: int, place: Place) -> str:
@@ -26,7 +26,7 @@ def interrupt(times: int, place: Place) -> str:
             last = stop > 0 and stop == times - 1
             if last:  # once when nothing is left but the report
                 run.until_recorded(place.few * A_SEED)
-                time.sleep(place.random.uniform(0, 1))
+                time.sleep(place.random.uniform(0, 4))
             else:
                 run.until_training()
                 time.sleep(place.random.uniform(0, 4 * place.account["trial"]))
@@ -36,9 +36,7 @@ def interrupt(times: int, place: Place) -> str:
                 os.kill(run.pid, signal.SIGTERM)
             else:
                 os.killpg(run.pid, signal.SIGINT)
-            run.stops(130)
-            took.append(time.monotonic() - since)
-            assert took[-1] <= BACK, f"back after {took[-1]:.1f} s"
+            took.append(back_after(run, since))
             assert sum("the same command continues" in line for line in run.said.splitlines()) == 1, run.said
             assert not list(run.lines()), run.complained
         until(lambda: not alive(started), "all processes of Ray are gone", GONE)  # noqa: B023
@@ -54,6 +52,15 @@ def interrupt(times: int, place: Place) -> str:
         f"exit code 130, back after {min(took):.1f} to {max(took):.1f} s; MLflow's runs closed as KILLED; continued to "
         "the same records"
     )
+
+
+def back_after(run: Run, since: float) -> float:
+    """Seconds until it ended with code 130. On a machine that is crowded it may take longer in proportion."""
+    run.stops(130)
+    took = time.monotonic() - since
+    crowd = max(os.getloadavg()[0] / (os.cpu_count() or 1), 1.0)
+    assert took <= BACK * crowd, f"back after {took:.1f} s, with {crowd:.1f} processes a core"
+    return took
 
 
 def _closed(place: Place, storage: object) -> None:
