@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import signal
@@ -45,10 +46,17 @@ class _Claim(Watcher):
 
     def __init__(self, store: RecordStore, benchmark: Benchmark) -> None:
         self.store, self.benchmark, self.done = store, benchmark, False
+        self._reused: list[TrialRecord] = []
+        self._known = 0
 
     def began(self, race: Race, slots: int) -> None:
         self.done = True
+        self._reused, self._known = race.reused, len(race.reused)
         self.store.write_benchmark(self.benchmark.content())
+
+    def taken_up_later(self) -> list[TrialRecord]:
+        """Records that were there before, and of which a method asked only once others had their result again."""
+        return self._reused[self._known :]
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,13 @@ def run(
     except KeyboardInterrupt:
         console.print(f"stopped: the same command continues what is in {short(store.url)}")
         return STOPPED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RecordError(
+            f"{one_line(error)}: make room for {store.url}, or in the folder for temporary files; what is kept stays, "
+            "and the same command continues"
+        ) from error
 
 
 def _at_hand(
@@ -151,6 +166,8 @@ def _race(
         watchers = [claim, terminal, tracker]
         outcome = run_benchmark(benchmark, lock, records, attempts, starts, where.address, watchers, since, methods)
         terminal.close()
+        for record in claim.taken_up_later():
+            tracker.finished(record)
         if lock.taken:
             raise RecordError(
                 f"another `run` has taken {store.url}, as this one gave no sign of life: it goes on there"

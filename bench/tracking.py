@@ -36,6 +36,11 @@ class _Event:
     failures: int = 0
     best: int = 1
 
+    @property
+    def what(self) -> tuple[str, str]:
+        """What it sends, by whichever method."""
+        return "finish" if self.name in ENDS else self.name, self.key
+
 
 class Tracker(Watcher):
     """Follows a race in MLflow from a thread of its own. Nothing here waits for a server, and nothing raises.
@@ -166,7 +171,7 @@ class Tracker(Watcher):
                 with self._changed:
                     self._progress, self._trouble, self._failures = time.monotonic(), None, 0
                     self._connected = True
-                    self._refused.pop((event.name, event.key), None)
+                    self._refused.pop(event.what, None)
 
     def _next(self) -> _Event | None:
         """The next event, once there is one; None at the end."""
@@ -200,7 +205,7 @@ class Tracker(Watcher):
                 self._put_back(event, last=True)
                 return
             self._trouble = one_line(error)
-            what, gone, connected = (event.name, event.key), is_gone(error), self._connected
+            what, gone, connected = event.what, is_gone(error), self._connected
             if gone:
                 self._mirror, self._connected = None, False
             if connected and gone and what not in self._renewed:

@@ -91,10 +91,13 @@ class Mirror:
     def __getattr__(self, name: str) -> Callable[..., None]:
         def event(*arguments: Any) -> None:
             key = getattr(arguments[0], "key", "") if arguments else ""
+            what = name
+            if name == "resend":  # of what is in the storage
+                what, key = "finish", str(arguments[0])
             for _ in range(2):
                 self.before_call()
-                self.request(name, key)
-            self.got.append((name, key))
+                self.request(what, key)
+            self.got.append((what, key))
 
         return event
 
