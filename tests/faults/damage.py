@@ -46,12 +46,14 @@ def cut_files(storage: Path, count: int, random: Random) -> dict[str, bytes]:
 
 
 def named(short: Mapping[str, bytes], storage: Path, said: str) -> None:
-    """`run` named each on the terminal, and kept it in the folder ``damaged``."""
+    """`run` named each on the terminal, or the record it goes with, and kept what was left of it in ``damaged``."""
     for name, content in short.items():
-        line = next((line for line in said.splitlines() if line.startswith(f"{storage / name} is damaged")), "")
-        aside = line.partition("set aside as ")[2].partition(",")[0]
-        assert aside, f"{name}, cut to {len(content)} bytes, is not named:\n{said}"
-        assert (storage / aside).read_bytes() == content, f"{aside} is not what {name} was"
+        key = name.partition("/")[2]
+        files = {f"{storage / name} is damaged", f"{storage / 'records' / key} is damaged"}
+        lines = [line for line in said.splitlines() if any(line.startswith(file) for file in files)]
+        assert any("set aside as damaged/" in line for line in lines), f"{name} is not named:\n{said}"
+        aside = [file.read_bytes() for file in (storage / "damaged").glob(f"*-{name.replace('/', '-')}")]
+        assert content in aside, f"{name}, cut to {len(content)} bytes, is not in damaged/"
 
 
 def repeat(times: int, place: Place) -> str:
