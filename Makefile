@@ -26,6 +26,9 @@ lint: $(VENV)/.test          ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+faults: $(VENV)/.test        ## kill, fill and cut what runs, and see it recover (a quarter of an hour); FAULTS="--only driver --times 3"
+	$(BIN)/python -m tests.faults $(FAULTS)
+
 measure-report: $(VENV)/.test   ## what a report costs, as JSON (a quarter of an hour); PUBLISHED=folder of the authors' files
 	$(BIN)/python tests/measure_report.py $(if $(PUBLISHED),--published $(PUBLISHED))
 

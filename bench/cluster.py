@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 import warnings
 from typing import Any
 
@@ -26,6 +24,7 @@ import ray  # noqa: E402 - reads the environment when imported
 from bench.benchmark import Benchmark  # noqa: E402
 from bench.config import ConfigError  # noqa: E402
 from bench.said import one_line  # noqa: E402
+from bench.stopping import same_handlers  # noqa: E402
 
 __all__ = ["connect"]
 
@@ -47,9 +46,8 @@ def connect(benchmark: Benchmark, address: str | None) -> tuple[int, int]:
                 f"--address {address}: the driver must run on a machine of the cluster, expected HOST:PORT of its "
                 "head, or auto: start `run` there"
             )
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings(action="ignore"), same_handlers():
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **joined)
         except (ConnectionError, RuntimeError, ValueError) as error:
             if address is None:
@@ -57,10 +55,6 @@ def connect(benchmark: Benchmark, address: str | None) -> tuple[int, int]:
             raise ConfigError(
                 f"no Ray cluster answers at {address} ({one_line(error)[:120]}): check --address, and that a head runs"
             ) from error
-        finally:
-            if threading.current_thread() is threading.main_thread():  # Ray sets its own, which just exits
-                for number, handler in handlers.items():
-                    signal.signal(number, handler)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it reports each lost attempt as an error at the end
     there = ray.cluster_resources()
     fits = int(there.get("CPU", 0) // wanted.cpus_per_trial)

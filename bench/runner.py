@@ -24,7 +24,7 @@ from bench.methods import Method, make_methods
 from bench.outcome import Ended, Outcome, outcome_of
 from bench.race import Race, Watcher
 from bench.searcher import Courier, MethodSearcher, Reasons
-from bench.stopping import Halted, stopped_by_signals
+from bench.stopping import Halted, same_handlers, stopped_by_signals
 from bench.trials import TrialRecord
 from bench.worker import RunTrial, TrialActor
 from deelbo.pretraining import Pretrained
@@ -89,7 +89,8 @@ def run_benchmark(
         halted = str(stop) if isinstance(stop, Halted) else ""
     finally:
         if mine and ray.is_initialized():
-            ray.shutdown()
+            with same_handlers():
+                ray.shutdown()
     outcome = outcome_of(ended, len(race.reused), race.left, slots, since, halted)
     if ended:
         when = datetime.fromtimestamp(since, UTC).strftime("%Y%m%dT%H%M%S.%f")

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-__all__ = ["Halted", "stopped_by_signals"]
+__all__ = ["Halted", "same_handlers", "stopped_by_signals"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Halted(KeyboardInterrupt):
@@ -26,16 +28,21 @@ def _interrupt(number: int, frame: Any) -> NoReturn:
 def stopped_by_signals() -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the block, in the main thread; one that was ignored, as
     nohup has it, stays so. Elsewhere nothing is changed."""
-    if threading.current_thread() is not threading.main_thread():
+    with same_handlers():
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, _interrupt)
         yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+
+
+@contextmanager
+def same_handlers() -> Iterator[None]:
+    """After the block signals are handled as before it: Ray sets its own, and sets them back to the kernel's."""
+    here = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in before.items() if here else ():
             signal.signal(number, handler)

@@ -18,7 +18,7 @@ from bench.trials import TrialRecord, TrialSpec
 
 __all__ = ["Tracker"]
 
-LONGEST_PAUSE = 30.0
+LONGEST_PAUSE = 10.0
 SHORT_PAUSE = 1.0  # at the end
 TO_TIDY = 0.4  # of the seconds that a killed race has
 TRIES = 3

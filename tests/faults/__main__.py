@@ -40,6 +40,8 @@ def main() -> int:
             row = try_out(scenario, options.times or scenario.times, place, options.seed)
             end = {True: "held", False: "DID NOT HOLD", None: "skipped"}[row.held]
             print(f"{time.monotonic() - since:5.0f} s  {scenario.name}: {end}", flush=True)
+            if row.problem:
+                print(row.problem, file=sys.stderr, flush=True)
             return row
 
         order = {word: i for i, word in enumerate(LONGEST_FIRST)}
@@ -50,9 +52,6 @@ def main() -> int:
     show(rows, console)
     minutes, seconds = divmod(round(time.monotonic() - since), 60)
     print(f"{minutes} min {seconds} s in all, load {os.getloadavg()[0]:.1f} at the end")
-    for row in rows:
-        if row.problem:
-            print(f"\n{row.fault}:\n{row.problem}", file=sys.stderr)
     if options.out:
         options.out.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     return 1 if any(row.held is False for row in rows) else 0

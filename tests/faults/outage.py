@@ -5,20 +5,24 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sqlite3
 import time
 from pathlib import Path
 
 from tests.faults.place import A_SEED, Place
-from tests.faults.processes import Process, Run
+from tests.faults.processes import Process, Run, until
 from tests.faults.proof import in_mlflow, same_results
 from tests.faults.servers import Server
 
 __all__ = ["lose_server", "pause_server"]
 
 PAUSE = 30.0
-"""Seconds that a server is away."""
-UP = (6.0, 10.0)
-"""Seconds, from and to, that it is there between two outages."""
+"""Seconds that a server is away; it takes a few more until it answers."""
+RESTART = 20.0
+"""Seconds that it may take to answer."""
+HEARD = 120.0
+"""Seconds in which who follows the benchmark must find out that the server is back: it asks every ten, and the first
+answers of a server that just started may take as long."""
 SLOTS = 1
 MOST = 1.0
 """Seconds that an outage may add to the longest wait between two trials."""
@@ -31,19 +35,20 @@ def pause_server(times: int, place: Place, pause: float = PAUSE) -> str:
     seeds = 0
     with Server(place.folder / "server.db", place.reference / "mlflow.db") as server:
         while len(outages) < times:  # the second time only where the machine became faster than it was
-            left = (times - len(outages)) * (pause + UP[1])
-            seeds += max(1, math.ceil(1.1 * left * SLOTS / (A_SEED * place.account["trial"])))
-            config = place.config("long", seeds, **more)
-            with Run(config, storage, f"run{seeds}", "--tracking-uri", server.uri) as run:
+            left = (times - len(outages)) * (pause + RESTART)
+            seeds += max(1, math.ceil(left * SLOTS / (A_SEED * place.account["trial"])))
+            with Run(place.config("long", seeds, **more), storage, f"{seeds}", "--tracking-uri", server.uri) as run:
                 run.until_training()
-                while len(outages) < times and run.runs() and len(run.records()) < seeds * A_SEED - 2:
-                    time.sleep(place.random.uniform(*UP) if outages else 1.0)
-                    since = time.time()
+                while len(outages) < times and _seconds_left(run, seeds * A_SEED, place) > pause + RESTART:
+                    known = _runs_in(server.database)
+                    run.until(lambda known=known: _runs_in(server.database) > known, "another trial is in MLflow")
+                    time.sleep(place.random.uniform(0, 3))
+                    known, since = _runs_in(server.database), time.time()
                     server.kill()
                     time.sleep(pause)
                     server.start()
-                    if run.runs():
-                        outages.append((since, time.time()))
+                    outages.append((since, time.time()))
+                    until(lambda known=known: _runs_in(server.database) > known, "MLflow hears of it again", HEARD)
                 run.ends_well()
                 assert "MLflow did not take everything" not in run.said, run.said
         points = in_mlflow(server.database, storage)
@@ -55,6 +60,17 @@ def pause_server(times: int, place: Place, pause: float = PAUSE) -> str:
         f"longest wait from a trial's end to the next start: {1000 * longest:.0f} ms in the outages ({len(inside)} "
         f"starts), {1000 * rest:.0f} ms else ({len(outside)}); {points} points in MLflow, each once"
     )
+
+
+def _seconds_left(run: Run, trials: int, place: Place) -> float:
+    """How long a run of so many trials will still take."""
+    left = trials - len(run.records()) if run.runs() else 0
+    return left * place.account["trial"] / SLOTS
+
+
+def _runs_in(database: Path) -> int:
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        return int(connection.execute("select count(*) from runs").fetchone()[0])
 
 
 def _waits(storage: Path, outages: list[tuple[float, float]]) -> tuple[list[float], list[float]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Process", "Run", "alive", "descendants", "until"]
+__all__ = ["Process", "Run", "alive", "descendants", "in_training", "until", "without_agents"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 240.0
@@ -67,6 +67,11 @@ def in_training(root: int) -> list[int]:
     return [pid for pid in descendants(root) if _command(pid).startswith(b"ray::ResourceTrainable.train")]
 
 
+def without_agents(processes: Born) -> dict[int, str]:
+    """Those that are not `AGENTS`."""
+    return {pid: born for pid, born in processes.items() if not any(name in _command(pid) for name in AGENTS)}
+
+
 def _command(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -117,12 +122,12 @@ class Process:
         if not self.runs():
             return 0.0
         started = descendants(self.pid)
-        self.agents = {pid: born for pid, born in started.items() if any(name in _command(pid) for name in AGENTS)}
-        started = {pid: born for pid, born in started.items() if pid not in self.agents}
+        workers = without_agents(started)
+        self.agents = {pid: born for pid, born in started.items() if pid not in workers}
         os.kill(self.pid, signal.SIGKILL)
         self.process.wait()
         since = time.monotonic()
-        while left := alive(started):
+        while left := alive(workers):
             if time.monotonic() - since > GONE:
                 names = ", ".join(_command(pid).rstrip(b"\0 ").decode(errors="replace")[:60] for pid in left)
                 for pid in left:

@@ -6,6 +6,7 @@ from tests.faults.damage import repeat, truncate
 from tests.faults.disk import fill_disk
 from tests.faults.driver import kill_drivers
 from tests.faults.hostile import feed_hostile
+from tests.faults.longer import kill_long_runs
 from tests.faults.nodes import kill_nodes
 from tests.faults.outage import lose_server, pause_server
 from tests.faults.rows import Scenario
@@ -18,6 +19,7 @@ __all__ = ["SCENARIOS"]
 SCENARIOS = (
     Scenario("driver", "SIGKILL of the driver, then `run`", kill_drivers, 20),
     Scenario("worker", "SIGKILL of a trial's process", kill_workers, 20),
+    Scenario("long", "SIGKILL of a long run with checkpoints", kill_long_runs, 3),
     Scenario("node", "a Ray node killed, a new one joins", kill_nodes, 5),
     Scenario("outage", "MLflow server killed for 30 s", pause_server, 5),
     Scenario("server", "MLflow server killed for good", lose_server, 5),

@@ -1,0 +1,42 @@
+"""Signals that stop a run, and those that others handle."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from bench.stopping import Halted, same_handlers, stopped_by_signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_what_runs(number: signal.Signals) -> None:
+    """Each of the signals raises KeyboardInterrupt in the block; after it they are handled as before."""
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt) as stop, stopped_by_signals():
+        os.kill(os.getpid(), number)
+    assert not isinstance(stop.value, Halted)
+    assert signal.getsignal(number) is before
+
+
+def test_what_was_ignored_stays_ignored() -> None:
+    """A run that was started to outlive its terminal does."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopped_by_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_others_leave_no_handler() -> None:
+    """A library that sets its own handler, or the kernel's, has no say after the block, also where it raises."""
+    with stopped_by_signals():
+        mine = signal.getsignal(signal.SIGTERM)
+        for theirs in (signal.SIG_DFL, lambda number, frame: None):
+            with pytest.raises(ZeroDivisionError), same_handlers():
+                signal.signal(signal.SIGTERM, theirs)
+                1 / 0  # noqa: B018
+            assert signal.getsignal(signal.SIGTERM) is mine
