@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bench.said import one_line
+from bench.stopping import ignore_signals, stopped_by_signals
 
 __all__ = ["main"]
 
@@ -31,13 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. 0: done; 1: some trials failed; 2: bad input, said in one line."""
     options = _parser().parse_args(arguments)
     try:
-        return int(options.call(options))
+        with stopped_by_signals():
+            return int(options.call(options))
     except (ValueError, ImportError, OSError) as error:
         if options.traceback:
             raise
         return _complain(one_line(error, LONGEST) or type(error).__name__)
     except KeyboardInterrupt:
         return 130
+    finally:
+        if arguments is None:  # the process ends
+            ignore_signals()
 
 
 def _complain(message: str) -> int:

@@ -153,6 +153,7 @@ def _race(
     """Runs what is missing, and says what came of it."""
     if where.address is None:  # a Ray of this machine alone: have it listen on loopback, as it does by itself on macOS
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    from bench.connection import shown
     from bench.mirror import ACCOUNT, MLflowMirror, tracking_uri
     from bench.outcome import duration
     from bench.progress import Terminal
@@ -182,19 +183,24 @@ def _race(
         terminal.close()
     account = {name: float(getattr(outcome, name)) for name in ACCOUNT} if outcome.ran else {}
     status = "KILLED" if stopped or outcome.left else "FAILED" if outcome.failed else "FINISHED"
+    if claim.done and not store.exists("benchmark.json"):
+        raise RecordError(f"{store.url} was deleted during the run: what it had is gone, the same command begins again")
     if tracker.left > MANY_EVENTS:
         console.print(f"MLflow takes the last {tracker.left} of what happened")
-    sent = tracker.stop(status, account, folder)
+    sent = not claim.done or tracker.stop(status, account, folder)
     console.print(outcome.describe())
     if not sent:
-        again = f"{command()} sync {short(store.url)}" + (f" --tracking-uri {where.tracking}" if where.tracking else "")
+        again = f"{command()} sync {short(store.url)}"
+        again += f" --tracking-uri {shown(where.tracking)}" if where.tracking else ""
         console.print(f"MLflow did not take everything ({tracker.problem}): `{again}` will")
     if folder is not None:
         _show_table3(pd.read_csv(folder / "table3.csv"))
         console.print(f"report  {short(folder / 'report.html')}")
         if (folder / "figure2.png").exists():
             console.print(f"figure  {short(folder / 'figure2.png')}")
-    console.print(f"MLflow  {f'{command()} ui {short(store.url)}' if where.tracking is None else where.tracking}")
+    console.print(
+        f"MLflow  {f'{command()} ui {short(store.url)}' if where.tracking is None else shown(where.tracking)}"
+    )
     for line in outcome.failures:
         console.print(f"failed  {line}")
     if outcome.halted:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+import sqlite3
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from bench.config import ConfigError
 from bench.records import RecordStore
 
-__all__ = ["PATIENCE", "connect", "is_gone", "is_refusal", "tracking_uri"]
+__all__ = ["PATIENCE", "connect", "is_gone", "is_refusal", "shown", "tracking_uri"]
 
 PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # who asks tries again, and knows then that a run may be there twice
@@ -33,15 +36,42 @@ def tracking_uri(store: RecordStore, uri: str | None = None) -> str:
             raise ConfigError(
                 f"{store.url} is no local folder, so MLflow needs a place of its own: give --tracking-uri"
             )
+        if taken := sorted(set("?%#") & set(store.root)):
+            raise ConfigError(
+                f"{store.url} has {' and '.join(taken)} in its name, which the URI of a database takes for something "
+                "else: give --tracking-uri, or choose another --storage"
+            )
         return f"sqlite:///{store.path('mlflow.db')}"
     scheme, separator, rest = uri.partition("://")
-    if not separator or scheme.partition("+")[0] not in SCHEMES:
+    if not separator or not rest or scheme.partition("+")[0] not in SCHEMES:
         raise ConfigError(
-            f"--tracking-uri {uri!r}: expected a URI that begins with one of {', '.join(SCHEMES)} and ://"
+            f"--tracking-uri {shown(uri)!r}: expected one of {', '.join(SCHEMES)}, then :// and where it is"
         )
-    if scheme == "sqlite" and (Path(rest[1:]).is_dir() or not Path(rest[1:]).absolute().parent.is_dir()):
-        raise ConfigError(f"--tracking-uri {uri!r}: expected sqlite:/// and a file in a folder that exists")
+    if scheme == "sqlite" and not rest.startswith("/file:"):
+        _check_database(uri, Path(rest[1:]).absolute())
     return uri
+
+
+def _check_database(uri: str, file: Path) -> None:
+    """Raises ConfigError where there can be no database: MLflow would try for minutes."""
+    problem = "expected sqlite:/// and a file in a folder that exists"
+    if file.is_dir() or not file.parent.is_dir():
+        raise ConfigError(f"--tracking-uri {uri!r}: {problem}")
+    new = not file.exists()
+    try:
+        with closing(sqlite3.connect(file)) as connection:
+            connection.execute("select count(*) from sqlite_master")
+    except sqlite3.Error as error:
+        raise ConfigError(f"--tracking-uri {uri!r}: {problem}, {file} cannot be used ({error})") from None
+    finally:
+        if new:
+            with suppress(OSError):
+                file.unlink()
+
+
+def shown(uri: str) -> str:
+    """The URI without the password in it."""
+    return re.sub(r"(://[^:/@\s]*):[^@/\s]*@", r"\1:***@", uri)
 
 
 def connect(uri: str) -> Any:

@@ -87,7 +87,9 @@ class Runs:
         found = self.call("get_experiment_by_name", self.benchmark.name)
         if found is None:
             artifacts = None
-            if uri.startswith("sqlite:///"):  # beside the database; MLflow's own default is the current folder
+            if uri.startswith("sqlite:///") and not uri.startswith(
+                "sqlite:///file:"
+            ):  # beside the database; MLflow's own default is the current folder
                 artifacts = (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
             return str(self.call("create_experiment", self.benchmark.name, artifacts, TRAINING))
         if found.lifecycle_stage == "deleted":  # MLflow keeps its name taken, and its runs, until `mlflow gc`

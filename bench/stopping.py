@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-__all__ = ["Halted", "same_handlers", "stopped_by_signals"]
+__all__ = ["Halted", "ignore_signals", "same_handlers", "stopped_by_signals"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -34,6 +34,12 @@ def stopped_by_signals() -> Iterator[None]:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     signal.signal(number, _interrupt)
         yield
+
+
+def ignore_signals() -> None:
+    """From now on: who has stopped, and says so, is not to be killed for leaving too slowly."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import stat
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -123,6 +124,8 @@ class Storage:
 
 def _content(fs: Any, path: str) -> bytes | None:
     try:
+        if isinstance(fs, LocalFileSystem) and not stat.S_ISREG(os.stat(path).st_mode):
+            return b""  # a folder, or a pipe that would be waited for: no content that anybody could take for whole
         return bytes(fs.cat_file(path))
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -11,6 +11,7 @@ from typing import NoReturn, TypeVar
 
 from bench.benchmark import Benchmark
 from bench.config import ConfigError, parse_benchmark
+from bench.connection import shown
 from bench.console import command, console, short
 from bench.lock import Owner
 from bench.records import RecordError, RecordStore
@@ -80,7 +81,8 @@ def _send(what: Callable[[str], T], uri: str) -> T:
     except (ValueError, OSError):
         raise
     except Exception as error:  # MLflow's own, or its database's
-        raise RecordError(f"MLflow at {uri} takes nothing ({one_line(error)}): see --tracking-uri") from error
+        words = shown(f"MLflow at {uri} takes nothing ({one_line(error)}): see --tracking-uri")
+        raise RecordError(words) from error
 
 
 def ui(storage: str, host: str, port: int) -> NoReturn:

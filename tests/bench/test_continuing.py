@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -301,3 +302,16 @@ def test_other_things_are_left_alone(tmp_path: Path, tiny: Benchmark) -> None:
     with pytest.raises(RecordError, match="holds no benchmark"):
         take_up(RecordStore(str(tmp_path)), tiny, print)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_file_is_set_aside(storage: RecordStore, tiny: Benchmark, kind: str) -> None:
+    """A pipe, which would be waited for, or a folder in a record's place is damaged as any other."""
+    victim = next(storage.records()).key
+    path = Path(storage.path("records", f"{victim}.json"))
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    said: list[str] = []
+    assert take_up(storage, tiny, said.append)[1] == [victim]
+    assert "is damaged" in said[0]
+    assert not path.exists()

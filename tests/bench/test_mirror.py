@@ -12,6 +12,7 @@ import pytest
 
 from bench.benchmark import Benchmark
 from bench.config import ConfigError
+from bench.connection import shown
 from bench.methods import make_methods
 from bench.mirror import MLflowMirror, sync, tracking_uri
 from bench.records import RecordError, RecordStore
@@ -383,3 +384,27 @@ def test_a_uri_that_mlflow_does_not_take(uri: str) -> None:
     """A tracking URI of no known kind, or a database that cannot be there, is refused by name."""
     with pytest.raises(ConfigError, match="--tracking-uri"):
         tracking_uri(RecordStore("memory://a"), uri)
+
+
+@pytest.mark.parametrize("name", ["a?b", "50%20", "#1"])
+def test_a_storage_whose_name_no_uri_holds(tmp_path: Path, name: str) -> None:
+    """Where the storage's name would be read as another file's, the database is refused, and a URI of its own taken."""
+    store = RecordStore(str(tmp_path / name))
+    with pytest.raises(ConfigError, match="give --tracking-uri, or choose another --storage"):
+        tracking_uri(store)
+    elsewhere = f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_uri(store, elsewhere) == elsewhere
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////proc/x.db", "http://", "sqlite:////nowhere/at/all.db"])
+def test_where_nothing_can_be_is_refused_at_once(tmp_path: Path, uri: str) -> None:
+    """A database that cannot be opened, or a server without a name, is refused before anybody waits for it."""
+    with pytest.raises(ConfigError, match="expected"):
+        tracking_uri(RecordStore(str(tmp_path)), uri)
+
+
+def test_a_password_is_not_shown() -> None:
+    """The password in a URI is left out wherever the URI is told, also inside other words."""
+    assert shown("at postgresql://me:se:cr-et@host:1/db it") == "at postgresql://me:***@host:1/db it"
+    assert shown("http://127.0.0.1:5000") == "http://127.0.0.1:5000"
