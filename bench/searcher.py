@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from ray import tune
-from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
@@ -225,9 +224,8 @@ class Reasons(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         controller, starting = tune_controller._tune_controller, None
-        for trial in controller.get_trials():
-            if trial.status != Trial.PENDING:
-                continue
+        waiting = controller._pending_trials  # get_trials() are all there ever were
+        for trial in sorted(waiting, key=lambda trial: str(trial.trial_id)):
             actor = controller._trial_to_actor.get(trial)
             if actor is None or not controller._actor_manager.is_actor_started(actor):
                 return trial
