@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from deelbo.tasks.photographs import open_photograph
-
 __all__ = ["SourceImages"]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights were trained with
@@ -56,6 +54,8 @@ class SourceImages(Dataset[Item]):
 
     def __getitem__(self, key: Key) -> Item:
         """The image and its class; or in words why it cannot be read, as an exception would lose them in a worker."""
+        from deelbo.tasks.photographs import open_photograph  # Pillow takes its time
+
         index, seed = key
         path, label = self.samples[index]
         try:

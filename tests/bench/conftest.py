@@ -26,7 +26,7 @@ from deelbo.backbones import build_backbone
 FakeRecord = Callable[..., TrialRecord]
 Publish = Callable[..., tuple[Path, Path]]
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # tests call nobody; read when mlflow is imported
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
 
 
 @pytest.fixture

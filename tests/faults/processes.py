@@ -19,6 +19,7 @@ PATIENCE = 240.0
 GONE = 10.0
 """Seconds in which all that a killed driver started must be gone."""
 CHILD = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "COLUMNS": "200"}
+CHILD |= {"MLFLOW_LOGGING_LEVEL": "CRITICAL"}  # as it is where nobody set it; a test's own is not the run's
 AGENTS = (b"ray::DashboardAgent", b"ray::RuntimeEnvAgent", b"dashboard/agent.py", b"runtime_env/agent/main.py")
 """Two idle processes of Ray's, which go a minute later: they tell the GCS, and that is dead too."""
 Born = Mapping[int, str]
