@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from bench.cli_cluster import add_commands
 from bench.said import one_line
 from bench.stopping import ignore_signals, stopped_by_signals
 
@@ -63,7 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     run = command("run", _run, "run or continue a benchmark, then draw its report")
     run.add_argument("config", help="a preset's name, or a YAML file")
     run.add_argument("--storage", help="folder or fsspec URL for the records (default: ./deelbo-runs/NAME)")
-    run.add_argument("--tracking-uri", help="MLflow server or database (default: a sqlite file in the storage)")
+    tracking = os.environ.get("DEELBO_TRACKING_URI")
+    run.add_argument(
+        "--tracking-uri",
+        default=tracking,
+        help="MLflow server or database (default: $DEELBO_TRACKING_URI, or a sqlite file in the storage)",
+    )
     run.add_argument("--address", help="a Ray cluster (default: one on this machine, for this run)")
     run.add_argument(
         "--fork",
@@ -137,6 +143,8 @@ def _parser() -> argparse.ArgumentParser:
     ui.add_argument("storage")
     ui.add_argument("--port", type=int, default=5000)
     ui.add_argument("--host", default="127.0.0.1", help="loopback unless told otherwise")
+
+    add_commands(command, tracking)
 
     speed = command("speed", _speed, "time a training step of each method and prior, as JSON")
     speed.add_argument("--backbone", default="digits-resnet")

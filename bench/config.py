@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from bench.benchmark import IN_SHORT, Benchmark
 from bench.said import SHORT, one_line
 
-__all__ = ["PRESETS", "ConfigError", "load_benchmark", "one_line", "parse_benchmark", "preset_names"]
+__all__ = ["PRESETS", "ConfigError", "leaves", "load_benchmark", "one_line", "parse_benchmark", "preset_names"]
 
 LARGEST = 50_000
 """Characters of a YAML text: a benchmark takes about 1,000, and YAML is read at 25,000 a second or so."""
@@ -138,6 +138,15 @@ def parse_benchmark(content: Any, source: str) -> Benchmark:
     except ValidationError as error:
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise ConfigError(f"{source}: {_problem(error.errors()[0], content)}{more}") from error
+
+
+def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings in nested mappings, by their keys as ``--set`` takes them."""
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _kind(content: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from bench.config import ConfigError
 from bench.records import RecordStore
 
-__all__ = ["PATIENCE", "connect", "is_gone", "is_refusal", "shown", "tracking_uri"]
+__all__ = ["PATIENCE", "TRACKING", "check_scheme", "connect", "is_gone", "is_refusal", "shown", "tracking_uri"]
 
 PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # who asks tries again, and knows then that a run may be there twice
@@ -22,6 +22,8 @@ PATIENCE = {
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # a traceback a try is no help; what failed is told once, in a line
 }
 """Settings of MLflow's client, as it reads them from the environment; what is set there already wins."""
+TRACKING = "DEELBO_TRACKING_URI"
+"""The variable that stands for --tracking-uri where none is given: no command line shows what is in it."""
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -42,14 +44,20 @@ def tracking_uri(store: RecordStore, uri: str | None = None) -> str:
                 "else: give --tracking-uri, or choose another --storage"
             )
         return f"sqlite:///{store.path('mlflow.db')}"
+    scheme, rest = check_scheme(uri)
+    if scheme == "sqlite" and not rest.startswith("/file:"):
+        _check_database(uri, Path(rest[1:]).absolute())
+    return uri
+
+
+def check_scheme(uri: str) -> tuple[str, str]:
+    """The scheme of a tracking URI and what follows it; raises ConfigError where it is none that MLflow takes."""
     scheme, separator, rest = uri.partition("://")
     if not separator or not rest or scheme.partition("+")[0] not in SCHEMES:
         raise ConfigError(
             f"--tracking-uri {shown(uri)!r}: expected one of {', '.join(SCHEMES)}, then :// and where it is"
         )
-    if scheme == "sqlite" and not rest.startswith("/file:"):
-        _check_database(uri, Path(rest[1:]).absolute())
-    return uri
+    return scheme, rest
 
 
 def _check_database(uri: str, file: Path) -> None:

@@ -11,7 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
-__all__ = ["command", "console", "short"]
+__all__ = ["IN_JOB", "command", "console", "short"]
+
+IN_JOB = "DEELBO_JOB"
+"""The variable that is set in a job of `submit`."""
 
 
 class _Console(Console):
@@ -37,8 +40,8 @@ def short(path: str | Path) -> str:
 
 
 def command() -> str:
-    """The command as it was called."""
-    if shutil.which("deelbo-bench"):
+    """The command as it was called; in a job as whoever submitted it calls it."""
+    if shutil.which("deelbo-bench") or IN_JOB in os.environ:
         return "deelbo-bench"
     called = Path(sys.argv[0])
     return short(called) if called.name == "deelbo-bench" else f"{short(sys.executable)} -m bench.cli"

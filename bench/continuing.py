@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 from bench.benchmark import Benchmark
-from bench.config import ConfigError, parse_benchmark
+from bench.config import ConfigError, leaves, parse_benchmark
 from bench.execute import start_fingerprint
 from bench.records import RecordError, RecordStore
 from bench.trials import TrialRecord
@@ -58,8 +57,8 @@ def check_settings(store: RecordStore, benchmark: Benchmark) -> None:
     there = _benchmark_of(store)
     if there is None:
         return
-    before = dict(_leaves(there.settings_that_bind()))
-    now = dict(_leaves(benchmark.settings_that_bind()))
+    before = dict(leaves(there.settings_that_bind()))
+    now = dict(leaves(benchmark.settings_that_bind()))
     changed = [f"{name} was {before[name]!r} and is now {now[name]!r}" for name in now if now[name] != before[name]]
     if changed:
         raise _other(store, "holds another benchmark", "; ".join(changed))
@@ -142,14 +141,6 @@ def _foreign(record: TrialRecord, data: Mapping[str, str], starts: Mapping[str, 
         f"started from pretrained weights {versions['pretrained']}, here they are {fingerprint}: "
         f"another file in backbones.{spec.backbone}, another torch, or another machine"
     )
-
-
-def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _other(store: RecordStore, what: str, difference: str) -> OtherBenchmarkError:

@@ -1,0 +1,105 @@
+"""How a Ray cluster's Job API is reached: addresses, tokens, patience, and what its refusals mean."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from bench.config import ConfigError
+from bench.connection import shown
+from bench.said import one_line
+
+__all__ = ["ADDRESS", "TIMEOUT", "UnreachableError", "address_of", "client_of", "refusal", "token_mode"]
+
+ADDRESS = "RAY_API_SERVER_ADDRESS"
+TIMEOUT = 30.0
+
+
+class UnreachableError(ConfigError):
+    """Nobody answers, which may pass."""
+
+
+def address_of(given: str | None) -> str:
+    """The address given, or $RAY_API_SERVER_ADDRESS; raises ConfigError where it is none of a dashboard."""
+    address = (given or os.environ.get(ADDRESS) or "").rstrip("/")
+    if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).netloc:
+        came = f"--address {shown(address)!r}" if address else "no --address"
+        raise ConfigError(f"{came}: expected the cluster's dashboard, http://HOST:8265, here or in ${ADDRESS}")
+    return address
+
+
+def token_mode(address: str) -> str:
+    """Whether callers need a token: "token" or "disabled"; raises UnreachableError where no cluster answers."""
+    import requests
+
+    try:
+        answer = requests.get(f"{address}/api/authentication_mode", timeout=TIMEOUT)
+        return str(answer.json()["authentication_mode"]) if answer.ok else "disabled"  # older Rays have none
+    except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+        words = f"no Ray cluster answers at {shown(address)} ({_cause(error)}): check --address"
+        raise UnreachableError(words) from None
+
+
+def client_of(address: str, mode: str) -> Any:
+    """Ray's client, which by itself would wait for ever for a cluster that went away.
+
+    It sends the token that is found here where ``mode`` wants one.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    _give_token(mode, shown(address))
+    from ray.job_submission import JobSubmissionClient
+
+    for talker in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{talker}").setLevel(logging.ERROR)  # a line for each package and connection
+
+    class Client(JobSubmissionClient):
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            return super()._do_request(method, endpoint, **({"timeout": TIMEOUT} | options))
+
+        def _check_connection_and_version(self, *arguments: Any, **named: Any) -> None:
+            """Nothing: `Cluster.connect` looks itself, and the first look would come before it."""
+
+    return Client(address)
+
+
+def _give_token(mode: str, address: str) -> None:
+    """Has Ray's client send a token where the cluster wants one. It looks at the environment when imported."""
+    if mode != "token" or os.environ.get("RAY_AUTH_MODE") == "token":
+        return
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not os.environ.get("RAY_AUTH_TOKEN") and not file.is_file():
+        raise ConfigError(
+            f"the cluster at {address} wants a token, and there is none: put it into $RAY_AUTH_TOKEN, or into {file}"
+        )
+    os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def refusal(error: Exception, address: str) -> ConfigError:
+    """What a cluster's refusal means to whoever asked."""
+    import requests
+
+    words = str(error)
+    if isinstance(error, requests.RequestException | ConnectionError | TimeoutError):
+        return UnreachableError(f"the cluster at {address} cannot be reached ({_cause(error)}): check --address")
+    if type(error).__name__ == "AuthenticationError" or "status code 401" in words or "status code 403" in words:
+        return ConfigError(
+            f"the cluster at {address} refuses the token ({one_line(words.splitlines()[0], 120)}): put its own into "
+            "$RAY_AUTH_TOKEN, or into ~/.ray/auth_token"
+        )
+    if "does not exist" in words:
+        return ConfigError(f"the cluster at {address} knows no such job: `status` lists those it has")
+    return ConfigError(f"the cluster at {address} refused ({one_line(words, 300)}): see its dashboard")
+
+
+def _cause(error: Exception) -> str:
+    """The end of a chain of errors, which alone says what happened."""
+    words = one_line(error, 400)
+    for start in ("[Errno", "NameResolutionError", "timed out", "SSLError", "Max retries"):
+        if (found := words.rfind(start)) >= 0:
+            return words[found:].rstrip("'\")")[:120]
+    return words[:120] or type(error).__name__

@@ -1,0 +1,143 @@
+"""`submit`: a benchmark as a job of a Ray cluster, from a machine that may go away."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from bench.benchmark import Benchmark
+from bench.config import ConfigError, leaves, load_benchmark
+from bench.connection import shown
+from bench.console import command, console
+from bench.jobs import PREFIX, Cluster, Job
+from bench.packing import CONFIG, check_places, facts, pack, requirement, variables
+from bench.submitted import follow
+
+__all__ = ["Asked", "submit"]
+
+MOST_ATTEMPTS = 1000
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `submit` was asked for beside the benchmark and the cluster.
+
+    Attributes:
+        storage, tracking, only, fork: as of `run`; the storage is on the cluster.
+        env: names of variables that go along.
+        from_source: takes the code of this checkout along.
+        install: what pip is to install on the nodes; "" for this version of deelbo; None for nothing.
+        detach: does not follow the job.
+        unchecked: does without `doctor`.
+    """
+
+    storage: str | None
+    tracking: str | None
+    only: str | None = None
+    fork: bool = False
+    env: Sequence[str] = ()
+    from_source: bool = False
+    install: str | None = None
+    detach: bool = False
+    unchecked: bool = False
+
+
+def submit(config: str, address: str | None, overrides: Sequence[str], asked: Asked) -> int:
+    """Runs a benchmark as a job, or takes up the one that runs; follows it to its end, and returns its exit code.
+
+    Raises:
+        ConfigError: bad input, a cluster that does not fit, or a storage on which another benchmark's job is at work.
+    """
+    from bench.checks import check
+    from bench.methods import make_methods
+    from bench.part import part_of
+
+    benchmark = load_benchmark(config, overrides)
+    storage = check_places(asked.storage, asked.tracking)
+    variables(asked.tracking, asked.env)
+    cluster = Cluster.connect(address)
+    told = facts(benchmark, storage, asked.tracking, asked.only, asked.fork)
+    if (there := _at_work(cluster, storage)) is not None:
+        return _taken_up(cluster, there, told, asked.detach)
+    check(benchmark)
+    part_of(make_methods(benchmark), asked.only)
+    with TemporaryDirectory(prefix="deelbo-job-") as folder:
+        pack(Path(folder), benchmark, asked.from_source)
+        if not asked.unchecked:
+            _check(address, benchmark, storage, asked)
+        if (name := _start(cluster, Path(folder), benchmark, storage, asked, told)) is None:
+            return submit(config, address, overrides, asked)  # somebody was faster: take that up
+    console.print(f"{name} is submitted to {cluster.address}")
+    return _rest(cluster, name, asked.detach)
+
+
+def _check(address: str | None, benchmark: Benchmark, storage: str, asked: Asked) -> None:
+    """Raises ConfigError where `doctor` finds that the benchmark cannot run there."""
+    from bench.doctor import examine, refuse
+
+    console.print("looking at the cluster's nodes, the storage and MLflow")
+    brings_code = asked.from_source or asked.install is not None
+    _, findings = examine(address, benchmark, storage, asked.tracking, asked.env, brings_code)
+    refuse(findings)
+
+
+def _start(
+    cluster: Cluster, folder: Path, benchmark: Benchmark, storage: str, asked: Asked, told: Mapping[str, str]
+) -> str | None:
+    """The new job's name; None where another `submit` has just taken it."""
+    line = ["-m", "bench.cli", "run", CONFIG, "--storage", storage, "--address", "auto"]
+    line += ["--only", asked.only] if asked.only else []
+    line += ["--fork"] if asked.fork else []
+    runtime = {"env_vars": variables(asked.tracking, asked.env)} | requirement(asked.install)
+    stem = _stem(benchmark.name, storage)
+    known = {job.name for job in cluster.jobs()}
+    name = next(f"{stem}-{k}" for k in range(1, MOST_ATTEMPTS) if f"{stem}-{k}" not in known)
+    return name if cluster.submit(name, line, folder, runtime, told) else None
+
+
+def _stem(benchmark: str, storage: str) -> str:
+    """The name of a benchmark's jobs on a storage, without their number: the same from wherever it is submitted."""
+    return f"{PREFIX}{benchmark}-{hashlib.sha256(storage.encode()).hexdigest()[:8]}"
+
+
+def _at_work(cluster: Cluster, storage: str) -> Job | None:
+    """The job that waits or runs on the storage."""
+    return next((job for job in cluster.jobs() if job.alive and job.facts.get("storage") == shown(storage)), None)
+
+
+def _taken_up(cluster: Cluster, job: Job, told: Mapping[str, str], detach: bool) -> int:
+    """Goes on with a job that is at work where it is the same benchmark's."""
+    before, now = _settings(job.facts), _settings(told)
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if changed:
+        words = "; ".join(f"{name} is {before.get(name)!r} there, {now.get(name)!r} here" for name in changed[:3])
+        raise ConfigError(
+            f"{job.name} is at work on that storage with other settings ({words}): wait for it, `stop` it, or choose "
+            "another --storage"
+        )
+    console.print(f"{job.name} is at work already: this goes on with it")
+    return _rest(cluster, job.name, detach)
+
+
+def _settings(of: Mapping[str, str]) -> dict[str, object]:
+    """What must be the same for two submits to mean the same job."""
+    try:
+        content = dict(leaves(json.loads(of.get("config") or "{}")))
+    except (ValueError, AttributeError):
+        content = {}
+    return content | {f"--{name}": of.get(name) for name in ("only", "fork", "tracking") if of.get(name)}
+
+
+def _rest(cluster: Cluster, name: str, detach: bool) -> int:
+    """Follows a job unless it is to be left alone."""
+    again = f"{command()} {{}} {name} --address {cluster.address}"
+    if detach:
+        for what in ("status", "logs", "stop"):
+            console.print(f"  {again.format(what)}")
+        return 0
+    console.print(f"it goes on without this terminal: `{again.format('status')}`")
+    return follow(cluster, name)

@@ -1,0 +1,135 @@
+"""What is said of clusters that do not answer as they should; each a real server on loopback."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.config import ConfigError
+from bench.job_api import UnreachableError, address_of
+from bench.jobs import Cluster, Job, entrypoint
+
+Answers = dict[str, tuple[int, Any]]
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Answers], str]]:
+    """A server with these answers by path; its address."""
+    servers = []
+
+    def start(answers: Answers) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                code, content = answers.get(self.path, (404, {}))
+                if callable(content):
+                    code, content = content(self.headers)
+                body = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(code)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *words: Any) -> None:
+                """In silence."""
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+OPEN: Answers = {
+    "/api/authentication_mode": (200, {"authentication_mode": "disabled"}),
+    "/api/version": (200, {"version": "4", "ray_version": "2.9.3", "ray_commit": "x", "session_name": "s"}),
+}
+
+
+@pytest.fixture
+def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A home without a token; where it would be."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    return tmp_path / ".ray" / "auth_token"
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1:8265", "ray://127.0.0.1:10001", "http://", "auto"])
+def test_an_address_must_be_a_dashboards(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray has several ports, and people try them all."""
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match="http://HOST:8265"):
+        address_of(address)
+
+
+def test_the_address_may_be_in_rays_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is given wins."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://head:8265/")
+    assert address_of(None) == "http://head:8265"
+    assert address_of("https://other") == "https://other"
+
+
+def test_nobody_there_is_told_with_its_cause() -> None:
+    """One line, without the password in the address."""
+    with pytest.raises(UnreachableError, match="Connection refused") as caught:
+        Cluster.connect("http://me:secret@127.0.0.1:9")
+    assert "secret" not in str(caught.value)
+
+
+def test_something_else_that_listens_is_no_cluster(serve: Callable[[Answers], str]) -> None:
+    """A page that is no JSON, or JSON of another kind."""
+    for page in (b"<html>welcome</html>", {"other": 1}, []):
+        with pytest.raises(ConfigError, match="no Ray cluster answers"):
+            Cluster.connect(serve({"/api/authentication_mode": (200, page)}))
+
+
+def test_the_version_of_the_head_is_known(serve: Callable[[Answers], str]) -> None:
+    """Whatever it is: `doctor` judges it."""
+    cluster = Cluster.connect(serve(OPEN))
+    assert (cluster.ray_version, cluster.token_mode) == ("2.9.3", "disabled")
+
+
+def test_an_older_cluster_that_knows_no_tokens_answers_too(serve: Callable[[Answers], str]) -> None:
+    """It has no such path."""
+    assert Cluster.connect(serve({"/api/version": OPEN["/api/version"]})).token_mode == "disabled"
+
+
+def test_a_cluster_that_wants_a_token_says_where_it_goes(serve: Callable[[Answers], str], no_token: Path) -> None:
+    """Before anything is sent."""
+    address = serve(OPEN | {"/api/authentication_mode": (200, {"authentication_mode": "token"})})
+    with pytest.raises(ConfigError, match=r"wants a token.*RAY_AUTH_TOKEN") as caught:
+        Cluster.connect(address)
+    assert str(no_token) in str(caught.value)
+
+
+def test_what_an_entry_point_runs_is_quoted_for_the_shell() -> None:
+    """A storage with a space or a semicolon in it is one word."""
+    assert (
+        entrypoint(["-m", "bench.cli", "--storage", "/a b;rm"]) == "exec sh start.sh -m bench.cli --storage '/a b;rm'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code", "code"),
+    [
+        ("PENDING", None, 0),
+        ("RUNNING", None, 0),
+        ("SUCCEEDED", 0, 0),
+        ("FAILED", 1, 1),
+        ("FAILED", 2, 2),
+        ("FAILED", -9, 1),
+        ("FAILED", None, 2),
+        ("STOPPED", None, 130),
+    ],
+)
+def test_a_jobs_exit_code_is_its_runs(status: str, exit_code: int | None, code: int) -> None:
+    """Non-zero where trials failed, or where it never started."""
+    assert Job("deelbo-x-1", status, exit_code, 1.0, None, "", {}).code == code
