@@ -90,8 +90,9 @@ def _doctor(options: argparse.Namespace) -> int:
         options.tracking_uri,
         options.set,
         options.env,
-        options.from_source or options.install is not None,
+        options.from_source,
         options.json,
+        options.install is not None,
     )
 
 

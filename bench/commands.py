@@ -20,6 +20,7 @@ from bench.attempts import Attempts
 from bench.benchmark import Benchmark
 from bench.checks import check, check_data
 from bench.config import load_benchmark
+from bench.connection import shown, tracking_uri
 from bench.console import command, console, short
 from bench.continuing import check_records, fork_of, inherit, take_up
 from bench.lock import StorageLock
@@ -87,9 +88,9 @@ def run(
         with stopped_by_signals():
             if not fork:
                 return _run_in(store, benchmark, methods, where, since)
-            data, starts = _at_hand(benchmark, methods, address)
-            origin, store = store, fork_of(store, benchmark, data, starts)
-            return _run_in(store, benchmark, methods, where, since, origin if origin.url != store.url else None)
+            known = _at_hand(benchmark, methods, address)
+            origin, store = store, fork_of(store, benchmark, *known)
+            return _run_in(store, benchmark, methods, where, since, known, origin if origin.url != store.url else None)
     except KeyboardInterrupt:
         console.print(f"stopped: the same command continues what is in {short(store.url)}")
         return STOPPED
@@ -102,9 +103,10 @@ def run(
         ) from error
 
 
-def _at_hand(
-    benchmark: Benchmark, methods: Sequence[Method], address: str | None
-) -> tuple[dict[str, str], dict[str, Pretrained]]:
+AtHand = tuple[dict[str, str], dict[str, Pretrained]]
+
+
+def _at_hand(benchmark: Benchmark, methods: Sequence[Method], address: str | None) -> AtHand:
     """Hashes of images, by dataset, and pretrained weights, by backbone. On a cluster images are the workers'."""
     datasets = dict.fromkeys(method.cell.dataset for method in methods)
     data = check_data(benchmark, datasets) if address is None else {}
@@ -117,18 +119,20 @@ def _run_in(
     methods: Sequence[Method],
     where: _Where,
     since: float,
+    known: AtHand | None = None,
     origin: RecordStore | None = None,
 ) -> int:
-    """`run` in one storage, which is locked; ``origin``: of which it is a fork."""
-    from bench.mirror import tracking_uri
+    """`run` in one storage, which is locked.
 
-    tracking_uri(store, where.tracking)
+    ``known``: what is at hand, where it was read; ``origin``: the storage of which this is a fork.
+    """
+    uri = tracking_uri(store, where.tracking)
     with StorageLock(store, taken_away=lambda: os.kill(os.getpid(), signal.SIGTERM)) as lock:
         if lock.predecessor is not None:
             console.print(f"the last run here was killed ({lock.predecessor.describe()}): going on from its records")
         records, set_aside = take_up(store, benchmark, console.print)
         console.print(f"{benchmark.name} in {short(store.url)}")
-        data, starts = _at_hand(benchmark, methods, where.address)
+        data, starts = known or _at_hand(benchmark, methods, where.address)
         if origin is not None and store.read_benchmark() is None:
             count = inherit(store, origin, benchmark, data, starts)
             console.print(f"a fork of {short(origin.url)}, {count} of whose trials hold here")
@@ -137,7 +141,7 @@ def _run_in(
         died = lock.predecessor.beat if lock.predecessor is not None else None
         attempts = Attempts(store, records, set_aside, died)
         lock.taken_up = True
-        return _race(lock, records, attempts, benchmark, methods, starts, where, since)
+        return _race(lock, records, attempts, benchmark, methods, starts, where, uri, since)
 
 
 def _race(
@@ -148,25 +152,27 @@ def _race(
     methods: Sequence[Method],
     starts: Mapping[str, Pretrained],
     where: _Where,
+    uri: str,
     since: float,
 ) -> int:
-    """Runs what is missing, and says what came of it."""
+    """Runs what is missing, and says what came of it; ``uri``: of MLflow, wherever it was named."""
     if where.address is None:  # a Ray of this machine alone: have it listen on loopback, as it does by itself on macOS
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    from bench.connection import shown
-    from bench.mirror import ACCOUNT, MLflowMirror, tracking_uri
+    from bench.mirror import ACCOUNT, MLflowMirror
     from bench.outcome import duration
     from bench.progress import Terminal
     from bench.runner import run_benchmark
     from bench.tracking import Tracker
 
-    store, uri = lock.store, tracking_uri(lock.store, where.tracking)
+    store = lock.store
     terminal, tracker = Terminal(console), Tracker(lambda: MLflowMirror(uri, benchmark, store))
     claim = _Claim(store, benchmark)
     try:
         watchers = [claim, terminal, tracker]
-        outcome = run_benchmark(benchmark, lock, records, attempts, starts, where.address, watchers, since, methods)
-        terminal.close()
+        try:
+            outcome = run_benchmark(benchmark, lock, records, attempts, starts, where.address, watchers, since, methods)
+        finally:
+            terminal.close()
         for record in claim.taken_up_later():
             tracker.finished(record)
         if lock.taken:
@@ -179,8 +185,6 @@ def _race(
         if claim.done and not lock.taken:
             tracker.stop("KILLED", {})
         raise
-    finally:
-        terminal.close()
     account = {name: float(getattr(outcome, name)) for name in ACCOUNT} if outcome.ran else {}
     status = "KILLED" if stopped or outcome.left else "FAILED" if outcome.failed else "FINISHED"
     if claim.done and not store.exists("benchmark.json"):

@@ -80,8 +80,8 @@ def _check(address: str | None, benchmark: Benchmark, storage: str, asked: Asked
     from bench.doctor import examine, refuse
 
     console.print("looking at the cluster's nodes, the storage and MLflow")
-    brings_code = asked.from_source or asked.install is not None
-    _, findings = examine(address, benchmark, storage, asked.tracking, asked.env, brings_code)
+    code = (asked.from_source, asked.install is not None)
+    _, findings = examine(address, benchmark, storage, asked.tracking, asked.env, *code)
     refuse(findings)
 
 
