@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart digits test test-fast lint faults measure-report measure-scale speed speed-gpu speed-cpu clean
+.PHONY: help quickstart digits test test-fast lint cluster cluster-down test-cluster faults measure-report measure-scale measure-slots speed speed-gpu speed-cpu clean
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -26,6 +26,15 @@ lint: $(VENV)/.test          ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+cluster: $(VENV)/.bench      ## a Ray cluster and MLflow on loopback, to try `submit` with; WORKERS=2 CPUS=1 DASHBOARD_PORT=8265 ...
+	@$(BIN)/python -m cluster.local up
+
+cluster-down: $(VENV)/.bench ## end what `make cluster` started, and nothing else
+	@$(BIN)/python -m cluster.local down
+
+test-cluster: $(VENV)/.test  ## the tests that start a cluster
+	$(BIN)/python -m pytest -m cluster tests/cluster
+
 faults: $(VENV)/.test        ## kill, fill and cut what runs, and see it recover (a quarter of an hour); FAULTS="--only driver --times 3"
 	$(BIN)/python -m tests.faults $(FAULTS)
 
@@ -34,6 +43,9 @@ measure-report: $(VENV)/.test   ## what a report costs, as JSON (a quarter of an
 
 measure-scale: $(VENV)/.test    ## what the bookkeeping of 10,000 trials costs, as JSON (a quarter of an hour)
 	$(BIN)/python tests/measure_scale.py
+
+measure-slots: $(VENV)/.test    ## how well trials fill 1, 2, 4 and 8 simulated nodes, as a table (ten minutes)
+	$(BIN)/python tests/measure_slots.py
 
 speed: $(VENV)/.bench        ## what a step of each method costs, as JSON
 	$(BIN)/deelbo-bench speed

@@ -1,0 +1,107 @@
+"""The YAML files for `ray up`, by Ray's own schema and preparation."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import ValidationError
+
+FOLDER = Path(__file__).resolve().parents[2] / "cluster" / "ray-up"
+NAMES = ("aws", "on-premise")
+
+
+@pytest.fixture(params=NAMES)
+def config(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """A file as it is."""
+    content: dict[str, Any] = yaml.safe_load((FOLDER / f"{request.param}.yaml").read_text())
+    return content
+
+
+def prepared(config: dict[str, Any]) -> dict[str, Any]:
+    """As `ray up` makes it before it asks any cloud, then checked as `ray up` does."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    whole: dict[str, Any] = prepare_config(config)
+    validate_config(whole)
+    return whole
+
+
+def test_ray_takes_it(config: dict[str, Any]) -> None:
+    """Ray's schema, which refuses keys it does not know, and its preparation take the file."""
+    whole = prepared(config)
+    assert whole["head_start_ray_commands"] == config["head_start_ray_commands"]
+
+
+def test_a_wrong_key_is_refused(config: dict[str, Any]) -> None:
+    """The check finds a key that Ray does not know."""
+    with pytest.raises(ValidationError, match="max_wrokers"):
+        prepared(config | {"max_wrokers": 2})
+
+
+def test_autoscaling_from_zero() -> None:
+    """On AWS no GPU machine is up while no trial waits, and the head is none and may not become a worker."""
+    whole = prepared(yaml.safe_load((FOLDER / "aws.yaml").read_text()))
+    kinds = whole["available_node_types"]
+    assert whole["head_node_type"] == "head"
+    assert (kinds["head"]["resources"]["GPU"], kinds["head"]["max_workers"]) == (0, 0)
+    assert (kinds["gpu"]["resources"]["GPU"], kinds["gpu"]["min_workers"]) == (1, 0)
+    assert 0 < kinds["gpu"]["max_workers"] <= whole["max_workers"]
+
+
+def test_all_machines_are_workers() -> None:
+    """On premise each worker address is a worker, and max_workers holds them all."""
+    whole = prepared(yaml.safe_load((FOLDER / "on-premise.yaml").read_text()))
+    (kind,) = whole["available_node_types"].values()
+    addresses = whole["provider"]["worker_ips"]
+    assert whole["max_workers"] == kind["max_workers"] == kind["min_workers"] == len(set(addresses))
+    assert whole["provider"]["head_ip"] not in addresses
+
+
+def test_tokens_are_asked_for_and_never_written_down(config: dict[str, Any]) -> None:
+    """Each `ray start` runs with RAY_AUTH_MODE=token, and the token comes as a file."""
+    starts = [line for key in ("head", "worker") for line in config[f"{key}_start_ray_commands"] if "ray start" in line]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token" in line for line in starts)
+    assert "~/.ray/auth_token" in config["file_mounts"]
+    assert not re.search(r"RAY_AUTH_TOKEN\b", yaml.safe_dump(config))
+
+
+def test_pages_are_on_loopback(config: dict[str, Any]) -> None:
+    """The dashboard and MLflow listen on the head's loopback, to be reached by a tunnel."""
+    text = " ".join(config["head_start_ray_commands"])
+    assert "--dashboard-host=127.0.0.1" in text
+    assert "--host 127.0.0.1 --port 5000" in text
+    assert "0.0.0.0" not in text  # noqa: S104 - what must not be there
+
+
+def test_options_of_ray_and_mlflow_exist(config: dict[str, Any]) -> None:
+    """Each option of `ray start` and of `mlflow server` is one that the installed version has."""
+    from mlflow.cli import server
+    from ray.scripts.scripts import start
+
+    lines = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
+    for name, command in (("ray start", start), ("mlflow server", server)):
+        known = {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
+        called = [line.split(name, 1)[1] for line in lines if name in line]
+        assert called, name
+        for line in called:
+            words = shlex.split(line.split(">")[0].rstrip(" )&"))
+            given = {word.split("=")[0] for word in words if word.startswith("--")}
+            assert given, line
+            assert given <= known, given - known
+
+
+def test_the_images_have_this_python() -> None:
+    """The images on AWS carry the Ray and the Python of this checkout: a driver of another is refused by Ray."""
+    import ray
+
+    images = yaml.safe_load((FOLDER / "aws.yaml").read_text())["docker"]
+    wanted = f"rayproject/ray:{ray.__version__}-py{sys.version_info.major}{sys.version_info.minor}-"
+    assert images["head_image"] == f"{wanted}cpu"
+    assert images["worker_image"] == f"{wanted}gpu"

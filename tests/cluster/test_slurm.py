@@ -1,0 +1,244 @@
+"""The sbatch script, with Slurm's two commands played by tiny ones, and Ray's own `symmetric-run`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench.records import RecordStore
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "cluster" / "slurm" / "deelbo.sbatch"
+APART = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+"""Processes of a name space of their own: symmetric-run refuses to start beside another Ray, and stops all it sees."""
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+exec "$@"
+"""
+TINY = {
+    "name": "tiny",
+    "dataset": "mnist-digits",
+    "backbone": "digits-resnet",
+    "priors": ["l2-zero"],
+    "n": [100],
+    "seeds": [1001],
+    "methods": {"de-elbo": {"learning_rates": [0.1, 0.01]}},
+    "training": {"steps": 4, "batch_size": 50},
+    "resources": {"slots": 2},
+}
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """What sbatch gives a job of one node, and `srun` and `scontrol` that know one host."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", "#!/bin/sh\necho localhost\n")):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLURM_"))}
+    return inherited | {
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "DEELBO_VENV": sys.prefix,
+        "DEELBO_SHARED": str(shared),
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_JOB_NODELIST": "localhost",
+        "SLURM_CPUS_PER_TASK": "2",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+    }
+
+
+def run(
+    environment: dict[str, str], *arguments: str, apart: bool = False, seconds: float = 560
+) -> subprocess.CompletedProcess[str]:
+    """The script as sbatch starts it."""
+    command = [*(APART if apart else []), "bash", str(SCRIPT), *arguments]
+    folder = environment["SLURM_SUBMIT_DIR"]
+    return subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=seconds, check=False
+    )
+
+
+def names_apart() -> bool:
+    """Whether this user may make a name space of processes."""
+    if shutil.which("unshare") is None:
+        return False
+    return subprocess.run([*APART, "true"], capture_output=True, check=False).returncode == 0
+
+
+def networks_apart() -> bool:
+    """Whether this user may make name spaces of networks too."""
+    return names_apart() and os.geteuid() == 0 and shutil.which("ip") is not None
+
+
+needs_apart = pytest.mark.skipif(not names_apart(), reason="needs unshare --pid, as root has it")
+
+
+@needs_apart
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
+class TestLive:
+    def test_a_benchmark_runs(self, environment: dict[str, str], tmp_path: Path) -> None:
+        """A tiny benchmark runs through `srun` and `ray symmetric-run` to its report, and no token and no folder of the
+        job is left."""
+        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+        storage, database = tmp_path / "storage", f"sqlite:///{tmp_path / 'mlflow.db'}"
+        done = run(environment, "tiny.yaml", str(storage), database, apart=True)
+        assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        records = list(RecordStore(str(storage)).records())
+        assert len(records) == 2
+        assert all(record.status == "completed" for record in records)
+        assert (storage / "report" / "report.html").is_file()
+        assert (tmp_path / "mlflow.db").is_file()
+        assert list((tmp_path / "shared").iterdir()) == []
+        assert not Path("/tmp", f"deelbo-{environment['SLURM_JOB_ID']}").exists()  # noqa: S108 - made by the script
+
+    def test_the_exit_code_is_the_benchmarks(self, environment: dict[str, str], tmp_path: Path) -> None:
+        """A configuration that is refused ends the job with 2, in `run`'s own line."""
+        done = run(environment, "nowhere.yaml", str(tmp_path / "storage"), "sqlite:///mlflow.db", apart=True)
+        assert done.returncode == 2, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        assert "deelbo-bench: " in done.stderr
+        assert "nowhere.yaml" in done.stderr
+
+
+HOSTS_SRUN = """#!/bin/bash
+hosts=(1 2)
+while [[ $1 == --* ]]; do
+  [[ $1 == --nodelist=node* ]] && hosts=("${1#--nodelist=node}")
+  shift
+done
+for host in "${hosts[@]}"; do
+  ip netns exec "NAME$host" unshare --pid --mount --fork --kill-child --mount-proc \\
+    bash -c 'mount -t tmpfs tmpfs /tmp && exec "$@"' host "$@" &
+  tasks+=($!)
+done
+for task in "${tasks[@]}"; do wait "$task" || code=$?; done
+exit "${code:-0}"
+"""
+"""Two hosts, each with a network, processes and a /tmp of its own; what they share is the folder of the job."""
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[str]:
+    """Two networks with a cable between them; the beginning of their names."""
+    name = f"dl{os.getpid()}h"
+    lines = [f"netns add {name}1", f"netns add {name}2", f"link add {name}1 type veth peer name {name}2"]
+    for host in (1, 2):
+        lines += [f"link set {name}{host} netns {name}{host}", f"-n {name}{host} link set lo up"]
+        lines += [f"-n {name}{host} addr add 10.213.8.{host}/24 dev {name}{host}"]
+        lines += [f"-n {name}{host} link set {name}{host} up"]
+    try:
+        for line in lines:
+            subprocess.run(["ip", *line.split()], check=True, capture_output=True)
+        yield name
+    finally:
+        for host in (1, 2):
+            subprocess.run(["ip", "netns", "del", f"{name}{host}"], check=False, capture_output=True)
+
+
+@pytest.mark.skipif(not networks_apart(), reason="needs root, ip and unshare: two networks are made")
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
+def test_two_hosts_share_nothing_but_a_folder(environment: dict[str, str], two_hosts: str) -> None:
+    """On two hosts with networks, processes and /tmp of their own both run trials, with a token, and the records of all
+    are in the folder that they share."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as shared:
+        for name, text in (("srun", HOSTS_SRUN.replace("NAME", two_hosts)), ("scontrol", "#!/bin/sh\necho node1\n")):
+            Path(shared, name).write_text(text)
+            Path(shared, name).chmod(0o755)
+        methods = {"de-elbo": {"learning_rates": [0.1, 0.01]}, "elbo": {"learning_rates": [0.1, 0.01]}}
+        Path(shared, "tiny.yaml").write_text(yaml.safe_dump(TINY | {"methods": methods}))
+        environment |= {
+            "PATH": f"{shared}{os.pathsep}{environment['PATH']}",
+            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_CPUS_PER_TASK": "1",
+            "SLURM_SUBMIT_DIR": shared,
+            "DEELBO_SHARED": shared,
+            "TMPDIR": "/tmp",  # noqa: S108 - pytest's own may be set
+        }
+        storage = Path(shared, "storage")
+        done = run(environment, "tiny.yaml", str(storage), f"sqlite:///{shared}/mlflow.db")
+        assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        assert "On worker node. Connecting to Ray cluster at 10.213.8.1:" in done.stdout
+        assert "2 at a time" in done.stdout
+        records = list(RecordStore(str(storage)).records())
+        assert len(records) == 4
+        assert all(record.status == "completed" for record in records)
+        assert list(Path(shared).glob(".deelbo-*")) == []
+
+
+class TestRefused:
+    def test_too_few_arguments(self, environment: dict[str, str]) -> None:
+        """One line says which arguments are expected, with 2."""
+        done = run(environment, "tiny.yaml")
+        assert (done.returncode, done.stdout) == (2, "")
+        expected = "deelbo.sbatch: got 1 arguments, expected CONFIG STORAGE TRACKING_URI [options of run]\n"
+        assert done.stderr == expected
+
+    def test_no_installation(self, environment: dict[str, str], tmp_path: Path) -> None:
+        """Where there is no `ray` in DEELBO_VENV, one line says so, with 2."""
+        environment["DEELBO_VENV"] = str(tmp_path / "none")
+        done = run(environment, "tiny.yaml", "storage", "http://127.0.0.1:5000")
+        assert done.returncode == 2
+        assert "set DEELBO_VENV to where deelbo[bench] is installed" in done.stderr
+
+    def test_ray_that_does_not_start(self, environment: dict[str, str], tmp_path: Path) -> None:
+        """Where Ray does not start, which symmetric-run ends with 0, the job ends with 3 and says so; the token is
+        gone."""
+        environment["DEELBO_VENV"] = str(tmp_path)
+        (tmp_path / "bin" / "ray").write_text("#!/bin/sh\nexit 0\n")
+        (tmp_path / "bin" / "ray").chmod(0o755)
+        (tmp_path / "bin" / "python").symlink_to(sys.executable)
+        done = run(environment, "tiny.yaml", "storage", "http://127.0.0.1:5000")
+        assert done.returncode == 3
+        assert done.stderr == "deelbo.sbatch: Ray did not start on 1 nodes, nothing ran: see what it says above\n"
+        assert list((tmp_path / "shared").iterdir()) == []
+
+
+def test_the_token_is_its_owners_alone(environment: dict[str, str], tmp_path: Path) -> None:
+    """The token is a file of mode 0600 in a folder of mode 0700, 64 hexadecimal digits, and on no command line."""
+    environment["DEELBO_VENV"] = str(tmp_path)
+    spy = f"""#!{sys.executable}
+import json, os, sys
+file = os.environ["RAY_AUTH_TOKEN_PATH"]
+found = [os.stat(file).st_mode, os.stat(os.path.dirname(file)).st_mode, open(file).read(), sys.argv]
+found += [os.environ.get("RAY_AUTH_MODE")]
+json.dump(found, open({str(tmp_path / "seen.json")!r}, "w"))
+"""
+    (tmp_path / "bin" / "ray").write_text(spy)
+    (tmp_path / "bin" / "ray").chmod(0o755)
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    run(environment, "tiny.yaml", "storage", "http://127.0.0.1:5000")
+    file, folder, token, arguments, mode = yaml.safe_load((tmp_path / "seen.json").read_text())
+    assert stat.S_IMODE(file) == 0o600
+    assert stat.S_IMODE(folder) == 0o700
+    assert len(token.strip()) == 64
+    assert int(token, 16)
+    assert token.strip() not in " ".join(arguments)
+    assert mode == "token"
+
+
+def test_bash_understands_it() -> None:
+    """The script has no syntax error."""
+    assert subprocess.run(["bash", "-n", str(SCRIPT)], check=False).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing() -> None:
+    """shellcheck has nothing to say."""
+    done = subprocess.run(["shellcheck", str(SCRIPT)], capture_output=True, text=True, check=False)
+    assert done.stdout == ""

@@ -1,0 +1,254 @@
+"""`submit` and what follows, from a machine that shares nothing with the cluster but the storage and the network."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bench.records import RecordStore
+from tests.cluster.conftest import Cluster
+from tests.faults.processes import descendants
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+MOST = 240
+
+
+@dataclass
+class Laptop:
+    """A folder and an environment of its own, from which commands are given."""
+
+    folder: Path
+    cluster: Cluster
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
+        # as on another machine: nothing but the address is known
+        known = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        return known | {"RAY_API_SERVER_ADDRESS": self.cluster.address, "RAY_AUTH_MODE": "disabled"} | variables
+
+    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "bench.cli", *arguments]
+        environment = self.environment(variables)
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self.started.append(subprocess.Popen(command, cwd=self.folder, env=environment, **pipes))
+        return self.started[-1]
+
+    def call(self, *arguments: str, **variables: str) -> tuple[int, str]:
+        process = self.start(*arguments, **variables)
+        said, _ = process.communicate(timeout=MOST)
+        return process.returncode, said
+
+    def until(self, words: str, *arguments: str, seconds: float = 120) -> str:
+        """What a command says, once that is in it."""
+        until = time.monotonic() + seconds
+        while True:
+            _, said = self.call(*arguments)
+            if re.search(words, said):
+                return said
+            assert time.monotonic() < until, said
+            time.sleep(0.5)
+
+
+@pytest.fixture
+def laptop(tmp_path: Path, cluster: Cluster) -> Iterator[Laptop]:
+    """A machine that is none of the cluster's."""
+    folder = tmp_path / "laptop"
+    folder.mkdir()
+    one = Laptop(folder, cluster)
+    yield one
+    for process in one.started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+CONTENT = {
+    "dataset": "mnist-digits",
+    "backbone": "digits-resnet",
+    "priors": ["l2-sp"],
+    "n": [100],
+    "seeds": [1001],
+    "methods": {
+        "map-gs": {"learning_rates": [0.1, 0.01], "weight_decays": [0.01, 0], "retrain": "best"},
+        "de-elbo": {"learning_rates": [0.1, 0.01]},
+        "elbo": {"learning_rates": [0.1, 0.01]},
+    },
+    "training": {"steps": 4, "batch_size": 50},
+}
+TRIALS = 9
+
+
+@pytest.fixture
+def config(laptop: Laptop) -> Callable[..., str]:
+    """Writes a benchmark on the laptop; its name there."""
+
+    def write(name: str, **changes: Any) -> str:
+        changed = CONTENT | {"name": name} | changes
+        (laptop.folder / f"{name}.yaml").write_text(yaml.safe_dump(changed))
+        return f"{name}.yaml"
+
+    return write
+
+
+LONG = {"training": {"steps": 3000, "batch_size": 50}}
+
+
+def test_a_benchmark_is_submitted_and_followed_to_its_end(
+    laptop: Laptop, config: Callable[..., str], tmp_path: Path
+) -> None:
+    """All trials are in the storage and once in MLflow, the report is drawn, and `status` says so."""
+    from mlflow.tracking import MlflowClient
+
+    storage = tmp_path / "storage"
+    where = ["--storage", str(storage), "--tracking-uri", laptop.cluster.mlflow]
+    code, said = laptop.call("submit", config("whole"), *where)
+    assert code == 0, said
+    store = RecordStore(str(storage))
+    assert len(list(store.records())) == TRIALS
+    assert (storage / "report" / "figure2.png").is_file()
+    client = MlflowClient(laptop.cluster.mlflow)
+    experiment = client.get_experiment_by_name("whole")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`deelbo.role` = 'trial'")
+    assert sorted(run.data.tags["deelbo.key"] for run in runs) == sorted(record.key for record in store.records())
+    code, said = laptop.call("status", "whole")
+    assert code == 0
+    assert "SUCCEEDED" in said
+    code, said = laptop.call("logs", "whole")
+    assert "9/9 done" in said
+    assert laptop.call("report", str(storage), "--out", "report")[0] == 0
+    assert (laptop.folder / "report" / "figure2.png").is_file()
+
+
+def test_a_second_submit_goes_on_with_the_first_and_another_is_refused(
+    laptop: Laptop, config: Callable[..., str], tmp_path: Path
+) -> None:
+    """One storage has one job; `stop` ends it, and what it had is kept."""
+    name, where = config("twice", **LONG), ["--storage", str(tmp_path / "storage"), "--unchecked"]
+    code, said = laptop.call("submit", name, *where, "--detach")
+    assert code == 0, said
+    job = said.split()[0]
+    laptop.until("done, [12] running", "status", job)
+    again = laptop.start("submit", name, *where)
+    assert again.stdout is not None
+    assert f"{job} is at work already" in again.stdout.readline()
+    other, said = laptop.call("submit", name, *where, "--set", "training.steps=2999")
+    assert (other, said.count("\n")) == (2, 1)
+    assert "training.steps is 3000 there, 2999 here" in said
+    code, said = laptop.call("stop", job)
+    assert code == 0, said
+    rest, _ = again.communicate(timeout=60)
+    assert again.returncode == 130, rest
+    assert "same command continues" in rest
+    assert "STOPPED" in laptop.call("status", job)[1]
+    assert not (tmp_path / "storage" / "lock.json").exists()
+
+
+def test_a_laptop_that_goes_away_changes_nothing(laptop: Laptop, config: Callable[..., str], tmp_path: Path) -> None:
+    """The submitting process is killed as soon as the job has begun; the job ends well."""
+    storage = tmp_path / "storage"
+    process = laptop.start("submit", config("closed"), "--storage", str(storage), "--unchecked")
+    assert process.stdout is not None
+    assert "is submitted" in process.stdout.readline()
+    process.kill()
+    process.wait()
+    assert "SUCCEEDED" in laptop.until("SUCCEEDED|FAILED|STOPPED", "status", "closed")
+    assert len(list(RecordStore(str(storage)).records())) == TRIALS
+
+
+def test_a_worker_that_is_killed_costs_no_trial(laptop: Laptop, config: Callable[..., str], tmp_path: Path) -> None:
+    """Its process group gets SIGKILL while it trains; its trial runs again, and the job ends well."""
+    storage = tmp_path / "storage"
+    where = ["--storage", str(storage), "--unchecked"]
+    longer = {"training": {"steps": 300, "batch_size": 50}}
+    process = laptop.start("submit", config("killed", **longer), *where)
+    trainer = _trainer(laptop.cluster)
+    os.killpg(os.getpgid(trainer), signal.SIGKILL) if os.getpgid(trainer) == trainer else os.kill(
+        trainer, signal.SIGKILL
+    )
+    said, _ = process.communicate(timeout=MOST)
+    assert process.returncode == 0, said
+    assert "lost, tried again" in said
+    records = list(RecordStore(str(storage)).records())
+    assert len(records) == TRIALS
+    assert max(record.attempt for record in records) == 2
+
+
+def _trainer(cluster: Cluster) -> int:
+    """A process of the cluster that is inside a trial."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        for parent in cluster.pids():
+            for pid in descendants(parent):
+                try:
+                    title = Path(f"/proc/{pid}/cmdline").read_bytes()
+                except OSError:
+                    continue
+                if b"Trainable.train" in title:
+                    return pid
+        time.sleep(0.05)
+    raise AssertionError("no trial ran")
+
+
+def test_failed_trials_make_the_exit_code_1(laptop: Laptop, config: Callable[..., str], tmp_path: Path) -> None:
+    """Of `submit` and of `status`, as of `run`."""
+    name = config("failing", methods={"de-elbo": {"learning_rates": [0.1]}}, max_failures=0)
+    process = laptop.start(
+        "submit", name, "--storage", str(tmp_path / "storage"), "--unchecked", "--set", "training.steps=100000"
+    )
+    os.kill(_trainer(laptop.cluster), signal.SIGKILL)
+    said, _ = process.communicate(timeout=MOST)
+    assert process.returncode == 1, said
+    code, said = laptop.call("status", "failing")
+    assert code == 1
+    assert "some trials failed" in said
+
+
+def test_what_run_refuses_submit_refuses_with_2(laptop: Laptop, config: Callable[..., str], tmp_path: Path) -> None:
+    """A storage of another benchmark is found by the job; its line comes through."""
+    storage = ["--storage", str(tmp_path / "storage"), "--unchecked"]
+    assert laptop.call("submit", config("first"), *storage)[0] == 0
+    code, said = laptop.call("submit", config("first"), *storage, "--set", "training.momentum=0.5")
+    assert code == 2
+    assert "holds another benchmark (training.momentum was 0.9 and is now 0.5)" in said
+
+
+def test_the_code_of_a_checkout_may_go_along(laptop: Laptop, config: Callable[..., str], tmp_path: Path) -> None:
+    """With --from-source the job runs what is here, whatever is installed there."""
+    import shutil
+
+    import bench
+
+    root = Path(bench.__file__).parent.parent
+    for package in ("bench", "deelbo"):
+        shutil.copytree(root / package, laptop.folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    words = "a checkout of its own"
+    outcome = laptop.folder / "bench" / "outcome.py"
+    outcome.write_text(outcome.read_text().replace("trials in {duration(", f"trials of {words} in {{duration("))
+    storage = ["--storage", str(tmp_path / "storage"), "--unchecked", "--from-source"]
+    code, said = laptop.call("submit", config("source"), *storage, PYTHONPATH=str(laptop.folder))
+    assert code == 0, said
+    assert words in said
+
+
+def test_nothing_is_submitted_to_a_cluster_that_does_not_fit(
+    laptop: Laptop, config: Callable[..., str], tmp_path: Path
+) -> None:
+    """GPUs that are not there are told before any job of the benchmark exists."""
+    name = config("gpu", resources={"gpus_per_trial": 1})
+    code, said = laptop.call("submit", name, "--storage", str(tmp_path / "storage"))
+    assert code == 2, said
+    assert "GPU" in said.splitlines()[-1]
+    assert "deelbo-gpu-" not in laptop.call("status")[1]
+    assert not (tmp_path / "storage" / "benchmark.json").exists()
