@@ -167,11 +167,25 @@ class Training(Strict):
 
 
 class Resources(Strict):
-    """What one trial takes, and how many run at once (``slots``; as many as fit where it is not given)."""
+    """What one trial takes, and how many run at once (``slots``; as many as fit where it is not given).
+
+    ``accelerator`` is the type of GPU that every trial gets, as Ray names it (`ray.util.accelerators`): H100.
+    """
 
     cpus_per_trial: Count = 1
     gpus_per_trial: NotNegative = 0
     slots: Count | None = None
+    accelerator: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
+
+    @model_validator(mode="after")
+    def _some_accelerator(self) -> Self:
+        """A type of GPU says nothing of trials that take none."""
+        if self.accelerator is not None and not self.gpus_per_trial:
+            raise ValueError(
+                f"accelerator = {self.accelerator} with gpus_per_trial = 0, expected trials that take a GPU: set "
+                "gpus_per_trial to 1, or leave accelerator out"
+            )
+        return self
 
 
 class SWAGFiles(Strict):

@@ -48,8 +48,14 @@ def check(benchmark: Benchmark) -> None:
         _check_channels(benchmark)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if benchmark.resources.gpus_per_trial and not benchmark.resources.gpus_per_trial <= 1:
-        raise ConfigError(f"resources.gpus_per_trial = {benchmark.resources.gpus_per_trial:g}: a trial uses 1 at most")
+    gpus = benchmark.resources.gpus_per_trial
+    if gpus > 1:
+        raise ConfigError(f"resources.gpus_per_trial = {gpus:g}: a trial uses 1 at most")
+    if benchmark.timed and 0 < gpus < 1:  # not in the types: a storage of version 0.1 may have it, and is still read
+        raise ConfigError(
+            f"resources.gpus_per_trial = {gpus:g} with timed: true, expected 1 or 0, as trials that share a GPU slow "
+            "each other down: set it to 1, or timed: false"
+        )
 
 
 def _check_size(name: str, n: int, pool: int) -> None:

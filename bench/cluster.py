@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 QUIET = {
@@ -22,18 +23,25 @@ for _name, _value in QUIET.items():
 import ray  # noqa: E402 - reads the environment when imported
 
 from bench.benchmark import Benchmark  # noqa: E402
+from bench.capacity import held, one_accelerator, refusal, requested  # noqa: E402
 from bench.config import ConfigError  # noqa: E402
+from bench.growth import Growth, growth, wait_for  # noqa: E402
 from bench.said import one_line  # noqa: E402
 from bench.stopping import same_handlers  # noqa: E402
 
 __all__ = ["connect"]
 
+HEAD = "node:__internal_head__"
+"""A resource that the head has, and no other node."""
 
-def connect(benchmark: Benchmark, address: str | None) -> tuple[int, int]:
+
+def connect(benchmark: Benchmark, address: str | None, say: Callable[[str], object] = print) -> tuple[int, int]:
     """Joins or starts Ray, unless this process has; how many trials to run at once, and how many would fit.
 
+    A cluster that has no node for a trial yet, and an autoscaler that may start one, is asked for it, and waited for.
+
     Raises:
-        ConfigError: no cluster answers, or no trial fits it.
+        ConfigError: no cluster answers, no trial fits it, or its GPUs are of several types and none was chosen.
     """
     wanted = benchmark.resources
     if not ray.is_initialized():
@@ -56,13 +64,40 @@ def connect(benchmark: Benchmark, address: str | None) -> tuple[int, int]:
                 f"no Ray cluster answers at {address} ({one_line(error)[:120]}): check --address, and that a head runs"
             ) from error
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it reports each lost attempt as an error at the end
-    there = ray.cluster_resources()
-    fits = int(there.get("CPU", 0) // wanted.cpus_per_trial)
-    if wanted.gpus_per_trial:
-        fits = min(fits, int(there.get("GPU", 0) / wanted.gpus_per_trial))
-    if fits < 1:
-        raise ConfigError(
-            f"no trial fits: it takes {wanted.cpus_per_trial} CPU and {wanted.gpus_per_trial:g} GPU, the cluster has "
-            f"{there.get('CPU', 0):g} and {there.get('GPU', 0):g}: lower resources in the configuration"
-        )
-    return min(fits, wanted.slots or fits), fits
+    return _room(benchmark, None if address is None else growth(), say)
+
+
+def _room(benchmark: Benchmark, more: Growth | None, say: Callable[[str], object]) -> tuple[int, int]:
+    """How many trials to run at once, and how many would fit, with what the cluster may grow by."""
+    resources = benchmark.resources
+    wanted = requested(resources)
+    here = _nodes()
+    reason = one_accelerator(benchmark, here + ([] if more is None else more.resources))
+    if reason is not None:
+        raise ConfigError(reason)
+    now = sum(held(node, wanted) for node in here)
+    later = None if more is None else more.holds(wanted)
+    if now < 1:
+        if more is None or later == 0:
+            raise ConfigError(refusal(resources, here, [] if more is None else more.resources))
+        if later is None and resources.slots is None:
+            raise ConfigError(
+                "resources.slots is not given, expected the number of trials to run at once, as the cluster has no "
+                "node for one yet, and how many its autoscaler may start is not to be seen from here: set it"
+            )
+        if not wait_for(wanted, say):
+            raise ConfigError(
+                f"{refusal(resources, here)}, or see why its autoscaler starts no such node: `ray status` on the head"
+            )
+        reason = one_accelerator(benchmark, _nodes())
+        if reason is not None:
+            raise ConfigError(reason)
+    if later is not None:  # some of those nodes may be here already, the head is none of them
+        later += sum(held(node, wanted) for node in here if HEAD in node)
+    fits = max(now, (resources.slots or 0) if later is None and more is not None else later or 0)
+    return min(fits, resources.slots or fits), fits
+
+
+def _nodes() -> list[dict[str, float]]:
+    """The resources of each node that is there."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

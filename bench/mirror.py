@@ -15,7 +15,10 @@ from pathlib import Path, PurePosixPath
 from bench.benchmark import Benchmark
 from bench.config import ConfigError
 from bench.connection import connect, is_gone, is_refusal, tracking_uri
+from bench.gpu_metrics import GPUWatch, find_gpus
 from bench.methods import make_methods
+from bench.notes import experiment_note, run_note
+from bench.page_views import saved
 from bench.race import settle
 from bench.records import RecordError, RecordStore
 from bench.runs import Runs, end_of, whose
@@ -42,6 +45,7 @@ class MLflowMirror:
         self.uri, self.benchmark, self.store, self.since = uri, benchmark, store, since
         self.before_call: Callable[[], None] = lambda: None
         """Called before each request; what it raises puts an end to the method."""
+        self._watch: GPUWatch | None = None
 
     @cached_property
     def runs(self) -> Runs:
@@ -52,6 +56,9 @@ class MLflowMirror:
         """The benchmark is running, and of its trials at most those with the keys ``alive``."""
         self.runs.reopen()
         self.runs.kill(but=alive)
+        if self._watch is None and (gpus := find_gpus()) is not None:
+            self._watch = GPUWatch(self.uri, self.runs.parent, gpus)
+            self._watch.start()
 
     def start(self, spec: TrialSpec, when: float) -> None:
         """The trial has begun: its child run, RUNNING."""
@@ -77,6 +84,7 @@ class MLflowMirror:
             content = content_of(record, self.store.series(record.key))
         except RecordError as error:
             content, damage = content_of(record, []), error
+        self.runs.log_inputs(child, record)
         self.runs.log(child, content.metrics, params_of(record.spec), content.tags, "" if damage else mark_of(record))
         self.runs.end(child, end_of(record), record.finished)
         if damage:
@@ -89,6 +97,8 @@ class MLflowMirror:
 
     def close(self, status: str, metrics: dict[str, float], when: float) -> None:
         """The benchmark has ended ``when`` its last trial did; children that never ended are KILLED."""
+        if self._watch is not None:
+            self._watch.stop()
         self.runs.close(status, metrics, when)
         self.tidy()
 
@@ -96,8 +106,15 @@ class MLflowMirror:
         """No trial's run stays RUNNING or is there twice: a server may do what it was asked after nobody waits."""
         self.runs.kill()
 
+    def describe(self, report: Path | None = None) -> None:
+        """What the page says of the benchmark, with the outcome that a report has, and the views it offers."""
+        experiment, run = self.runs.experiment, self.runs.parent
+        outcome = run_note(self.benchmark, experiment, run, report)
+        self.runs.describe(outcome, experiment_note(self.benchmark, experiment, run), saved(), report is not None)
+
     def publish(self, report: Path | None = None) -> None:
-        """Logs the configuration and the files of the report."""
+        """Logs the configuration, the files of the report, and what the page says and shows of them."""
+        self.describe(report)
         text = json.dumps(self.benchmark.content(), indent=1)
         self.runs.call("log_text", self.runs.parent, text, "benchmark.json")
         if report is None:
@@ -121,8 +138,10 @@ def log_report(store: RecordStore, benchmark: Benchmark, uri: str, files: Iterab
     runs = client.search_runs([found.experiment_id], whose(store, "benchmark")) if found is not None else []
     if not runs:
         raise ConfigError(none)
+    mirror, files = MLflowMirror(uri, benchmark, store), list(files)
     for file in files:
-        client.log_artifact(runs[-1].info.run_id, str(file), "report")
+        mirror.runs.call("log_artifact", mirror.runs.parent, str(file), "report")
+    mirror.describe(files[0].parent if files else None)
 
 
 def sync(store: RecordStore, benchmark: Benchmark, uri: str, report: Path | None = None) -> int:

@@ -18,6 +18,9 @@ from ray import tune  # isort: skip
 
 from bench.attempts import Attempts
 from bench.benchmark import Benchmark
+from bench.capacity import requested
+from bench.concurrency import Running
+from bench.console import console
 from bench.execute import execute
 from bench.lock import StorageLock
 from bench.methods import Method, make_methods
@@ -33,6 +36,7 @@ from deelbo.tasks import data_folder
 __all__ = ["run_benchmark"]
 
 SCRATCH = "deelbo-tune-"
+TUNE_NAMES = {"CPU": "cpu", "GPU": "gpu"}
 
 
 def run_benchmark(
@@ -72,7 +76,7 @@ def run_benchmark(
         with stopped_by_signals():
             fits = slots
             if not race.finished:
-                slots, fits = connect(benchmark, address)
+                slots, fits = connect(benchmark, address, console.print)
             for watcher in watchers:
                 watcher.began(race, slots)
             if not race.finished:
@@ -81,8 +85,9 @@ def run_benchmark(
                 # and a cluster that could grow must not, where slots are given
                 keep_waiting = fits == slots and (address is None or benchmark.resources.slots is None)
                 most = 3 * slots if keep_waiting else slots
-                searcher = MethodSearcher(race, watchers, lock.store, attempts, most, benchmark)
-                _tune(benchmark, lock, pretrained, searcher, slots, _data(benchmark, address), run_trial)
+                running = Running.start()
+                searcher = MethodSearcher(race, watchers, lock.store, attempts, most, benchmark, running)
+                _tune(benchmark, lock, pretrained, searcher, slots, _data(benchmark, address), run_trial, running)
                 if not race.finished:  # Tune ends early, and in order, at SIGUSR1
                     raise KeyboardInterrupt
     except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: at SIGTERM, by Ray while it starts
@@ -107,9 +112,10 @@ def _tune(
     slots: int,
     data: str | None,
     run_trial: RunTrial,
+    running: Running,
 ) -> None:
     """The one Tune run."""
-    resources = benchmark.resources
+    wanted = requested(benchmark.resources)
     actor = tune.with_parameters(
         TrialActor,
         pretrained=pretrained,
@@ -119,11 +125,12 @@ def _tune(
         slots=slots,
         data=data,
         run_trial=run_trial,
+        running=running,
     )
     _sweep()
     scratch = tempfile.mkdtemp(prefix=f"{_scratch()}{os.getpid()}-")  # Tune's notes; nothing is ever read from them
     tuner = tune.Tuner(
-        tune.with_resources(actor, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
+        tune.with_resources(actor, {TUNE_NAMES.get(name, name): wanted[name] for name in wanted}),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=Reasons(searcher),
@@ -144,6 +151,7 @@ def _tune(
         with stopped_by_signals():  # once more: Ray has set its own
             tuner.fit()
     finally:
+        running.stop()
         try:
             if not lock.taken:
                 searcher.abandon()

@@ -10,8 +10,10 @@ from typing import Any
 
 from bench.benchmark import Benchmark
 from bench.connection import connect
+from bench.dataset_inputs import dataset_inputs
+from bench.notes import NOTE, is_ours
 from bench.records import RecordStore
-from bench.translation import clipped, mark_of, name_of, stamp
+from bench.translation import clipped, is_current, mark_of, name_of, stamp
 from bench.trials import TrialRecord, TrialSpec
 
 __all__ = ["COMPLETE", "Child", "Runs", "end_of", "whose"]
@@ -20,7 +22,6 @@ BATCH = 1000
 PAGE = 200  # of 20 kB and more a run
 TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # opens the page that shows training runs
 COMPLETE = "deelbo.complete"
-EARLIER = "1"  # the mark of version 0.1, which names no record
 KEY = "deelbo.key"
 PARENT = "mlflow.parentRunId"
 STORAGE = "deelbo.storage"
@@ -45,11 +46,14 @@ class Child:
     erred: bool = False
 
     def holds(self, record: TrialRecord) -> bool:
-        return self.status == end_of(record) and self.mark in (mark_of(record), EARLIER)
+        return self.status == end_of(record) and self.mark == mark_of(record)
 
     def belies(self, record: TrialRecord) -> bool:
-        """Whether it has the points of another result: those of a failed trial may stay."""
-        return self.mark not in ("", EARLIER, mark_of(record)) and not self.mark.startswith("failed")
+        """Whether it has points that are not the record's: of another result, or by the names of an earlier version.
+        Those of a failed trial may stay."""
+        if self.mark in ("", mark_of(record)):
+            return False
+        return not (is_current(self.mark) and self.mark.startswith("failed"))
 
 
 class Runs:
@@ -183,6 +187,24 @@ class Runs:
         if points or news or words:
             self.call("log_batch", child.run, metrics=points, params=news, tags=words)
         child.described, child.mark, child.erred = True, mark or child.mark, child.erred or "error" in (tags or {})
+
+    def log_inputs(self, child: Child, record: TrialRecord) -> None:
+        """The data that the trial saw, where its record says which."""
+        if inputs := dataset_inputs(record):
+            self.call("log_inputs", child.run, inputs)
+
+    def describe(self, note: str, experiment_note: str, views: dict[str, str], new: bool) -> None:
+        """What the page says of the benchmark's run and of the experiment, and the views it offers. A description that
+        somebody else wrote stays, and so does an earlier one of the run where this is not ``new``."""
+        there = self.call("get_experiment", self.experiment).tags
+        tags = {name: text for name, text in views.items() if there.get(name) != text}
+        if is_ours(old := there.get(NOTE, "")) and old != experiment_note:
+            tags[NOTE] = experiment_note
+        for name, text in tags.items():
+            self.call("set_experiment_tag", self.experiment, name, text)
+        old = self.call("get_run", self.parent).data.tags.get(NOTE, "")
+        if is_ours(old) and old != note and (new or not old):
+            self.call("set_tag", self.parent, NOTE, note)
 
     def end(self, child: Child, status: str, when: float | None = None) -> None:
         """Now, where no time is given."""

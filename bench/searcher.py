@@ -16,6 +16,7 @@ from ray.tune.search import Searcher
 
 from bench.attempts import Attempts
 from bench.benchmark import Benchmark
+from bench.concurrency import Running
 from bench.environment import hardware, versions
 from bench.race import Race, Watcher
 from bench.records import RecordError, RecordStore
@@ -60,8 +61,10 @@ class MethodSearcher(Searcher):
         attempts: Attempts,
         most: int,
         benchmark: Benchmark,
+        running: Running | None = None,
     ) -> None:
         super().__init__()
+        self._running = Running() if running is None else running
         self._race, self._watchers, self._store, self._attempts = race, watchers, store, attempts
         self._most, self._max_failures, self._timed = most, benchmark.max_failures, benchmark.timed
         told = (record for record in race.reused if "data" in record.versions)
@@ -108,6 +111,8 @@ class MethodSearcher(Searcher):
         attempt = self._out.pop(trial_id, None)
         if attempt is None:
             return
+        if error or attempt.result is None:
+            self._running.forget(Running.name(attempt.spec.key, attempt.number))
         try:
             record = self._found(attempt) if error or attempt.result is None else self._received(attempt.result)
         except Halted:

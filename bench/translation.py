@@ -1,19 +1,45 @@
-"""What a trial becomes in MLflow: a name, parameters, metrics and tags, within what MLflow takes."""
+"""What a trial becomes in MLflow: a name, parameters, metrics and tags, within what MLflow takes.
+
+Every metric is a column to sort by and a chart, so few are made, by the names of docs/method.md: alpha and beta are the
+strengths that a trial ended with, given or learned, so that methods compare in one column. The page draws a metric
+whose last step is 0 as a bar, any other as a line, and shows what begins with ``system/`` apart.
+"""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from bench.records import RecordError
 from bench.trials import TrialRecord, TrialSpec
 
-__all__ = ["Content", "clipped", "content_of", "key_of", "mark_of", "name_of", "params_of", "stamp"]
+__all__ = ["Content", "clipped", "content_of", "is_current", "key_of", "mark_of", "name_of", "params_of", "stamp"]
 
+FORMAT = "format 2"
+"""Ends a run's mark. A new one wherever the same record becomes something else, so that earlier runs are sent anew."""
 LONGEST_KEY, LONGEST_PARAM, LONGEST_TAG, LONGEST_NAME = 250, 6000, 8000, 250
 ERROR = 4000
-NAMES = {"scale_backbone": "lambda", "scale_head": "tau"}
+DIGITS = 6
+"""Significant digits of a number: as many as a column of the page has room for. All of them are in the records."""
+NAMES = {
+    "weight_decay_backbone": "alpha",
+    "weight_decay_head": "beta",
+    "scale_backbone": "lambda",
+    "scale_head": "tau",
+    "train": "train_seconds",
+    "total": "total_seconds",
+}
+ONCE = ("test_acc", "test_nll", "objective", "nll_under_q", "kappa", "learning_rate", "total_seconds")
+"""Numbers that a trial has one of: at step 0. All others belong to its last step."""
+ASIDE = ("lost_seconds", "resumed_seconds", "resumed_at_step", "peak_device_gib")
+CONSTANT = ("dim_", "trace_precision_", "log_det_")
+"""What the architecture and the prior fix, the same in every trial of a cell: tags, as no chart of it says anything."""
+NOT_IN_SERIES = ("step", "epoch", "learning_rate", "kappa")
+"""The cosine is known; ``learning_rate`` is where it starts."""
+
+Point = tuple[str, float, int, int]
 
 
 @dataclass(frozen=True)
@@ -22,10 +48,10 @@ class Content:
 
     Attributes:
         metrics: points of (name, value, milliseconds since 1970, step).
-        tags: what is no number, the numbers that are not finite among it.
+        tags: what is no number to sort by, the numbers that are not finite among it.
     """
 
-    metrics: list[tuple[str, float, int, int]]
+    metrics: list[Point]
     tags: dict[str, str]
 
 
@@ -48,7 +74,10 @@ def stamp(seconds: float) -> int:
 
 
 def name_of(spec: TrialSpec) -> str:
-    return clipped(spec.describe(), LONGEST_NAME)
+    """As `TrialSpec.describe`, what tells a cell's trials apart first: legends cut a long name."""
+    where = f"{spec.dataset} {spec.backbone} {spec.prior} n={spec.n} seed={spec.seed}"
+    what = spec.describe().removeprefix(where).strip()
+    return clipped(f"{what} {spec.prior} n={spec.n} seed={spec.seed} {spec.dataset} {spec.backbone}", LONGEST_NAME)
 
 
 def params_of(spec: TrialSpec) -> dict[str, str]:
@@ -57,8 +86,13 @@ def params_of(spec: TrialSpec) -> dict[str, str]:
 
 
 def mark_of(record: TrialRecord) -> str:
-    """What tells a record from another of the same trial."""
-    return f"{record.status} {record.attempt} {stamp(record.finished)}"
+    """What tells a record from another of the same trial, and from the same as an earlier version sent it."""
+    return f"{record.status} {record.attempt} {stamp(record.finished)} {FORMAT}"
+
+
+def is_current(mark: str) -> bool:
+    """Whether a run with that mark was sent as this version sends runs."""
+    return mark.endswith(f" {FORMAT}")
 
 
 def content_of(record: TrialRecord, series: list[dict[str, float]]) -> Content:
@@ -67,37 +101,63 @@ def content_of(record: TrialRecord, series: list[dict[str, float]]) -> Content:
     Raises:
         RecordError: the series is not one.
     """
-    metrics: list[tuple[str, float, int, int]] = []
     try:
-        for row in series:
-            when, step = stamp(record.started + row["train_seconds"]), int(row["step"])
-            metrics += [
-                (_name(name), value, when, step)
-                for name, value in row.items()
-                if name not in ("step", "epoch") and math.isfinite(value)
-            ]
+        metrics = list(_lines(record, series))
     except (KeyError, ValueError, OverflowError) as error:
         raise RecordError(
             f"the series of {record.key} is damaged ({type(error).__name__}: {error}): delete it, its trial stays "
             "without one"
         ) from None
-    known = {name for name, value in series[-1].items() if math.isfinite(value)} if series else set()
-    last = {name: value for name, value in (record.metrics | record.state).items() if name not in known}
-    last |= {f"seconds_{phase}": seconds for phase, seconds in record.seconds.items()}
-    if record.lost_seconds > 0:
-        last["lost_seconds"] = record.lost_seconds
-    when = stamp(record.finished)
     step = int(series[-1]["step"]) if series else record.spec.steps if record.status == "completed" else 0
-    metrics += [(_name(name), value, when, step) for name, value in last.items() if math.isfinite(value)]
-    tags = {_name(name): str(value) for name, value in last.items() if not math.isfinite(value)}
+    there = {name for name, _, _, at in metrics if at == step}
+    last = {_name(name): value for name, value in _last(record).items()}
+    when = stamp(record.finished)
+    tags = {}
+    for name, value in last.items():
+        if not math.isfinite(value) or name.startswith(CONSTANT):
+            tags[name] = f"{value:.{DIGITS}g}"
+        elif name not in there:
+            metrics.append((name, value, when, 0 if name in ONCE or name.startswith("system/") else step))
     tags |= {"status": record.status, "attempt": str(record.attempt), "concurrency": str(record.concurrency)}
     tags["timed"] = str(record.timed).lower()
     tags |= {key_of(f"hardware.{name}"): clipped(str(value)) for name, value in record.hardware.items()}
     tags |= {key_of(f"version.{name}"): clipped(str(value)) for name, value in record.versions.items()}
     if record.error is not None:
         tags["error"] = clipped(record.error[-ERROR:])
-    return Content(metrics, tags)
+    return Content([(name, _rounded(value), when, step) for name, value, when, step in metrics], tags)
+
+
+def _lines(record: TrialRecord, series: list[dict[str, float]]) -> Iterator[Point]:
+    """The points of the series: what changes, row by row; what stays as it is, at both ends, which draw its line."""
+    rows = [
+        (int(row["step"]), stamp(record.started + row["train_seconds"]), {_name(n): v for n, v in row.items()})
+        for row in series
+    ]
+    skipped = {_name(name) for name in NOT_IN_SERIES}
+    names = [name for name in dict.fromkeys(name for *_, row in rows for name in row) if name not in skipped]
+    for name in names:
+        if name.startswith(CONSTANT):
+            continue
+        points = [(name, row[name], when, step) for step, when, row in rows if math.isfinite(row.get(name, math.nan))]
+        if name == "train_seconds":  # the clock's own, a little later than the last look at it, is the last
+            points = [point for point in points if point[3] != rows[-1][0]] if "train" in record.seconds else points
+        yield from points if len({value for _, value, *_ in points}) > 1 else dict.fromkeys([*points[:1], *points[-1:]])
+
+
+def _last(record: TrialRecord) -> dict[str, float]:
+    """Every number that the trial ended with."""
+    values = {"learning_rate": record.spec.learning_rate} | record.metrics | record.state
+    phases = {name: seconds for name, seconds in record.seconds.items() if name not in NAMES}
+    values |= {name: seconds for name, seconds in record.seconds.items() if name in NAMES}
+    values |= {f"system/seconds_{phase}": seconds for phase, seconds in phases.items() if seconds}
+    if record.lost_seconds > 0:
+        values["lost_seconds"] = record.lost_seconds
+    return values
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
 
 
 def _name(name: str) -> str:
-    return key_of(NAMES.get(name, name))
+    return f"system/{name}" if name in ASIDE else key_of(NAMES.get(name, name))

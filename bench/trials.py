@@ -17,8 +17,8 @@ __all__ = ["Cell", "TrialRecord", "TrialSpec", "plain"]
 
 LONGEST = 1e11  # seconds: 3,000 years, so that dates since 1970 are below it too
 STATUSES = ("completed", "diverged", "failed")
-LATER = {"lost_seconds": 0.0, "timed": True}
-"""What records of version 0.1 do not have."""
+LATER = {"lost_seconds": 0.0, "timed": True, "concurrency_start": None, "concurrency_end": None}
+"""What earlier records do not have."""
 PARTS = ("metrics", "state", "seconds")
 
 
@@ -114,6 +114,8 @@ class TrialRecord:
         lost_seconds: what earlier attempts ran in vain before they died; in no phase of ``seconds``.
         timed: whether the seconds are fit to be compared: the benchmark may say ``timed: false``.
         concurrency: how many trials may have run at once.
+        concurrency_start, concurrency_end: how many did, this one included, when it began and when it ended, on all
+            nodes together; None where nobody counted.
         hardware, versions: where and with what it ran.
     """
 
@@ -131,6 +133,8 @@ class TrialRecord:
     error: str | None = None
     lost_seconds: float = 0.0
     timed: bool = True
+    concurrency_start: int | None = None
+    concurrency_end: int | None = None
 
     @property
     def key(self) -> str:
@@ -150,6 +154,9 @@ class TrialRecord:
         for name, value in numbers.items():
             if not 0 <= value < LONGEST:
                 raise ValueError(f"{name} = {value} seconds")
+        for name in ("concurrency_start", "concurrency_end"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ValueError(f"{name} = {count}, expected at least 1, the trial itself")
         for name, value in self.metrics.items():
             if name.endswith("_acc") and not (math.isnan(value) or 0 <= value <= 1):
                 raise ValueError(f"{name} = {value}, expected 0 to 1")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -14,6 +16,7 @@ from bench.config import ConfigError, parse_benchmark
 from bench.connection import shown
 from bench.console import command, console, short
 from bench.lock import Owner
+from bench.page_views import PREFIX, TRIALS, link
 from bench.records import RecordError, RecordStore
 from bench.said import one_line
 
@@ -89,12 +92,12 @@ def ui(storage: str, host: str, port: int) -> NoReturn:
     """Serves the MLflow page of a storage until Ctrl-C."""
     from bench.mirror import tracking_uri
 
-    store, _ = _existing(storage)
-    uri = tracking_uri(store)
-    if not Path(store.path("mlflow.db")).exists():
+    store, benchmark = _existing(storage)
+    uri, database = tracking_uri(store), Path(store.path("mlflow.db"))
+    if not database.exists():
         raise RecordError(f"{storage} has no mlflow.db: `{command()} sync {storage}` makes it from the records")
     _check_port(host, port)
-    console.print(f"MLflow on http://{host}:{port} (Ctrl-C ends it)")
+    console.print(f"MLflow on http://{host}:{port}/{_first_look(database, benchmark.name)} (Ctrl-C ends it)")
     server = [
         sys.executable,
         "-m",
@@ -110,6 +113,18 @@ def ui(storage: str, host: str, port: int) -> NoReturn:
     server += ["--default-artifact-root", Path(store.path("mlartifacts")).as_uri(), "--workers", "1"]
     sys.stdout.flush()
     os.execv(sys.executable, server)  # noqa: S606 - becomes the server, so that a signal ends both or none
+
+
+def _first_look(database: Path, name: str) -> str:
+    """Where the page shows a benchmark's trials, the most accurate first; its front page where that view is not there,
+    as in a database that an earlier version made."""
+    query = "select experiment_id from experiments join experiment_tags using (experiment_id) where name = ? and key=?"
+    try:
+        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            row = connection.execute(query, (name, f"{PREFIX}{TRIALS}")).fetchone()
+    except sqlite3.Error:  # of another version of MLflow, or locked: the page itself can still say what it is
+        return ""
+    return "" if row is None else link(str(row[0]), TRIALS)
 
 
 def _check_port(host: str, port: int) -> None:

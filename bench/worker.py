@@ -10,6 +10,7 @@ import torch
 from ray import tune
 
 from bench.benchmark import Benchmark
+from bench.concurrency import Running
 from bench.execute import Series
 from bench.lock import Owner
 from bench.records import RecordStore
@@ -41,11 +42,12 @@ class TrialActor(tune.Trainable):
         slots: int,
         data: str | None,
         run_trial: RunTrial,
+        running: Running,
     ) -> None:
         torch.set_num_threads(benchmark.resources.cpus_per_trial)
         self.device = torch.device("cuda" if benchmark.resources.gpus_per_trial else "cpu")
         self.pretrained, self.benchmark, self.slots, self.data = pretrained, benchmark, slots, data
-        self.run_trial = run_trial
+        self.run_trial, self.running = run_trial, running
         self.store = RecordStore(storage)
         owner = Owner.read(self.store)
         self.shares_storage = owner is not None and owner.token == token
@@ -55,6 +57,8 @@ class TrialActor(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         spec = TrialSpec(**self.config["spec"])
+        name = Running.name(spec.key, self.config["attempt"])
+        self.running.begin(name)
         record, series = self.run_trial(
             spec,
             self.pretrained.get(spec.backbone),
@@ -67,6 +71,7 @@ class TrialActor(tune.Trainable):
             self.config["lost_seconds"],
             self._checkpoint(spec),
         )
+        record = self.running.end(name, record)
         written = self.shares_storage and self._write(record, series)
         if record.status == "failed" and self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -27,6 +27,7 @@ def test_every_preset_can_run(name: str) -> None:
         ({"head": "nose"}, ["'nose'", "fc"]),
         ({"head": "conv1"}, ["'conv1'", "Linear"]),
         ({"resources": {"gpus_per_trial": 2}}, ["gpus_per_trial = 2", "1 at most"]),
+        ({"resources": {"gpus_per_trial": 0.5}}, ["gpus_per_trial = 0.5", "timed: true", "1 or 0", "timed: false"]),
     ],
 )
 def test_what_does_not_fit_is_named(content: dict[str, Any], change: dict[str, Any], words: list[str]) -> None:
@@ -36,6 +37,14 @@ def test_what_does_not_fit_is_named(content: dict[str, Any], change: dict[str, A
     assert len(str(caught.value).splitlines()) == 1
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "timed"), [(0, True), (1, True), (0.5, False), (1, False)], ids=["none", "whole", "shared", "untimed"]
+)
+def test_a_gpu_is_shared_only_where_nobody_times(content: dict[str, Any], gpus: float, timed: bool) -> None:
+    """A whole GPU a trial, or none, may be timed; a fraction of one may be had where seconds are not compared."""
+    check(parse_benchmark(content | {"resources": {"gpus_per_trial": gpus}, "timed": timed}, "x"))
 
 
 POSTER = load_benchmark("poster").content()

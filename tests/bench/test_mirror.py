@@ -45,7 +45,8 @@ def points(uri: str, run: str) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_a_trial_is_a_child_of_its_benchmark(storage: RecordStore, tiny: Benchmark, uri: str) -> None:
-    """A child run has its parent, tags, parameters, series, seconds, learned state, hardware and versions."""
+    """A child run has its parent, tags, parameters, series, seconds, learned state, hardware and versions; what there
+    is one of is at step 0, and numbers have six digits."""
     assert sync(storage, tiny, uri) == 9
     runs = runs_of(uri, tiny)
     record = next(record for record in storage.records() if record.spec.method == "de-elbo")
@@ -60,8 +61,12 @@ def test_a_trial_is_a_child_of_its_benchmark(storage: RecordStore, tiny: Benchma
     history = points(uri, run.info.run_id)
     assert history["train_nll"] == [(2, 2.0), (4, 1.5)]
     assert history["sigma"] == [(2, 0.01), (4, 0.02)]
-    assert history["test_acc"] == [(4, record.metrics["test_acc"])]
-    assert history["seconds_train"] == [(4, record.seconds["train"])]
+    assert history["test_acc"] == [(0, pytest.approx(record.metrics["test_acc"], rel=1e-5))]
+    assert len(repr(history["test_acc"][0][1])) <= len("0.123456")
+    assert history["learning_rate"] == [(0, record.spec.learning_rate)]
+    assert history["total_seconds"] == [(0, 14.0)]
+    assert history["train_seconds"] == [(2, 0.1), (4, pytest.approx(record.seconds["train"], rel=1e-5))]
+    assert history["system/seconds_select"] == [(0, 2.0)]
     assert history["lambda"] == [(4, 0.5)]
     assert (run.info.start_time, run.info.end_time) == (1_000_000, 1_014_000)
 
@@ -203,14 +208,15 @@ def test_sync_alone_ends_what_a_crash_left(tiny: Benchmark, spec: TrialSpec, uri
     assert states(uri, tiny) == {"": "KILLED", spec.key: "KILLED"}
 
 
-@pytest.mark.parametrize("broken", range(4))
+@pytest.mark.parametrize("broken", range(5))
 def test_an_end_that_is_sent_in_part_is_there_once(
     broken: int, tiny: Benchmark, spec: TrialSpec, uri: str, fake: Fake, empty: RecordStore
 ) -> None:
     """Whichever request of a trial's end fails, and whether or not the server did it, sending it again leaves one run
     with every value once."""
-    rows = [{"epoch": 1.0, "step": i, "train_seconds": 0.1, "train_nll": 1 / i, "sigma": 0.1} for i in range(1, 400)]
-    empty.write(fake(spec), rows)
+    rows = [{"epoch": 1.0, "step": i, "train_seconds": 0.1, "train_nll": 1 / i, "sigma": 1 / i} for i in range(1, 600)]
+    record = fake(spec, versions={"data": "f1a9"})
+    empty.write(record, rows)
     mirror, count = MLflowMirror(uri, tiny, empty), iter(range(100))
     assert mirror.runs.find(spec.key) is None
     client = mirror.runs.client
@@ -227,15 +233,16 @@ def test_an_end_that_is_sent_in_part_is_there_once(
 
     mirror.runs.client = Lossy()
     with pytest.raises(ConnectionError):
-        mirror.finish(fake(spec))
+        mirror.finish(record)
     mirror.runs.client = client
-    mirror.finish(fake(spec))
-    mirror.finish(fake(spec))
+    mirror.finish(record)
+    mirror.finish(record)
     sync(empty, tiny, uri)
     run = runs_of(uri, tiny)[spec.key]
     history = points(uri, run.info.run_id)
-    assert history["train_nll"] == [(i, 1 / i) for i in range(1, 400)]
-    assert history["test_acc"] == [(399, fake(spec).metrics["test_acc"])]
+    assert history["train_nll"] == [(i, pytest.approx(1 / i, rel=1e-5)) for i in range(1, 600)]
+    assert history["test_acc"] == [(0, pytest.approx(record.metrics["test_acc"], rel=1e-5))]
+    assert len(run.inputs.dataset_inputs) == 1
     assert run.info.status == "FINISHED"
 
 
@@ -293,7 +300,28 @@ def test_a_new_result_takes_the_place_of_an_old(
     empty.write(fake(spec, metrics={"test_acc": 0.75}, finished=2000.0), [])
     sync(empty, tiny, uri)
     run = runs_of(uri, tiny)[spec.key]
-    assert points(uri, run.info.run_id)["test_acc"] == [(4, 0.75)]
+    assert points(uri, run.info.run_id)["test_acc"] == [(0, 0.75)]
+
+
+@pytest.mark.parametrize("mark", ["1", "completed 1 1014000", "failed 1 1014000", "completed 1 1014000 format 1"])
+def test_what_an_earlier_version_sent_is_sent_anew(
+    mark: str, tiny: Benchmark, spec: TrialSpec, uri: str, fake: Fake, empty: RecordStore
+) -> None:
+    """A trial that an earlier version sent, with metrics by other names, is there once, with those of now alone."""
+    from mlflow.tracking import MlflowClient
+
+    empty.write(fake(spec), [])
+    sync(empty, tiny, uri)
+    before, client = runs_of(uri, tiny)[spec.key].info.run_id, MlflowClient(uri)
+    client.set_tag(before, "deelbo.complete", mark)
+    client.log_metric(before, "seconds_train", 9.0)
+    sync(empty, tiny, uri)
+    run = runs_of(uri, tiny)[spec.key]
+    assert run.info.run_id != before
+    assert "seconds_train" not in run.data.metrics
+    assert "train_seconds" in run.data.metrics
+    sync(empty, tiny, uri)
+    assert runs_of(uri, tiny)[spec.key].info.run_id == run.info.run_id
 
 
 def test_damaged_files_do_not_keep_the_rest_out(storage: RecordStore, tiny: Benchmark, uri: str) -> None:
@@ -333,8 +361,8 @@ def test_lost_seconds_and_whether_times_count(
     mirror.finish(fake(spec, lost_seconds=2.5, timed=False))
     mirror.finish(fake(other))
     runs = runs_of(uri, tiny)
-    assert (runs[spec.key].data.metrics["lost_seconds"], runs[spec.key].data.tags["timed"]) == (2.5, "false")
-    assert "lost_seconds" not in runs[other.key].data.metrics
+    assert (runs[spec.key].data.metrics["system/lost_seconds"], runs[spec.key].data.tags["timed"]) == (2.5, "false")
+    assert "system/lost_seconds" not in runs[other.key].data.metrics
     assert runs[other.key].data.tags["timed"] == "true"
 
 

@@ -310,10 +310,11 @@ def test_a_server_that_refuses_for_a_while(
 
 
 @pytest.mark.slow
-def test_a_trial_takes_four_requests(
+def test_a_trial_takes_five_requests(
     gate: Gate, store: RecordStore, tiny: Benchmark, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A trial's start takes two requests and its end two; once they are in MLflow, trials take none."""
+    """A trial's start takes two requests, its end two and one for its data; once they are in MLflow, trials take
+    none."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     uri = f"http://127.0.0.1:{gate.server_port}"
     spec = make_methods(tiny)[1].ask()
@@ -324,12 +325,13 @@ def test_a_trial_takes_four_requests(
     before = gate.passed
     mirror.start(spec, 1000.0)
     between = gate.passed
-    mirror.finish(fake(spec))
-    assert (between - before, gate.passed - between) == (2, 2)
+    record = fake(spec, versions={"data": "f1a9"})
+    mirror.finish(record)
+    assert (between - before, gate.passed - between) == (2, 3)
     again = MLflowMirror(uri, tiny, store)
     assert again.runs.find(spec.key) is not None
     before = gate.passed
-    again.finish(fake(spec))
+    again.finish(record)
     assert gate.passed == before
 
 

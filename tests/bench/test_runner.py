@@ -157,6 +157,13 @@ def test_every_trial_is_recorded_once(done: Done) -> None:
     assert (retrained.learning_rate, retrained.weight_decay) == (best.learning_rate, best.weight_decay)
 
 
+def test_every_trial_says_how_many_ran_beside_it(done: Done) -> None:
+    """Each record has how many of the two slots were inside a trial when it began and when it ended; some ran beside
+    another one."""
+    counts = [(record.concurrency_start, record.concurrency_end) for record in done.store.records()]
+    assert {count for pair in counts for count in pair} == {1, 2}
+
+
 def test_every_trial_has_its_series(done: Done) -> None:
     """Every trial has rows over its epochs, up to the last step."""
     assert {done.store.series(record.key)[-1]["step"] for record in done.store.records()} == {4.0}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +211,23 @@ def test_a_page_of_mlflow_needs_its_database(storage: RecordStore, call: Any) ->
     (line,) = error
     assert "has no mlflow.db" in line
     assert f"sync {storage.url}" in line
+
+
+def test_the_page_opens_at_the_trials(storage: RecordStore, call: Any, monkeypatch: Any) -> None:
+    """`ui` names the place of the page where the benchmark's trials are, and the front page in a database that does
+    not know that view."""
+    assert call("sync", storage.url)[0] == 0
+    served: list[list[str]] = []
+
+    def become(_: str, command: list[str]) -> None:
+        served.append(command)
+        raise OSError("enough")
+
+    monkeypatch.setattr("bench.viewing.os.execv", become)
+    _, (line,), _ = call("ui", storage.url, "--port", "0")
+    assert line.split()[2] == "http://127.0.0.1:0/#/experiments/1/runs?viewStateShareKey=deelbo-trials"
+    with closing(sqlite3.connect(storage.path("mlflow.db"))) as database, database:
+        database.execute("delete from experiment_tags")
+    _, (line,), _ = call("ui", storage.url, "--port", "0")
+    assert line.split()[2] == "http://127.0.0.1:0/"
+    assert len(served) == 2

@@ -1,0 +1,86 @@
+"""How many trials run at once, as each is told when it begins and ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+
+from bench.benchmark import Benchmark
+from bench.concurrency import Counter, Running
+from bench.methods import make_methods
+from bench.trials import TrialRecord
+
+FakeRecord = Callable[..., TrialRecord]
+
+
+def test_each_counts_itself_and_those_beside_it() -> None:
+    """The count at a begin and at an end holds the one that asks, and all that are inside."""
+    counter = Counter()
+    assert counter.begin("a") == 1
+    assert counter.begin("b") == 2
+    assert counter.end("a") == 2
+    assert counter.end("b") == 1
+
+
+def test_messages_may_come_twice_or_too_late() -> None:
+    """One that begins twice is there once, one that was forgotten still ends, and forgetting nobody does nothing."""
+    counter = Counter()
+    counter.begin("a")
+    assert counter.begin("a") == 1
+    counter.forget("a")
+    assert counter.begin("b") == 1
+    assert counter.end("a") == 2
+    counter.forget("c")
+    assert counter.end("b") == 1
+
+
+def test_without_a_counter_nothing_is_counted(tiny: Benchmark, fake: FakeRecord) -> None:
+    """Where there is no counter the record stays as it is."""
+    record = fake(next(iter(make_methods(tiny)[0].first())))
+    running = Running()
+    running.begin("a")
+    assert running.end("a", record) is record
+    running.forget("a")
+    running.stop()
+
+
+@pytest.mark.slow
+def test_a_counter_that_died_costs_nothing(tiny: Benchmark, fake: FakeRecord) -> None:
+    """A trial whose counter died keeps its record, without a count and without waiting, and so does the next."""
+    import ray
+
+    record = fake(next(iter(make_methods(tiny)[0].first())))
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        running = Running.start()
+        ray.get(running.counter.forget.remote("x"), timeout=60)  # it is there: a trial would wait for 1 s only
+        running.begin("a")
+        counted = running.end("a", record)
+        assert (counted.concurrency_start, counted.concurrency_end) == (1, 1)
+        running.begin("b")
+        running.stop()
+        since = time.monotonic()
+        for name in "bcd":
+            running.begin(name)
+            assert running.end(name, record) is record
+        running.forget("e")
+        assert time.monotonic() - since < 20
+    finally:
+        ray.shutdown()
+
+
+def test_a_message_that_cannot_be_sent_is_no_error(tiny: Benchmark, fake: FakeRecord) -> None:
+    """A counter to which nothing can be sent leaves the record alone."""
+
+    def refuse(name: str) -> None:
+        raise ConnectionError(name)
+
+    call = SimpleNamespace(remote=refuse)
+    record = fake(next(iter(make_methods(tiny)[0].first())))
+    running = Running(SimpleNamespace(begin=call, end=call, forget=call))
+    running.begin("a")
+    assert running.end("a", record) is record
+    running.forget("a")
