@@ -50,7 +50,7 @@ class MethodSearcher(Searcher):
 
     Raises:
         Halted: from its callbacks, where neither the worker nor the driver can write a record, or where a node has
-            other images than the trials before.
+            other images than the trials before, or, where seconds are compared, another GPU.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class MethodSearcher(Searcher):
         self._most, self._max_failures, self._timed = most, benchmark.max_failures, benchmark.timed
         told = (record for record in race.reused if "data" in record.versions)
         self._images = {record.spec.dataset: record.versions["data"] for record in told}
+        self._gpus = {gpu for record in race.reused if record.timed and (gpu := record.hardware.get("gpu")) is not None}
         self._out: dict[str, _Attempt] = {}
         self._failures: Counter[tuple[str, bool]] = Counter()
 
@@ -146,17 +147,32 @@ class MethodSearcher(Searcher):
 
     def _received(self, result: dict[str, Any]) -> TrialRecord:
         record = TrialRecord.from_json(result["record"])
-        images = record.versions.get("data")
-        if images is not None and images != (seen := self._images.setdefault(record.spec.dataset, images)):
-            raise Halted(
-                f"node {record.hardware.get('node')} has other images of {record.spec.dataset} than earlier trials saw "
-                f"({images}, not {seen}): put the same folder on every node, and the same command continues"
-            )
+        if (reason := self._foreign(record)) is not None:
+            if result["written"]:
+                self._store.set_aside(f"records/{record.key}.json")
+            raise Halted(f"node {record.hardware.get('node')} has {reason}, and the same command continues")
         if not result["written"]:  # the worker's storage is not this one, or did not take it
             self._write(record, result["series"])
         if record.status == "failed":
             self._end(record.key)
         return record
+
+    def _foreign(self, record: TrialRecord) -> str | None:
+        """What of a record cannot be compared with those before, and what to do about it."""
+        images, dataset = record.versions.get("data"), record.spec.dataset
+        if images is not None and images != (seen := self._images.setdefault(dataset, images)):
+            return (
+                f"other images of {dataset} than earlier trials saw ({images}, not {seen}): put the same folder on "
+                "every node"
+            )
+        gpu = record.hardware.get("gpu")
+        if self._timed and gpu is not None and gpu not in (known := self._gpus or {gpu}):
+            return (
+                f"a {gpu}, earlier trials ran on {', '.join(sorted(known))}, and seconds on both cannot be compared: "
+                "set resources.accelerator to one type, or timed: false"
+            )
+        self._gpus |= {gpu} - {None}
+        return None
 
     def _found(self, attempt: _Attempt) -> TrialRecord | None:
         """The record that a process wrote before it died."""

@@ -157,6 +157,28 @@ def test_a_node_with_other_images_stops_the_run(desk: Desk, fake: Fake) -> None:
     assert desk.store.read(second.key) is None
 
 
+def test_a_node_with_another_gpu_stops_a_timed_run(desk: Desk, fake: Fake) -> None:
+    """Its seconds could not be compared; the record that the worker wrote is set aside, and its trial runs again."""
+    first, *_ = desk.suggest("a")
+    desk.end("a", fake(first, hardware={"node": "x", "gpu": "NVIDIA A100"}))
+    second, *_ = desk.suggest("b")
+    record = fake(second, hardware={"node": "y", "gpu": "NVIDIA H100"})
+    desk.store.write(record, [])
+    with pytest.raises(Halted, match="node y has a NVIDIA H100, earlier trials ran on NVIDIA A100"):
+        desk.end("b", record, written=True)
+    assert desk.store.read(second.key) is None
+    assert len(desk.store.names("damaged")) == 1
+
+
+def test_gpus_may_differ_where_seconds_are_not_compared(tiny: Benchmark, store: RecordStore, fake: Fake) -> None:
+    """With timed: false, whatever there is."""
+    desk = Desk(tiny.model_copy(update={"timed": False}), store)
+    for trial, gpu in (("a", "NVIDIA A100"), ("b", "NVIDIA H100")):
+        spec, *_ = desk.suggest(trial)
+        desk.end(trial, fake(spec, hardware={"gpu": gpu}))
+    assert len(desk.notes.ended) == 2
+
+
 @pytest.mark.parametrize("most", [0, 1, 2])
 def test_it_fails_when_it_died_too_often(tiny: Benchmark, store: RecordStore, most: int) -> None:
     """After ``max_failures`` more attempts the trial is failed, with Ray's last words; the rest goes on."""
