@@ -26,14 +26,16 @@ lint: $(VENV)/.test          ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+CLUSTER ?= deelbo-cluster
 cluster: $(VENV)/.bench      ## a Ray cluster and MLflow on loopback, to try `submit` with; WORKERS=2 CPUS=1 DASHBOARD_PORT=8265 ...
-	@$(BIN)/python -m cluster.local up
+	@$(BIN)/python -m cluster.local up --folder $(CLUSTER)
 
 cluster-down: $(VENV)/.bench ## end what `make cluster` started, and nothing else
-	@$(BIN)/python -m cluster.local down
+	@$(BIN)/python -m cluster.local down --folder $(CLUSTER)
 
-test-cluster: $(VENV)/.test  ## the tests that start a cluster
-	$(BIN)/python -m pytest -m cluster tests/cluster
+CLUSTER_TESTS ?= tests/cluster
+test-cluster: $(VENV)/.test  ## the tests that start a cluster of several nodes here (half an hour; as root all of them)
+	$(BIN)/python -m pytest -m cluster $(CLUSTER_TESTS)
 
 faults: $(VENV)/.test        ## kill, fill and cut what runs, and see it recover (a quarter of an hour); FAULTS="--only driver --times 3"
 	$(BIN)/python -m tests.faults $(FAULTS)

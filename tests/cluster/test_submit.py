@@ -173,10 +173,7 @@ def test_a_worker_that_is_killed_costs_no_trial(laptop: Laptop, config: Callable
     where = ["--storage", str(storage), "--unchecked"]
     longer = {"training": {"steps": 300, "batch_size": 50}}
     process = laptop.start("submit", config("killed", **longer), *where)
-    trainer = _trainer(laptop.cluster)
-    os.killpg(os.getpgid(trainer), signal.SIGKILL) if os.getpgid(trainer) == trainer else os.kill(
-        trainer, signal.SIGKILL
-    )
+    kill_group(trainer(laptop.cluster))
     said, _ = process.communicate(timeout=MOST)
     assert process.returncode == 0, said
     assert "lost, tried again" in said
@@ -185,7 +182,7 @@ def test_a_worker_that_is_killed_costs_no_trial(laptop: Laptop, config: Callable
     assert max(record.attempt for record in records) == 2
 
 
-def _trainer(cluster: Cluster) -> int:
+def trainer(cluster: Cluster) -> int:
     """A process of the cluster that is inside a trial."""
     until = time.monotonic() + 120
     while time.monotonic() < until:
@@ -201,13 +198,19 @@ def _trainer(cluster: Cluster) -> int:
     raise AssertionError("no trial ran")
 
 
+def kill_group(pid: int) -> None:
+    """SIGKILL to a process and all of its group, which must be its own."""
+    assert os.getpgid(pid) == pid
+    os.killpg(pid, signal.SIGKILL)
+
+
 def test_failed_trials_make_the_exit_code_1(laptop: Laptop, config: Callable[..., str], tmp_path: Path) -> None:
     """Of `submit` and of `status`, as of `run`."""
     name = config("failing", methods={"de-elbo": {"learning_rates": [0.1]}}, max_failures=0)
     process = laptop.start(
         "submit", name, "--storage", str(tmp_path / "storage"), "--unchecked", "--set", "training.steps=100000"
     )
-    os.kill(_trainer(laptop.cluster), signal.SIGKILL)
+    os.kill(trainer(laptop.cluster), signal.SIGKILL)
     said, _ = process.communicate(timeout=MOST)
     assert process.returncode == 1, said
     code, said = laptop.call("status", "failing")
