@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from bench.records import RecordStore
 from bench.trials import TrialRecord, TrialSpec
 from deelbo import pretraining
 from deelbo.backbones import build_backbone
+from tests.tiny import CONTENT
 
 FakeRecord = Callable[..., TrialRecord]
 Publish = Callable[..., tuple[Path, Path]]
@@ -32,21 +34,7 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
 @pytest.fixture
 def content() -> dict[str, Any]:
     """A small benchmark as its YAML file would be read."""
-    return {
-        "name": "tiny",
-        "dataset": "mnist-digits",
-        "backbone": "digits-resnet",
-        "priors": ["l2-sp"],
-        "n": [100],
-        "seeds": [1001],
-        "methods": {
-            "map-gs": {"learning_rates": [0.1, 0.01], "weight_decays": [0.01, 0], "retrain": "best"},
-            "de-elbo": {"learning_rates": [0.1, 0.01]},
-            "elbo": {"learning_rates": [0.1, 0.01]},
-        },
-        "training": {"steps": 4, "batch_size": 50},
-        "resources": {"slots": 2},
-    }
+    return deepcopy(CONTENT)
 
 
 @pytest.fixture

@@ -21,23 +21,9 @@ from bench.cli import main
 from bench.config import parse_benchmark
 from bench.methods import make_methods
 from bench.records import RecordStore
+from tests.tiny import CONTENT
 
 pytestmark = pytest.mark.slow
-CONTENT = {
-    "name": "tiny",
-    "dataset": "mnist-digits",
-    "backbone": "digits-resnet",
-    "priors": ["l2-sp"],
-    "n": [100],
-    "seeds": [1001],
-    "methods": {
-        "map-gs": {"learning_rates": [0.1, 0.01], "weight_decays": [0.01, 0], "retrain": "best"},
-        "de-elbo": {"learning_rates": [0.1, 0.01]},
-        "elbo": {"learning_rates": [0.1, 0.01]},
-    },
-    "training": {"steps": 4, "batch_size": 50},
-    "resources": {"slots": 2},
-}
 
 
 @dataclass(frozen=True)
@@ -253,7 +239,7 @@ def test_more_seeds_run_the_difference(
 ) -> None:
     """With another seed and without ELBo only the new seed's 7 trials run; the old records stay byte for byte."""
     before = records_of(done)
-    methods = {name: CONTENT["methods"][name] for name in ("map-gs", "de-elbo")}  # type: ignore[index]
+    methods = {name: CONTENT["methods"][name] for name in ("map-gs", "de-elbo")}
     second = again(done, monkeypatch, capsys, seeds=[1001, 2001], methods=methods)
     assert second.code == 0, second.out + second.error
     assert "14 trials, 7 done before, 2 at a time" in second.out

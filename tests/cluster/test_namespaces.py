@@ -16,7 +16,7 @@ import yaml
 from bench.records import RecordStore
 from tests.cluster import machines
 from tests.cluster.machines import Machine
-from tests.cluster.test_submit import CONTENT, TRIALS
+from tests.tiny import CONTENT, TRIALS
 
 pytestmark = [
     pytest.mark.slow,

@@ -19,6 +19,7 @@ import yaml
 from bench.records import RecordStore
 from tests.cluster.conftest import Cluster
 from tests.faults.processes import descendants
+from tests.tiny import CONTENT, TRIALS
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 MOST = 240
@@ -73,28 +74,12 @@ def laptop(tmp_path: Path, cluster: Cluster) -> Iterator[Laptop]:
             process.wait()
 
 
-CONTENT = {
-    "dataset": "mnist-digits",
-    "backbone": "digits-resnet",
-    "priors": ["l2-sp"],
-    "n": [100],
-    "seeds": [1001],
-    "methods": {
-        "map-gs": {"learning_rates": [0.1, 0.01], "weight_decays": [0.01, 0], "retrain": "best"},
-        "de-elbo": {"learning_rates": [0.1, 0.01]},
-        "elbo": {"learning_rates": [0.1, 0.01]},
-    },
-    "training": {"steps": 4, "batch_size": 50},
-}
-TRIALS = 9
-
-
 @pytest.fixture
 def config(laptop: Laptop) -> Callable[..., str]:
     """Writes a benchmark on the laptop; its name there."""
 
     def write(name: str, **changes: Any) -> str:
-        changed = CONTENT | {"name": name} | changes
+        changed = CONTENT | {"name": name, "resources": {}} | changes
         (laptop.folder / f"{name}.yaml").write_text(yaml.safe_dump(changed))
         return f"{name}.yaml"
 

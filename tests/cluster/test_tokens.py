@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.cluster.conftest import Cluster, call, started
-from tests.cluster.test_submit import CONTENT
+from tests.tiny import CONTENT
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 TOKEN = secrets.token_hex(32)
