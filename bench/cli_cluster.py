@@ -58,7 +58,12 @@ def add_commands(command: Add, tracking: str | None) -> None:
     logs = command("logs", _logs, "show what a benchmark's job has printed")
     stop = command("stop", _stop, "stop a benchmark's job; what it has is kept, and the same `submit` continues")
     for part in (status, logs, stop):
-        part.add_argument("job", nargs="?", help="its name, or its benchmark's (default: the newest)")
+        anything = part is not stop  # on a cluster that is shared the newest may be somebody else's
+        part.add_argument(
+            "job",
+            nargs="?" if anything else None,
+            help=f"its name, or its benchmark's{' (default: the newest)' if anything else ''}",
+        )
         part.add_argument("--address", help=DASHBOARD)
     logs.add_argument("-f", "--follow", action="store_true", help="until it ends; exits as its `run` did")
 

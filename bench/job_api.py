@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +17,8 @@ __all__ = ["ADDRESS", "TIMEOUT", "UnreachableError", "address_of", "client_of", 
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 TIMEOUT = 30.0
+UPLOAD = 900.0
+"""Seconds for a job's folder: 100 MiB at a megabit a second."""
 
 
 class UnreachableError(ConfigError):
@@ -58,8 +61,11 @@ def client_of(address: str, mode: str) -> Any:
         logging.getLogger(f"ray.{talker}").setLevel(logging.ERROR)  # a line for each package and connection
 
     class Client(JobSubmissionClient):
+        _server_ray_version = None
+
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-            return super()._do_request(method, endpoint, **({"timeout": TIMEOUT} | options))
+            seconds = UPLOAD if options.get("data") is not None else TIMEOUT
+            return super()._do_request(method, endpoint, **({"timeout": seconds} | options))
 
         def _check_connection_and_version(self, *arguments: Any, **named: Any) -> None:
             """Nothing: `Cluster.connect` looks itself, and the first look would come before it."""
@@ -68,11 +74,13 @@ def client_of(address: str, mode: str) -> Any:
 
 
 def _give_token(mode: str, address: str) -> None:
-    """Has Ray's client send a token where the cluster wants one. It looks at the environment when imported."""
-    if mode != "token" or os.environ.get("RAY_AUTH_MODE") == "token":
+    """Has Ray's client send a token where the cluster wants one, and only there. It looks at the environment when it is
+    imported."""
+    if mode == "disabled":
+        os.environ["RAY_AUTH_MODE"] = mode
         return
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    if not os.environ.get("RAY_AUTH_TOKEN") and not file.is_file():
+    if not os.environ.get("RAY_AUTH_TOKEN") and not (file.is_file() and file.stat().st_size):
         raise ConfigError(
             f"the cluster at {address} wants a token, and there is none: put it into $RAY_AUTH_TOKEN, or into {file}"
         )
@@ -84,6 +92,8 @@ def refusal(error: Exception, address: str) -> ConfigError:
     import requests
 
     words = str(error)
+    if re.search(r"status code 5\d\d", words):  # of the head, where a node's agent is away, or of what stands before it
+        return UnreachableError(f"the cluster at {address} does not answer ({one_line(words, 200)}): see its dashboard")
     if isinstance(error, requests.RequestException | ConnectionError | TimeoutError):
         return UnreachableError(f"the cluster at {address} cannot be reached ({_cause(error)}): check --address")
     if type(error).__name__ == "AuthenticationError" or "status code 401" in words or "status code 403" in words:
@@ -91,7 +101,7 @@ def refusal(error: Exception, address: str) -> ConfigError:
             f"the cluster at {address} refuses the token ({one_line(words.splitlines()[0], 120)}): put its own into "
             "$RAY_AUTH_TOKEN, or into ~/.ray/auth_token"
         )
-    if "does not exist" in words:
+    if re.search(r"Job \S+ does not exist", words):
         return ConfigError(f"the cluster at {address} knows no such job: `status` lists those it has")
     return ConfigError(f"the cluster at {address} refused ({one_line(words, 300)}): see its dashboard")
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from bench.config import ConfigError
 from bench.connection import shown
-from bench.job_api import TIMEOUT, UnreachableError, address_of, client_of, refusal, token_mode
+from bench.job_api import ADDRESS, address_of, client_of, refusal, token_mode
 
 __all__ = ["ENDED", "PREFIX", "Cluster", "Job", "entrypoint"]
 
@@ -27,8 +26,6 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 START = Path(__file__).with_name("start.sh")
 NOISE = ("job_manager.py:", "Running entrypoint for job ")
 POLL = 0.3
-PATIENCE = 600.0
-"""Seconds without the cluster after which a follower gives up."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,7 @@ class Job:
             return 130
         if self.status != "FAILED":
             return 0
-        if self.exit_code is None:
-            return 2
-        return self.exit_code if 0 < self.exit_code < 256 else 1
+        return self.exit_code if self.exit_code is not None and 0 < self.exit_code < 256 else 2
 
 
 class Cluster:
@@ -73,12 +68,14 @@ class Cluster:
 
     Attributes:
         address: of its Job API, without credentials.
+        option: what a command needs to reach it from here: nothing where its address is in the environment.
         ray_version: of its head.
         token_mode: "token" where callers need one, "disabled" where they do not.
     """
 
     def __init__(self, client: Any, address: str, ray_version: str, token_mode: str) -> None:
         self.client, self.address = client, address
+        self.option = "" if os.environ.get(ADDRESS, "").rstrip("/") == address else f" --address {address}"
         self.ray_version, self.token_mode = ray_version, token_mode
 
     @classmethod
@@ -90,9 +87,11 @@ class Cluster:
         """
         address = address_of(address)
         name, mode = shown(address), token_mode(address)
-        client = client_of(address, mode)
         try:
+            client = client_of(address, mode)
             version = str(client._do_request("GET", "/api/version").json()["ray_version"])
+        except ConfigError:
+            raise
         except Exception as error:
             raise refusal(error, name) from None
         return cls(client, name, version, mode)
@@ -124,7 +123,7 @@ class Cluster:
                 metadata={f"{MARK}{key}": value for key, value in facts.items()},
             )
         except Exception as error:
-            if "already exists" in str(error):
+            if f"submission_id {name} already exists" in str(error):
                 return False
             raise refusal(error, self.address) from None
         return True
@@ -135,49 +134,11 @@ class Cluster:
 
     def lines(self, name: str) -> list[str]:
         """The same, line by line, without Ray's own."""
-        return list(_without_noise(self.log(name)))
+        return list(without_noise(self.log(name)))
 
     def stop(self, name: str) -> None:
         """Asks a job to stop, as SIGTERM does."""
         self._call("stop_job", name)
-
-    def follow(self, name: str, lost: Callable[[str], object]) -> Iterator[str]:
-        """What a job prints, line by line, until it ends. Where the connection breaks it is made anew, and nothing is
-        said twice; ``lost`` is told why."""
-        said, away_since = 0, 0.0
-        while True:
-            try:
-                alive, log = self.job(name).alive, self.log(name)  # in this order: what came last is in the log
-            except UnreachableError as error:
-                if not away_since:
-                    away_since = time.monotonic()
-                    lost(str(error))
-                elif time.monotonic() - away_since > PATIENCE:
-                    raise
-                time.sleep(5)
-                continue
-            away_since = 0.0
-            whole = len(log) if not alive else log.rfind("\n") + 1
-            yield from _without_noise(log[said:whole])
-            said = max(said, whole)
-            if not alive:
-                return
-            self._wait(name, said)
-
-    def _wait(self, name: str, said: int) -> None:
-        """Until the job says more than that, or ends; at most for a while, as connections break in silence."""
-
-        async def more() -> None:
-            count = 0
-            async for text in self.client.tail_job_logs(name):
-                count += len(text)
-                if count > said:
-                    await asyncio.sleep(POLL)
-                    return
-
-        with suppress(Exception):  # whoever asks again is told
-            asyncio.run(asyncio.wait_for(more(), TIMEOUT))
-        time.sleep(POLL)
 
     def run_to_end(
         self, command: Sequence[str], files: Mapping[str, str | bytes], env: Mapping[str, str], seconds: float
@@ -193,17 +154,19 @@ class Cluster:
                 place.write_bytes(content.encode() if isinstance(content, str) else content)
             name = f"{PREFIX}check-{os.urandom(4).hex()}"
             self.submit(name, command, Path(folder), {"env_vars": dict(env)}, {"role": "check"})
-        until = time.monotonic() + seconds
-        while (details := self._call("get_job_info", name)).status.value not in ENDED:
-            if time.monotonic() > until:
-                self.stop(name)
-                return None, self.log(name)
-            time.sleep(POLL)
-        code = details.driver_exit_code
-        log = "\n".join(self.lines(name)) + ("" if code is not None else f"\n{details.message}")
-        with suppress(Exception):  # of no further use; Ray may still be at it
-            self.client.delete_job(name)
-        return code if code is not None else 1, log
+        try:
+            until = time.monotonic() + seconds
+            while (details := self._call("get_job_info", name)).status.value not in ENDED:
+                if time.monotonic() > until:
+                    return None, self.log(name)
+                time.sleep(POLL)
+            code = details.driver_exit_code
+            log = "\n".join(self.lines(name)) + ("" if code is not None else f"\n{details.message}")
+            return code if code is not None else 1, log
+        finally:
+            for end in (self.client.stop_job, self.client.delete_job):
+                with suppress(Exception):  # it has ended, or Ray is still at it
+                    end(name)
 
     def _call(self, what: str, *arguments: Any) -> Any:
         try:
@@ -237,7 +200,7 @@ def _job(details: Any) -> Job | None:
     )
 
 
-def _without_noise(log: str) -> Iterator[str]:
+def without_noise(log: str) -> Iterator[str]:
     """The lines of a log but Ray's own on how it began."""
     for line in log.splitlines():
         if not any(words in line for words in NOISE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -38,6 +39,7 @@ STOP_SECONDS = 60
 SECRETS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 """Variables that go along without being asked for, where they are set."""
 CODE = ("bench", "deelbo")
+OWN = (*CODE, CONFIG, "start.sh")
 
 
 def check_places(storage: str | None, tracking: str | None) -> str:
@@ -50,6 +52,11 @@ def check_places(storage: str | None, tracking: str | None) -> str:
         raise ConfigError(
             "no --storage: expected a URL, or a folder that all nodes share, for the records; the job's own folder "
             "goes away with it"
+        )
+    if shown(storage) != storage:
+        raise ConfigError(
+            f"--storage {shown(storage)} has a password in it, which everybody would see who lists the cluster's jobs: "
+            "give credentials by --env"
         )
     if "://" not in storage and not os.path.isabs(storage):
         raise ConfigError(
@@ -68,8 +75,8 @@ def check_places(storage: str | None, tracking: str | None) -> str:
     return storage.rstrip("/") or "/"
 
 
-def pack(folder: Path, benchmark: Benchmark, from_source: bool) -> None:
-    """Writes what the job reads into its working folder.
+def pack(folder: Path, benchmark: Benchmark, from_source: bool) -> str:
+    """Writes what the job reads into its working folder; a hash of the code that is in it, "" where none is.
 
     Files that the benchmark names by a relative path are taken from here, by the same name; an absolute path is the
     cluster's.
@@ -87,8 +94,12 @@ def pack(folder: Path, benchmark: Benchmark, from_source: bool) -> None:
     for key, name in files_named(benchmark):
         if os.path.isabs(os.path.expanduser(name)):
             continue
-        if ".." in Path(name).parts:
-            raise ConfigError(f"{key} = {name!r}: expected a file in or below this folder, or an absolute path")
+        parts = Path(name).parts
+        if ".." in parts or parts[:1] in [(own,) for own in OWN]:
+            raise ConfigError(
+                f"{key} = {name!r}: expected a file in or below this folder, by a name other than {', '.join(OWN)}, or "
+                "an absolute path on the cluster"
+            )
         if not Path(name).is_file():
             raise ConfigError(
                 f"{key} = {name!r}: no such file here to take along: give one, or its absolute path on the cluster's "
@@ -102,15 +113,26 @@ def pack(folder: Path, benchmark: Benchmark, from_source: bool) -> None:
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(name, place)
+    code = ""
     if from_source:
         for name in CODE:
             _copy_code(Path(bench.__file__).parent.parent / name, folder / name)
+        code = _hash(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > LARGEST:
         raise ConfigError(
             f"what the job takes along has {size / 2**20:.0f} MiB, Ray takes {LARGEST >> 20}: put the files of weights "
             "on the cluster's head, and give their absolute paths there"
         )
+    return code
+
+
+def _hash(folder: Path) -> str:
+    """Of the packages in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for name in CODE for path in (folder / name).rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _copy_code(package: Path, to: Path) -> None:
@@ -161,10 +183,9 @@ def _without_user(uri: str) -> tuple[str, dict[str, str]]:
     if parts.scheme not in ("http", "https") or parts.username is None:
         return uri, {}
     netloc = parts.netloc.rpartition("@")[2]
-    user = {
-        "MLFLOW_TRACKING_USERNAME": unquote(parts.username),
-        "MLFLOW_TRACKING_PASSWORD": unquote(parts.password or ""),
-    }
+    user = {"MLFLOW_TRACKING_USERNAME": unquote(parts.username)}
+    if parts.password is not None:
+        user["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
     return parts._replace(netloc=netloc).geturl(), user
 
 
@@ -185,15 +206,14 @@ def own_version() -> str:
         return found[1] if found else "unknown"
 
 
-def facts(benchmark: Benchmark, storage: str, tracking: str | None, only: str | None, fork: bool) -> Mapping[str, str]:
-    """What is said of a job where it is listed: no secrets."""
+def facts(benchmark: Benchmark, storage: str, tracking: str | None, **others: str | None) -> Mapping[str, str]:
+    """What is said of a job where it is listed: no secrets. ``others``: what else tells it from another."""
     told = {
         "role": "run",
         "benchmark": benchmark.name,
         "storage": shown(storage),
         "config": json.dumps(benchmark.content(), separators=(",", ":"), sort_keys=True),
-        "only": only or "",
-        "fork": str(fork).lower(),
         "version": own_version(),
     }
-    return told | ({} if tracking is None else {"tracking": shown(tracking)})
+    more = {"tracking-uri": None if tracking is None else shown(tracking)} | others
+    return told | {name: value for name, value in more.items() if value}

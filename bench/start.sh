@@ -11,9 +11,11 @@ case "${VIRTUAL_ENV:-}" in
     ;;
 esac
 if [ ! -x "$python" ]; then
+    found=$python
     python=$(command -v python3 || command -v python) || {
         echo "no Python found on this node: the job starts where Ray's workers do" >&2
         exit 2
     }
+    echo "the Python of Ray's workers was not found ('$found'): $python runs instead" >&2
 fi
 exec "$python" "$@"

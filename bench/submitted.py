@@ -11,11 +11,12 @@ from rich.table import Table
 
 from bench.config import ConfigError
 from bench.console import command, console
+from bench.following import follow
 from bench.jobs import Cluster, Job
 from bench.outcome import duration
 from bench.said import one_line
 
-__all__ = ["follow", "logs", "status", "stop"]
+__all__ = ["logs", "show", "status", "stop"]
 
 PROGRESS = re.compile(r"^\d+/\d+ done, .*")
 LEFT = 130
@@ -23,15 +24,17 @@ STATES = {"PENDING": "waits", "RUNNING": "runs", "SUCCEEDED": "done", "FAILED": 
 WAITING, POLL = 90.0, 0.5
 
 
-def follow(cluster: Cluster, name: str) -> int:
+def show(cluster: Cluster, name: str) -> int:
     """Prints what a job prints until it ends; its exit code, or 130 where this process was interrupted."""
+    lines = follow(cluster, name, lost=lambda words: console.print(f"{words}; trying again, the job goes on"))
     try:
-        for line in cluster.follow(name, lost=lambda words: console.print(f"{words}; trying again, the job goes on")):
-            console.print(line)
+        while True:
+            console.print(next(lines))
+    except StopIteration as end:
+        job: Job = end.value
     except KeyboardInterrupt:
-        console.print(f"left {name}, which goes on: `{command()} stop {name} --address {cluster.address}` stops it")
+        console.print(f"left {name}, which goes on: `{command()} stop {name}{cluster.option}` stops it")
         return LEFT
-    job = cluster.job(name)
     _say_end(job)
     return job.code
 
@@ -72,13 +75,13 @@ def status(name: str | None, address: str | None) -> int:
     job = _named(cluster, name)
     since, took = _times(job)
     console.print(f"{job.name}: {job.status}, {_state(job)}; submitted {since} UTC, {took}")
-    for what in ("storage", "tracking", "version"):
-        if what in job.facts:
-            console.print(f"{what:9} {job.facts[what]}")
+    for what, where in (("storage", "storage"), ("MLflow", "tracking-uri"), ("version", "version")):
+        if where in job.facts:
+            console.print(f"{what:9} {job.facts[where]}")
     if job.alive:
         console.print(f"progress  {_progress(cluster, job) or 'no trial has started'}")
     else:
-        for line in [line for line in cluster.lines(job.name) if line.strip()][-5:]:
+        for line in [line for line in _lines(cluster, job) if line.strip()][-5:]:
             console.print(f"  {line}")
     return job.code
 
@@ -88,13 +91,13 @@ def logs(name: str | None, address: str | None, to_its_end: bool) -> int:
     cluster = Cluster.connect(address)
     job = _named(cluster, name)
     if to_its_end:
-        return follow(cluster, job.name)
+        return show(cluster, job.name)
     for line in cluster.lines(job.name):
         console.print(line)
     return 0
 
 
-def stop(name: str | None, address: str | None) -> int:
+def stop(name: str, address: str | None) -> int:
     """Stops a job as Ctrl-C stops `run`: finished trials are kept, and the same `submit` continues."""
     cluster = Cluster.connect(address)
     job = _named(cluster, name, alone=True)
@@ -102,6 +105,9 @@ def stop(name: str | None, address: str | None) -> int:
         console.print(f"{job.name} has ended before: {_state(job)}")
         return 0
     cluster.stop(job.name)
+    if job.status == "PENDING":
+        console.print(f"{job.name} waits to start, and stops then")
+        return 0
     until = time.monotonic() + WAITING
     while (job := cluster.job(job.name)).alive:
         if time.monotonic() > until:
@@ -139,5 +145,13 @@ def _times(job: Job) -> tuple[str, str]:
 
 def _progress(cluster: Cluster, job: Job) -> str:
     """The last that `run` said of how far it is."""
-    found = [line for line in cluster.lines(job.name) if PROGRESS.match(line)]
+    found = [line for line in _lines(cluster, job) if PROGRESS.match(line)]
     return found[-1] if found else ""
+
+
+def _lines(cluster: Cluster, job: Job) -> list[str]:
+    """What a job has printed; that its log is gone where that is with its node."""
+    try:
+        return cluster.lines(job.name)
+    except ConfigError as error:
+        return [f"(its log cannot be read: {error})"]

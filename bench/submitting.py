@@ -6,20 +6,25 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench.benchmark import Benchmark
+from bench.checks import check
 from bench.config import ConfigError, leaves, load_benchmark
 from bench.connection import shown
 from bench.console import command, console
 from bench.jobs import PREFIX, Cluster, Job
+from bench.methods import make_methods
 from bench.packing import CONFIG, check_places, facts, pack, requirement, variables
-from bench.submitted import follow
+from bench.part import part_of
+from bench.said import SHORT
+from bench.submitted import show
 
 __all__ = ["Asked", "submit"]
 
-MOST_ATTEMPTS = 1000
+OPTIONS = ("only", "fork", "env", "from-source", "install", "tracking-uri")
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,17 @@ class Asked:
     detach: bool = False
     unchecked: bool = False
 
+    def told(self, code: str) -> dict[str, str | None]:
+        """What of it tells a job from another of the same benchmark, by the options' names; ``code``: a hash of the
+        packed source."""
+        return {
+            "only": self.only,
+            "fork": "yes" if self.fork else None,
+            "env": ",".join(sorted(self.env)),
+            "from-source": code,
+            "install": requirement(self.install)["pip"][0] if self.install is not None else None,
+        }
+
 
 def submit(config: str, address: str | None, overrides: Sequence[str], asked: Asked) -> int:
     """Runs a benchmark as a job, or takes up the one that runs; follows it to its end, and returns its exit code.
@@ -52,27 +68,24 @@ def submit(config: str, address: str | None, overrides: Sequence[str], asked: As
     Raises:
         ConfigError: bad input, a cluster that does not fit, or a storage on which another benchmark's job is at work.
     """
-    from bench.checks import check
-    from bench.methods import make_methods
-    from bench.part import part_of
 
     benchmark = load_benchmark(config, overrides)
     storage = check_places(asked.storage, asked.tracking)
     variables(asked.tracking, asked.env)
     cluster = Cluster.connect(address)
-    told = facts(benchmark, storage, asked.tracking, asked.only, asked.fork)
-    if (there := _at_work(cluster, storage)) is not None:
-        return _taken_up(cluster, there, told, asked.detach)
-    check(benchmark)
-    part_of(make_methods(benchmark), asked.only)
     with TemporaryDirectory(prefix="deelbo-job-") as folder:
-        pack(Path(folder), benchmark, asked.from_source)
-        if not asked.unchecked:
-            _check(address, benchmark, storage, asked)
-        if (name := _start(cluster, Path(folder), benchmark, storage, asked, told)) is None:
-            return submit(config, address, overrides, asked)  # somebody was faster: take that up
-    console.print(f"{name} is submitted to {cluster.address}")
-    return _rest(cluster, name, asked.detach)
+        told = facts(benchmark, storage, asked.tracking, **asked.told(pack(Path(folder), benchmark, asked.from_source)))
+        if (there := _at_work(cluster, storage)) is None:
+            check(benchmark)
+            part_of(make_methods(benchmark), asked.only)
+            if not asked.unchecked:
+                _check(address, benchmark, storage, asked)
+            if (name := _start(cluster, Path(folder), benchmark, storage, asked, told)) is not None:
+                console.print(f"{name} is submitted to {cluster.address}")
+                return _rest(cluster, name, asked.detach)
+            if (there := _at_work(cluster, storage)) is None:  # somebody was faster, and that has ended already
+                raise ConfigError("another `submit` of this benchmark came first, and its job has ended: see `status`")
+    return _taken_up(cluster, there, told, asked.detach)
 
 
 def _check(address: str | None, benchmark: Benchmark, storage: str, asked: Asked) -> None:
@@ -93,9 +106,10 @@ def _start(
     line += ["--only", asked.only] if asked.only else []
     line += ["--fork"] if asked.fork else []
     runtime = {"env_vars": variables(asked.tracking, asked.env)} | requirement(asked.install)
-    stem = _stem(benchmark.name, storage)
-    known = {job.name for job in cluster.jobs()}
-    name = next(f"{stem}-{k}" for k in range(1, MOST_ATTEMPTS) if f"{stem}-{k}" not in known)
+    if _at_work(cluster, storage) is not None:
+        return None
+    stem, known = _stem(benchmark.name, storage), {job.name for job in cluster.jobs()}
+    name = next(name for name in (f"{stem}-{k}" for k in count(1)) if name not in known)
     return name if cluster.submit(name, line, folder, runtime, told) else None
 
 
@@ -114,7 +128,7 @@ def _taken_up(cluster: Cluster, job: Job, told: Mapping[str, str], detach: bool)
     before, now = _settings(job.facts), _settings(told)
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if changed:
-        words = "; ".join(f"{name} is {before.get(name)!r} there, {now.get(name)!r} here" for name in changed[:3])
+        words = "; ".join(f"{name} is {_word(before, name)} there, {_word(now, name)} here" for name in changed[:3])
         raise ConfigError(
             f"{job.name} is at work on that storage with other settings ({words}): wait for it, `stop` it, or choose "
             "another --storage"
@@ -123,21 +137,25 @@ def _taken_up(cluster: Cluster, job: Job, told: Mapping[str, str], detach: bool)
     return _rest(cluster, job.name, detach)
 
 
+def _word(settings: Mapping[str, object], name: str) -> str:
+    return SHORT.repr(settings[name]) if name in settings else "not given"
+
+
 def _settings(of: Mapping[str, str]) -> dict[str, object]:
     """What must be the same for two submits to mean the same job."""
     try:
         content = dict(leaves(json.loads(of.get("config") or "{}")))
     except (ValueError, AttributeError):
         content = {}
-    return content | {f"--{name}": of.get(name) for name in ("only", "fork", "tracking") if of.get(name)}
+    return content | {f"--{name}": of[name] for name in OPTIONS if name in of} | {"version": of.get("version")}
 
 
 def _rest(cluster: Cluster, name: str, detach: bool) -> int:
     """Follows a job unless it is to be left alone."""
-    again = f"{command()} {{}} {name} --address {cluster.address}"
+    again = f"{command()} {{}} {name}{cluster.option}"
     if detach:
         for what in ("status", "logs", "stop"):
             console.print(f"  {again.format(what)}")
         return 0
     console.print(f"it goes on without this terminal: `{again.format('status')}`")
-    return follow(cluster, name)
+    return show(cluster, name)

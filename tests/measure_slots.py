@@ -98,7 +98,7 @@ def drive(address: str, trials: int, since: float, resources: Mapping[str, Any] 
         "makespan_over_greedy": (last - first) / greedy,
         "command_to_end": last - since,
         "over_greedy_and_start_up": (last - since) / (greedy + max(ready.values())),
-        "over_greedy_from_when_slots_were_ready": (last - since) / staggered,
+        "over_greedy_from_when_slots_were_ready": (last - first) / (staggered - (first - since)),
         "counted_at_start": max(record.concurrency_start or 0 for record in records),
         "load": os.getloadavg()[0],
     }
@@ -139,7 +139,7 @@ COLUMNS = {
     "makespan": "makespan",
     "makespan_over_greedy": "makespan / bound",
     "over_greedy_and_start_up": "whole / (bound + start-up)",
-    "over_greedy_from_when_slots_were_ready": "whole / bound from when each slot was there",
+    "over_greedy_from_when_slots_were_ready": "makespan / bound of slots that start when they did",
 }
 
 

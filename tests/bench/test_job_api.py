@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -53,11 +56,12 @@ OPEN: Answers = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A home without a token; where it would be."""
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is put back, whatever a test sets
+        monkeypatch.delenv(name)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     return tmp_path / ".ray" / "auth_token"
 
@@ -110,6 +114,39 @@ def test_a_cluster_that_wants_a_token_says_where_it_goes(serve: Callable[[Answer
     assert str(no_token) in str(caught.value)
 
 
+def test_an_empty_token_is_none(serve: Callable[[Answers], str], no_token: Path) -> None:
+    """A file with nothing in it, also where the mode is set already."""
+    no_token.parent.mkdir()
+    no_token.touch()
+    address = serve(OPEN | {"/api/authentication_mode": (200, {"authentication_mode": "token"})})
+    with pytest.raises(ConfigError, match="wants a token"):
+        Cluster.connect(address)
+    os.environ["RAY_AUTH_MODE"] = "token"
+    with pytest.raises(ConfigError, match="wants a token"):
+        Cluster.connect(address)
+
+
+def test_a_token_goes_to_no_cluster_that_wants_none(serve: Callable[[Answers], str]) -> None:
+    """Whatever the environment says."""
+    asked = []
+
+    def version(headers: Any) -> tuple[int, Any]:
+        asked.append(str(headers))
+        return OPEN["/api/version"]
+
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "abc"}
+    line = "import sys; from bench.jobs import Cluster; print(Cluster.connect(sys.argv[1]).token_mode)"
+    done = subprocess.run(
+        [sys.executable, "-c", line, serve(OPEN | {"/api/version": (200, version)})],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.stdout == "disabled\n", done.stderr
+    assert len(asked) == 1
+    assert "abc" not in asked[0]
+
+
 def test_what_an_entry_point_runs_is_quoted_for_the_shell() -> None:
     """A storage with a space or a semicolon in it is one word."""
     assert (
@@ -125,7 +162,7 @@ def test_what_an_entry_point_runs_is_quoted_for_the_shell() -> None:
         ("SUCCEEDED", 0, 0),
         ("FAILED", 1, 1),
         ("FAILED", 2, 2),
-        ("FAILED", -9, 1),
+        ("FAILED", -9, 2),
         ("FAILED", None, 2),
         ("STOPPED", None, 130),
     ],

@@ -49,7 +49,12 @@ def test_a_relative_file_of_weights_goes_along_by_its_own_name(
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("missing.pt", "no such file here"), ("../swag.pt", "in or below"), ("large.pt", "takes 0 along")],
+    [
+        ("missing.pt", "no such file here"),
+        ("../swag.pt", "in or below"),
+        ("benchmark.json", "by a name other than"),
+        ("large.pt", "takes 0 along"),
+    ],
 )
 def test_a_file_that_cannot_go_along_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resnet50: Callable[..., Benchmark], name: str, words: str
@@ -90,6 +95,7 @@ def test_a_relative_data_folder_is_refused(tmp_path: Path, content: dict[str, An
         (None, None, "no --storage"),
         ("runs/x", None, "absolute path"),
         ("s3://bucket/x", None, "give --tracking-uri"),
+        ("s3://key:secret@bucket/x", "http://mlflow:5000", "s3://key:\\*\\*\\*@bucket/x has a password in it"),
         ("/shared/x", "mlflow.example:5000", "expected one of http"),
         ("/shared/x", "sqlite:///mlflow.db", "a path from here"),
     ],
@@ -117,8 +123,22 @@ def test_passwords_go_by_environment_alone(tiny: Benchmark, monkeypatch: pytest.
     assert taken["DEELBO_TRACKING_URI"] == "https://mlflow.example:5000/x"
     assert taken["AWS_SECRET_ACCESS_KEY"] == "a-key"
     assert taken["MLFLOW_TRACKING_TOKEN"] == "a-token"
-    listed = json.dumps(facts(tiny, "/shared", uri, None, False))
+    listed = json.dumps(facts(tiny, "/shared", uri))
     assert not any(word in listed for word in ("s%40crt", "s@crt", "a-token", "a-key"))
+
+
+def test_a_user_without_a_password_leaves_the_one_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address may name the user alone."""
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "kept")
+    assert variables("http://lab@mlflow:5000", [])["MLFLOW_TRACKING_PASSWORD"] == "kept"
+
+
+def test_the_code_that_goes_along_has_a_hash(tmp_path: Path, tiny: Benchmark) -> None:
+    """By which a second submit knows whether it means the same job; without code there is none."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    hashes = [pack(tmp_path / "a", tiny, True), pack(tmp_path / "b", tiny, True), pack(tmp_path / "c", tiny, False)]
+    assert hashes[0] == hashes[1] != hashes[2] == ""
 
 
 def test_the_clusters_own_token_stays_here(monkeypatch: pytest.MonkeyPatch) -> None:

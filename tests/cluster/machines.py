@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
-BRIDGE = "deelbo-br"
-NET = "10.213.7"
+OWN = str(os.getpid())
+"""In all names, as two test runs may be at it at once; names of networks have 15 characters at most."""
+BRIDGE = f"dlb{OWN}"
+NET = f"10.{200 + os.getpid() // 200 % 50}.{os.getpid() % 200}"
 RAY = Path(sys.executable).with_name("ray")
 
 
@@ -37,13 +39,12 @@ class Machine:
 
 
 def possible() -> bool:
-    """Whether this process may make them."""
+    """Whether this process may make them; tried with a name space that ends with the trial."""
     if os.geteuid() or not (shutil.which("ip") and shutil.which("unshare")):
         return False
-    made = subprocess.run(["ip", "link", "add", BRIDGE, "type", "bridge"], check=False, capture_output=True)
-    subprocess.run(["ip", "link", "del", BRIDGE], check=False, capture_output=True)
-    alone = subprocess.run(["unshare", "-mpun", "--fork", "mount", "-t", "tmpfs", "none", "/mnt"], check=False)
-    return not made.returncode and not alone.returncode
+    script = f"ip link add {BRIDGE} type bridge && mount -t tmpfs none /mnt"
+    done = subprocess.run(["unshare", "-mpun", "--fork", "sh", "-c", script], check=False, capture_output=True)
+    return not done.returncode
 
 
 @contextmanager
@@ -59,11 +60,11 @@ def machines(shared: Path, logs: Path) -> Iterator[Callable[[str, Sequence[str]]
         def start(name: str, command: Sequence[str]) -> Machine:
             nonlocal count
             count += 1
-            space, ip = f"deelbo-{name}", f"{NET}.{1 + count}"
+            space, ip = f"deelbo-{OWN}-{name}", f"{NET}.{1 + count}"
             _ip("netns", "add", space)
             stack.callback(_ip, "netns", "del", space)
-            _ip("link", "add", f"deelbo-{count}", "type", "veth", "peer", "name", "eth0", "netns", space)
-            _ip("link", "set", f"deelbo-{count}", "master", BRIDGE, "up")
+            _ip("link", "add", f"dl{OWN}.{count}", "type", "veth", "peer", "name", "eth0", "netns", space)
+            _ip("link", "set", f"dl{OWN}.{count}", "master", BRIDGE, "up")
             for words in (("addr", "add", f"{ip}/24", "dev", "eth0"), ("link", "set", "eth0", "up")):
                 _ip("-n", space, *words)
             _ip("-n", space, "link", "set", "lo", "up")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -136,6 +137,8 @@ def test_a_second_submit_goes_on_with_the_first_and_another_is_refused(
     rest, _ = again.communicate(timeout=60)
     assert again.returncode == 130, rest
     assert "same command continues" in rest
+    assert laptop.call("stop")[0] == 2  # of whom?
+    assert "has ended before" in laptop.call("stop", job)[1]
     assert "STOPPED" in laptop.call("status", job)[1]
     assert not (tmp_path / "storage" / "lock.json").exists()
 
@@ -228,6 +231,38 @@ def test_the_code_of_a_checkout_may_go_along(laptop: Laptop, config: Callable[..
     code, said = laptop.call("submit", config("source"), *storage, PYTHONPATH=str(laptop.folder))
     assert code == 0, said
     assert words in said
+
+
+def test_two_submits_at_one_moment_are_one_job(laptop: Laptop, config: Callable[..., str], tmp_path: Path) -> None:
+    """One starts it, the other goes on with it, and every trial runs once."""
+    name, where = config("both"), ["--storage", str(tmp_path / "storage"), "--unchecked"]
+    both = [laptop.start("submit", name, *where) for _ in range(2)]
+    said = [process.communicate(timeout=MOST)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sorted("at work already" in words for words in said) == [False, True], said
+    assert all("9/9 done" in words for words in said)
+    listed = laptop.call("status")[1]
+    assert listed.count("deelbo-both-") == 1, listed
+
+
+def test_a_driver_that_is_killed_is_told_and_the_next_submit_continues(
+    laptop: Laptop, config: Callable[..., str], tmp_path: Path
+) -> None:
+    """Exit code 2, as nobody knows what came of it; what it had is kept."""
+    storage = tmp_path / "storage"
+    name, where = config("driver", **LONG), ["--storage", str(storage), "--unchecked"]
+    process = laptop.start("submit", name, *where)
+    trainer(laptop.cluster)
+    owner = json.loads((storage / "lock.json").read_text())
+    os.kill(owner["pid"], signal.SIGKILL)
+    said, _ = process.communicate(timeout=MOST)
+    assert process.returncode == 2, said
+    assert "exit code" in said.splitlines()[-1]
+    code, said = laptop.call("submit", name, *where, "--detach")
+    assert code == 0, said
+    assert said.startswith("deelbo-driver-")
+    laptop.until("the last run here was killed", "logs", "driver")
+    assert laptop.call("stop", "driver")[0] == 0
 
 
 def test_nothing_is_submitted_to_a_cluster_that_does_not_fit(
