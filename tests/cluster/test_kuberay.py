@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,23 @@ import jsonschema
 import pytest
 import yaml
 
+from bench.cli import _parser
+
 FOLDER = Path(__file__).resolve().parents[2] / "cluster" / "kuberay"
 SCHEMAS = json.loads((Path(__file__).with_name("kubernetes-schema.json")).read_text())["objects"]
 CONTENTS = [content for file in sorted(FOLDER.glob("*.yaml")) for content in yaml.safe_load_all(file.read_text())]
+OFF = re.compile(r"^( *)#(?=\S)", re.MULTILINE)
+"""Where a line is off: # without a space after it."""
+
+
+def everything(name: str) -> str:
+    """The text of a file with all of its lines on."""
+    return OFF.sub(r"\1", (FOLDER / name).read_text())
+
+
+def with_all() -> Any:
+    """The RayJob with all of its lines on."""
+    return yaml.safe_load(everything("rayjob.yaml"))
 
 
 def identity(content: Any) -> str:
@@ -101,13 +116,74 @@ class TestRayJob:
 
     def test_the_command_is_one_of_ours(self) -> None:
         """The entry point is a command line that `deelbo-bench` understands."""
-        from bench.cli import _parser
-
         words = shlex.split(the("ray.io/v1 RayJob deelbo")["spec"]["entrypoint"])
         assert words[:3] == ["python", "-m", "bench.cli"]
         options = _parser().parse_args(words[3:])
         assert options.address == "auto"
         assert options.storage.startswith("s3://")
+
+    def test_as_many_trials_at_once_as_workers_hold(self) -> None:
+        """The entry point says how many trials run at once, which the driver cannot see while no worker is there: the
+        GPUs that the group may have."""
+        spec = the("ray.io/v1 RayJob deelbo")["spec"]
+        (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+        (box,) = group["template"]["spec"]["containers"]
+        most = group["maxReplicas"] * int(box["resources"]["limits"]["nvidia.com/gpu"])
+        options = _parser().parse_args(shlex.split(spec["entrypoint"])[3:])
+        assert options.set == [f"resources.slots={most}"]
+
+    def test_what_failed_pays_for_no_second_cluster(self) -> None:
+        """KubeRay does not try again: it would do so for failed trials and for input that was refused."""
+        assert the("ray.io/v1 RayJob deelbo")["spec"]["backoffLimit"] == 0
+
+    def test_a_pinned_type_starts_workers_from_zero(self) -> None:
+        """With the line that names the GPU's type on, Ray's autoscaler knows of a worker, before there is one, that it
+        holds a trial which pins resources.accelerator; with the line off it does not."""
+        from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+        from bench.benchmark import Resources
+        from bench.capacity import held, requested
+
+        wanted = requested(Resources(cpus_per_trial=4, gpus_per_trial=1, accelerator="H100"))
+        found = []
+        for job in (the("ray.io/v1 RayJob deelbo"), with_all()):
+            cluster = {"metadata": job["metadata"], "spec": job["spec"]["rayClusterSpec"]}
+            kinds = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
+            found.append((kinds["gpu"]["max_workers"], held(kinds["gpu"]["resources"], wanted)))
+        assert found == [(8, 0), (8, 1)]
+
+
+class TestData:
+    def test_lines_that_are_off_are_valid(self) -> None:
+        """Kubernetes takes the RayJob also with all of its lines on, and there are some."""
+        job = with_all()
+        assert job != the("ray.io/v1 RayJob deelbo")
+        check(job)
+
+    def test_head_and_workers_read_one_volume(self) -> None:
+        """With its lines on, head and workers have the volume at the same path, to be read alone, and DEELBO_DATA names
+        it; ImageNet weights are looked for there by the head, which alone reads them."""
+        cluster = with_all()["spec"]["rayClusterSpec"]
+        groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+        for pod in (group["template"]["spec"] for group in groups):
+            (box,) = pod["containers"]
+            (mount,) = (one for one in box["volumeMounts"] if one["name"] == "data")
+            assert mount == {"name": "data", "mountPath": "/data", "readOnly": True}
+            (volume,) = (one for one in pod["volumes"] if one["name"] == "data")
+            assert volume == {"name": "data", "persistentVolumeClaim": {"claimName": "CHANGE", "readOnly": True}}
+            assert {"name": "DEELBO_DATA", "value": mount["mountPath"]} in box["env"]
+        head = groups[0]["template"]["spec"]["containers"][0]
+        assert {"name": "TORCH_HOME", "value": "/data/torch"} in head["env"]
+
+    def test_the_image_is_prepared_by_a_command_of_ours(self) -> None:
+        """With its lines on, the Dockerfile sets DEELBO_DATA, copies a benchmark, then prepares that one."""
+        lines = everything("Dockerfile").splitlines()
+        words = [shlex.split(line) for line in lines if re.match("ENV|COPY|RUN deelbo-bench", line)]
+        assert [line[0] for line in words] == ["ENV", "COPY", "RUN"]
+        assert words[0][1].startswith("DEELBO_DATA=/home/ray/")  # where the image's user may write
+        options = _parser().parse_args(words[2][2:])
+        assert words[2][2] == "prepare"
+        assert options.config == words[1][2] + words[1][1]
 
 
 class TestMlflow:

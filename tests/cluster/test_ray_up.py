@@ -12,6 +12,10 @@ import pytest
 import yaml
 from jsonschema import ValidationError
 
+from bench.checks import check
+from bench.cli import _parser
+from bench.config import load_benchmark
+
 FOLDER = Path(__file__).resolve().parents[2] / "cluster" / "ray-up"
 NAMES = ("aws", "on-premise")
 
@@ -20,6 +24,13 @@ NAMES = ("aws", "on-premise")
 def config(request: pytest.FixtureRequest) -> dict[str, Any]:
     """A file as it is."""
     content: dict[str, Any] = yaml.safe_load((FOLDER / f"{request.param}.yaml").read_text())
+    return content
+
+
+def everything(name: str) -> dict[str, Any]:
+    """A file with all of its lines on: those too that begin with # and no space."""
+    text = re.sub(r"^( *)#(?=\S)", r"\1", (FOLDER / f"{name}.yaml").read_text(), flags=re.MULTILINE)
+    content: dict[str, Any] = yaml.safe_load(text)
     return content
 
 
@@ -105,3 +116,37 @@ def test_the_images_have_this_python() -> None:
     wanted = f"rayproject/ray:{ray.__version__}-py{sys.version_info.major}{sys.version_info.minor}-"
     assert images["head_image"] == f"{wanted}cpu"
     assert images["worker_image"] == f"{wanted}gpu"
+
+
+@pytest.mark.parametrize(("name", "where"), [("aws", "setup_commands"), ("on-premise", "head_setup_commands")])
+def test_data_is_prepared_by_a_command_of_ours(name: str, where: str) -> None:
+    """With its line on, Ray takes the file, and the head fetches data before Ray starts; on AWS every node does, on
+    premise the folder is the one that Ray's nodes name."""
+    whole = prepared(everything(name))
+    off = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    (line,) = set(whole[where]) - set(prepared(off)[where])
+    assert line in whole["head_setup_commands"]
+    assert (line in whole["worker_setup_commands"]) == (name == "aws")
+    before, words = line.split("deelbo-bench ")
+    options = _parser().parse_args(shlex.split(words))
+    benchmark = load_benchmark(options.config, options.set)
+    check(benchmark)
+    assert (
+        "ptyl" not in benchmark.priors
+    )  # a file of the user's, without which `prepare` ends with 2, and so does `ray up`
+    assert benchmark.datasets
+    if name == "on-premise":
+        (data,) = re.findall(r"DEELBO_DATA=\S+", before)
+        starts = [one for kind in ("head", "worker") for one in off[f"{kind}_start_ray_commands"] if "ray start" in one]
+        assert [f" {data} ray start" in one for one in starts] == [True, True]
+
+
+def test_commands_in_comments_are_ours() -> None:
+    """Each command line of `deelbo-bench` in the files of cluster/ and in their README is one that it understands."""
+    parent = FOLDER.parent
+    files = [parent / "README.md", *(file for kind in ("*.yaml", "*.sbatch") for file in parent.rglob(kind))]
+    lines = [line for file in files for line in re.findall(r"deelbo-bench ([^`#\n]+)", file.read_text())]
+    given = [words for words in map(shlex.split, lines) if len(words) > 1]
+    assert sum(words[0] == "submit" for words in given) >= 3
+    for words in given:
+        assert _parser().parse_args(words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -10,10 +11,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from bench.cli import _parser
 from bench.records import RecordStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,9 +24,20 @@ SCRIPT = ROOT / "cluster" / "slurm" / "deelbo.sbatch"
 APART = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 """Processes of a name space of their own: symmetric-run refuses to start beside another Ray, and stops all it sees."""
 SRUN = """#!/bin/bash
-while [[ $1 == --* ]]; do shift; done
+while [[ $1 == --* ]]; do options+=("$1"); shift; done
+echo "$1 ${options[*]}" >> "$0.calls"
 exec "$@"
 """
+"""Runs a step here, and keeps its command's name and the options that it was given."""
+SPY = """#!PYTHON
+import json, os, sys
+file = os.environ["RAY_AUTH_TOKEN_PATH"]
+found = {"file": os.stat(file).st_mode, "folder": os.stat(os.path.dirname(file)).st_mode, "token": open(file).read()}
+found |= {"arguments": sys.argv, "environment": dict(os.environ)}
+json.dump(found, open(os.path.join(os.environ["SLURM_SUBMIT_DIR"], "seen.json"), "w"))
+"""
+"""A `ray` that runs nothing, and keeps what it was given."""
+MLFLOW = "http://user:a-password@mlflow.example:5000"
 TINY = {
     "name": "tiny",
     "dataset": "mnist-digits",
@@ -69,6 +83,22 @@ def run(
     return subprocess.run(
         command, env=environment, cwd=folder, capture_output=True, text=True, timeout=seconds, check=False
     )
+
+
+def seen(environment: dict[str, str], *arguments: str) -> Any:
+    """What the script gives to `ray`."""
+    folder = Path(environment["SLURM_SUBMIT_DIR"])
+    environment["DEELBO_VENV"] = str(folder)
+    (folder / "bin" / "ray").write_text(SPY.replace("PYTHON", sys.executable))
+    (folder / "bin" / "ray").chmod(0o755)
+    (folder / "bin" / "python").symlink_to(sys.executable)
+    run(environment, *arguments)
+    return json.loads((folder / "seen.json").read_text())
+
+
+def option(words: list[str], name: str) -> str:
+    """What follows an option on a command line."""
+    return words[words.index(name) + 1]
 
 
 def names_apart() -> bool:
@@ -209,27 +239,74 @@ class TestRefused:
         assert list((tmp_path / "shared").iterdir()) == []
 
 
-def test_the_token_is_its_owners_alone(environment: dict[str, str], tmp_path: Path) -> None:
+def test_the_token_is_its_owners_alone(environment: dict[str, str]) -> None:
     """The token is a file of mode 0600 in a folder of mode 0700, 64 hexadecimal digits, and on no command line."""
-    environment["DEELBO_VENV"] = str(tmp_path)
-    spy = f"""#!{sys.executable}
-import json, os, sys
-file = os.environ["RAY_AUTH_TOKEN_PATH"]
-found = [os.stat(file).st_mode, os.stat(os.path.dirname(file)).st_mode, open(file).read(), sys.argv]
-found += [os.environ.get("RAY_AUTH_MODE")]
-json.dump(found, open({str(tmp_path / "seen.json")!r}, "w"))
-"""
-    (tmp_path / "bin" / "ray").write_text(spy)
-    (tmp_path / "bin" / "ray").chmod(0o755)
-    (tmp_path / "bin" / "python").symlink_to(sys.executable)
-    run(environment, "tiny.yaml", "storage", "http://127.0.0.1:5000")
-    file, folder, token, arguments, mode = yaml.safe_load((tmp_path / "seen.json").read_text())
-    assert stat.S_IMODE(file) == 0o600
-    assert stat.S_IMODE(folder) == 0o700
-    assert len(token.strip()) == 64
+    found = seen(environment, "tiny.yaml", "storage", MLFLOW)
+    assert stat.S_IMODE(found["file"]) == 0o600
+    assert stat.S_IMODE(found["folder"]) == 0o700
+    token = found["token"].strip()
+    assert len(token) == 64
     assert int(token, 16)
-    assert token.strip() not in " ".join(arguments)
-    assert mode == "token"
+    assert token not in " ".join(found["arguments"])
+    assert found["environment"]["RAY_AUTH_MODE"] == "token"
+
+
+class TestStep:
+    @pytest.mark.parametrize(
+        ("gpus", "asked", "counted"),
+        [
+            ({"SLURM_GPUS_PER_NODE": "h100:8", "SLURM_GPUS_ON_NODE": "8"}, ["--gpus-per-node=h100:8"], "8"),
+            ({"SLURM_GPUS_ON_NODE": "2"}, ["--gpus-per-node=2"], "2"),
+            ({}, [], "0"),
+        ],
+        ids=["a type", "a number", "none"],
+    )
+    def test_it_has_what_its_job_has(
+        self, environment: dict[str, str], tmp_path: Path, gpus: dict[str, str], asked: list[str], counted: str
+    ) -> None:
+        """The step that Ray runs in asks Slurm for the job's CPUs and GPUs, as many as Ray is told of: Slurm gives a
+        step one CPU unless it asks."""
+        found = seen(environment | {"SLURM_CPUS_PER_TASK": "6"} | gpus, "tiny.yaml", "storage", MLFLOW)
+        (step,) = (
+            line.split() for line in (tmp_path / "bin" / "srun.calls").read_text().splitlines() if "bash" in line
+        )
+        assert [word for word in step if word.startswith("--cpus-per-task")] == ["--cpus-per-task=6"]
+        assert [word for word in step if word.startswith("--gpus")] == asked
+        assert option(found["arguments"], "--num-cpus") == "6"
+        assert option(found["arguments"], "--num-gpus") == counted
+
+    def test_its_command_is_one_of_ours(self, environment: dict[str, str]) -> None:
+        """What Ray runs is a command line that `deelbo-bench` understands, with the options of `run` that were
+        given."""
+        words = seen(environment, "tiny.yaml", "s3://x/y", MLFLOW, "--set", "training.steps=3")["arguments"]
+        options = _parser().parse_args(words[words.index("bench.cli") + 1 :])
+        assert (options.config, options.storage, options.address) == ("tiny.yaml", "s3://x/y", "auto")
+        assert options.set == ["training.steps=3"]
+
+
+class TestTracking:
+    def test_it_is_on_no_command_line(
+        self, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """MLflow's address, which may hold a password, is on no command line of a step, and `run` finds it."""
+        found = seen(environment, "tiny.yaml", "storage", MLFLOW)
+        assert not [word for word in found["arguments"] if "mlflow" in word or "a-password" in word]
+        assert "a-password" not in (tmp_path / "bin" / "srun.calls").read_text()
+        monkeypatch.setenv("DEELBO_TRACKING_URI", found["environment"]["DEELBO_TRACKING_URI"])
+        words = found["arguments"]
+        assert _parser().parse_args(words[words.index("bench.cli") + 1 :]).tracking_uri == MLFLOW
+
+    def test_a_dash_takes_it_from_the_environment(self, environment: dict[str, str]) -> None:
+        """Given as -, it is what the job's environment has; so it is not in Slurm's records either."""
+        found = seen(environment | {"DEELBO_TRACKING_URI": MLFLOW}, "tiny.yaml", "storage", "-")
+        assert found["environment"]["DEELBO_TRACKING_URI"] == MLFLOW
+
+    def test_a_dash_without_it_is_refused(self, environment: dict[str, str]) -> None:
+        """One line says what is missing, with 2."""
+        environment.pop("DEELBO_TRACKING_URI", None)
+        done = run(environment, "tiny.yaml", "storage", "-")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "got - as TRACKING_URI, expected DEELBO_TRACKING_URI in the job's environment" in done.stderr
 
 
 def test_bash_understands_it() -> None:
