@@ -33,7 +33,7 @@ cluster: $(VENV)/.bench      ## a Ray cluster and MLflow on loopback, to try `su
 cluster-down: $(VENV)/.bench ## end what `make cluster` started, and nothing else
 	@$(BIN)/python -m cluster.local down --folder $(CLUSTER)
 
-CLUSTER_TESTS ?= tests/cluster
+CLUSTER_TESTS ?= tests
 test-cluster: $(VENV)/.test  ## the tests that start a cluster of several nodes here (half an hour; as root all of them)
 	$(BIN)/python -m pytest -m cluster $(CLUSTER_TESTS)
 

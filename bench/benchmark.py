@@ -19,6 +19,8 @@ __all__ = [
     "Training",
 ]
 
+EMBEDDED = "digits-resnet"
+"""The backbone that comes with the package: made here, its weights and its SWAG posterior too."""
 MOST_TRIALS = 100_000  # 17 times the paper's; each takes 10 microseconds and 3 KB before anything runs
 LEAST_SIGMA = 1e-12  # that of deelbo.posterior, whose import takes seconds
 
@@ -169,6 +171,7 @@ class Training(Strict):
 class Resources(Strict):
     """What one trial takes, and how many run at once (``slots``; as many as fit where it is not given).
 
+    A `Benchmark` gives its trials a whole GPU each where ``gpus_per_trial`` is not given and its backbones need one.
     ``accelerator`` is the type of GPU that every trial gets, as Ray names it (`ray.util.accelerators`): H100.
     """
 
@@ -202,6 +205,15 @@ class BackboneSettings(Strict):
     weights: str | None = None
     ptyl: Annotated[str | SWAGFiles | None, BeforeValidator(_swag_files)] = None
     head: str | None = None
+
+
+def _resources(content: dict[str, Any]) -> dict[str, Any]:
+    """A whole GPU a trial where nobody said how many, and none where the only backbone is the embedded one, made for a
+    laptop. It depends on no machine, or a benchmark would be another one elsewhere."""
+    given, named = content.get("resources", {}), content.get("backbones")
+    if not isinstance(given, dict) or "gpus_per_trial" in given or not isinstance(named, dict):
+        return {}
+    return {"resources": given | {"gpus_per_trial": float(set(named) != {EMBEDDED})}}
 
 
 IN_SHORT = {"datasets": ("dataset", "n"), "backbones": ("backbone", "head")}
@@ -284,7 +296,7 @@ class Benchmark(Strict):
                 raise ValueError(f"backbones = {SHORT.repr(named)}: {error}") from None
         if isinstance(named, dict):
             content["backbones"] = {name: {} if settings is None else settings for name, settings in named.items()}
-        return content
+        return content | _resources(content)
 
     def content(self) -> dict[str, Any]:
         """As its YAML file would be read; `parse_benchmark` takes it back."""

@@ -74,8 +74,10 @@ def refusal(
     types = {accelerator_of(node) for node in known if node.get("GPU")}
     named = f"; its GPUs are of type {', '.join(sorted(types))}" if pin and types else ""
     where = f"the cluster has{' or may start' if may_come else ''}"
+    what = "lower resources in the configuration, or add a node"
+    if resources.gpus_per_trial and not most.get("GPU"):
+        what = "set resources.gpus_per_trial=0 to train on CPUs, or add a node with a GPU"
     return (
         f"no trial fits: it takes {resources.cpus_per_trial} CPU and {resources.gpus_per_trial:g} GPU{pin} of one "
-        f"node, the largest that {where} is of {most.get('CPU', 0):g} and {most.get('GPU', 0):g}{named}: "
-        "lower resources in the configuration, or add a node"
+        f"node, the largest that {where} is of {most.get('CPU', 0):g} and {most.get('GPU', 0):g}{named}: {what}"
     )

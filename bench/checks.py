@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bench.benchmark import Benchmark
+from bench.benchmark import EMBEDDED, Benchmark
 from bench.config import ConfigError
 from deelbo.backbones import BACKBONES, replace_head, shapes_only
 from deelbo.tasks import TASKS, crop_size, load_task
@@ -12,8 +12,6 @@ from deelbo.tasks.splits import check_size
 from deelbo.weights import VERSIONS
 
 __all__ = ["check", "check_data"]
-
-EMBEDDED = "digits-resnet"  # its weights and SWAG posterior are made here
 
 
 def check(benchmark: Benchmark) -> None:

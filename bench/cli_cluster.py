@@ -73,7 +73,7 @@ def _submit(options: argparse.Namespace) -> int:
 
     asked = Asked(
         storage=options.storage,
-        tracking=options.tracking_uri,
+        tracking=options.tracking_uri and options.tracking_uri.rstrip("/"),
         only=options.only,
         fork=options.fork,
         env=options.env,

@@ -85,9 +85,11 @@ def _room(benchmark: Benchmark, more: Growth | None, say: Callable[[str], object
                 "resources.slots is not given, expected the number of trials to run at once, as the cluster has no "
                 "node for one yet, and how many its autoscaler may start is not to be seen from here: set it"
             )
-        if not wait_for(wanted, say):
+        trouble = wait_for(wanted, say)
+        if trouble is not None:
             raise ConfigError(
-                f"{refusal(resources, here)}, or see why its autoscaler starts no such node: `ray status` on the head"
+                f"{refusal(resources, here)}, or see `ray status` on the head, why its autoscaler starts no such node "
+                f"({trouble})"
             )
         reason = one_accelerator(benchmark, _nodes())
         if reason is not None:

@@ -13,9 +13,10 @@ from bench.trials import TrialRecord
 
 __all__ = ["Counter", "Running"]
 
-PATIENCE = 1.0  # seconds
+START, PATIENCE = 30.0, 1.0
+"""Seconds that a process waits for the counter before its first trial, and after each of them."""
 MOST_MISSED = 3
-"""Answers in a row: a counter may start later than the first trial, but a trial must not wait for one that is gone."""
+"""Answers in a row: one may be late, but a trial must not wait for a counter that is gone."""
 
 
 class Counter:
@@ -26,6 +27,10 @@ class Counter:
 
     def __init__(self) -> None:
         self._inside: set[str] = set()
+
+    def here(self) -> bool:
+        """It has started."""
+        return True
 
     def begin(self, name: str) -> int:
         """A trial begins: how many are inside with it."""
@@ -46,7 +51,7 @@ class Counter:
 
 class Running:
     """Asks the run's `Counter`, from any process: never waits while a trial is timed, and does without where nobody
-    answers."""
+    answers. It waits for it once, at first, as three trials of a second may be over before the counter has started."""
 
     def __init__(self, counter: Any = None) -> None:
         """``counter``: the actor; where there is none, nothing is counted."""
@@ -70,6 +75,12 @@ class Running:
         if self.counter is not None:
             with suppress(Exception):
                 ray.kill(self.counter)
+
+    def meet(self) -> None:
+        """Waits until the counter has started, at most 30 s: before a process's first trial, and none of its time."""
+        if self.counter is not None:
+            with suppress(Exception):  # it is gone, or later still: the trials will see
+                ray.get(self.counter.here.remote(), timeout=START)
 
     def begin(self, name: str) -> None:
         """A trial begins. The answer is read at its end: waiting for it would keep the trial from starting."""

@@ -78,8 +78,11 @@ def _check_database(uri: str, file: Path) -> None:
 
 
 def shown(uri: str) -> str:
-    """The URI without the password in it."""
-    return re.sub(r"(://[^:/@\s]*):[^@/\s]*@", r"\1:***@", uri)
+    """The URI, or a text with URIs in it, without the passwords, keys and tokens that one may have."""
+    uri = re.sub(r"(://[^:/@\s]*):[^/?#\s]*@", r"\1:***@", uri)
+    uri = re.sub(r"(://[^:/@\s]*):(?!\d+/)[^@\s]*/[^@\s]*@", r"\1:***@", uri)  # AWS's keys have slashes in them
+    uri = re.sub(r"://[^:/?#@\s]+@", "://***@", uri)  # a token alone
+    return re.sub(r"([?&][^=&\s]*(?:token|key|secret|password|signature)[^=&\s]*=)[^&\s]+", r"\1***", uri, flags=re.I)
 
 
 def connect(uri: str) -> Any:

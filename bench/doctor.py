@@ -19,7 +19,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from bench.benchmark import Benchmark
+from bench.benchmark import EMBEDDED, Benchmark
 from bench.config import ConfigError, load_benchmark
 from bench.connection import check_scheme, shown
 from bench.console import console
@@ -161,7 +161,7 @@ def _files(benchmark: Benchmark) -> list[dict[str, str]]:
     """The files of weights that the driver will read."""
     from deelbo.weights import VERSIONS
 
-    own = [name for name in benchmark.backbones if name != "digits-resnet"]  # which is pretrained by deelbo itself
+    own = [name for name in benchmark.backbones if name != EMBEDDED]  # which is pretrained by deelbo itself
     versions = {name: benchmark.backbones[name].weights or VERSIONS[0] for name in own}
     found = [{"backbone": name, "version": version} for name, version in versions.items() if version in VERSIONS]
     return found + [{"backbone": key.split(".")[1], "file": file} for key, file in files_named(benchmark)]

@@ -19,7 +19,7 @@ from urllib.request import Request, urlopen
 
 from bench.doctor_node import Facts, clip, said
 
-__all__ = ["grows", "mlflow", "token_mode"]
+__all__ = ["grows", "mlflow", "report", "token_mode"]
 
 ANSWER = 20.0
 """Seconds that a server has to answer."""
@@ -43,20 +43,26 @@ def grows() -> Optional[bool]:  # noqa: UP045
     """Whether an autoscaler may start nodes: those it knows are then of a type with a name of its own."""
     try:
         import ray
-        from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
         from ray.autoscaler.v2.sdk import get_cluster_status
         from ray.autoscaler.v2.utils import is_autoscaler_v2
-        from ray.experimental.internal_kv import _internal_kv_get
 
         if is_autoscaler_v2():
             status = get_cluster_status(ray.get_runtime_context().gcs_address)
             names = [node.ray_node_type_name or UNMANAGED for node in [*status.active_nodes, *status.idle_nodes]]
         else:
-            report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}").get("autoscaler_report") or {}
-            names = list(report.get("active_nodes", {}))
+            names = list(report().get("active_nodes", {}))
         return any(not name.startswith(UNMANAGED) for name in names)
     except Exception:
         return None
+
+
+def report() -> Facts:
+    """What Ray's first autoscaler says of itself; nothing where there is none, or none yet."""
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    said_last: Facts = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}")
+    return said_last.get("autoscaler_report") or {}
 
 
 def mlflow(uri: Optional[str]) -> Optional[Facts]:  # noqa: UP045

@@ -44,11 +44,23 @@ def _gpus(facts: Facts, asked: Asked) -> list[Finding]:
     if len(models) < 2:
         return [Finding("GPUs", _models(usable), "ok")]
     timed = asked.benchmark is not None and asked.benchmark.timed
-    types = Counter(kind for node in usable for kind in node["accelerators"] for _ in range(int(node["gpus"])))
-    what = f"pin one: --set resources.accelerator={types.most_common(1)[0][0] if types else 'TYPE'}"
+    what = _one_model(usable)
     if timed:
-        return [Finding("GPUs", f"{_models(usable)}: seconds do not compare", "fail", f"{what}, or timed=false")]
+        return [Finding("GPUs", f"{_models(usable)}: seconds do not compare", "fail", f"{what}, or --set timed=false")]
     return [Finding("GPUs", _models(usable), "note", f"{what}, if results shall be of one model")]
+
+
+def _one_model(usable: Sequence[Node]) -> str:
+    """How trials get GPUs of one model: by Ray's types, as long as these tell them apart, which A100s of 40 and of
+    80 GiB they do not."""
+    types = Counter[str]()
+    for node in usable:
+        types[(node["accelerators"] or [""])[0]] += int(node["gpus"])
+    named = [kind for kind, _ in types.most_common() if kind]
+    if len(types) > 1 and named:
+        return f"pin one: --set resources.accelerator={named[0]}"
+    kind = f"they are one type to Ray, {named[0]}" if named else "Ray has no name for their types"
+    return f"{kind}: take the nodes of one model out"
 
 
 _AGAIN = "ask again once they are, or see the first lines of `logs`"

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-__all__ = ["Facts", "answer", "clean", "clip", "local_folder", "said", "unseen", "version_of"]
+__all__ = ["Facts", "answer", "clean", "clip", "data_of", "local_folder", "said", "unseen", "version_of"]
 
 LONGEST = 300
 SETTLING = (0.0, 1.0, 2.0)
@@ -39,18 +39,22 @@ def answer(questions: Mapping[str, Any], name: str) -> Facts:
         "deelbo": version_of("deelbo"),
         "packages": {package: version_of(package) for package in questions.get("packages") or []},
         "devices": _devices(),
-        "data": {},
         "free": {"temporary files": _free(tempfile.gettempdir())},
     }
     facts["cuda"] = _cuda() if questions.get("cuda") and facts["devices"] else None
-    for dataset in questions.get("datasets") or []:
-        facts["data"][dataset] = _data(dataset, questions.get("data"), bool(questions.get("verify", True)))
     facts["weights"] = [_weights(file) for file in questions.get("weights") or []]
     if url:
         facts["storage"] = _write(url, name)
         if local_folder(url) is not None:
             facts["free"]["the storage"] = _free(str(local_folder(url)))
     return facts
+
+
+def data_of(questions: Mapping[str, Any]) -> Facts:
+    """Why each dataset cannot be used on this node; None where it is there and whole. It may take minutes where the
+    disk is far."""
+    folder, verify = questions.get("data"), bool(questions.get("verify", True))
+    return {"data": {dataset: _data(dataset, folder, verify) for dataset in questions.get("datasets") or []}}
 
 
 def version_of(package: str) -> Optional[str]:  # noqa: UP045 - as Python 3.9 takes it

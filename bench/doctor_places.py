@@ -105,14 +105,12 @@ def _mlflow(facts: Facts, asked: Asked) -> list[Finding]:
             return [Finding("MLflow", found, "fail", "give --tracking-uri")]
         return [Finding("MLflow", "a database in the storage", "ok")] if asked.storage else []
     uri, parts, seen = shown(asked.tracking), urlsplit(asked.tracking), facts.driver.get("mlflow")
-    if is_loopback(parts.hostname) and len(facts.hosts) > 1:
-        found = f"{uri} is loopback, which is another place on each of {len(facts.hosts)} machines"
-        return [Finding("MLflow", found, "fail", "give the address by which all of them reach the server")]
     if seen is None:
         return [Finding("MLflow", f"{uri} was not looked at", "note")]
     if seen["ok"]:
         version = f" (MLflow {seen['version']})" if seen.get("version") else ""
-        return [Finding("MLflow", f"{uri} takes requests from the driver{version}", "ok")]
+        own = ", on the loopback of its machine" if is_loopback(parts.hostname) else ""  # nobody else talks to it
+        return [Finding("MLflow", f"{uri} takes requests from the driver{own}{version}", "ok")]
     name = parts.netloc.rpartition("@")[2]
     todo = {
         401: "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, here: they go along",
@@ -121,15 +119,19 @@ def _mlflow(facts: Facts, asked: Asked) -> list[Finding]:
     status = f" (status {seen['status']})" if seen["status"] else ""
     found = f"{uri} refuses the driver{status}" if status else f"{uri} cannot be used from the driver"
     what = todo.get(seen["status"], "check --tracking-uri, and that the server can be reached from the cluster's head")
+    if is_loopback(parts.hostname) and seen["status"] not in todo:
+        what = "start the server on the machine where the driver runs, whose loopback that is, or give another address"
     return [Finding("MLflow", f"{found}: {seen['words'] or 'no words'}", "fail", what)]
 
 
 def _data(facts: Facts, asked: Asked) -> list[Finding]:
     """Images are read where trials run; a node without deelbo was not asked, and is told of already."""
-    nodes = [node for node in facts.for_trials(asked) if node["deelbo"] is not None]
-    if not nodes:
+    able = [node for node in facts.for_trials(asked) if node["deelbo"] is not None]
+    nodes = [node for node in able if not node.get("unread")]
+    unread = [_unread(facts, able)] if len(nodes) < len(able) else []
+    if not able:
         return [Finding("data", "not looked at: no node runs trials and has deelbo yet", "note", "see `prepare`")]
-    findings, whole = [], []
+    findings, whole = unread, []
     for dataset in sorted({dataset for node in nodes for dataset in node["data"]}):
         missing = [node for node in nodes if node["data"].get(dataset) is not None]
         for why, some in complaints(missing, _lack_of(dataset)).items():
@@ -140,6 +142,15 @@ def _data(facts: Facts, asked: Asked) -> list[Finding]:
     if whole:
         findings.append(Finding("data", f"{', '.join(whole)} on {where(facts, nodes, nodes)}", "ok"))
     return findings
+
+
+def _unread(facts: Facts, able: Sequence[Node]) -> Finding:
+    """Nodes that are there, and whose data could not be read in time, or at all."""
+    some = [node for node in able if node.get("unread")]
+    found = f"not read on {where(facts, some, able)}: {some[0]['unread']['problem']}"
+    if all(node["unread"]["late"] for node in some):
+        return Finding("data", found, "note", "ask again: a disk of the network is slow the first time it is read")
+    return Finding("data", found, "fail", "run `deelbo-bench prepare CONFIG` there, and see what it says")
 
 
 def _lack_of(dataset: str) -> Callable[[Node], str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,19 +11,19 @@ from typing import Any
 
 import ray
 import yaml
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
-from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from bench.capacity import held
+from bench.doctor_driver import grows, report
+from bench.said import one_line
 
 __all__ = ["Growth", "NodeType", "growth", "wait_for"]
 
 PATIENCE = 60.0  # seconds without a node on its way: an autoscaler looks every 5
-UNMANAGED = "node_"
-"""How Ray names a node's type where nobody started it but people."""
+LONGEST = 1800.0
+"""Seconds in all: an autoscaler asks its cloud again and again for what that refuses, so some node is always coming."""
 
 
 @dataclass(frozen=True)
@@ -69,85 +68,88 @@ def growth() -> Growth | None:
             return limits_of(yaml.safe_load(file.read_text()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
             return Growth()
-    try:
-        return Growth() if any(_managed()) else None
-    except Exception:  # an autoscaler that does not answer starts nothing either
-        return None
+    return Growth() if grows() else None  # an autoscaler that does not answer starts nothing either
 
 
 def limits_of(config: Mapping[str, Any]) -> Growth:
-    """What a `ray up` configuration allows to be started beside the head."""
+    """What a `ray up` configuration allows to be started beside the head; unknown where it does not say what a node
+    has, as that of one's own machines, whose resources Ray counts when they join."""
+    kinds = [kind for kind in config["available_node_types"].values() if kind.get("max_workers")]
+    if not all(kind.get("resources") for kind in kinds):
+        return Growth()
     types = [
-        NodeType({name: float(amount) for name, amount in kind.get("resources", {}).items()}, kind["max_workers"])
-        for name, kind in config["available_node_types"].items()
-        if kind.get("max_workers")
+        NodeType({name: float(amount) for name, amount in kind["resources"].items()}, kind["max_workers"])
+        for kind in kinds
     ]
     return Growth(tuple(types), int(config.get("max_workers", sum(kind.most for kind in types))))
 
 
-def wait_for(wanted: Mapping[str, float], say: Callable[[str], object]) -> bool:
-    """Asks for a node that holds a trial, and waits for as long as one is on its way; whether it came.
+def wait_for(wanted: Mapping[str, float], say: Callable[[str], object]) -> str | None:
+    """Asks for a node that holds a trial, and waits as long as one is on its way, half an hour at most.
 
     What is asked for is a placement group, as Tune asks for its trials: unlike `request_resources` it ends with the
     driver, so that a cluster whose driver was killed goes to sleep again.
+
+    Returns:
+        None once it is there, else what became of it, in words.
     """
     say("no node of the cluster holds a trial: asking its autoscaler for one, and waiting")
     group = placement_group([dict(wanted)])
-    told, hoped = "", time.monotonic()
+    told, failed, since = "", "", time.monotonic()
+    hoped = since
     try:
         while not group.wait(1):
-            coming = _coming()
+            coming, problem = _coming()
             if coming:
                 hoped = time.monotonic()
             if coming and coming != told:
                 say(f"waiting for {coming}")
                 told = coming
-            if time.monotonic() - hoped > PATIENCE:
-                return False
+            if problem and problem != failed:
+                say(f"could not be started: {problem}")
+                failed = problem
+            now = time.monotonic()
+            if now - hoped > PATIENCE or now - since > LONGEST:
+                return f"none came in {now - since:.0f} s" + (f", and could not be started: {failed}" if failed else "")
     finally:
         remove_placement_group(group)
     say("a node that holds a trial is there")
-    return True
+    return None
 
 
-def _managed() -> Iterator[bool]:
-    """Of each node, whether somebody starts nodes of its kind."""
-    if is_autoscaler_v2():
-        status = get_cluster_status(ray.get_runtime_context().gcs_address)
-        for node in [*status.active_nodes, *status.idle_nodes]:
-            yield bool(node.ray_node_type_name) and not node.ray_node_type_name.startswith(UNMANAGED)
-    else:
-        for name in _report().get("active_nodes", {}):
-            yield not name.startswith(UNMANAGED)
-
-
-def _coming() -> str:
-    """What is on its way, in words; nothing where nothing is, or nobody answers."""
+def _coming() -> tuple[str, str]:
+    """What is on its way, and what could not be started, in words; nothing where nothing is, or nobody answers."""
     try:
-        names = _names()
+        coming, failed = _second() if is_autoscaler_v2() else _first()
     except Exception:
-        return ""
-    return ", ".join(f"{names.count(name)} x {name}" for name in sorted(set(names)))
+        return "", ""
+    listed = ", ".join(f"{coming.count(name)} x {name}" for name in sorted(set(coming)))
+    return listed, one_line("; ".join(sorted({f"{name} ({why})" if why else name for name, why in failed})), 300)
 
 
-def _names() -> list[str]:
-    """Types of the nodes that are on their way."""
-    if is_autoscaler_v2():
-        status = get_cluster_status(ray.get_runtime_context().gcs_address)
-        names = [launch.ray_node_type_name for launch in status.pending_launches for _ in range(launch.count)]
-        names += [node.ray_node_type_name for node in status.pending_nodes]
-    else:
-        report = _report()
-        names = [name for name, count in report.get("pending_launches", {}).items() for _ in range(count)]
-        names += [name for _, name, _ in report.get("pending_nodes", [])]
-    return names
+Launches = tuple[list[str], list[tuple[str, str]]]
+"""Types of the nodes that are on their way, one by one; and of those that failed, each with the reason."""
 
 
-def _report() -> dict[str, Any]:
-    """What Ray's first autoscaler says of itself."""
-    found = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
-    report: dict[str, Any] = json.loads(found).get("autoscaler_report") or {} if found else {}
-    return report
+def _second() -> Launches:
+    """As Ray's second autoscaler says."""
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    coming = [launch.ray_node_type_name for launch in status.pending_launches for _ in range(launch.count)]
+    coming += [node.ray_node_type_name for node in status.pending_nodes]
+    return coming, [(launch.ray_node_type_name, launch.details or "") for launch in status.failed_launches]
+
+
+def _first() -> Launches:
+    """As Ray's first autoscaler says: nodes that were started and died, and types that its cloud refused of late."""
+    told = report()
+    coming = [name for name, count in told.get("pending_launches", {}).items() for _ in range(count)]
+    coming += [name for _, name, _ in told.get("pending_nodes", [])]
+    failed = [(name, "") for _, name in told.get("failed_nodes", [])]
+    refused = (told.get("node_availability_summary") or {}).get("node_availabilities", {})
+    for name, record in refused.items():
+        if not record["is_available"]:
+            failed.append((name, (record.get("unavailable_node_information") or {}).get("description") or ""))
+    return coming, failed
 
 
 def _configs(gcs_address: str) -> Iterator[Path]:

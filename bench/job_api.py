@@ -13,7 +13,7 @@ from bench.config import ConfigError
 from bench.connection import shown
 from bench.said import one_line
 
-__all__ = ["ADDRESS", "TIMEOUT", "UnreachableError", "address_of", "client_of", "refusal", "token_mode"]
+__all__ = ["ADDRESS", "TIMEOUT", "UnreachableError", "address_of", "client_of", "no_dashboard", "refusal", "token_mode"]
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 TIMEOUT = 30.0
@@ -27,11 +27,16 @@ class UnreachableError(ConfigError):
 
 def address_of(given: str | None) -> str:
     """The address given, or $RAY_API_SERVER_ADDRESS; raises ConfigError where it is none of a dashboard."""
-    address = (given or os.environ.get(ADDRESS) or "").rstrip("/")
-    if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).netloc:
+    address = given or os.environ.get(ADDRESS) or ""
+    try:
+        parts = urlsplit(address)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:  # a port that is none, half an IPv6 address
+        good = False
+    if not good:
         came = f"--address {shown(address)!r}" if address else "no --address"
         raise ConfigError(f"{came}: expected the cluster's dashboard, http://HOST:8265, here or in ${ADDRESS}")
-    return address
+    return address.rstrip("/")
 
 
 def token_mode(address: str) -> str:
@@ -41,9 +46,19 @@ def token_mode(address: str) -> str:
     try:
         answer = requests.get(f"{address}/api/authentication_mode", timeout=TIMEOUT)
         return str(answer.json()["authentication_mode"]) if answer.ok else "disabled"  # older Rays have none
-    except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+    except requests.ConnectionError as error:
         words = f"no Ray cluster answers at {shown(address)} ({_cause(error)}): check --address"
         raise UnreachableError(words) from None
+    except (requests.RequestException, ValueError, KeyError, TypeError):
+        raise no_dashboard(address) from None
+
+
+def no_dashboard(address: str) -> ConfigError:
+    """Somebody answers, but not as Ray."""
+    return ConfigError(
+        f"what answers at {shown(address)} is no Ray dashboard: check --address, its port (8265 by default) and that "
+        "nothing follows it"
+    )
 
 
 def client_of(address: str, mode: str) -> Any:
@@ -70,7 +85,12 @@ def client_of(address: str, mode: str) -> Any:
         def _check_connection_and_version(self, *arguments: Any, **named: Any) -> None:
             """Nothing: `Cluster.connect` looks itself, and the first look would come before it."""
 
-    return Client(address)
+    # Ray's variables win over what its client is given
+    given = {name: os.environ.pop(name) for name in (ADDRESS, "RAY_ADDRESS") if name in os.environ}
+    try:
+        return Client(address)
+    finally:
+        os.environ |= given
 
 
 def _give_token(mode: str, address: str) -> None:
@@ -95,7 +115,7 @@ def refusal(error: Exception, address: str) -> ConfigError:
     if re.search(r"status code 5\d\d", words):  # of the head, where a node's agent is away, or of what stands before it
         return UnreachableError(f"the cluster at {address} does not answer ({one_line(words, 200)}): see its dashboard")
     if isinstance(error, requests.RequestException | ConnectionError | TimeoutError):
-        return UnreachableError(f"the cluster at {address} cannot be reached ({_cause(error)}): check --address")
+        return UnreachableError(f"the cluster at {address} cannot be reached ({_cause(error)}): see that it runs")
     if type(error).__name__ == "AuthenticationError" or "status code 401" in words or "status code 403" in words:
         return ConfigError(
             f"the cluster at {address} refuses the token ({one_line(words.splitlines()[0], 120)}): put its own into "

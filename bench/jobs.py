@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.config import ConfigError
 from bench.connection import shown
-from bench.job_api import ADDRESS, address_of, client_of, refusal, token_mode
+from bench.job_api import ADDRESS, address_of, client_of, no_dashboard, refusal, token_mode
 
 __all__ = ["ENDED", "PREFIX", "Cluster", "Job", "entrypoint"]
 
@@ -92,6 +92,8 @@ class Cluster:
             version = str(client._do_request("GET", "/api/version").json()["ray_version"])
         except ConfigError:
             raise
+        except (ValueError, KeyError, TypeError):
+            raise no_dashboard(address) from None
         except Exception as error:
             raise refusal(error, name) from None
         return cls(client, name, version, mode)

@@ -58,12 +58,17 @@ def check_places(storage: str | None, tracking: str | None) -> str:
             f"--storage {shown(storage)} has a password in it, which everybody would see who lists the cluster's jobs: "
             "give credentials by --env"
         )
-    if "://" not in storage and not os.path.isabs(storage):
+    scheme, found, rest = storage.partition("://")
+    if found and scheme in ("file", "local"):  # a folder by another name is the same storage
+        storage, found = rest, ""
+    if found and not rest.strip("/"):
+        raise ConfigError(f"--storage {storage!r} names no place: expected {scheme}://BUCKET/NAME, or the like")
+    if not found and not os.path.isabs(storage):
         raise ConfigError(
             f"--storage {storage!r} is a path from here, where no node is: expected an absolute path that all nodes "
             "share, or a URL"
         )
-    if tracking is None and "://" in storage and not storage.startswith(("file://", "local://")):
+    if tracking is None and found:
         raise ConfigError(f"{storage} is no folder, so MLflow needs a place of its own: give --tracking-uri")
     if tracking is not None:
         check_scheme(tracking)
@@ -72,7 +77,7 @@ def check_places(storage: str | None, tracking: str | None) -> str:
                 f"--tracking-uri {tracking!r} is a path from here, where no node is: expected sqlite:////PATH, or a "
                 "server"
             )
-    return storage.rstrip("/") or "/"
+    return storage.rstrip("/") if found else os.path.normpath(f"/{storage.lstrip('/')}")
 
 
 def pack(folder: Path, benchmark: Benchmark, from_source: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bench.benchmark import EMBEDDED
 from bench.checks import check
 from bench.config import ConfigError, load_benchmark
 from bench.console import console, short
@@ -43,7 +44,7 @@ def prepare(config: str, overrides: Sequence[str] = ()) -> int:
         )
     for name, settings in benchmark.backbones.items():
         version = settings.weights or VERSIONS[0]
-        if name == "digits-resnet" or version not in VERSIONS:
+        if name == EMBEDDED or version not in VERSIONS:
             continue
         try:
             imagenet_file(name, version)

@@ -12,13 +12,13 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import doctor_node
 from bench.doctor_driver import grows, mlflow, token_mode
-from bench.doctor_node import Facts, answer, clean, said, unseen
+from bench.doctor_node import Facts, answer, clean, data_of, said, unseen
 
 __all__ = ["MARK", "QUESTIONS", "look"]
 
@@ -51,7 +51,7 @@ def look(questions: Mapping[str, Any]) -> Facts:
     ``questions``: ``packages``, names of distributions; ``datasets``, ``data`` and ``verify`` as
     `deelbo.tasks.check_task` takes them; ``weights``, ``{"backbone", "version" or "file"}`` each, which only the driver
     reads; ``storage``, a folder or URL; ``tracking``, MLflow's URI; ``cuda``, whether torch is asked if it can use the
-    GPUs; ``seconds`` for a node to answer. What is null is not looked at.
+    GPUs; ``seconds`` for a node to answer, and again to read its data. What is null is not looked at.
     """
     import ray
     from ray import cloudpickle
@@ -66,6 +66,7 @@ def look(questions: Mapping[str, Any]) -> Facts:
     answers = _everywhere(answer, asked, float(questions["seconds"]))
     for node in nodes:
         node.update(answers[node["id"]])
+    _read(nodes, questions)
     wrote = {node["id"]: names[node["id"]] for node in nodes if node.get("storage", {}).get("wrote")}
     url = questions.get("storage")
     missed = _everywhere(unseen, dict.fromkeys(wrote, (url, wrote)), ROUND)
@@ -78,6 +79,17 @@ def look(questions: Mapping[str, Any]) -> Facts:
     driver["mlflow"] = mlflow(questions.get("tracking") or os.environ.get(TRACKING))
     driver["weights"] = [file for node in nodes for file in node.pop("weights", [])]
     return {"problem": None, "driver": driver, "nodes": nodes}
+
+
+def _read(nodes: Sequence[Facts], questions: Mapping[str, Any]) -> None:
+    """Asks the nodes that are there for their data: apart, as one that reads for long is not a silent one."""
+    there = [node for node in nodes if node["problem"] is None]
+    asked = {node["id"]: (dict(questions),) for node in there if questions.get("datasets")}
+    found = _everywhere(data_of, asked, float(questions["seconds"]))
+    for node in there:
+        told = found.get(node["id"], {"data": {}})
+        node["data"] = told.get("data", {})
+        node["unread"] = None if "data" in told else {"problem": told["problem"], "late": bool(told.get("late"))}
 
 
 def _from_ray(node: Mapping[str, Any], here: str) -> Facts:
@@ -117,7 +129,7 @@ def _everywhere(what: Callable[..., Facts], asked: Mapping[str, tuple[Any, ...]]
         except Exception as error:
             answers[waiting[one]] = {"problem": said(error)}
     for one in late:
-        answers[waiting[one]] = {"problem": f"no answer in {seconds:.0f} s"}
+        answers[waiting[one]] = {"problem": f"no answer in {seconds:.0f} s", "late": True}
         with contextlib.suppress(Exception):
             ray.cancel(one, force=True)
     return answers

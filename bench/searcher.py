@@ -169,7 +169,7 @@ class MethodSearcher(Searcher):
         if self._timed and gpu is not None and gpu not in (known := self._gpus or {gpu}):
             return (
                 f"a {gpu}, earlier trials ran on {', '.join(sorted(known))}, and seconds on both cannot be compared: "
-                "set resources.accelerator to one type, or timed: false"
+                "take the nodes of one model out, pin resources.accelerator where the types differ, or set timed: false"
             )
         self._gpus |= {gpu} - {None}
         return None

@@ -22,11 +22,12 @@ PROGRESS = re.compile(r"^\d+/\d+ done, .*")
 LEFT = 130
 STATES = {"PENDING": "waits", "RUNNING": "runs", "SUCCEEDED": "done", "FAILED": "failed", "STOPPED": "stopped"}
 WAITING, POLL = 90.0, 0.5
+WIDE = 200
 
 
 def show(cluster: Cluster, name: str) -> int:
     """Prints what a job prints until it ends; its exit code, or 130 where this process was interrupted."""
-    lines = follow(cluster, name, lost=lambda words: console.print(f"{words}; trying again, the job goes on"))
+    lines = follow(cluster, name, lost=lambda words: console.print(f"{words}; trying again"))
     try:
         while True:
             console.print(next(lines))
@@ -66,11 +67,14 @@ def status(name: str | None, address: str | None) -> int:
             console.print(f"no benchmark was submitted to {cluster.address}")
             return 0
         table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-        for heading in ("job", "state", "submitted (UTC)", "took", "progress"):
-            table.add_column(heading, no_wrap=heading != "progress")
+        for heading in ("job", "state", "submitted (UTC)", "took"):
+            table.add_column(heading, no_wrap=True)
         for job in jobs:
-            table.add_row(job.name, _state(job), *_times(job), _progress(cluster, job) if job.alive else "")
-        console.print(table)
+            table.add_row(job.name, _state(job), *_times(job))
+        console.print(table, width=WIDE, crop=False)  # a name that was cut could not be copied
+        for job in jobs:
+            if job.alive:
+                console.print(f"{job.name}: {_progress(cluster, job) or 'no trial has started'}")
         return 0
     job = _named(cluster, name)
     since, took = _times(job)

@@ -72,12 +72,12 @@ def submit(config: str, address: str | None, overrides: Sequence[str], asked: As
     benchmark = load_benchmark(config, overrides)
     storage = check_places(asked.storage, asked.tracking)
     variables(asked.tracking, asked.env)
+    check(benchmark)
+    part_of(make_methods(benchmark), asked.only)
     cluster = Cluster.connect(address)
     with TemporaryDirectory(prefix="deelbo-job-") as folder:
         told = facts(benchmark, storage, asked.tracking, **asked.told(pack(Path(folder), benchmark, asked.from_source)))
         if (there := _at_work(cluster, storage)) is None:
-            check(benchmark)
-            part_of(make_methods(benchmark), asked.only)
             if not asked.unchecked:
                 _check(address, benchmark, storage, asked)
             if (name := _start(cluster, Path(folder), benchmark, storage, asked, told)) is not None:

@@ -22,7 +22,7 @@ def judge(facts: Facts, asked: Asked) -> list[Finding]:
         return findings
     findings += _nodes(facts)
     if facts.answered:
-        findings += [_python(facts, asked), _torch(facts, asked), _deelbo(facts, asked)]
+        findings += [_python(facts), _torch(facts, asked), _deelbo(facts, asked)]
         findings += judge_gpus(facts, asked)
         findings += judge_places(facts, asked)
     return findings
@@ -77,7 +77,7 @@ def _few(facts: Facts) -> str:
     return "the one node answers" if len(facts.nodes) == 1 else f"all {len(facts.nodes)} answer, on one machine"
 
 
-def _python(facts: Facts, asked: Asked) -> Finding:
+def _python(facts: Facts) -> Finding:
     here, nodes = facts.client["python"], facts.answered
     found = spread(facts, nodes, lambda node: node["python"])
     versions = {minor(node["python"]) for node in nodes}

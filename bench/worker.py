@@ -51,6 +51,7 @@ class TrialActor(tune.Trainable):
         self.store = RecordStore(storage)
         owner = Owner.read(self.store)
         self.shares_storage = owner is not None and owner.token == token
+        self.running.meet()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         return True

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from cluster.local.node import STAY
-from cluster.local.running import down, status, up
+from cluster.local.running import down, down_command, status, up
 from cluster.local.state import State
 
 DEFAULTS = {"DASHBOARD_PORT": 8265, "MLFLOW_PORT": 5000, "RAY_PORT": 6379, "WORKERS": 2, "CPUS": 1}
@@ -86,7 +86,7 @@ def _commands(state: State) -> str:
     return f"""Next:
   {bench} submit quickstart {where} --storage {state.folder / "storage"} --tracking-uri {state.mlflow}
   {bench} status {where}
-  make cluster-down
+  {down_command(state.folder)}
 
 A driver of your own, from this machine, joins by
   {joined} {bench} run ... --address 127.0.0.1:{state.ports["ray"]}"""

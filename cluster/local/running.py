@@ -38,13 +38,13 @@ def up(folder: Path, ports: Mapping[str, int], workers: int, cpus: int, patience
     token = token_mode(os.environ)
     if State.read(folder) is None:  # refused input leaves nothing behind
         _check_ports(ports)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # Ray's logs have the variables of jobs in them
     with _alone(folder):
         before = State.read(folder)
         if before is not None and (left := before.processes()):
             raise ValueError(
                 f"a cluster is up in {folder} already ({len(left)} processes, dashboard {before.dashboard}): use it, "
-                "or end it with `make cluster-down`"
+                f"or end it with `{down_command(folder)}`"
             )
         if before is not None:
             _clear(before)
@@ -90,6 +90,11 @@ def _last_words(part: Part) -> str:
     said = [re.sub(r"^[-\d]+ [:,\d]+\s+[A-Z]+ \S+ -- ", "", line) for line in plain if line]
     causes = [line for line in said if re.search(r"exit code=|^(\w+\.)*\w*(Error|Exception)\b|\[Errno", line)]
     return (causes or said or ["it said nothing"])[-1].rstrip(" :")[:200]
+
+
+def down_command(folder: Path) -> str:
+    """What ends the cluster of that folder."""
+    return "make cluster-down" + ("" if folder == Path("deelbo-cluster").absolute() else f" CLUSTER={folder}")
 
 
 def down(folder: Path) -> tuple[int, list[str]]:

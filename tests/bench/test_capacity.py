@@ -92,7 +92,17 @@ def test_a_trial_that_fits_nowhere_is_refused_with_what_there_is(content: dict[s
     assert "the cluster has is of 0 and 0: lower" in refusal(benchmark(content).resources, [])
 
 
+def test_a_machine_without_gpus_is_told_what_to_set(content: dict[str, Any]) -> None:
+    """Where no node has a GPU the line says how to train without; where one has, it does not."""
+    wanted = benchmark(content, cpus_per_trial=99, gpus_per_trial=1).resources
+    assert refusal(wanted, [PLAIN]).endswith(
+        "set resources.gpus_per_trial=0 to train on CPUs, or add a node with a GPU"
+    )
+    assert refusal(wanted, [PLAIN, H100]).endswith("lower resources in the configuration, or add a node")
+
+
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_trials_run_on_the_chosen_type_alone() -> None:
     """On a cluster of two types timed trials are refused until one is chosen; then all run on the nodes of that type,
     as many at once as those hold."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from bench.benchmark import Benchmark
 from bench.concurrency import Counter, Running
 from bench.methods import make_methods
 from bench.trials import TrialRecord
+from bench.worker import TrialActor
 
 FakeRecord = Callable[..., TrialRecord]
 
@@ -41,6 +44,7 @@ def test_without_a_counter_nothing_is_counted(tiny: Benchmark, fake: FakeRecord)
     """Where there is no counter the record stays as it is."""
     record = fake(next(iter(make_methods(tiny)[0].first())))
     running = Running()
+    running.meet()
     running.begin("a")
     assert running.end("a", record) is record
     running.forget("a")
@@ -56,7 +60,7 @@ def test_a_counter_that_died_costs_nothing(tiny: Benchmark, fake: FakeRecord) ->
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         running = Running.start()
-        ray.get(running.counter.forget.remote("x"), timeout=60)  # it is there: a trial would wait for 1 s only
+        running.meet()  # a trial would wait for 1 s only
         running.begin("a")
         counted = running.end("a", record)
         assert (counted.concurrency_start, counted.concurrency_end) == (1, 1)
@@ -67,9 +71,46 @@ def test_a_counter_that_died_costs_nothing(tiny: Benchmark, fake: FakeRecord) ->
             running.begin(name)
             assert running.end(name, record) is record
         running.forget("e")
+        running.meet()
         assert time.monotonic() - since < 20
     finally:
         ray.shutdown()
+
+
+@pytest.mark.slow
+def test_a_counter_that_starts_late_is_waited_for(tiny: Benchmark, fake: FakeRecord) -> None:
+    """A counter that takes longer to start than three short trials do counts all the same, from the first on."""
+    import ray
+
+    class Late(Counter):
+        def __init__(self) -> None:
+            time.sleep(5)
+            super().__init__()
+
+    record = fake(next(iter(make_methods(tiny)[0].first())))
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        running = Running(ray.remote(Late).options(num_cpus=0).remote())
+        running.meet()
+        for name in "abcd":
+            running.begin(name)
+            assert running.end(name, record).concurrency_start == 1
+    finally:
+        ray.shutdown()
+
+
+def test_a_process_meets_the_counter_before_its_first_trial(tiny: Benchmark, tmp_path: Path) -> None:
+    """A slot's process has met the counter once it is set up, when no trial has begun."""
+    calls: list[str] = []
+
+    class Noted(Running):
+        def __getattribute__(self, name: str) -> Any:
+            calls.append(name)
+            return super().__getattribute__(name)
+
+    actor = object.__new__(TrialActor)
+    actor.setup({}, {}, str(tmp_path), "token", tiny, 1, None, lambda: None, Noted())
+    assert calls[0] == "meet"
 
 
 def test_a_message_that_cannot_be_sent_is_no_error(tiny: Benchmark, fake: FakeRecord) -> None:
@@ -80,7 +121,8 @@ def test_a_message_that_cannot_be_sent_is_no_error(tiny: Benchmark, fake: FakeRe
 
     call = SimpleNamespace(remote=refuse)
     record = fake(next(iter(make_methods(tiny)[0].first())))
-    running = Running(SimpleNamespace(begin=call, end=call, forget=call))
+    running = Running(SimpleNamespace(here=call, begin=call, end=call, forget=call))
+    running.meet()
     running.begin("a")
     assert running.end("a", record) is record
     running.forget("a")

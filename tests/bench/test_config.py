@@ -82,6 +82,35 @@ def test_default_training_is_the_protocols() -> None:
     assert (training.sigma, training.posterior_passes) == (1e-4, 10)
 
 
+@pytest.mark.parametrize(
+    ("backbones", "given", "expected"),
+    [
+        ({"backbone": "digits-resnet"}, {}, 0),
+        ({"backbones": ["digits-resnet"]}, {"resources": {"slots": 2}}, 0),
+        ({"backbone": "resnet50"}, {}, 1),
+        ({"backbone": "resnet50"}, {"resources": {"slots": 2}}, 1),
+        ({"backbone": "resnet50"}, {"resources": {"accelerator": "H100"}}, 1),
+        ({"backbones": {"vit_b_16": {}, "digits-resnet": None}}, {"resources": {}}, 1),
+        ({"backbone": "resnet50"}, {"resources": {"gpus_per_trial": 0}}, 0),
+        ({"backbone": "resnet50"}, {"timed": False, "resources": {"gpus_per_trial": 0.5}}, 0.5),
+        ({"backbone": "digits-resnet"}, {"resources": {"gpus_per_trial": 1}}, 1),
+    ],
+)
+def test_a_trial_gets_a_whole_gpu_unless_its_network_needs_none(
+    backbones: dict[str, Any], given: dict[str, Any], expected: float
+) -> None:
+    """Where nobody said how many GPUs a trial takes it is one, and none for the embedded network alone; what is given
+    is taken. The number is in what a storage keeps, and read back."""
+    rest = {"name": "a", "dataset": "b", "priors": ["l2-sp"], "n": [1], "seeds": [1], "methods": {"elbo": {}}}
+    before = copy.deepcopy(content := rest | backbones | given)
+    benchmark = parse_benchmark(content, "x")
+    assert content == before
+    kept = benchmark.content()["resources"]["gpus_per_trial"]
+    assert (benchmark.resources.gpus_per_trial, kept) == (expected, expected)
+    assert isinstance(kept, float)
+    assert parse_benchmark(benchmark.content(), "x") == benchmark
+
+
 def test_scientific_notation_of_yaml_1_1_is_a_number(tmp_path: Path) -> None:
     """1e-4, which YAML 1.1 reads as text, is read as 0.0001."""
     file = tmp_path / "a.yaml"
@@ -119,6 +148,8 @@ REFUSED = [
     ("training/epochs", 3, ["training.epochs", "unknown key", "steps"]),
     ("resources/memory", 3, ["resources.memory", "unknown key", "slots"]),
     ("resources/accelerator", "H100", ["resources", "accelerator = H100", "gpus_per_trial = 0", "set gpus_per_trial"]),
+    ("resources", None, ["resources", "None", "dictionary"]),
+    ("resources", {"gpus_per_trial": None}, ["resources.gpus_per_trial", "None", "number"]),
     ("resources/accelerator", "two words", ["resources.accelerator", "'two words'"]),
     ("resources/accelerator", 100, ["resources.accelerator", "100", "string"]),
     (RATES, [0.1, -0.01], [f"{RATES.replace('/', '.')}.1", "-0.01", "greater than 0"]),

@@ -48,7 +48,7 @@ def test_a_benchmark_may_be_extended(store: RecordStore, tiny: Benchmark, conten
         "priors": ["l2-sp", "ptyl"],
         "seeds": [1001, 7],
         "max_failures": 0,
-        "resources": {"slots": 1},
+        "resources": {"slots": 1, "gpus_per_trial": 0},
         "timed": False,
         "checkpoint_minutes": 5,
     }

@@ -66,7 +66,9 @@ def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / ".ray" / "auth_token"
 
 
-@pytest.mark.parametrize("address", ["", "127.0.0.1:8265", "ray://127.0.0.1:10001", "http://", "auto"])
+@pytest.mark.parametrize(
+    "address", ["", "127.0.0.1:8265", "ray://127.0.0.1:10001", "http://", "auto", "http://[::1", "http://h:x"]
+)
 def test_an_address_must_be_a_dashboards(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray has several ports, and people try them all."""
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
@@ -81,6 +83,19 @@ def test_the_address_may_be_in_rays_own_variable(monkeypatch: pytest.MonkeyPatch
     assert address_of("https://other") == "https://other"
 
 
+def test_the_address_that_is_given_is_the_one_that_is_asked(
+    serve: Callable[[Answers], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's client by itself would ask the one in the environment, whatever it is told."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", serve(OPEN))
+    monkeypatch.setenv("RAY_ADDRESS", serve(OPEN))
+    version = OPEN["/api/version"][1] | {"ray_version": "2.50.0"}
+    cluster = Cluster.connect(serve(OPEN | {"/api/version": (200, version), "/api/jobs/": (200, [])}))
+    assert cluster.ray_version == "2.50.0"
+    assert cluster.jobs() == []
+    assert cluster.option == f" --address {cluster.address}"
+
+
 def test_nobody_there_is_told_with_its_cause() -> None:
     """One line, without the password in the address."""
     with pytest.raises(UnreachableError, match="Connection refused") as caught:
@@ -91,7 +106,7 @@ def test_nobody_there_is_told_with_its_cause() -> None:
 def test_something_else_that_listens_is_no_cluster(serve: Callable[[Answers], str]) -> None:
     """A page that is no JSON, or JSON of another kind."""
     for page in (b"<html>welcome</html>", {"other": 1}, []):
-        with pytest.raises(ConfigError, match="no Ray cluster answers"):
+        with pytest.raises(ConfigError, match="is no Ray dashboard"):
             Cluster.connect(serve({"/api/authentication_mode": (200, page)}))
 
 

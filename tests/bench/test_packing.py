@@ -94,6 +94,8 @@ def test_a_relative_data_folder_is_refused(tmp_path: Path, content: dict[str, An
     [
         (None, None, "no --storage"),
         ("runs/x", None, "absolute path"),
+        ("file://runs/x", None, "absolute path"),
+        ("s3://", "http://mlflow:5000", "names no place"),
         ("s3://bucket/x", None, "give --tracking-uri"),
         ("s3://key:secret@bucket/x", "http://mlflow:5000", "s3://key:\\*\\*\\*@bucket/x has a password in it"),
         ("/shared/x", "mlflow.example:5000", "expected one of http"),
@@ -110,6 +112,8 @@ def test_places_of_one_storage_have_one_name() -> None:
     """A slash at the end makes no other storage."""
     assert check_places("/shared/x/", None) == check_places("/shared/x", "http://mlflow:5000") == "/shared/x"
     assert check_places("s3://bucket/x/", "http://mlflow:5000") == "s3://bucket/x"
+    for name in ("file:///shared/x", "/shared//x", "//shared/x", "/shared/y/../x", "file:///shared/x/"):
+        assert check_places(name, None) == "/shared/x"
 
 
 def test_passwords_go_by_environment_alone(tiny: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,9 +21,10 @@ import pytest
 
 import bench
 import deelbo
-from bench import doctor_node
+from bench import doctor_node, probe
 from bench.doctor_driver import mlflow
-from bench.doctor_node import answer, clean, unseen, version_of
+from bench.doctor_node import answer, clean, data_of, unseen, version_of
+from bench.probe import look
 from tests.faults.processes import until
 from tests.faults.servers import Server
 
@@ -186,6 +188,7 @@ def test_an_mlflow_database(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_a_real_mlflow_that_allows_other_hosts(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`mlflow server --allowed-hosts other.example` answers /health and refuses the API with 403, which is found out;
     with this host among them it takes requests."""
@@ -247,8 +250,8 @@ def test_a_storage_that_is_a_url() -> None:
 def test_data_and_weights(tmp_path: Path, data_root: Path) -> None:
     """Datasets that are not there and files of weights that are not there are facts, each with its reason."""
     asked = questions(datasets=["CIFAR-10", "mnist-digits"], data=str(data_root), verify=False)
-    assert answer(asked, "")["data"] == {"CIFAR-10": None, "mnist-digits": None}
-    lacking = answer(asked | {"data": str(tmp_path)}, "")["data"]
+    assert data_of(asked) == {"data": {"CIFAR-10": None, "mnist-digits": None}}
+    lacking = data_of(asked | {"data": str(tmp_path)})["data"]
     assert lacking["mnist-digits"] is None
     assert lacking["CIFAR-10"].startswith(f"CIFAR-10 is not there: {tmp_path} has no folder")
     (tmp_path / "weights.pt").write_text("")
@@ -256,6 +259,29 @@ def test_data_and_weights(tmp_path: Path, data_root: Path) -> None:
     there, gone = answer(questions(weights=files), "")["weights"]
     assert there["missing"] is None
     assert gone["missing"] == f"there is no file {tmp_path / 'other.pt'}"
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_a_node_that_reads_for_long_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node whose data take longer than a node has to answer has said all else, and that they are late."""
+    import ray
+
+    def reads_on(_: Any) -> dict[str, Any]:
+        time.sleep(120)
+        return {"data": {}}
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        asked = questions(datasets=["mnist-digits"], seconds=20.0)
+        (quick,) = look(asked)["nodes"]
+        monkeypatch.setattr(probe, "data_of", reads_on)
+        (node,) = look(asked)["nodes"]
+    finally:
+        ray.shutdown()
+    assert (quick["data"], quick["unread"]) == ({"mnist-digits": None}, None)
+    assert (node["problem"], node["python"]) == (None, quick["python"])
+    assert (node["data"], node["unread"]) == ({}, {"problem": "no answer in 20 s", "late": True})
 
 
 def test_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ SHRUNK = {
     "methods.map-gs.weight_decays": "[0.01, 0]",
     "methods.map-gs.ptyl_lambdas": "[1]",
     "methods.de-elbo.learning_rates": "[0.01]",
-    "resources": "{slots: 2}",
+    "resources": "{slots: 2, gpus_per_trial: 0}",
 }
 WORLD = os.environ | {"OMP_NUM_THREADS": "1"}
 

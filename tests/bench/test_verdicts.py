@@ -41,10 +41,10 @@ def node(number: int = 0, **given: Any) -> dict[str, Any]:
     return found | given
 
 
-def gpus(number: int, name: str, kind: str, count: int = 1, **given: Any) -> dict[str, Any]:
-    """A node with GPUs that nvidia-smi and Ray both know."""
+def gpus(number: int, name: str, kind: str | None, count: int = 1, **given: Any) -> dict[str, Any]:
+    """A node with GPUs that nvidia-smi and Ray both know; the latter by no name of their type where it is None."""
     devices = [{"name": name, "mib": "81559", "driver": "570.86"}] * count
-    return node(number, gpus=float(count), accelerators=[kind], devices=devices, **given)
+    return node(number, gpus=float(count), accelerators=[kind] if kind else [], devices=devices, **given)
 
 
 def facts(*nodes: dict[str, Any], **given: Any) -> Facts:
@@ -232,6 +232,27 @@ def test_gpus_of_two_models(benchmark_of: Any) -> None:
     assert_failed(one("GPUs", mixed, Asked(benchmark_of(gpus_per_trial=1, accelerator="L4"))), "accelerator = L4")
 
 
+@pytest.mark.parametrize("pinned", [{}, {"accelerator": "A100"}], ids=["any", "pinned"])
+@pytest.mark.parametrize(("timed", "verdict"), [(True, "fail"), (False, "note")])
+def test_gpus_that_are_one_type_to_ray(benchmark_of: Any, pinned: dict[str, str], timed: bool, verdict: str) -> None:
+    """Two models that Ray has one name for cannot be told apart by a pin, and none is advised."""
+    mixed = facts(gpus(0, "NVIDIA A100-SXM4-40GB", "A100"), gpus(1, "NVIDIA A100-SXM4-80GB", "A100"))
+    finding = one("GPUs", mixed, Asked(benchmark_of(timed=timed, gpus_per_trial=1, **pinned)))
+    assert finding.verdict == verdict
+    assert "resources.accelerator" not in finding.todo
+    assert "one type to Ray, A100: take the nodes of one model out" in finding.todo
+    assert ("--set timed=false" in finding.todo) is timed
+
+
+def test_gpus_without_a_type(benchmark_of: Any) -> None:
+    """Models that Ray has no name for are not pinned either; one that it has is, among others that it has none for."""
+    nameless = gpus(0, "NVIDIA X", None)
+    wanted = Asked(benchmark_of(gpus_per_trial=1))
+    finding = one("GPUs", facts(nameless, gpus(1, "NVIDIA Y", None)), wanted)
+    assert_failed(finding, "Ray has no name for their types: take the nodes of one model out")
+    assert_failed(one("GPUs", facts(nameless, gpus(1, "NVIDIA H100", "H100")), wanted), "resources.accelerator=H100")
+
+
 def test_gpus_of_no_use(benchmark_of: Any) -> None:
     """GPUs that trials do not take are a note."""
     there = facts(gpus(0, "NVIDIA H100", "H100"))
@@ -311,10 +332,16 @@ def test_an_mlflow_that_refuses(status: int | None, words: str, todo: str, asked
 
 
 def test_an_mlflow_on_loopback(tiny: Benchmark) -> None:
-    """A loopback address fails where the cluster has more than one machine, and only there."""
+    """Only the driver talks to MLflow: a loopback address is fine where it answers there, however many machines there
+    are; where nobody does, whose loopback it is is said."""
     asked = Asked(tiny, "/shared/runs", "http://127.0.0.1:5000")
-    assert_failed(one("MLflow", facts(), asked), "127.0.0.1:5000 is loopback", "3 machines")
-    assert one("MLflow", facts(node(0), node(1, ip="10.0.0.0")), asked).verdict == "ok"
+    finding = one("MLflow", facts(), asked)
+    assert (finding.verdict, finding.todo) == ("ok", "")
+    assert "takes requests from the driver, on the loopback of its machine" in finding.found
+    assert "loopback" not in one("MLflow", facts(), Asked(tiny, "/shared/runs", HTTP)).found
+    for status, words in ((None, "on the machine where the driver runs"), (403, "--allowed-hosts")):
+        refused = facts(driver={"mlflow": {"ok": False, "status": status, "words": "no"}})
+        assert_failed(one("MLflow", refused, asked), words)
 
 
 def test_an_mlflow_without_a_place(tiny: Benchmark) -> None:
@@ -336,6 +363,22 @@ def test_data_missing_on_some_nodes(asked: Asked) -> None:
     finding = one("data", facts(node(0), node(1, data=lack), node(2, data=lack)), asked)
     assert_failed(finding, "2 of 3 nodes (host1, host2)", "run `deelbo-bench prepare CONFIG` there")
     assert finding.describe().count("run `") == 1
+
+
+@pytest.mark.parametrize(("late", "verdict"), [(True, "note"), (False, "fail")])
+def test_data_that_take_long_to_read(late: bool, verdict: str, asked: Asked) -> None:
+    """A node that still reads its data is no silent one, and a note; one that died of it fails. Neither counts among
+    those that have them."""
+    slow = node(1, data={}, unread={"problem": "no answer in 90 s", "late": late})
+    there = facts(node(0), slow, node(2))
+    assert one("nodes", there, asked).verdict == "ok"
+    reading, whole = of("data", there, asked)
+    assert (reading.verdict, whole.verdict) == (verdict, "ok")
+    assert reading.found == "not read on 1 of 3 nodes (host1): no answer in 90 s"
+    assert reading.todo
+    assert "CIFAR-10 on all 2 nodes" in whole.found
+    (alone,) = of("data", facts(node(0, data={}, unread={"problem": "x", "late": late})), asked)
+    assert alone.verdict == verdict
 
 
 def test_weights_missing_where_the_driver_runs(asked: Asked) -> None:
