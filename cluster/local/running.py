@@ -18,7 +18,7 @@ from cluster.local.parts import start_head, start_mlflow, start_worker
 from cluster.local.processes import end
 from cluster.local.state import Part, State
 
-__all__ = ["StartError", "down", "status", "up"]
+__all__ = ["StartError", "down", "down_command", "status", "up"]
 
 PATIENCE = 180.0
 """Seconds from the start until all must answer."""
