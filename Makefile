@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart digits test test-fast lint cluster cluster-down test-cluster faults measure-report measure-scale measure-slots speed speed-gpu speed-cpu clean
+.PHONY: help quickstart digits test test-fast lint test-long cluster cluster-down test-cluster faults measure-report measure-scale measure-slots speed speed-gpu speed-cpu clean
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -15,7 +15,7 @@ quickstart: $(VENV)/.bench   ## race three methods on real digits (minutes); end
 digits: $(VENV)/.bench       ## three priors, two sizes, three seeds (about an hour)
 	$(BIN)/deelbo-bench run digits
 
-test: $(VENV)/.test          ## the whole test suite
+test: $(VENV)/.test          ## the test suite, but for what test-long and test-cluster have
 	$(BIN)/python -m pytest
 
 test-fast: $(VENV)/.test     ## without the tests marked slow
@@ -32,6 +32,9 @@ cluster: $(VENV)/.bench      ## a Ray cluster and MLflow on loopback, to try `su
 
 cluster-down: $(VENV)/.bench ## end what `make cluster` started, and nothing else
 	@$(BIN)/python -m cluster.local down --folder $(CLUSTER)
+
+test-long: $(VENV)/.test     ## the paper's whole benchmark with small networks on small files (minutes)
+	$(BIN)/python -m pytest -m long
 
 CLUSTER_TESTS ?= tests
 test-cluster: $(VENV)/.test  ## the tests that start a cluster of several nodes here (half an hour; as root all of them)

@@ -52,6 +52,7 @@ def test_without_a_counter_nothing_is_counted(tiny: Benchmark, fake: FakeRecord)
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_a_counter_that_died_costs_nothing(tiny: Benchmark, fake: FakeRecord) -> None:
     """A trial whose counter died keeps its record, without a count and without waiting, and so does the next."""
     import ray
@@ -78,6 +79,7 @@ def test_a_counter_that_died_costs_nothing(tiny: Benchmark, fake: FakeRecord) ->
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_a_counter_that_starts_late_is_waited_for(tiny: Benchmark, fake: FakeRecord) -> None:
     """A counter that takes longer to start than three short trials do counts all the same, from the first on."""
     import ray

@@ -18,7 +18,7 @@ from PIL import Image
 from bench.records import RecordStore
 from deelbo.backbones import build_backbone
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 SHRUNK = {
     "datasets": "{CIFAR-10: [100], Oxford-IIIT_Pet: [370]}",
