@@ -68,7 +68,6 @@ def submit(config: str, address: str | None, overrides: Sequence[str], asked: As
     Raises:
         ConfigError: bad input, a cluster that does not fit, or a storage on which another benchmark's job is at work.
     """
-
     benchmark = load_benchmark(config, overrides)
     storage = check_places(asked.storage, asked.tracking)
     variables(asked.tracking, asked.env)
