@@ -79,7 +79,9 @@ class TestUp:
         before = cluster.pids()
         done = call("up", cluster.folder, free_ports())
         assert (done.returncode, done.stdout) == (2, "")
-        assert re.fullmatch(r"cluster: a cluster is up in .* already .* end it with `make cluster-down`\n", done.stderr)
+        assert re.fullmatch(
+            r"cluster: a cluster is up in .* already .* end it with `make cluster-down CLUSTER=.*`\n", done.stderr
+        )
         assert set(alive(before)) == set(before)
 
     def test_a_port_that_is_taken_is_named(self, cluster: Cluster, tmp_path: Path) -> None:
