@@ -349,8 +349,11 @@ def test_a_server_that_is_gone_for_good(follow: Any, store: RecordStore, tiny: B
     assert {status for status, *_ in view(uri, tiny, store).values()} == {"FINISHED"}
 
 
-def test_a_database_that_cannot_be_written(follow: Any, uri: str) -> None:
+def test_a_database_that_cannot_be_written(
+    follow: Any, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A read-only database is tried again, and the end says what it is."""
+    monkeypatch.chdir(tmp_path)  # MLflow takes the URI for a path as well, and makes its folder
     path = uri.removeprefix("sqlite:///")
     follower = follow(f"sqlite:///file:{path}?mode=ro&uri=true", grace=0.5)
     follower.run(2)
