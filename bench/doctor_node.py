@@ -216,5 +216,6 @@ def said(error: BaseException) -> str:
 
 
 def clip(text: str) -> str:
-    words = " ".join(re.sub(r"(://[^:/@\s]*):[^@/\s]*@", r"\1:***@", text).split())
+    # as bench.connection.shown does, which does not travel
+    words = " ".join(re.sub(r"(://[^:/@\s]*):[^/?#\s]*@", r"\1:***@", text).split())
     return "".join(one if one.isprintable() else "?" for one in words)[:LONGEST]

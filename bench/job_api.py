@@ -13,7 +13,7 @@ from bench.config import ConfigError
 from bench.connection import shown
 from bench.said import one_line
 
-__all__ = ["ADDRESS", "TIMEOUT", "UnreachableError", "address_of", "client_of", "no_dashboard", "refusal", "token_mode"]
+__all__ = ["ADDRESS", "UnreachableError", "address_of", "client_of", "no_dashboard", "refusal", "token_mode"]
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 TIMEOUT = 30.0

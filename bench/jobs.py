@@ -17,7 +17,7 @@ from bench.config import ConfigError
 from bench.connection import shown
 from bench.job_api import ADDRESS, address_of, client_of, no_dashboard, refusal, token_mode
 
-__all__ = ["ENDED", "PREFIX", "Cluster", "Job", "entrypoint"]
+__all__ = ["PREFIX", "Cluster", "Job", "entrypoint", "without_noise"]
 
 PREFIX = "deelbo-"
 MARK = "deelbo."

@@ -23,7 +23,7 @@ import bench
 import deelbo
 from bench import doctor_node, probe
 from bench.doctor_driver import mlflow
-from bench.doctor_node import answer, clean, data_of, unseen, version_of
+from bench.doctor_node import answer, clean, clip, data_of, unseen, version_of
 from bench.probe import look
 from tests.faults.processes import until
 from tests.faults.servers import Server
@@ -185,6 +185,11 @@ def test_an_mlflow_database(tmp_path: Path) -> None:
     closed = mlflow(f"postgresql://me:hush@{place}") or {}
     assert not closed["ok"]
     assert "hush" not in str(closed)
+
+
+def test_a_password_with_an_at_in_it_is_in_no_fact() -> None:
+    """Up to the last one before the host."""
+    assert clip("cannot reach http://me:hu@sh@mlflow:5000/a") == "cannot reach http://me:***@mlflow:5000/a"
 
 
 @pytest.mark.slow
