@@ -71,7 +71,7 @@ def _out_of_room(config: Path, storage: Path, disk: Path) -> None:
     with Run(config, storage, "full") as run:
         run.until_training()
         fill(disk / "ballast", leave=0)
-        complains_of_room(run)
+        complains_of_room(run, disk / "ballast")
     make_room(disk)
 
 

@@ -35,7 +35,7 @@ def fill_disk(times: int, place: Place) -> str:
                     run.until(lambda run=run: len(run.records()) >= 1, "a record")
                     time.sleep(place.random.uniform(0, 3 * place.account["trial"]))
                     fill(ballast, leave=0)
-                complains_of_room(run)
+                complains_of_room(run, ballast)
             unchanged(before, storage)
             before = contents(storage)
             kept.append(len(before) // 2)
@@ -52,8 +52,12 @@ def fill_disk(times: int, place: Place) -> str:
     )
 
 
-def complains_of_room(run: Run) -> None:
-    """Waits for exit code 2, and one line that says what is wrong and what to do."""
+def complains_of_room(run: Run, ballast: Path) -> None:
+    """Keeps the disk as full as ``ballast`` can, as a database gives room back when it is done with a journal. Waits
+    for exit code 2, and one line that says what is wrong and what to do."""
+    while run.runs():
+        fill(ballast, leave=0)
+        time.sleep(0.05)
     run.stops(2)
     lines = list(run.lines())
     assert len(lines) == 1, f"{len(lines)} lines on stderr: {run.complained}"
@@ -79,13 +83,13 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 
 def fill(file: Path, leave: int) -> None:
-    """Takes all that is left of a disk but so many bytes."""
+    """Takes all that is left of a disk but so many bytes, beside what the file has taken already."""
     state = os.statvfs(file.parent)
-    with file.open("wb", buffering=0) as ballast:
+    with file.open("ab", buffering=0) as ballast:
         try:
-            os.posix_fallocate(ballast.fileno(), 0, max(state.f_bavail * state.f_frsize - leave, 1))
+            room = max(state.f_bavail * state.f_frsize - leave, 1)
+            os.posix_fallocate(ballast.fileno(), ballast.seek(0, os.SEEK_END), room)
             while not leave:
-                ballast.seek(0, os.SEEK_END)
                 ballast.write(b"\0" * 4096)
         except OSError:
             return
