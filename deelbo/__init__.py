@@ -3,6 +3,7 @@
 from deelbo.checkpoint import Checkpoint
 from deelbo.clock import PhaseClock
 from deelbo.fit import FitResult, fit
+from deelbo.handover import Handover
 from deelbo.learned_l2 import LearnedL2, make_groups
 from deelbo.objectives import ELBO, MAP, DataEmphasizedELBO, Group
 from deelbo.posterior import IsotropicPosterior
@@ -17,6 +18,7 @@ __all__ = [
     "FitResult",
     "GaussianPrior",
     "Group",
+    "Handover",
     "Isotropic",
     "IsotropicPosterior",
     "LearnedL2",

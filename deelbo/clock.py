@@ -11,9 +11,10 @@ import torch
 
 __all__ = ["PHASES", "PhaseClock"]
 
-PHASES = ("setup", "warmup", "train", "evaluate", "select", "monitor", "test", "checkpoint")
-"""What a method needs is train, evaluate (validation at the last step) and select (posterior passes). ``monitor``, the
-looks on the way, and ``test`` are the benchmark's own."""
+PHASES = ("setup", "warmup", "train", "adapt", "evaluate", "select", "monitor", "test", "checkpoint")
+"""What a method needs is train, adapt (learning strengths beside the steps: curvature, hypergradients), evaluate
+(validation at the last step) and select (posterior passes, evidence). ``monitor``, the looks on the way, and ``test``
+are the benchmark's own."""
 
 
 class PhaseClock:

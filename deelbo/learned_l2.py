@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -9,11 +10,14 @@ import torch
 from torch import nn
 
 from deelbo.backbones import split_at_head
+from deelbo.layers import layer_groups
 from deelbo.objectives import DataEmphasizedELBO, Group
 from deelbo.priors import GaussianPrior, Isotropic
 from deelbo.vectors import flatten
 
-__all__ = ["LearnedL2", "backbone_prior", "make_groups"]
+__all__ = ["GROUPINGS", "LearnedL2", "backbone_prior", "make_groups"]
+
+GROUPINGS = ("backbone+head", "layer")
 
 
 def backbone_prior(prior: str | GaussianPrior, weights: list[nn.Parameter]) -> GaussianPrior:
@@ -34,17 +38,25 @@ def backbone_prior(prior: str | GaussianPrior, weights: list[nn.Parameter]) -> G
     raise ValueError(f"prior must be 'l2-zero', 'l2-sp' or a prior object such as deelbo.LowRank, got {prior!r}")
 
 
-def make_groups(model: nn.Module, head: str | None, prior: str | GaussianPrior) -> list[Group]:
+def make_groups(
+    model: nn.Module, head: str | None, prior: str | GaussianPrior, by: str = "backbone+head"
+) -> list[Group]:
     """The groups of weights: ``backbone`` with the given prior, and ``head`` with N(0, tau I).
 
     Args:
         model: any module; frozen weights stay out.
         head: dotted name of the submodule that is the head; None where all weights are backbone.
         prior: as for `backbone_prior`.
+        by: ``"backbone+head"``, or ``"layer"``: instead of the one backbone, a group for each of its layers.
+
+    Raises:
+        ValueError: another ``by``, a prior that has no layers, nothing to train, or as `backbone_prior` has it.
     """
+    if by not in GROUPINGS:
+        raise ValueError(f"groups must be one of {', '.join(map(repr, GROUPINGS))}, got {by!r}")
     backbone, head_weights = split_at_head(model, head)
-    groups = []
-    if backbone:
+    groups = layer_groups(model, head, prior) if by == "layer" else []
+    if backbone and not groups:
         groups.append(Group("backbone", tuple(backbone), backbone_prior(prior, backbone)))
     if head_weights:
         zeros = torch.zeros_like(flatten(head_weights))
@@ -79,6 +91,7 @@ class LearnedL2(DataEmphasizedELBO):
         kappa: how often the likelihood counts; D/N where None.
         sigma: where the posterior's sigma starts.
         generator: random numbers of the draws, on the model's device; torch's global one where None.
+        groups: ``"backbone+head"``, or ``"layer"``: a prior variance for each layer of the backbone.
 
     Raises:
         ValueError: no such head, an unknown prior, a num_examples below 1, or weights the posterior cannot take.
@@ -93,8 +106,9 @@ class LearnedL2(DataEmphasizedELBO):
         kappa: float | None = None,
         sigma: float = 1e-4,
         generator: torch.Generator | None = None,
+        groups: str = "backbone+head",
     ) -> None:
-        super().__init__(make_groups(model, head, prior), num_examples, kappa, sigma, generator)
+        super().__init__(make_groups(model, head, prior, groups), num_examples, kappa, sigma, generator)
 
     def sample(self) -> AbstractContextManager[None]:
         """A block whose forward and backward run at one draw of the weights; it leaves the objective's gradients."""
@@ -102,8 +116,15 @@ class LearnedL2(DataEmphasizedELBO):
 
     @property
     def lambda_(self) -> float:
-        """lambda*, the learned prior variance of the backbone; NaN where every weight is head."""
-        return self.scales().get("backbone", float("nan"))
+        """lambda*, the learned prior variance of the backbone; NaN where every weight is head.
+
+        With a variance a layer: their mean over the backbone's weights, each layer's own being in `scales`.
+        """
+        scales = self.scales()
+        layers = {group.name: group.prior.dim for group in self.groups if group.part == "backbone"}
+        if not layers:
+            return scales.get("backbone", math.nan)
+        return sum(dim * scales[name] for name, dim in layers.items()) / sum(layers.values())
 
     @property
     def tau(self) -> float:

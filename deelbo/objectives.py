@@ -20,24 +20,34 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from deelbo.posterior import Draw, IsotropicPosterior
-from deelbo.priors import GaussianPrior, KLTerm
-from deelbo.vectors import add_to_gradients_, flatten, set_gradients
+from deelbo.priors import GaussianPrior, Isotropic, KLTerm
+from deelbo.vectors import add_to_gradients_, flatten, set_gradients, squared_norms
+
+if TYPE_CHECKING:
+    from deelbo.run import Run
 
 __all__ = ["ELBO", "MAP", "DataEmphasizedELBO", "Group", "Objective"]
+
+FEW = 3  # groups up to which each has its own launches
 
 
 @dataclass(frozen=True)
 class Group:
-    """Weights that share one prior, e.g. the backbone. ``prior.dim`` is the number of their elements."""
+    """Weights that share one prior, e.g. the backbone. ``prior.dim`` is the number of their elements.
+
+    ``part``: what they are a part of, "backbone" for one of its layers; None where they are the whole of it.
+    """
 
     name: str
     weights: tuple[nn.Parameter, ...]
     prior: GaussianPrior
+    part: str | None = None
 
     def __post_init__(self) -> None:
         size = sum(p.numel() for p in self.weights)
@@ -79,6 +89,32 @@ class Objective(ABC):
         """Whether a draw from a posterior is what `step` trains."""
         return False
 
+    def due(self, steps_done: int) -> bool:
+        """Whether `adapt` should follow the ``steps_done``-th optimiser step. Asked after every one: it must not wait
+        for the device."""
+        return False
+
+    def adapt(self, run: Run) -> None:  # noqa: B027 - most objectives have nothing to do
+        """Learns strengths beside the steps, where `due`; booked under the clock's "adapt".
+
+        It leaves the weights, their buffers and the network's mode as they were.
+        """
+
+    def warm_up(self, run: Run) -> None:  # noqa: B027 - most objectives have nothing to do
+        """Pays for the first calls of `adapt`, in the run's warm-up, after which `learned_state` is put back."""
+
+    def final(self, run: Run) -> dict[str, float]:
+        """What a run's metrics get at its end from an objective that is not Bayesian, booked under "select"."""
+        return {}
+
+    def learned_state(self) -> dict[str, Tensor]:
+        """What `adapt` has learned, and all that its next calls depend on, beside `parameters`: what a checkpoint must
+        keep. Names, shapes and types are the same throughout a run; the tensors may be the objective's own."""
+        return {}
+
+    def load_learned_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - most objectives have nothing to do
+        """Goes on from a `learned_state`, whose tensors may lie on any device and are copied."""
+
     @abstractmethod
     def step(self) -> AbstractContextManager[object]:
         """A block for one step: on leaving it after ``backward``, the gradients are those of the whole objective."""
@@ -99,7 +135,28 @@ class Objective(ABC):
         for group in self.groups:
             state[f"dim_{group.name}"] = group.prior.dim
             state[f"squared_distance_{group.name}"] = float(group.prior.squared_distance(flatten(group.weights)))
-        return state
+        return state | self._of_parts(state)
+
+    def _of_parts(self, state: Mapping[str, float]) -> dict[str, float]:
+        """What a description of layers says of the part that they make up: sums of what adds up, the mean of the prior
+        variances over its weights, and the strength that belongs to that."""
+        found: dict[str, float] = {}
+        for part in dict.fromkeys(group.part for group in self.groups if group.part):
+            own = [group for group in self.groups if group.part == part]
+            for what in ("dim", "squared_distance", "trace_precision", "log_det"):
+                if f"{what}_{own[0].name}" in state:
+                    found[f"{what}_{part}"] = sum(state[f"{what}_{group.name}"] for group in own)
+            strengths = [state[f"weight_decay_{group.name}"] for group in own]
+            dims = [group.prior.dim for group in own]
+            variances = [
+                dim / strength if strength else math.inf for dim, strength in zip(dims, strengths, strict=True)
+            ]
+            found[f"weight_decay_{part}"] = sum(dims) / sum(variances) if sum(variances) else math.inf
+            if f"scale_{own[0].name}" in state:
+                found[f"scale_{part}"] = sum(group.prior.dim * state[f"scale_{group.name}"] for group in own) / sum(
+                    dims
+                )
+        return found
 
     def _pieces(self, vector: Tensor) -> list[Tensor]:
         """One slice of a (D,) vector for each group."""
@@ -111,7 +168,8 @@ class MAP(Objective):
 
     Args:
         groups, num_examples: as in `Objective`.
-        weight_decay: alpha_g by group name, >= 0; alpha = 1 / (N s) is the prior N(mu, s Sigma).
+        weight_decay: alpha_g by group name, >= 0; alpha = 1 / (N s) is the prior N(mu, s Sigma). Layers may be given
+            one strength by the name of what they are a part of.
 
     Raises:
         ValueError: a group without a strength, a strength without a group, or one that is negative or not finite.
@@ -119,6 +177,7 @@ class MAP(Objective):
 
     def __init__(self, groups: Sequence[Group], num_examples: int, weight_decay: Mapping[str, float]) -> None:
         super().__init__(groups, num_examples)
+        weight_decay = _spread(groups, weight_decay)
         names = [group.name for group in groups]
         if set(names) != set(weight_decay):
             raise ValueError(f"weight_decay must name the groups {names}, got {sorted(weight_decay)}")
@@ -154,6 +213,13 @@ class MAP(Objective):
         return dict(self._strengths)
 
 
+def _spread(groups: Sequence[Group], strengths: Mapping[str, float]) -> dict[str, float]:
+    """Strengths by group where some are given by the part that groups belong to."""
+    parts = {group.part for group in groups} & set(strengths)
+    given = {group.name: strengths[group.part] for group in groups if group.part in parts and group.part}
+    return given | {name: strength for name, strength in strengths.items() if name not in parts}
+
+
 class ELBO(Objective):
     """The evidence lower bound, divided by -kappa N: mean NLL under q + KL(q || p) / (kappa N), here with kappa = 1.
 
@@ -184,6 +250,11 @@ class ELBO(Objective):
                 f"the groups hold {self.dim} weights of which {self.posterior.dim} are distinct and not frozen: "
                 "every weight must be trained and in exactly one group"
             )
+        like = self.weights[0]
+        self._dims: Tensor | None = None
+        if len(groups) > FEW and all(isinstance(group.prior, Isotropic) for group in groups):
+            dims = [float(group.prior.dim) for group in groups]
+            self._dims = torch.tensor(dims, dtype=like.dtype, device=like.device)
 
     def parameters(self) -> list[nn.Parameter]:
         return [self.posterior.rho]
@@ -203,12 +274,28 @@ class ELBO(Objective):
     def _add_kl_gradient(self, draw: Draw, gradient: Tensor) -> None:
         """Completes ``gradient``, the NLL's (D,), in place, and hands it to the weights; rho's likewise."""
         sigma, share = self.posterior.sigma, 1 / (self.kappa * self.num_examples)
-        terms = self._kl_terms(draw.mean, sigma, draw.shift)  # which has done its work
-        for piece, term in zip(self._pieces(gradient), terms, strict=True):
-            piece.addcmul_(term.precision_d, share / term.scale)
+        if self._dims is None:
+            terms = self._kl_terms(draw.mean, sigma, draw.shift)  # which has done its work
+            for piece, term in zip(self._pieces(gradient), terms, strict=True):
+                piece.addcmul_(term.precision_d, share / term.scale)
+            slope = torch.stack([term.gradient_sigma for term in terms]).sum()
+        else:
+            slope = self._add_layers(draw, gradient, self._dims, sigma, share)
         set_gradients(self.weights, gradient)
-        slope = torch.stack([term.gradient_sigma for term in terms]).sum()
         add_to_gradients_([self.posterior.rho], (slope * self.posterior.sigma_slope * share).reshape(1))
+
+    def _add_layers(self, draw: Draw, gradient: Tensor, dims: Tensor, sigma: Tensor, share: float) -> Tensor:
+        """Adds ``share`` times dKL/dtheta_bar to the gradient, as `_add_kl_gradient` does; returns dKL/dsigma.
+
+        For many isotropic groups: what is a number of each group is one vector (G,) here, as a hundred layers would
+        otherwise cost a thousand launches a step. ``dims``: the D_g.
+        """
+        deviations = self._pieces(draw.shift.copy_(draw.mean))
+        torch._foreach_sub_(deviations, [group.prior.mean for group in self.groups])
+        scales = sigma**2 + squared_norms(deviations) / dims
+        for piece, deviation, factor in zip(self._pieces(gradient), deviations, (share / scales).unbind(), strict=True):
+            piece.addcmul_(deviation, factor)
+        return (sigma * dims / scales - dims / sigma).sum()
 
     def _kl_terms(self, mean: Tensor, sigma: Tensor, room: Tensor | None = None) -> list[KLTerm]:
         rooms = self._pieces(torch.empty_like(mean) if room is None else room)
@@ -245,7 +332,7 @@ class ELBO(Objective):
             of_group["squared_distance"] = float(term.squared_distance)
             of_group |= {"trace_precision": group.prior.trace_precision, "log_det": group.prior.log_det}
             state |= {f"{what}_{group.name}": value for what, value in of_group.items()}
-        return state | {"kappa": self.kappa}
+        return state | self._of_parts(state) | {"kappa": self.kappa}
 
 
 class DataEmphasizedELBO(ELBO):

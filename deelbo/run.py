@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +17,12 @@ from deelbo.numerics import Numerics
 from deelbo.objectives import Objective
 from deelbo.tasks import Split
 from deelbo.tasks.images import Geometry, Images, Normalisation
+from deelbo.vectors import flatten, write
 
-__all__ = ["Run", "Schedule", "evaluate"]
+__all__ = ["MakeOptimiser", "Run", "Schedule", "evaluate"]
+
+MakeOptimiser = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+"""Makes an optimiser of what is trained and the learning rate that the cosine starts from."""
 
 EVALUATION_BATCH = 500
 WARMUP_STEPS = 2
@@ -61,6 +67,16 @@ class Schedule:
         """Epochs that are run."""
         return self.total_steps(num_examples) // self.steps_an_epoch(num_examples)
 
+    def stop_epoch(self, until: float, num_examples: int) -> int:
+        """The epoch after which a run stops that trains the share ``until`` of its epochs: ceil(until * epochs).
+
+        Raises:
+            ValueError: a share that is not above 0 and at most 1.
+        """
+        if not 0 < until <= 1:
+            raise ValueError(f"until is the share of a run's epochs, above 0 and at most 1, got {until}")
+        return max(math.ceil(until * self.epochs(num_examples) - 1e-9), 1)  # 0.3 * 10 is more than 3
+
 
 class Run:
     """The moving parts of one training run.
@@ -69,6 +85,12 @@ class Run:
         steps_done: optimiser steps that were run.
         series: a row for each look so far, see `deelbo.FitResult`.
         nll, since: the sum of the batches' mean NLL since the last look, left on the device, and how many they were.
+        last_rate, last_norm: the learning rate of the last step, and its gradient's norm before clipping, left on the
+            device (None before the first step).
+        stop: the epoch after which training ends; before the last one in a run that is handed over.
+        earlier_seconds: of training, in the stretches of this run that were handed over to here.
+        optimiser_form: the optimiser's state after a step, its tensors without numbers: what one that is kept looks
+            like. Known from `warm_up` on.
     """
 
     def __init__(
@@ -79,6 +101,8 @@ class Run:
         schedule: Schedule,
         seed: int,
         numerics: Numerics | None = None,
+        optimiser: MakeOptimiser | None = None,
+        until: float = 1.0,
     ) -> None:
         self.model, self.split, self.objective, self.schedule = model, split, objective, schedule
         self.numerics = numerics or Numerics()
@@ -89,26 +113,57 @@ class Run:
         self.batch = schedule.batch(len(split.train))
         self.steps_an_epoch = schedule.steps_an_epoch(len(split.train))
         self.epochs = schedule.epochs(len(split.train))
+        self.stop = schedule.stop_epoch(until, len(split.train))
         self.random = torch.Generator().manual_seed(seed)
+        self.earlier_seconds = 0.0
+        self.optimiser_form: dict[str, Any] = {"state": {}, "param_groups": []}
+        self._make = optimiser or self._nesterov
         self._start()
+
+    def _nesterov(self, trained: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+        momentum = self.schedule.momentum
+        fused = True if self.device.type == "cuda" else None
+        return torch.optim.SGD(trained, lr=learning_rate, momentum=momentum, nesterov=momentum > 0, fused=fused)
 
     def _start(self) -> None:
         schedule = self.schedule
-        self.optimiser = torch.optim.SGD(
-            self.trained,
-            lr=schedule.learning_rate,
-            momentum=schedule.momentum,
-            nesterov=schedule.momentum > 0,
-            fused=True if self.device.type == "cuda" else None,
-        )
+        self.optimiser = self._make(self.trained, schedule.learning_rate)
+        self._mode("train")
         self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, T_max=self.total)
         self.steps_done = 0
         self.last_rate = schedule.learning_rate
+        self.last_norm: Tensor | None = None
         self.series: list[dict[str, float]] = []
         self.nll, self.since = torch.zeros((), device=self.device), 0
 
+    def _mode(self, name: str) -> None:
+        """Some optimisers average weights: they train some and evaluate others, and must be told (schedule-free)."""
+        if (switch := getattr(self.optimiser, name, None)) is not None:
+            switch()
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """A block in which the weights are those that the optimiser would have evaluated; put back to the bit."""
+        if not hasattr(self.optimiser, "eval"):
+            yield
+            return
+        before = [flatten(self.objective.weights), *(p.detach().clone() for p in self.objective.parameters())]
+        self._mode("eval")
+        try:
+            yield
+        finally:
+            self._mode("train")  # which gives the weights that were trained but for rounding
+            write(self.objective.weights, before[0])
+            with torch.no_grad():
+                for parameter, value in zip(self.objective.parameters(), before[1:], strict=True):
+                    parameter.copy_(value)
+
+    def end(self) -> None:
+        """Leaves the weights as those that the optimiser would have evaluated: no step may follow."""
+        self._mode("eval")
+
     def looks(self) -> set[int]:
-        """The epochs after which the run is looked at, spread evenly, the last one included."""
+        """The epochs after which the whole run is looked at, spread evenly, the last one included."""
         points = min(self.schedule.series_points, self.epochs)
         return {math.ceil(self.epochs * (i + 1) / points) for i in range(points)}
 
@@ -134,7 +189,7 @@ class Run:
             with self.numerics.autocast(self.device):
                 loss = F.cross_entropy(self.forward(x).float(), labels)
             loss.backward()
-        nn.utils.clip_grad_norm_(self.trained, self.schedule.clip_norm)
+        self.last_norm = nn.utils.clip_grad_norm_(self.trained, self.schedule.clip_norm)
         self.last_rate = self.optimiser.param_groups[0]["lr"]
         self.optimiser.step()
         self.cosine.step()
@@ -145,12 +200,16 @@ class Run:
         """Pays for first calls (libraries, kernels, memory): real steps, after which all is put back to the bit."""
         weights = copy.deepcopy(self.model.state_dict())
         learned = [parameter.detach().clone() for parameter in self.objective.parameters()]
+        adapted = {name: tensor.clone() for name, tensor in self.objective.learned_state().items()}
         states = [generator.get_state() for generator in self._generators()]
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             self.model.train()
             for _ in range(WARMUP_STEPS):
                 self.step(self.batches()[0])
+            self.objective.warm_up(self)
+        self.optimiser_form = _form(self.optimiser.state_dict())
         self.model.load_state_dict(weights)
+        self.objective.load_learned_state(adapted)
         with torch.no_grad():
             for parameter, value in zip(self.objective.parameters(), learned, strict=True):
                 parameter.copy_(value)
@@ -173,6 +232,7 @@ class Run:
         return {
             "model": self.model.state_dict(),
             "learned": [parameter.detach() for parameter in self.objective.parameters()],
+            "adapted": self.objective.learned_state(),
             "optimiser": self.optimiser.state_dict(),
             "cosine": self.cosine.state_dict(),
             "random": random,
@@ -185,6 +245,7 @@ class Run:
         self.model.load_state_dict(state["model"])
         for parameter, value in zip(self.objective.parameters(), state["learned"], strict=True):
             parameter.copy_(value)
+        self.objective.load_learned_state(state["adapted"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.cosine.load_state_dict(state["cosine"])
         shared, *random = state["random"]
@@ -208,6 +269,13 @@ class Run:
             with self.objective.step():
                 total += self.evaluate(self.split.train)[0]
         return total / passes
+
+
+def _form(value: Any) -> Any:
+    """A nested structure whose tensors have shape and type but no numbers."""
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, device="meta")
+    return {name: _form(inner) for name, inner in value.items()} if isinstance(value, dict) else copy.copy(value)
 
 
 @torch.no_grad()

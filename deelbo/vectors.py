@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 STRETCH = 1 << 18
 
-__all__ = ["add", "add_to_gradients_", "dot", "flatten", "flatten_gradients", "set_gradients", "views", "write"]
+__all__ = [
+    "add",
+    "add_to_gradients_",
+    "dot",
+    "flatten",
+    "flatten_gradients",
+    "set_gradients",
+    "squared_norms",
+    "views",
+    "write",
+]
 
 
 def flatten(tensors: Iterable[Tensor], out: Tensor | None = None) -> Tensor:
@@ -30,6 +40,13 @@ def dot(one: Tensor, other: Tensor) -> Tensor:
         return torch.dot(one, other)
     parts = zip(one.split(STRETCH), other.split(STRETCH), strict=True)
     return torch.stack([torch.dot(a, b) for a, b in parts]).sum()
+
+
+def squared_norms(vectors: Sequence[Tensor]) -> Tensor:
+    """||x||^2 of each of G vectors, as one vector (G,)."""
+    if vectors[0].device.type == "cpu":
+        return torch.stack([dot(vector, vector) for vector in vectors])
+    return torch.stack(torch._foreach_norm(list(vectors))).square()
 
 
 def views(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from deelbo import ELBO, MAP, DataEmphasizedELBO, FitResult, LowRank, PhaseClock, Schedule, fit, make_groups
-from deelbo.checkpoint import Checkpoint, fingerprint
+from deelbo.checkpoint import Checkpoint
+from deelbo.kept_runs import fingerprint
 from deelbo.numerics import Numerics
 from deelbo.objectives import Objective
 from deelbo.run import Run

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from deelbo import DataEmphasizedELBO, PhaseClock, Schedule, fit, make_groups
-from deelbo.checkpoint import Checkpoint, _opened, _sealed, fingerprint
+from deelbo.checkpoint import Checkpoint
+from deelbo.kept_runs import fingerprint, opened, sealed
 from deelbo.run import Run
 from deelbo.tasks import Split
 
@@ -71,8 +72,8 @@ class Hostile:
 
 def resealed(data: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
     """The checkpoint with its content changed, and a hash that fits."""
-    content = _opened(data)
-    return _sealed(change(content) or content)
+    content = opened(data)
+    return sealed(change(content) or content)
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -105,7 +106,7 @@ def test_a_checkpoint_does_no_harm(what: str, tmp_path: Path, life: Life, good: 
     made = {
         "hostile": lambda: pickle.dumps(Hostile(str(trap))),
         "hostile inside": lambda: resealed(good, lambda c: c["run"].update(series=[Hostile(str(trap))])),
-        "hostile and no checkpoint": lambda: _sealed({"whose": Hostile(str(trap))}),
+        "hostile and no checkpoint": lambda: sealed({"whose": Hostile(str(trap))}),
         "empty": lambda: b"",
         "noise": lambda: torch.randint(0, 256, (5000,), dtype=torch.uint8).numpy().tobytes(),
     }
@@ -124,6 +125,7 @@ def test_every_truncation_and_flipped_bit_is_noticed(toy_split: Split, toy_model
     the run at its start; whole ones do not."""
     torch.manual_seed(0)
     run = Run(toy_model, toy_split, DataEmphasizedELBO(make_groups(toy_model, "4", "l2-sp"), 160), SCHEDULE, 0)
+    run.warm_up()
     start, clock = fingerprint(run), PhaseClock()
     for place in sorted({*range(0, len(good), 61), *range(40), *range(len(good) - 40, len(good))}):
         flipped = bytearray(good)
