@@ -82,7 +82,7 @@ $(VENV)/bin/python:
 # -e: the installed commands run this checkout
 $(VENV)/.bench: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing; torch alone is about 6 GB with its CUDA libraries"
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench,methods]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.bench

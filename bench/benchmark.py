@@ -2,56 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints, model_validator
 
+from bench.methods import METHODS, MethodSettings
 from bench.said import SHORT
+from bench.setting_types import Count, Filled, NotNegative, Number, Positive, Prior, Seed, Strict, filled
 
-__all__ = [
-    "BackboneSettings",
-    "Benchmark",
-    "DEELBoSettings",
-    "ELBoSettings",
-    "GridSearchSettings",
-    "SWAGFiles",
-    "Training",
-]
+__all__ = ["EMBEDDED", "BackboneSettings", "Benchmark", "SWAGFiles", "Training"]
 
 EMBEDDED = "digits-resnet"
 """The backbone that comes with the package: made here, its weights and its SWAG posterior too."""
 MOST_TRIALS = 100_000  # 17 times the paper's; each takes 10 microseconds and 3 KB before anything runs
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Name = Annotated[str, StringConstraints(pattern=NAME)]
 LEAST_SIGMA = 1e-12  # that of deelbo.posterior, whose import takes seconds
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text; people mean a number."""
-    if isinstance(value, bool):
-        raise ValueError("must be a number")
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError("must be a number") from None
-    return value
-
-
-def _kappa(value: Any) -> Any:
-    if value == "D/N":
-        return value
-    number = _number(value) if isinstance(value, str | int | float) else None
-    if number is None or not 0 < number < math.inf:
-        raise ValueError("must be D/N or a positive number")
-    return float(number)
-
-
-def _retrain(value: Any) -> Any:
-    choices = value.values() if isinstance(value, dict) else [value]
-    unknown = set(value) - set(get_args(Prior)) if isinstance(value, dict) else set()
-    if unknown or not all(isinstance(choice, str) and choice in get_args(Retrain) for choice in choices):
-        raise ValueError(f"must be best or all, or one of them for each of {', '.join(get_args(Prior))}")
-    return value
 
 
 def _swag_files(value: Any) -> Any:
@@ -60,96 +26,6 @@ def _swag_files(value: Any) -> Any:
         if set(parts) != {"mean", "variance", "factor"} or not all(isinstance(part, str) for part in parts.values()):
             raise ValueError("must be a file, or {mean: FILE, variance: FILE, factor: FILE}")
     return value
-
-
-def _filled(values: Any) -> Any:
-    if not values:
-        raise ValueError("must hold at least one value")
-    if len(set(values)) < len(values):
-        raise ValueError("must not hold a value twice")
-    return values
-
-
-Number = BeforeValidator(_number)
-Filled = AfterValidator(_filled)
-Positive = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
-Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
-Prior = Literal["l2-zero", "l2-sp", "ptyl"]
-Retrain = Literal["best", "all"]
-
-
-class Strict(BaseModel):
-    """No unknown keys, and nothing changes once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-LEARNING_RATES = (0.1, 0.01, 0.001, 0.0001)
-
-
-class GridSearchSettings(Strict):
-    """MAP + grid search. One strength for backbone and head (alpha = beta) with L2-zero and L2-SP, unless the prior is
-    ``untied``: then alpha x beta. With PTYL the backbone's strength is its prior's scale lambda, and
-    ``weight_decays`` are the head's."""
-
-    learning_rates: Annotated[tuple[Positive, ...], Filled] = LEARNING_RATES
-    weight_decays: Annotated[tuple[NotNegative, ...], Filled] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 0.0)
-    untied: tuple[Literal["l2-zero", "l2-sp"], ...] = ()
-    ptyl_lambdas: Annotated[tuple[Positive, ...], Filled] = tuple(10.0**i for i in range(10))
-    retrain: Annotated[Retrain | dict[Prior, Retrain], BeforeValidator(_retrain)] = "best"
-
-    def retrains(self, prior: str) -> Retrain:
-        """Which tuned configurations of that prior are trained again on all N images."""
-        if isinstance(self.retrain, dict):
-            return self.retrain.get(prior, "best")  # type: ignore[call-overload, no-any-return]
-        return self.retrain
-
-    def trials(self, prior: str) -> int:
-        """How many a cell of that prior takes, the retrained ones included."""
-        second = self.ptyl_lambdas if prior == "ptyl" else self.weight_decays if prior in self.untied else (None,)
-        grid = len(self.learning_rates) * len(second) * len(self.weight_decays)
-        return 2 * grid if self.retrains(prior) == "all" else grid + 1
-
-
-class ELBoSettings(Strict):
-    """The plain ELBo, kappa = 1: one run a learning rate."""
-
-    learning_rates: Annotated[tuple[Positive, ...], Filled] = LEARNING_RATES
-
-
-class DEELBoSettings(ELBoSettings):
-    """The DE ELBo: one run a learning rate. ``kappa`` is D/N unless a number is given."""
-
-    kappa: Annotated[Literal["D/N"] | float, BeforeValidator(_kappa)] = "D/N"
-
-
-class Methods(Strict):
-    """The methods in the race; at least one."""
-
-    map_gs: GridSearchSettings | None = Field(None, alias="map-gs")
-    de_elbo: DEELBoSettings | None = Field(None, alias="de-elbo")
-    elbo: ELBoSettings | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults(cls, value: Any) -> Any:
-        """``elbo:`` with nothing behind it asks for the method as it is by default."""
-        if isinstance(value, dict):
-            return {name: {} if settings is None else settings for name, settings in value.items()}
-        return value
-
-    @model_validator(mode="after")
-    def _some(self) -> Self:
-        if all(settings is None for _, settings in self):
-            raise ValueError("names no method: give at least one of map-gs, de-elbo, elbo")
-        return self
-
-    def trials(self, prior: str) -> int:
-        """How many all of them take in a cell of that prior."""
-        count = 0 if self.map_gs is None else self.map_gs.trials(prior)
-        return count + sum(len(one.learning_rates) for one in (self.de_elbo, self.elbo) if one is not None)
 
 
 class Training(Strict):
@@ -178,7 +54,7 @@ class Resources(Strict):
     cpus_per_trial: Count = 1
     gpus_per_trial: NotNegative = 0
     slots: Count | None = None
-    accelerator: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
+    accelerator: Annotated[str, StringConstraints(pattern=NAME)] | None = None
 
     @model_validator(mode="after")
     def _some_accelerator(self) -> Self:
@@ -216,6 +92,28 @@ def _resources(content: dict[str, Any]) -> dict[str, Any]:
     return {"resources": given | {"gpus_per_trial": float(set(named) != {EMBEDDED})}}
 
 
+def _entries(methods: Any) -> Any:
+    """Every entry with the name of its method, which is its own where none is given; nothing behind a name asks for the
+    method as it is by default."""
+    if not isinstance(methods, dict):
+        return methods
+    full = {name: {} if settings is None else settings for name, settings in methods.items()}
+    return {
+        name: {"method": name} | settings if isinstance(settings, dict) else settings for name, settings in full.items()
+    }
+
+
+def _some(methods: Any) -> Any:
+    if not methods:
+        raise ValueError(f"names no method: give at least one of {', '.join(method.name for method in METHODS)}")
+    return methods
+
+
+if TYPE_CHECKING:
+    Entry = MethodSettings
+else:
+    Entry = Annotated[Union[tuple(method.Settings for method in METHODS)], Field(discriminator="method")]  # noqa: UP007
+
 IN_SHORT = {"datasets": ("dataset", "n"), "backbones": ("backbone", "head")}
 """One dataset, or one backbone, may be named without a mapping."""
 
@@ -228,12 +126,12 @@ class Benchmark(Strict):
     ``checkpoint_minutes``, and goes on from there when its process has died.
     """
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Name
     datasets: Annotated[dict[str, Annotated[tuple[Count, ...], Filled]], Filled]
     backbones: Annotated[dict[str, BackboneSettings], Filled]
     priors: Annotated[tuple[Prior, ...], Filled]
     seeds: Annotated[tuple[Seed, ...], Filled]
-    methods: Methods
+    methods: Annotated[dict[Name, Entry], BeforeValidator(_entries), AfterValidator(_some)]
     training: Training = Training()
     resources: Resources = Resources()
     order_seed: Seed = 0
@@ -256,8 +154,13 @@ class Benchmark(Strict):
     @model_validator(mode="after")
     def _bounded(self) -> Self:
         """Not more trials than one machine can hold a list of."""
-        a_cell = [self.methods.trials(prior) for prior in self.priors]
-        count = sum(a_cell) * sum(map(len, self.datasets.values())) * len(self.backbones) * len(self.seeds)
+        running = [(one, prior) for one in self.methods.values() for prior in self.priors if one.runs_on(prior)]
+        count = (
+            sum(one.most_trials(prior) for one, prior in running)
+            * sum(map(len, self.datasets.values()))
+            * len(self.backbones)
+            * len(self.seeds)
+        )
         if count > MOST_TRIALS:
             raise ValueError(
                 f"{SHORT.repr(count)} trials are asked for, expected at most {MOST_TRIALS}: make the grids smaller, or "
@@ -291,7 +194,7 @@ class Benchmark(Strict):
         named = content.get("backbones")
         if isinstance(named, list) and all(isinstance(name, str) for name in named):
             try:
-                named = dict.fromkeys(_filled(named))
+                named = dict.fromkeys(filled(named))
             except ValueError as error:
                 raise ValueError(f"backbones = {SHORT.repr(named)}: {error}") from None
         if isinstance(named, dict):
@@ -300,7 +203,11 @@ class Benchmark(Strict):
 
     def content(self) -> dict[str, Any]:
         """As its YAML file would be read; `parse_benchmark` takes it back."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        for name, settings in content["methods"].items():
+            if settings["method"] == name:
+                del settings["method"]
+        return content
 
     def settings_that_bind(self) -> dict[str, Any]:
         """What must be the same for two runs of a benchmark to share a storage: all else may be extended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 from bench.benchmark import EMBEDDED, Benchmark
 from bench.config import ConfigError
@@ -35,6 +36,7 @@ def check(benchmark: Benchmark) -> None:
                 f"prior ptyl needs backbones.{name}.ptyl, a file of mean, variance and factor: "
                 "`deelbo-bench swag` makes one, or take ptyl out of priors"
             )
+    _check_methods(benchmark)
     try:
         for name, sizes in benchmark.datasets.items():
             for n in sizes:
@@ -54,6 +56,24 @@ def check(benchmark: Benchmark) -> None:
             f"resources.gpus_per_trial = {gpus:g} with timed: true, expected 1 or 0, as trials that share a GPU slow "
             "each other down: set it to 1, or timed: false"
         )
+
+
+def _check_methods(benchmark: Benchmark) -> None:
+    """Raises ConfigError where an entry under ``methods`` fits no prior, or not its own budget, or lacks a package."""
+    for name, settings in benchmark.methods.items():
+        if not any(map(settings.runs_on, benchmark.priors)):
+            raise ConfigError(
+                f"methods.{name}.priors = {', '.join(settings.priors or ())}, none of which is among the benchmark's "
+                f"({', '.join(benchmark.priors)}): name one of those, or take {name} out of methods"
+            )
+        for prior in filter(settings.runs_on, benchmark.priors):
+            if (problem := settings.problem(prior)) is not None:
+                raise ConfigError(f"methods.{name}: {problem}")
+        if settings.package is not None and find_spec(settings.package) is None:
+            raise ConfigError(
+                f"methods.{name} needs the package {settings.package}, which is not installed: "
+                f"pip install 'deelbo[methods]', or take {name} out of methods"
+            )
 
 
 def _check_size(name: str, n: int, pool: int) -> None:

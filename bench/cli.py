@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bench.cli_cluster import add_commands
+from bench.cli_replay import add_replay
 from bench.said import one_line
 from bench.stopping import ignore_signals, stopped_by_signals
 
@@ -144,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     ui.add_argument("--port", type=int, default=5000)
     ui.add_argument("--host", default="127.0.0.1", help="loopback unless told otherwise")
 
+    add_replay(command)
     add_commands(command, tracking)
 
     speed = command("speed", _speed, "time a training step of each method and prior, as JSON")

@@ -246,7 +246,7 @@ def _show_table3(third: pd.DataFrame) -> None:
         place = [*(dataset_name(str(row[name])) for name in several), str(row["n"])]
         if before and place != before:
             table.add_section()
-        words = [PRIOR_NAMES[row["prior"]], METHOD_NAMES[row["method"]], _spread(row, "")]
+        words = [PRIOR_NAMES[row["prior"]], METHOD_NAMES.get(row["method"], row["method"]), _spread(row, "")]
         table.add_row(*place, *words, *[_spread(row, "published_")] * published)
         before = place
     console.print(table)

@@ -11,9 +11,19 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from bench.benchmark import IN_SHORT, Benchmark
+from bench.methods import METHODS, method_named
 from bench.said import SHORT, one_line
 
-__all__ = ["PRESETS", "ConfigError", "leaves", "load_benchmark", "one_line", "parse_benchmark", "preset_names"]
+__all__ = [
+    "PRESETS",
+    "ConfigError",
+    "leaves",
+    "load_benchmark",
+    "one_line",
+    "override",
+    "parse_benchmark",
+    "preset_names",
+]
 
 LARGEST = 50_000
 """Characters of a YAML text: a benchmark takes about 1,000, and YAML is read at 25,000 a second or so."""
@@ -54,8 +64,8 @@ def load_benchmark(config: str, overrides: Sequence[str] = ()) -> Benchmark:
         content = _read(path.read_text(encoding="utf-8"))
     except Exception as error:
         raise ConfigError(f"{shown}: not a YAML file that can be read ({_complaint(error)}): mend the file") from error
-    for override in overrides:
-        _override(content, override)
+    for change in overrides:
+        override(content, change)
     return parse_benchmark(content, shown)
 
 
@@ -105,10 +115,10 @@ def _complaint(error: Exception) -> str:
     return one_line(error if named else f"{type(error).__name__}: {error}", 300)
 
 
-def _override(content: Any, override: str) -> None:
+def override(content: Any, change: str) -> None:
     """Sets one key of what a YAML file held; keys on the way are made where they are missing."""
-    shown = one_line(override, 100)
-    path, found, text = override.partition("=")
+    shown = one_line(change, 100)
+    path, found, text = change.partition("=")
     *parents, last = path.split(".")
     if not found or not all([*parents, last]):
         raise ConfigError(f"--set takes KEY=VALUE, such as training.steps=100, got {shown!r}")
@@ -158,7 +168,13 @@ def _problem(details: Any, content: dict[str, Any]) -> str:
     parts = [str(part) for part in details["loc"] if not str(part).startswith(branches)]
     if parts[:1] == ["backbones"] and parts[2:3] == ["ptyl"]:
         del parts[3:4]  # of what type it was taken to be
+    if parts[:1] == ["methods"]:
+        del parts[2:3]  # of which method it was taken to be
     key = one_line(_as_written(".".join(parts), content), 100)
+    if details["type"] == "union_tag_invalid":
+        known = ", ".join(method.name for method in METHODS)
+        given = SHORT.repr(details["ctx"]["tag"])
+        return f"{key}: no method {given}: use one of {known}, or name one of them by {key}.method"
     if details["type"] == "extra_forbidden":
         known = _keys_beside(details["loc"])
         return f"unknown key {key}: remove it, or use one of {known}"
@@ -185,6 +201,8 @@ def _as_written(key: str, content: dict[str, Any]) -> str:
 def _keys_beside(location: tuple[Any, ...]) -> str:
     """The keys that exist where an unknown one was found."""
     model: Any = Benchmark
+    if location[0] == "methods" and len(location) > 3:  # entry, method, key
+        model, location = method_named(location[2]).Settings, location[3:]
     for part in location[:-1]:
         by_alias = {field.alias or name: field for name, field in model.model_fields.items()}
         annotation = by_alias[str(part)].annotation if str(part) in by_alias else None

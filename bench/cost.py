@@ -82,12 +82,12 @@ class Rates:
                 raise ConfigError(f"{path}: not a result of `deelbo-bench speed` ({problem})") from error
             self.measured[backbone] = rates
 
-    def of(self, backbone: str, method: str, prior: str) -> float | None:
-        """The rate, or None where nothing is known."""
+    def of(self, backbone: str, bayesian: bool, prior: str) -> float | None:
+        """The rate, or None where nothing is known; ``bayesian``: of a run that draws from a posterior."""
         if self.given is not None:
             return self.given
         if backbone in self.measured:
-            return self.measured[backbone].get(f"{'map' if method == 'map-gs' else 'de-elbo'} {prior}")
+            return self.measured[backbone].get(f"{'de-elbo' if bayesian else 'map'} {prior}")
         return PUBLISHED.get(backbone)
 
     def describe(self, backbone: str, training: Training, image_size: int) -> str:

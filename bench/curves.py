@@ -7,17 +7,20 @@ first, i = 0..M-1, configuration i is taken with probability
 
 so that E[accuracy] = sum P_i acc_i and E[hours] = k mean(tuning hours) + sum P_i (retraining hours)_i, without sampling
 (Dodge et al. 2019, "Show Your Work"; Tang et al. 2020, who show that this estimator is unbiased).
+
+A method that decides one after the other has no subsets: of it, k configurations are its first k. Nor has one that gave
+up some of its configurations for being worse than others: it is a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from bench.configurations import CELL, COSTS, PROBLEM, Configurations, configurations
 
 __all__ = [
     "CELL",
@@ -27,58 +30,15 @@ __all__ = [
     "configurations",
     "curves",
     "exact_curve",
+    "prefix_curve",
     "sampled_curve",
     "selection",
 ]
 
 Array = NDArray[np.float64]
 
-COSTS: dict[str, tuple[str, ...]] = {
-    "train": ("train_seconds",),
-    "full": ("train_seconds", "evaluate_seconds", "select_seconds"),
-}
-"""What counts as compute: training steps only, as published; or what the method needs besides, its choice included."""
-
-PROBLEM = ["source", "dataset", "backbone", "prior", "n"]
-"""What methods compete on; a split seed more is a cell."""
-CELL = [*PROBLEM, "seed"]
-SETTINGS = ["learning_rate", "weight_decay", "head_weight_decay", "prior_scale", "kappa"]
 CURVE = ["k", "expected_hours", "expected_test_acc", "sd_test_acc", "q10_test_acc", "q90_test_acc"]
 COLUMNS = ["dataset", "prior", "method", "n", "split_seed", *CURVE, "cost", "backbone", "source"]
-
-
-@dataclass(frozen=True)
-class Configurations:
-    """What one method tried in one cell, best choice first; every array has shape (M,).
-
-    Attributes:
-        tuning: seconds of the run that is judged.
-        retraining: seconds of training the configuration again on all N images; NaN where that was not run, 0 where
-            the method needs none.
-        accuracy: test accuracy, 0 to 1; NaN where the run that would be tested was not run.
-        judged: rows of the runs that are judged, by the frame's index.
-        tested: rows of the runs that are tested, by the frame's index; -1 where not run.
-    """
-
-    tuning: Array
-    retraining: Array
-    accuracy: Array
-    judged: NDArray[np.int64]
-    tested: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.tuning)
-
-    @property
-    def known(self) -> NDArray[np.bool_]:
-        """Where it is known what choosing the configuration comes to; shape (M,)."""
-        return np.isfinite(self.accuracy) & np.isfinite(self.retraining)
-
-    @property
-    def possible(self) -> NDArray[np.bool_]:
-        """For which k = 1..M that is known of every configuration that can be taken; shape (M,)."""
-        possible: NDArray[np.bool_] = (selection(len(self))[:, ~self.known] == 0).all(axis=1)
-        return possible
 
 
 @lru_cache(maxsize=32)
@@ -98,8 +58,8 @@ def selection(size: int) -> Array:
 def exact_curve(found: Configurations) -> pd.DataFrame:
     """The expected curve, one row a k = 1..M: k, expected_hours, expected_test_acc, sd_test_acc, q10_ and q90_test_acc.
 
-    ``sd`` and the quantiles are those of the accuracy over all C(M, k) subsets. Where only the winner was retrained,
-    the row k = M is all that can be had.
+    ``sd`` and the quantiles are those of the accuracy over all C(M, k) subsets. Where only the winner was retrained, or
+    where configurations were given up, the row k = M is all that can be had.
     """
     size = len(found)
     chance, known = selection(size), found.known
@@ -117,7 +77,21 @@ def exact_curve(found: Configurations) -> pd.DataFrame:
             "q90_test_acc": _quantile(accuracy, chance, 0.9),
         }
     )
-    return frame[found.possible].reset_index(drop=True)
+    return frame[_possible(found)].reset_index(drop=True)
+
+
+def prefix_curve(found: Configurations) -> pd.DataFrame:
+    """The curve of a method that decides one after the other. Columns as `exact_curve`; the accuracy has no spread.
+
+    Row k: the hours of its first k configurations and of training again the best of them, by what the method sees; and
+    that one's test accuracy. Rows of which it is not known what the best comes to are left out.
+    """
+    order = np.argsort(found.number, kind="stable")
+    best = np.minimum.accumulate(order)  # configurations stand best first
+    accuracy = found.accuracy[best]
+    seconds = np.cumsum(found.tuning[order]) + found.retraining[best]
+    values = (np.arange(1, len(found) + 1), seconds / 3600, accuracy, np.zeros(len(found)), accuracy, accuracy)
+    return pd.DataFrame(dict(zip(CURVE, values, strict=True)))[found.known[best]].reset_index(drop=True)
 
 
 def sampled_curve(found: Configurations, subsamples: int = 500, seed: int | np.random.Generator = 0) -> pd.DataFrame:
@@ -125,7 +99,7 @@ def sampled_curve(found: Configurations, subsamples: int = 500, seed: int | np.r
     random = np.random.default_rng(seed)
     everyone = np.tile(np.arange(len(found)), (subsamples, 1))
     rows = []
-    for k in np.flatnonzero(found.possible) + 1:
+    for k in np.flatnonzero(_possible(found)) + 1:
         drawn = random.permuted(everyone, axis=1)[:, :k]
         best = drawn.min(axis=1)
         seconds = found.tuning[drawn].sum(axis=1) + found.retraining[best]
@@ -133,42 +107,6 @@ def sampled_curve(found: Configurations, subsamples: int = 500, seed: int | np.r
         low, high = np.quantile(accuracy, [0.1, 0.9], method="inverted_cdf")
         rows.append((k, seconds.mean() / 3600, accuracy.mean(), accuracy.std(), low, high))
     return pd.DataFrame(rows, columns=CURVE)
-
-
-def configurations(frame: pd.DataFrame, cost: str = "train") -> Iterator[tuple[dict[str, object], Configurations]]:
-    """For each method in each cell, what it tried. ``frame``: as `RecordStore.frame` gives it, its index unique.
-
-    A method that tunes is judged by val_nll, others by their objective. Runs that diverged count, ranked behind all
-    others; failed ones are left out. Where a cost's seconds were not kept, as in published files, it is NaN.
-    """
-    usable = frame.assign(row=frame.index)[frame["status"] != "failed"]
-    first, *others = COSTS[cost]
-    usable["cost"] = usable[first] + (usable[others].sum(axis=1, min_count=1) if others else 0)
-    usable = usable[
-        [*CELL, "method", *SETTINGS, "key", "stage", "status", "val_nll", "objective", "test_acc", "cost", "row"]
-    ]
-    judged = usable[(usable["stage"] != "retrain") & usable["cost"].notna()].copy()
-    tunes = judged["stage"] == "tune"
-    rank = judged["val_nll"].where(tunes, judged["objective"]).replace(np.inf, np.nan)
-    judged["rank"] = rank.where(judged["status"] == "completed")
-    again = usable.loc[usable["stage"] == "retrain", [*CELL, "method", *SETTINGS, "cost", "test_acc", "row"]]
-    pairs = judged.merge(again, on=[*CELL, "method", *SETTINGS], how="left", suffixes=("", "_again"))
-    single = pairs["stage"] != "tune"  # what is judged is tested as it is
-    pairs["cost_again"] = pairs["cost_again"].mask(single, 0)
-    for column in ("test_acc", "row"):
-        pairs[f"{column}_again"] = pairs[f"{column}_again"].mask(single, pairs[column])
-    pairs = pairs.sort_values(["rank", "key"], na_position="last")
-    for cell, group in pairs.groupby([*CELL, "method"], sort=True):
-        yield (
-            dict(zip([*CELL, "method"], cell, strict=True)),
-            Configurations(
-                tuning=group["cost"].to_numpy(np.float64),
-                retraining=group["cost_again"].to_numpy(np.float64),
-                accuracy=group["test_acc_again"].to_numpy(np.float64),
-                judged=group["row"].to_numpy(np.int64),
-                tested=group["row_again"].fillna(-1).to_numpy(np.int64),
-            ),
-        )
 
 
 def curves(frame: pd.DataFrame, subsamples: int | None = None, seed: int = 0) -> pd.DataFrame:
@@ -179,12 +117,30 @@ def curves(frame: pd.DataFrame, subsamples: int | None = None, seed: int = 0) ->
         subsamples: None: exact. A number: the mean over so many random subsets of each size, by ``seed``.
     """
     random = np.random.default_rng(seed)
-    parts = []
+    cells, parts = [], []
     for cost in COSTS:
         for cell, found in configurations(frame, cost):
-            curve = exact_curve(found) if subsamples is None else sampled_curve(found, subsamples, random)
-            parts.append(curve.assign(cost=cost, **cell).rename(columns={"seed": "split_seed"}))
-    return pd.concat(parts, ignore_index=True)[COLUMNS] if parts else pd.DataFrame(columns=COLUMNS)
+            if found.ordered:
+                curve = prefix_curve(found)
+            else:
+                curve = exact_curve(found) if subsamples is None else sampled_curve(found, subsamples, random)
+            if len(curve):
+                cells.append(cell | {"cost": cost})
+                parts.append(curve)
+    if not parts:
+        return pd.DataFrame(columns=COLUMNS)
+    where = pd.DataFrame(cells).rename(columns={"seed": "split_seed"})
+    where = where.loc[np.repeat(where.index, [len(curve) for curve in parts])].reset_index(drop=True)
+    return pd.concat([pd.concat(parts, ignore_index=True), where], axis=1)[COLUMNS]
+
+
+def _possible(found: Configurations) -> NDArray[np.bool_]:
+    """For which k = 1..M it is known what every configuration comes to that can be taken; shape (M,)."""
+    size = len(found)
+    possible: NDArray[np.bool_] = (selection(size)[:, ~found.known] == 0).all(axis=1)
+    if found.given_up.any():
+        possible = (np.arange(1, size + 1) == size) & found.known[0]
+    return possible
 
 
 def _quantile(accuracy: Array, chance: Array, level: float) -> Array:

@@ -10,11 +10,14 @@ import torch
 from torch import nn
 
 from bench.environment import hardware, versions
+from bench.methods import method_named
+from bench.optimisers import make_optimiser
 from bench.trials import TrialRecord, TrialSpec
 from deelbo.backbones import build_backbone, split_at_head
 from deelbo.checkpoint import Checkpoint
 from deelbo.clock import PhaseClock
 from deelbo.fit import fit
+from deelbo.handover import Handover
 from deelbo.learned_l2 import make_groups
 from deelbo.numerics import Numerics
 from deelbo.objectives import ELBO, MAP, DataEmphasizedELBO, Objective
@@ -42,12 +45,15 @@ def execute(
     timed: bool = True,
     lost_seconds: float = 0.0,
     checkpoint: Checkpoint | None = None,
+    handover: Handover | None = None,
 ) -> tuple[TrialRecord, Series]:
     """Trains and measures one trial. An error becomes a record of status "failed" with its traceback.
 
     ``data`` and ``verify`` say where images are read and how far they are checked, as for `deelbo.tasks.load_task`.
     ``timed`` goes to the record, and so does ``lost_seconds``, what earlier attempts ran. ``checkpoint``, this trial's
-    own, is where it is kept on the way. A trial that went on from one has in its state ``resumed_at_step``, and
+    own, is where it is kept on the way. ``handover``, of a trial that trains a part of a run, is where the part before
+    left the run, and where this one leaves it; without it the trial trains all of the run until where it stops. A trial
+    that went on from one has in its state ``resumed_at_step``, and
     ``resumed_seconds``: how many of its seconds, those in ``total`` too, are of processes that died, and so not lost.
     """
     started, since = time.time(), time.perf_counter()
@@ -59,6 +65,7 @@ def execute(
         torch.cuda.reset_peak_memory_stats(device)
     try:
         with clock.phase("setup"):
+            optimiser = make_optimiser(spec.optimiser)
             task = load_task(spec.dataset, data, spec.image_size, verify)
             seen["data"] = task.fingerprint
             split = task.split(spec.n, spec.seed, validation=spec.stage == "tune")
@@ -87,6 +94,9 @@ def execute(
             clock=clock,
             numerics=numerics,
             checkpoint=checkpoint,
+            until=spec.until,
+            handover=handover,
+            optimiser=optimiser,
         )
         series = result.series
         values = {"status": result.status, "metrics": result.metrics, "state": result.state}
@@ -96,6 +106,9 @@ def execute(
         values |= {"status": "failed", "error": traceback.format_exc()}
         if _is_out_of_memory(error):
             values["error"] += _out_of_memory(spec, device)
+    if spec.since > 0 and "status" in values:
+        taken_up = None if handover is None else handover.resumed_at_step
+        values["state"]["handed_over_at_step"] = taken_up or 0  # 0: the part before was lost, and trained once more
     seconds = clock.seconds | {"total": time.perf_counter() - since}
     if checkpoint is not None and checkpoint.resumed_at_step is not None:
         values["state"]["resumed_at_step"] = checkpoint.resumed_at_step
@@ -144,16 +157,20 @@ def make_objective(
             raise ValueError(f"prior ptyl needs the variance and factor of {spec.backbone}, got its mean alone")
         mean = flatten(split_at_head(model, head)[0])
         prior = LowRank(mean, pretrained.variance.to(mean), pretrained.factor.to(mean))
-    groups = make_groups(model, head, prior)
-    if spec.stage != "run":
+    groups = make_groups(model, head, prior, spec.groups)
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(spec.seed + POSTERIOR_STREAM)
+    if spec.learner is not None:
+        return method_named(spec.learner).objective(spec, groups, num_examples, generator)
+    if spec.stage != "run" or spec.head_weight_decay is not None:
         backbone = spec.weight_decay if spec.prior_scale is None else 1 / (num_examples * spec.prior_scale)
         if backbone is None or spec.head_weight_decay is None:
             raise ValueError(f"MAP needs a strength for backbone and head, got {spec}")
         return MAP(groups, num_examples, {"backbone": backbone, "head": spec.head_weight_decay})
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(spec.seed + POSTERIOR_STREAM)
     if spec.kappa is None:
-        return DataEmphasizedELBO(groups, num_examples, sigma=spec.sigma, generator=generator)
+        dim = sum(group.prior.dim for group in groups)
+        kappa = None if spec.kappa_share == 1 else spec.kappa_share * dim / num_examples
+        return DataEmphasizedELBO(groups, num_examples, kappa, spec.sigma, generator)
     return ELBO(groups, num_examples, spec.kappa, spec.sigma, generator)
 
 

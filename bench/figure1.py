@@ -143,11 +143,13 @@ def _accuracies(runs: pd.DataFrame) -> str:
     for method in LINES:
         accuracy = 100 * runs.loc[runs["method"] == method, "test_acc"]
         span = dict.fromkeys((f"{accuracy.min():.1f}", f"{accuracy.max():.1f}"))
-        words.append(f"{METHOD_NAMES[method]} {'-'.join(span)} %")
+        words.append(f"{METHOD_NAMES.get(method, method)} {'-'.join(span)} %")
     return f"test accuracy: {', '.join(words)}"
 
 
 def _legend() -> Iterator[Line2D]:
     for method, line in LINES.items():
         look: dict[str, Any] = {"color": METHOD_COLOURS[method], "linestyle": line, "marker": "o"}
-        yield Line2D([], [], markeredgecolor="white", label=f"q of the {METHOD_NAMES[method]}'s run", **look)
+        yield Line2D(
+            [], [], markeredgecolor="white", label=f"q of the {METHOD_NAMES.get(method, method)}'s run", **look
+        )

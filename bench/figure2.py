@@ -1,4 +1,4 @@
-"""Figure 2: compute time against test accuracy, a panel for each dataset and N."""
+"""Figure 2: compute time against test accuracy of what the paper compares, a panel for each dataset and N."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.figures import EDGE, METHOD_COLOURS, PRIOR_COLOURS, label, panels, tidy, time_unit
-from bench.names import METHOD_NAMES, PRIOR_NAMES, dataset_name, in_order
+from bench.names import OF_THE_PAPER, PRIOR_NAMES, dataset_name, in_order, method_name
 from bench.paper import paper_de_elbo
 
 __all__ = ["figure2"]
@@ -33,14 +33,15 @@ CURVED = ["map-gs"]
 def figure2(curves: pd.DataFrame, cost: str = "train", published: Collection[str] = ()) -> Figure:
     """A line for each grid method and split seed, with the 10-90 % band of its subsamples and a marker where it ends; a
     marker alone for methods that need no curve. One panel per dataset and N, and per backbone and source if there are
-    several. For what the paper prints of the DE ELBo, where it stands in, a dotted line and a hollow marker.
+    several. For what the paper prints of the DE ELBo, where it stands in, a dotted line and a hollow marker. Other
+    methods are left to `bench.figure_race`.
 
     Args:
-        curves: as `bench.curves.curves` gives.
+        curves: as `bench.curves.curves` gives, with at least one of the paper's methods.
         cost: "train" or "full", as in `bench.curves.COSTS`.
         published: the sources that are the paper's own, where what it prints of the DE ELBo stands in for runs.
     """
-    shown = in_order(curves[curves["cost"] == cost], "split_seed", "k")
+    shown = in_order(curves[(curves["cost"] == cost) & curves["method"].isin(OF_THE_PAPER)], "split_seed", "k")
     ends = shown["k"] == shown.groupby(LINE)["k"].transform("max")
     shown = shown[ends | shown["method"].isin(CURVED)]
     cells = list(shown.groupby(PANEL))
@@ -146,13 +147,13 @@ def _limits(axis: Axes, shown: pd.DataFrame, printed: pd.DataFrame, factor: floa
 def _legend(shown: pd.DataFrame, by_prior: bool, printed: bool) -> list[Any]:
     handles: list[Any] = []
     pairs = shown[["prior", "method"]].drop_duplicates()
-    for prior in [name for name in PRIOR_NAMES if name in set(pairs["prior"])]:
-        for method in [name for name in METHOD_NAMES if ((pairs["prior"] == prior) & (pairs["method"] == name)).any()]:
+    for prior in in_order(pairs[["prior"]].drop_duplicates())["prior"]:
+        for method in [name for name in OF_THE_PAPER if ((pairs["prior"] == prior) & (pairs["method"] == name)).any()]:
             of = shown[(shown["prior"] == prior) & (shown["method"] == method)]
             look = dict(_look(prior, method, by_prior))
             line = look.pop("line") if of.duplicated(LINE).any() else "none"
             look.pop("line", None)
-            label = f"{PRIOR_NAMES[prior]} {METHOD_NAMES[method]}"
+            label = f"{PRIOR_NAMES.get(prior, prior)} {method_name(method)}"
             handles.append(Line2D([], [], **(EDGE | look | {"linestyle": line}), label=label))
     if shown.duplicated(LINE).any():
         handles.append(Patch(color="0.45", alpha=0.25, linewidth=0, label="10-90 % of subsets of that size"))

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from bench.curves import Configurations, configurations
-from bench.names import METHOD_NAMES, PRIOR_NAMES, dataset_name
+from bench.curves import Configurations, configurations, prefix_curve
+from bench.names import PRIOR_NAMES, dataset_name, method_name
 
 __all__ = ["holes"]
 
@@ -25,25 +25,33 @@ def _untested(frame: pd.DataFrame, cells: Cells) -> list[str]:
     """Where it is not known what some or all choices come to."""
     where: dict[tuple[str, str], list[str]] = {}
     for cell, found in cells:
-        if not found.known.all():
-            kind = _why(frame, found)
+        if kind := _why(frame, found):
             where.setdefault((_name(cell), kind), []).append(f"N = {cell['n']:,} seed {cell['seed']}")
     return [f"{name}: {kind} ({'; '.join(places)})." for (name, kind), places in where.items()]
 
 
 def _why(frame: pd.DataFrame, found: Configurations) -> str:
-    """In words, what is not known of one method in one cell, where something is not."""
+    """In words, what is not known of one method in one cell; nothing where all is that can be."""
     known, size = int(found.known.sum()), len(found)
-    missing = int((found.tested < 0).sum())
     if frame.loc[found.judged[0], "stage"] != "tune":
+        ended = ~found.given_up  # what was given up has no test accuracy, and needs none
+        lost, of = int((ended & ~found.known).sum()), int(ended.sum())
         chosen = "" if found.known[0] else ", the chosen one among them"
-        return f"{size - known} of {size} runs have no test accuracy{chosen}"
+        if not of:
+            return "no run was trained to its end"
+        return f"{lost} of {of} runs have no test accuracy{chosen}" if lost else ""
     if found.tested[0] < 0:
         return "the best configuration has no retrained run: no curve, total or accuracy, only mean times"
     if not found.known[0]:
         return "the best configuration's retrained run has no test accuracy: no curve or accuracy"
+    if found.ordered:
+        lost = size - len(prefix_curve(found))
+        return f"{lost} of {size} times the best so far was not trained again: holes in the curve" if lost else ""
+    if known == size or found.given_up.any():
+        return ""
     if known == 1:
         return "only the best configuration was trained again: a curve's end, and no curve"
+    missing = int((found.tested < 0).sum())
     untested = size - known - missing
     more = f", and {untested} retrained runs have no test accuracy" if untested else ""
     return f"{size - missing} of {size} configurations were trained again{more}: no curve below some size"
@@ -63,8 +71,9 @@ def _uneven(cells: Cells) -> list[str]:
 
 def _unused(frame: pd.DataFrame, cells: Cells) -> list[str]:
     """Runs that nothing refers to."""
-    used = {row for _, found in cells for row in (*found.judged, *found.tested)}
-    count = int((~frame.index.isin(list(used)) & (frame["status"] != "failed")).sum())
+    used = {row for _, found in cells for row in found.tested}
+    again = (frame["stage"] == "retrain") & (frame["status"] != "failed")
+    count = int((again & ~frame.index.isin(list(used))).sum())
     return [f"{count} runs were trained again and have no tuning run: they are not used."] if count else []
 
 
@@ -87,5 +96,5 @@ def _status(frame: pd.DataFrame) -> list[str]:
 
 
 def _name(cell: Mapping[str, Any]) -> str:
-    method, prior = METHOD_NAMES.get(cell["method"], cell["method"]), PRIOR_NAMES.get(cell["prior"], cell["prior"])
+    method, prior = method_name(cell["method"]), PRIOR_NAMES.get(cell["prior"], cell["prior"])
     return f"{dataset_name(cell['dataset'])}, {method}, {prior}"

@@ -48,8 +48,7 @@ def experiment_note(benchmark: Benchmark, experiment: str, run: str) -> str:
     Args:
         experiment, run: MLflow's ids of the experiment and of the benchmark's run.
     """
-    asked = benchmark.methods.model_dump(by_alias=True, exclude_none=True)
-    names = [METHOD_NAMES.get(key, key) for key in asked]
+    names = [METHOD_NAMES.get(key, key) for key in benchmark.methods]
     sizes = sorted({n for counts in benchmark.datasets.values() for n in counts})
     looks = [
         f"- [trials, the most accurate first]({link(experiment, TRIALS)}), and [their curves]"

@@ -9,6 +9,7 @@ import pandas as pd
 
 from bench.markup import details, document, figure, listing, paragraphs, preformatted, section, table
 from bench.names import in_order
+from bench.race_tables import Raced, nearness, shares
 from bench.results import Results
 
 __all__ = ["page"]
@@ -20,6 +21,30 @@ NOTES = {
         is cut where it leaves the panel. A line or marker is one split seed. Time is that of training steps, as
         published.
     """,
+    "figure_race": """
+        Test accuracy of what a method would choose if it were stopped, against all compute that it needs until then:
+        training, its learning of strengths, evaluation, selection, and training the chosen configuration again. A line
+        is the mean over split seeds (and repetitions of replayed methods), known only where all of them have a result;
+        the band holds their middle 80 %, of up to ten curves all of them. Of a grid and of runs in no order, it is the
+        expectation over the order in which they might be tried. A marker is where a method ends; one alone is a method
+        that has one result and nothing before. What begins far below is cut.
+    """,
+    "winners": """
+        Of methods that have every split, the one whose mean accuracy is highest once the compute of so many runs is
+        spent (10 % more, as runs vary by that); a run is the mean tuning run of the grid. In rows of one combination
+        accuracy in percent. In rows of all, the mean over combinations of accuracy in percent of what the grid reaches
+        at its end, among methods that have a result in every one.
+    """,
+    "time_to": """
+        The least compute at which a method's mean accuracy is within 0.5 points of the best final mean accuracy of any
+        method there; never, where it is not. A first touch: on a few splits it may be luck.
+    """,
+    "ranking": """
+        Ranks of final accuracy within each cell, 1 is best, ties averaged; their mean, its 95 % interval and how often
+        a method is first, by drawing dataset, N and Model with all their splits anew, as splits share test images.
+        Friedman's test is over means of splits. Methods that lack cells are ranked on the cells that all share, in rows
+        of their own. Replayed methods are not ranked. With few problems nothing is sure, however narrow the interval.
+    """,
     "equal_compute": """
         The grid's expected accuracy with as many configurations as the DE ELBo's time pays for, and the least
         expected time at which it is no less than the DE ELBo's; never, where it is not with any number of them.
@@ -28,7 +53,7 @@ NOTES = {
         Wilcoxon's signed-rank test over cells (dataset, Model, N, split) that both methods have, or over means of
         splits, as splits of one dataset share its test images. Accuracy in percentage points, time as a ratio. With
         few cells p cannot be small, whatever the truth is: see the last column. Holm corrects over the rows of one
-        measure and unit.
+        measure and unit. Methods that the paper does not have are compared with its grid and DE ELBo alone.
     """,
     "figure1": """
         Both bounds, divided by kappa N, at the posteriors q of two finished runs, as functions of lambda = tau. A
@@ -49,7 +74,8 @@ NOTES = {
         split alone, seed 1001. Runs that failed are not counted; runs that diverged are.
     """,
     "table2": """
-        total: all judged runs and the retraining of the best, training steps only; full cost also counts evaluation
+        total: all judged runs (each stretch of a run that may be given up is one) and the retraining of the best,
+        training steps only; full cost also counts evaluation
         and selection. Published: one A100, totals to the minute. Every table lies beside this page as CSV.
     """,
     "what_if": """
@@ -58,6 +84,7 @@ NOTES = {
     """,
 }
 """What is said under a figure or table, by its name; line breaks do not matter in HTML."""
+OTHERS = " Methods that the paper does not have are left to the next figure."
 
 
 def page(
@@ -67,6 +94,7 @@ def page(
     files: dict[str, Path],
     subsamples: int | None,
     left_out: Sequence[str],
+    race: Raced | None = None,
 ) -> str:
     """report.html.
 
@@ -77,6 +105,7 @@ def page(
         files: the figures that were drawn, by file name.
         subsamples: of the sampled form of figure 2, where it was drawn.
         left_out: what could not be read at all.
+        race: of all methods, where there are more than the paper's.
     """
     alone = len(origins) == 1
     title = origins[0].title if alone else " and ".join(one.label for one in origins)
@@ -91,7 +120,9 @@ def page(
     if left_out:
         parts.append(section("Input that could not be used", listing(left_out)))
     if "figure2.png" in files:
-        parts.append(_figure2(files, subsamples))
+        parts.append(_figure2(files, subsamples, race is not None))
+    if race is not None:
+        parts.append(_race(files, content, race))
     third = "Table 3: test accuracy (%, class-balanced) of what each method chose"
     parts.append(_optional(third, "table3", content["overview"]))
     parts.append(_optional("At equal compute", "equal_compute", content["equal_compute"]))
@@ -107,6 +138,7 @@ def page(
     if "what_if" in content:
         parts.append(_optional("What if more had run at once", "what_if", _by_method(content["what_if"])))
     notes = [note if alone else f"{one.label}: {note}" for one in origins for note in one.notes]
+    notes += race.notes if race is not None else []
     if notes:
         parts.append(section("What is missing, and why", listing(notes)))
     parts.append(section("What ran", table(content["counts"])))
@@ -117,9 +149,9 @@ def page(
     return document(title, parts)
 
 
-def _figure2(files: dict[str, Path], subsamples: int | None) -> str:
+def _figure2(files: dict[str, Path], subsamples: int | None, others: bool) -> str:
     parts = [figure(files["figure2.png"], "Expected test accuracy against compute time")]
-    parts.append(paragraphs([NOTES["figure2"]], note=True))
+    parts.append(paragraphs([NOTES["figure2"] + OTHERS * others], note=True))
     for name, summary in (
         ("figure2_full.png", "The same with evaluation and selection counted"),
         ("figure2_sampled.png", f"The same from {subsamples} random subsets of each size, as published"),
@@ -127,6 +159,26 @@ def _figure2(files: dict[str, Path], subsamples: int | None) -> str:
         if name in files:
             parts.append(details(summary, figure(files[name], summary)))
     return section("Figure 2", *parts)
+
+
+def _race(files: dict[str, Path], content: dict[str, pd.DataFrame], race: Raced) -> str:
+    """Figure, budgets, times and ranks of all methods; priors one by one are folded away."""
+    parts = [figure(files["figure_race.png"], "Test accuracy of the best so far against compute time, all methods")]
+    parts.append(paragraphs([NOTES["figure_race"]], note=True))
+    if len(content["winners"]):
+        parts += [section("Best at each budget", level=3), table(content["winners"])]
+        parts.append(paragraphs([NOTES["winners"]], note=True))
+    if len(mean := shares(race.budgets)):
+        parts.append(details("Every method at each budget, on average over problems", table(mean)))
+    if len(race.time_to):
+        parts += [section("Time to within 0.5 points of the best", level=3), table(nearness(race.time_to))]
+        parts.append(paragraphs([NOTES["time_to"]], note=True))
+    if len(race.ranking):
+        together = race.ranking["prior"] == "all"
+        parts += [section("Ranking", level=3), table(race.ranking[together]), paragraphs([NOTES["ranking"]], note=True)]
+        if not together.all():
+            parts.append(details("Ranking with each prior", table(race.ranking[~together])))
+    return section("The race", *parts)
 
 
 def _optional(heading: str, name: str, content: pd.DataFrame) -> str:

@@ -66,18 +66,28 @@ def _listed(methods: Iterable[Method]) -> Iterable[str]:
         for spec in first:
             yield f"{spec.key}  {spec.describe()}"
         cell, more = method.cell, method.stages()["retrain"] - sum(spec.stage == "retrain" for spec in first)
-        for _ in range(more):
+        for _ in range(0 if method.adaptive else more):
             where = f"{cell.dataset} {cell.backbone} {cell.prior} n={cell.n} seed={cell.seed}"
             yield f"{'(chosen later)':20}  {where} {method.name} retrain the best of {len(first)}"
+        later = method.stages() - Counter(spec.stage for spec in first)
+        for stage, count in later.items() if method.adaptive else ():
+            where = f"{cell.dataset} {cell.backbone} {cell.prior} n={cell.n} seed={cell.seed}"
+            yield f"{'(chosen later)':20}  {where} {method.name} {stage}, {count} at most"
 
 
 def _table(benchmark: Benchmark, methods: Sequence[Method], rates: Rates) -> Table:
     """A block for each dataset, N and backbone, in it a line for each prior and method: trials by stage, and hours."""
     blocks: dict[tuple[str, int, str], dict[tuple[str, str], Counter[str]]] = {}
+    shares: dict[tuple[tuple[str, int, str], str, str], dict[str, float]] = {}
+    bayesian: dict[str, bool] = {}
     for method in methods:
         cell = method.cell
-        block = blocks.setdefault((cell.dataset, cell.n, cell.backbone), {})
-        block.setdefault((cell.prior, method.name), Counter()).update(method.stages())
+        place = cell.dataset, cell.n, cell.backbone
+        blocks.setdefault(place, {}).setdefault((cell.prior, method.name), Counter()).update(method.stages())
+        so_far = shares.setdefault((place, cell.prior, method.name), {})
+        for stage, share in method.shares().items():
+            so_far[stage] = so_far.get(stage, 0.0) + share
+        bayesian[method.name] = method.bayesian
     seeds = sorted({method.cell.seed for method in methods})
     table = Table(
         title=f"{benchmark.name}: seeds {', '.join(map(str, seeds))}; {benchmark.training.steps} steps a trial",
@@ -91,15 +101,16 @@ def _table(benchmark: Benchmark, methods: Sequence[Method], rates: Rates) -> Tab
     for name in (*STAGES, _hours_word(benchmark)):
         table.add_column(name, justify="right", min_width=max(len(name), 6))
     total, everything = Counter[str](), list[float | None]()
-    for (dataset, n, backbone), block in blocks.items():
+    for place, block in blocks.items():
+        dataset, n, backbone = place
         table.add_section()
         table.add_row(*(Text(text, style="bold") for text in (f"{dataset_name(dataset)}, N = {n}", backbone)))
         for (prior, name), stages in block.items():
-            rate, hours = rates.of(backbone, name, prior), None
+            rate, hours = rates.of(backbone, bayesian[name], prior), None
             if rate is not None:
                 works = {stage: work_of(stage, n, TASKS[dataset].test_size, benchmark.training) for stage in stages}
-                hours = sum(count * works[stage].hours(rate) for stage, count in stages.items())
-            table.add_row(PRIOR_NAMES[prior], METHOD_NAMES[name], *_numbers(stages), _hours(hours))
+                hours = sum(count * works[stage].hours(rate) for stage, count in shares[place, prior, name].items())
+            table.add_row(PRIOR_NAMES[prior], METHOD_NAMES.get(name, name), *_numbers(stages), _hours(hours))
             total.update(stages)
             everything.append(hours)
     known = [hours for hours in everything if hours is not None]
@@ -125,7 +136,11 @@ def _sentence(methods: Sequence[Method]) -> str:
     cells = {(method.cell.dataset, method.cell.n, method.cell.seed) for method in methods}
     counts: Counter[str] = Counter()
     for method in methods:
-        names = {"tune": "tuning run", "retrain": "retraining", "run": f"{METHOD_NAMES[method.name]} run"}
+        names = {
+            "tune": "tuning run",
+            "retrain": "retraining",
+            "run": f"{METHOD_NAMES.get(method.name, method.name)} run",
+        }
         counts.update({names[stage]: count for stage, count in method.stages().items()})
     words = [f"{count:,} {name}{'s' * (count > 1)}" for name, count in counts.items()]
     return f"{len(cells)} cell{'s' * (len(cells) > 1)} of (dataset, N, seed): {', '.join(words)}."

@@ -35,7 +35,7 @@ class Terminal(Watcher):
     def began(self, race: Race, slots: int) -> None:
         self.race, self.slots = race, slots
         again = f", {len(race.reused)} done before" if race.reused else ""
-        self.console.print(f"{race.total} trials{again}, {slots} at a time")
+        self.console.print(f"{'at most ' * race.at_most}{race.total} trials{again}, {slots} at a time")
         if self.console.is_terminal and race.left:
             self.bar = Progress(
                 TextColumn("{task.description}"),

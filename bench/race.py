@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ class Race:
     to their methods at once and never asked for again; failed ones are tried again, unless ``keep_failed``.
 
     Attributes:
-        total: trials in all, told ones included.
+        total: trials in all, told ones included; the most that they may be, where a method decides on the way.
+        at_most: whether results may make fewer of them.
         reused: the records that were there before.
         told: how many have their record.
         failed: records of status "failed", told in this race.
@@ -33,15 +35,25 @@ class Race:
         keep_failed: bool = False,
     ) -> None:
         self.total = sum(method.count() for method in methods)
+        self.at_most = any(method.adaptive for method in methods)
         self.reused: list[TrialRecord] = []
         self.told = 0
         self.failed: list[TrialRecord] = []
+        records = list(records)
         self._existing = {record.key: record for record in records if record.succeeded or keep_failed}
         self._ready: list[TrialSpec] = []
         self._asked: dict[str, Method] = {}
+        self._out = Counter[Method]()
+        self._handed_over: dict[Method, set[str]] = defaultdict(set)
+        self._obsolete: list[str] = []
+        known: dict[tuple[str, Cell], list[TrialRecord]] = defaultdict(list)
+        for record in records:
+            known[record.spec.method, record.spec.cell].append(record)
         self._shuffle = random.Random(order_seed)  # noqa: S311 - an order, not a secret
         for method in methods:
+            method.recall(known[method.name, method.cell])
             self._drain(method)
+            self._give_up_parts(method)
 
     def ask(self) -> TrialSpec | None:
         """A trial to start now, or None."""
@@ -53,8 +65,10 @@ class Race:
         self.told += 1
         if record.status == "failed":
             self.failed.append(record)
-        method.tell(record)
+        self._out[method] -= 1
+        self._told(method, record)
         self._drain(method)
+        self._give_up_parts(method)
 
     def retry(self, spec: TrialSpec) -> None:
         """A trial that was asked for came to nothing: it is the next to start."""
@@ -70,14 +84,36 @@ class Race:
         """Trials without a record, the running ones included; none once nothing more will come."""
         return 0 if self.finished else self.total - self.told
 
+    def obsolete(self) -> list[str]:
+        """Names of kept runs (`TrialSpec.kept_as`) that nobody will go on with; each is named once."""
+        names, self._obsolete = self._obsolete, []
+        return names
+
+    def _give_up_parts(self, method: Method) -> None:
+        if not self._out[method]:
+            self._obsolete += self._handed_over.pop(method, ())
+
+    def _told(self, method: Method, record: TrialRecord) -> None:
+        before = method.count()
+        method.tell(record)
+        self.total += method.count() - before
+        spec = record.spec
+        if spec.until < 1:
+            self._handed_over[method].add(spec.kept_as(spec.until))
+        if spec.since > 0:
+            name = spec.kept_as(spec.since)
+            self._handed_over[method].discard(name)
+            self._obsolete.append(name)
+
     def _drain(self, method: Method) -> None:
         while (spec := method.ask()) is not None:
             if (record := self._existing.get(spec.key)) is not None:
                 self.reused.append(record)
                 self.told += 1
-                method.tell(record)
+                self._told(method, record)
                 continue
             self._asked[spec.key] = method
+            self._out[method] += 1
             self._ready.insert(self._shuffle.randint(0, len(self._ready)), spec)
 
 
@@ -100,8 +136,12 @@ def settle(methods: Iterable[Method], records: Sequence[TrialRecord]) -> Settled
     kept: list[TrialRecord] = []
     left: dict[tuple[str, Cell], int] = {}
     held = 0
+    of: dict[tuple[str, Cell], list[TrialRecord]] = defaultdict(list)
+    for record in records:
+        of[record.spec.method, record.spec.cell].append(record)
     for method in methods:
-        race = Race([method], records, keep_failed=True)
+        method.only_looking = True
+        race = Race([method], of[method.name, method.cell], keep_failed=True)
         if race.finished:
             kept += race.reused
         else:

@@ -5,6 +5,7 @@ records/KEY.json      one trial each, written once, whole or not at all
 series/KEY.json       its rows over the epochs
 attempts/KEY.1.json   when an attempt at it began; where it came to nothing, when it ended
 checkpoints/KEY.pt    where a long run goes on from
+rungs/KEY.pt          where a run that stopped early goes on from, should it be chosen to
 runs/TIME.json        one a call of `run`: where its wall-clock time went
 damaged/              files that were set aside
 id                    what tells it from other storages
@@ -29,8 +30,8 @@ from bench.trials import TrialRecord
 
 __all__ = ["RecordError", "RecordStore", "frame_of"]
 
-FILES = ("records", "series", "attempts", "checkpoints", "runs")
-OURS = {*FILES, "damaged", "lock", "lock.json", "id", "report", "mlflow.db", "mlartifacts"}
+FILES = ("records", "series", "attempts", "checkpoints", "rungs", "runs")
+OURS = {*FILES, "damaged", "lock", "lock.json", "id", "report", "replay", "mlflow.db", "mlartifacts"}
 LONGEST = 1000
 
 
@@ -205,6 +206,13 @@ COLUMNS = {
     "head_weight_decay": "float64",
     "prior_scale": "float64",
     "kappa": "float64",
+    "kappa_share": "float64",
+    "groups": "str",
+    "optimiser": "str",
+    "until": "float64",
+    "since": "float64",
+    "number": "float64",
+    "options": "str",
     "status": "str",
     "val_nll": "float64",
     "val_acc": "float64",
@@ -215,6 +223,7 @@ COLUMNS = {
     "train_seconds": "float64",
     "evaluate_seconds": "float64",
     "select_seconds": "float64",
+    "adapt_seconds": "float64",
     "total_seconds": "float64",
     "started": "float64",
     "finished": "float64",

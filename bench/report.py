@@ -16,8 +16,9 @@ from bench.figure2 import figure2
 from bench.figures import save
 from bench.makespan import what_if
 from bench.markup import is_report
-from bench.names import in_order
+from bench.names import OF_THE_PAPER, in_order
 from bench.page import page
+from bench.race_tables import raced, winners
 from bench.results import Results
 from bench.summary import sentences
 from bench.tables import overview, table2, table3
@@ -26,11 +27,21 @@ from bench.words import markdown
 
 __all__ = ["write_report"]
 
-FIGURES = ("figure1", "figure2", "figure2_full", "figure2_sampled")
-TABLES = ("table2", "table3", "equal_compute", "regularisation", "paired_tests", "what_if")
+FIGURES = ("figure1", "figure2", "figure2_full", "figure2_sampled", "figure_race")
+TABLES = (
+    "table2",
+    "table3",
+    "equal_compute",
+    "regularisation",
+    "paired_tests",
+    "what_if",
+    "winners",
+    "time_to",
+    "ranking",
+)
 KNOWN = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")]
 KNOWN += [f"{name}.{kind}" for name in TABLES for kind in ("csv", "md")]
-KNOWN += ["curves.csv", "curves_sampled.csv", "report.html"]
+KNOWN += ["curves.csv", "curves_sampled.csv", "anytime.csv", "budgets.csv", "rank_pairs.csv", "report.html"]
 
 
 def write_report(
@@ -40,6 +51,7 @@ def write_report(
     seed: int = 0,
     slots: int | None = None,
     left_out: Sequence[str] = (),
+    replays: pd.DataFrame | None = None,
 ) -> dict[str, Path]:
     """Writes everything that the results allow into ``out``; the files by name.
 
@@ -51,9 +63,12 @@ def write_report(
         subsamples: draws the curves in the published form too, so many random subsets of each size, by ``seed``.
         slots: adds the makespan of each method, had so many trials run at once.
         left_out: what could not be read at all, a line each.
+        replays: methods replayed on a finished grid, as `bench.anytime.REPLAY` says, to stand beside those that were
+            run.
 
     Raises:
-        ValueError: ``out`` cannot be a folder, or holds a report.html that is somebody else's.
+        ValueError: ``out`` cannot be a folder, or holds a report.html that is somebody else's; or ``replays`` lacks a
+            column.
     """
     frame = pd.concat([one.frame for one in results], ignore_index=True)
     published = {one.label for one in results if one.published}
@@ -70,18 +85,24 @@ def write_report(
     figures = {
         name: figure2(drawn, cost, published)
         for name, cost in (("figure2", "train"), ("figure2_full", "full"))
-        if (drawn["cost"] == cost).any()
+        if ((drawn["cost"] == cost) & drawn["method"].isin(OF_THE_PAPER)).any()
     }
     lists = {"curves.csv": drawn}
     if subsamples is not None:
         lists["curves_sampled.csv"] = sampled = curves(frame, subsamples, seed)
-        if (sampled["cost"] == "train").any():
+        if "figure2" in figures:
             figures["figure2_sampled"] = figure2(sampled, "train", published)
     runs = pairs(frame)
     if len(runs):
         figures["figure1"] = figure1(runs)
+    race = raced(frame, drawn, replays)
+    if race is not None:
+        content |= {"winners": winners(race.budgets), "time_to": race.time_to, "ranking": race.ranking}
+        lists |= {"anytime.csv": race.anytime, "budgets.csv": race.budgets, "rank_pairs.csv": race.rank_pairs}
+        figures["figure_race"] = race.figure()
     shown = content | {"overview": overview(frame, published), "counts": _counts(frame)}
     lines = sentences(chosen(frame), shown["overview"], content["equal_compute"], content["paired_tests"])
+    lines += race.lines if race is not None else []
     stale = _known(out)
     with tempfile.TemporaryDirectory(dir=out, prefix=".report-") as name:  # all of it or nothing
         made = Path(name)
@@ -91,7 +112,7 @@ def write_report(
             one.to_csv(made / f"{stem}.csv", index=False)
             (made / f"{stem}.md").write_text(markdown(one), encoding="utf-8")
         drawings = {path.name: path for stem, drawing in figures.items() for path in save(drawing, made, stem)}
-        text = page(results, lines, shown, drawings, subsamples, left_out)
+        text = page(results, lines, shown, drawings, subsamples, left_out, race)
         (made / "report.html").write_text(text, encoding="utf-8")
         files = {path.name: out / path.name for path in sorted(made.iterdir())}
         for file in sorted(files, key=lambda file: file == "report.html"):

@@ -130,6 +130,7 @@ class MethodSearcher(Searcher):
             record = _failed(attempt, self._attempts.next(key)[1], self._timed)
             self._write(record, [])
         self._race.tell(record)
+        self._drop(self._race.obsolete())
         for watcher in self._watchers:
             watcher.finished(record)
 
@@ -185,6 +186,13 @@ class MethodSearcher(Searcher):
         if attempt.begun:
             self._end(attempt.spec.key)
         return None
+
+    def _drop(self, names: list[str]) -> None:
+        """Removes kept parts of runs. What cannot be removed stays: it takes room and does no harm."""
+        with suppress(Exception):
+            there = {f"{name}.pt" for name in names}.intersection(self._store.names("rungs")) if names else ()
+            for name in there:
+                self._store.remove(f"rungs/{name}")
 
     def _end(self, key: str) -> None:
         try:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from bench.curves import CELL, PROBLEM
-from bench.names import METHOD_NAMES, PRIOR_NAMES, dataset_name, in_order
+from bench.names import OF_THE_PAPER, PRIOR_NAMES, dataset_name, in_order, method_name
 from bench.outcome import duration
 
 __all__ = ["sentences"]
@@ -20,7 +20,8 @@ AWAY = 0.25
 
 
 def sentences(results: pd.DataFrame, overview: pd.DataFrame, equal: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
-    """How long the DE ELBo and the grid take for which accuracy, and how sure that is.
+    """How long the DE ELBo and the grid take for which accuracy, and how sure that is; of other methods
+    `bench.race_words` tells.
 
     Args:
         results: as `bench.uncertainty.chosen` gives: methods are compared over the splits that they share.
@@ -41,11 +42,11 @@ def sentences(results: pd.DataFrame, overview: pd.DataFrame, equal: pd.DataFrame
 
 def _shared(results: pd.DataFrame) -> pd.DataFrame:
     """A row a problem: splits, how many grid and DE ELBo share, and means over these; accuracies in percent."""
-    accuracy = 100 * results.pivot_table("test_acc", CELL, "method").reindex(columns=list(METHOD_NAMES))
-    seconds = results.pivot_table("total_seconds", CELL, "method").reindex(columns=list(METHOD_NAMES))
+    accuracy = 100 * results.pivot_table("test_acc", CELL, "method").reindex(columns=list(OF_THE_PAPER))
+    seconds = results.pivot_table("total_seconds", CELL, "method").reindex(columns=list(OF_THE_PAPER))
     both = accuracy["map-gs"].notna() & accuracy["de-elbo"].notna()
-    columns = {f"acc_{name}": accuracy.loc[both, name] for name in METHOD_NAMES}
-    columns |= {f"seconds_{name}": seconds.loc[both, name] for name in METHOD_NAMES}
+    columns = {f"acc_{name}": accuracy.loc[both, name] for name in OF_THE_PAPER}
+    columns |= {f"seconds_{name}": seconds.loc[both, name] for name in OF_THE_PAPER}
     problems = pd.DataFrame(columns).groupby(PROBLEM)
     return in_order(problems.mean().assign(splits=problems.size()).reset_index())
 
@@ -98,7 +99,7 @@ def _printed(overview: pd.DataFrame) -> list[str]:
 def _lost(overview: pd.DataFrame) -> list[str]:
     """What failed or diverged, as what is said of the methods is said without it or in spite of it."""
     words = [
-        f"{row[status]:.0f} {status} ({METHOD_NAMES.get(row['method'], row['method'])}, {_problem(row)})"
+        f"{row[status]:.0f} {status} ({method_name(row['method'])}, {_problem(row)})"
         for row in overview.to_dict("records")
         for status in ("failed", "diverged")
         if row[status] > 0
@@ -146,7 +147,7 @@ def _tested(tests: pd.DataFrame) -> list[str]:
         return []
     unit = "mean" if rows["cells"].get("mean", 0) >= 6 else "split"
     row = rows.loc[unit]
-    names = f"{METHOD_NAMES['de-elbo']} against {METHOD_NAMES['map-gs']}"
+    names = f"{method_name('de-elbo')} against {method_name('map-gs')}"
     if row["cells"] < 2:
         return [f"{names}: one cell, from which no claim can be made."]
     what = "means over splits" if unit == "mean" else "splits, which share their test images"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from bench.records import RecordError
 from bench.trials import TrialRecord, TrialSpec
@@ -36,6 +36,7 @@ ONCE = ("test_acc", "test_nll", "objective", "nll_under_q", "kappa", "learning_r
 ASIDE = ("lost_seconds", "resumed_seconds", "resumed_at_step", "peak_device_gib")
 CONSTANT = ("dim_", "trace_precision_", "log_det_")
 """What the architecture and the prior fix, the same in every trial of a cell: tags, as no chart of it says anything."""
+FEW_NEED = ("learner", "kappa_share", "groups", "optimiser", "until", "since", "number", "options")
 NOT_IN_SERIES = ("step", "epoch", "learning_rate", "kappa")
 """The cosine is known; ``learning_rate`` is where it starts."""
 
@@ -81,8 +82,13 @@ def name_of(spec: TrialSpec) -> str:
 
 
 def params_of(spec: TrialSpec) -> dict[str, str]:
-    """Every field that is set."""
-    return {name: clipped(str(value), LONGEST_PARAM) for name, value in asdict(spec).items() if value is not None}
+    """Every field that is set; of those that few trials need, where they say something."""
+    plain = {field.name: field.default for field in fields(TrialSpec) if field.name in FEW_NEED}
+    return {
+        name: clipped(str(value), LONGEST_PARAM)
+        for name, value in asdict(spec).items()
+        if value is not None and (name not in plain or value != plain[name])
+    }
 
 
 def mark_of(record: TrialRecord) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -38,14 +38,23 @@ class TrialSpec:
     """One training run, by everything that determines its result.
 
     Attributes:
+        method: the entry under ``methods`` that asked for it.
         stage: "tune" (trained on 4/5 of N, judged on the fifth), "retrain" (on all N, after tuning), or "run" (on all
             N, no tuning needed).
         weight_decay: alpha, MAP's L2 strength of the backbone; None for PTYL and for learned strengths.
         head_weight_decay: beta, MAP's L2 strength of the head; None for learned strengths.
         prior_scale: lambda of PTYL's prior in MAP; None elsewhere.
-        kappa: of the ELBo; None stands for D/N, and for MAP, which has none.
+        kappa: of the ELBo; None stands for ``kappa_share`` D/N, and for MAP, which has none.
         image_size: side of what the network sees; the task's own where None.
         precision, channels_last, compile: see `deelbo.Numerics`.
+        learner: the method of `bench.methods` whose own objective is minimised; None: MAP with the given strengths,
+            or in stage "run" the (DE) ELBo.
+        groups: which weights share a learned prior variance: "backbone+head", or "layer".
+        optimiser: "sgd", or a name of `bench.optimisers`.
+        until: the share of the run's epochs after which this trial stops, its schedule that of the whole run.
+        since: the share that another trial of the same run has trained before, from whose end this one goes on.
+        number: the place of its configuration in the order of a method that decides one after the other.
+        options: a method's own settings that determine the result, as JSON.
     """
 
     dataset: str
@@ -72,6 +81,14 @@ class TrialSpec:
     precision: str = "float32"
     channels_last: bool = False
     compile: bool = False
+    learner: str | None = None
+    kappa_share: float = 1.0
+    groups: str = "backbone+head"
+    optimiser: str = "sgd"
+    until: float = 1.0
+    since: float = 0.0
+    number: int | None = None
+    options: str = "{}"
 
     @cached_property
     def key(self) -> str:
@@ -84,6 +101,10 @@ class TrialSpec:
         words = json.dumps(content, sort_keys=True, allow_nan=False)
         return hashlib.sha256(words.encode()).hexdigest()[:20]
 
+    def kept_as(self, share: float) -> str:
+        """The name under which this run is kept for whoever goes on with it, where ``share`` of it is trained."""
+        return replace(self, until=share, since=0.0).key
+
     @property
     def cell(self) -> Cell:
         return Cell(self.dataset, self.backbone, self.prior, self.n, self.seed)
@@ -94,6 +115,8 @@ class TrialSpec:
         if self.weight_decay == self.head_weight_decay:
             strengths.pop()
         words = [f"{name} {value:g}" for name, value in strengths if value is not None]
+        words += [f"no. {self.number}"] if self.number is not None else []
+        words += [f"{self.since:.0%} to {self.until:.0%}"] if (self.since, self.until) != (0.0, 1.0) else []
         where = f"{self.dataset} {self.backbone} {self.prior} n={self.n} seed={self.seed}"
         text = f"{where} {self.method} {self.stage} lr {self.learning_rate:g}"
         return " ".join([text, *words])
@@ -157,6 +180,10 @@ class TrialRecord:
         for name in ("concurrency_start", "concurrency_end"):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise ValueError(f"{name} = {count}, expected at least 1, the trial itself")
+        if not 0 <= self.spec.since < self.spec.until <= 1:
+            raise ValueError(f"a trial from {self.spec.since} to {self.spec.until} of its run, expected 0 to 1")
+        if self.spec.number is not None and self.spec.number < 0:
+            raise ValueError(f"number = {self.spec.number}, expected 0 or more")
         for name, value in self.metrics.items():
             if name.endswith("_acc") and not (math.isnan(value) or 0 <= value <= 1):
                 raise ValueError(f"{name} = {value}, expected 0 to 1")
@@ -186,7 +213,7 @@ class TrialRecord:
         try:
             content = strict_json(text)
             spec = TrialSpec(**content["spec"])
-            check_fields(vars(spec), SPEC_KINDS)
+            check_fields(vars(spec), SPEC_KINDS, long="options")
             content = LATER | content
             values = {name: content[name] for name in RECORD_KINDS}
             check_fields(values, RECORD_KINDS, long="error")

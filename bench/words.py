@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.names import METHOD_NAMES, PRIOR_NAMES, dataset_name
+from bench.names import PRIOR_NAMES, dataset_name, method_name
 
 __all__ = ["Shown", "clock", "for_people", "markdown", "shown_columns"]
 
@@ -56,6 +56,14 @@ def _p_value(value: float) -> str:
     return "-" if pd.isna(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def _methods(names: str) -> str:
+    return ", ".join(map(method_name, names.split(", "))) if names else "-"
+
+
+def _runs(runs: float) -> str:
+    return "-" if pd.isna(runs) else "never" if math.isinf(runs) else f"{runs:.1f}"
+
+
 WORDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "source": ("source", str),
     "dataset": ("dataset", lambda name: dataset_name(str(name))),
@@ -63,8 +71,8 @@ WORDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "n": ("N", _whole_or("all")),
     "split_seed": ("seed", lambda seed: "all" if pd.isna(seed) else str(int(seed))),
     "prior": ("Model", lambda name: PRIOR_NAMES.get(name, str(name))),
-    "method": ("method", lambda name: METHOD_NAMES.get(name, str(name))),
-    "against": ("against", lambda name: METHOD_NAMES.get(name, str(name))),
+    "method": ("method", lambda name: method_name(str(name))),
+    "against": ("against", lambda name: method_name(str(name))),
     "stage": ("stage", str),
     "completed": ("completed", _whole_or("-")),
     "diverged": ("diverged", _whole_or("-")),
@@ -118,6 +126,20 @@ WORDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "p": ("p", _p_value),
     "p_holm": ("p (Holm)", _p_value),
     "least_p": ("least p possible", _p_value),
+    # race
+    "over": ("over which", str),
+    "mean_rank": ("mean rank", _number("{:.2f}")),
+    "rank_low": ("from", _number("{:.2f}")),
+    "rank_high": ("to", _number("{:.2f}")),
+    "p_first": ("first in %", _share),
+    "friedman_p": ("p (Friedman)", _p_value),
+    "methods": ("methods", _whole_or("-")),
+    "problems": ("problems", _whole_or("-")),
+    "left_out": ("not ranked", _methods),
+    "final_acc": ("at its end %", _share),
+    "target_acc": ("to be reached %", _share),
+    "seconds": ("reached after", clock),
+    "runs": ("in runs", _runs),
     # what if
     "one_slot_seconds": ("one after the other", clock),
     "slots": ("slots", str),
@@ -132,7 +154,7 @@ def shown_columns(table: pd.DataFrame) -> list[Shown]:
     names = sorted(map(str, table.columns), key=lambda name: list(WORDS).index(name) if name in WORDS else len(WORDS))
     dull = {name for name in ("source", "backbone", "cost") if name in table and table[name].nunique() <= 1}
     dull |= {name for name in ("diverged", "failed") if name in table and not table[name].any()}
-    dull |= {name for name in names if table[name].isna().all() and len(table)}
+    dull |= {name for name in names if len(table) and (table[name].isna() | (table[name] == "")).all()}
     return [(name, *WORDS.get(name, (name, str))) for name in names if name not in dull]
 
 

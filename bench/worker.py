@@ -17,6 +17,7 @@ from bench.records import RecordStore
 from bench.said import one_line
 from bench.trials import TrialRecord, TrialSpec
 from deelbo.checkpoint import Checkpoint
+from deelbo.handover import Handover
 from deelbo.pretraining import Pretrained
 
 __all__ = ["RunTrial", "TrialActor"]
@@ -71,6 +72,7 @@ class TrialActor(tune.Trainable):
             self.benchmark.timed,
             self.config["lost_seconds"],
             self._checkpoint(spec),
+            self._handover(spec),
         )
         record = self.running.end(name, record)
         written = self.shares_storage and self._write(record, series)
@@ -93,7 +95,7 @@ class TrialActor(tune.Trainable):
 
     def _checkpoint(self, spec: TrialSpec) -> Checkpoint | None:
         minutes = self.benchmark.checkpoint_minutes
-        if minutes is None or not self.shares_storage:
+        if minutes is None or not self.shares_storage or (spec.since, spec.until) != (0.0, 1.0):
             return None
         name = f"checkpoints/{spec.key}.pt"
         return Checkpoint(
@@ -101,6 +103,20 @@ class TrialActor(tune.Trainable):
             partial(self._tried, self.store.write_file, name),
             partial(self._tried, self.store.read_file, name),
         )
+
+    def _handover(self, spec: TrialSpec) -> Handover | None:
+        """Where the part of a run before this one was left, and where this one is left, if another may come."""
+        if (spec.since, spec.until) == (0.0, 1.0) or not self.shares_storage:
+            return None
+
+        def read() -> bytes | None:
+            if spec.since == 0:
+                return None
+            content: bytes | None = self._tried(self.store.read_file, f"rungs/{spec.kept_as(spec.since)}.pt")
+            return content
+
+        write = partial(self._tried, self.store.write_file, f"rungs/{spec.kept_as(spec.until)}.pt")
+        return Handover(read, write)
 
     @staticmethod
     def _tried(call: Callable[..., Any], *arguments: Any) -> Any:

@@ -1,16 +1,50 @@
-"""The interface of a method, and what every method's trials have in common."""
+"""The interface of a method, and what every method's settings and trials have in common."""
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from bench.benchmark import Benchmark
+from bench.setting_types import Filled, Prior, Strict
 from bench.trials import Cell, TrialRecord, TrialSpec
 
-__all__ = ["Method"]
+if TYPE_CHECKING:
+    import torch
+
+    from bench.benchmark import Benchmark
+    from deelbo.objectives import Group, Objective
+
+__all__ = ["Method", "MethodSettings"]
+
+
+class MethodSettings(Strict):
+    """What a configuration says of one entry under ``methods``.
+
+    Attributes:
+        method: which method it is; the entry's own name where that is not given.
+        priors: those of the benchmark's that it runs on; all where None.
+        package: what must be installed beside the benchmark's own requirements; None: nothing.
+    """
+
+    method: str
+    priors: Annotated[tuple[Prior, ...], Filled] | None = None
+    package: ClassVar[str | None] = None
+
+    def runs_on(self, prior: str) -> bool:
+        """Whether the configuration wants it on that prior."""
+        return self.priors is None or prior in self.priors
+
+    def problem(self, prior: str) -> str | None:
+        """Why it does not fit that prior, or its own budget, and what to do; None where it does."""
+        return None
+
+    def most_trials(self, prior: str) -> int:
+        """How many a cell of that prior takes at most."""
+        raise NotImplementedError
 
 
 class Method(ABC):
@@ -18,15 +52,42 @@ class Method(ABC):
 
     `ask` gives the next trial that may start now, or None: nothing now, and, once every asked trial was told, nothing
     any more. `tell` takes each asked trial's record, in any order. A record that exists from an earlier run is told
-    like a new one, so a method never knows whether it was interrupted.
+    like a new one, so a method never knows whether it was interrupted. What it asks for must be decided by its settings
+    and by what it was told, never by when: reports ask again to know what belongs to it.
+
+    Attributes:
+        name: the entry in the configuration; the class's own is the method's.
+        title: what tables and legends call it.
+        bayesian: whether its runs draw from a posterior, as the DE ELBo's do: they take longer than MAP's.
+        adaptive: whether results decide how many trials there are, so that `stages` are the most that there may be.
+        only_looking: set by who wants to know what belongs to it, and will run nothing: what is costly to find need not
+            be found, any trial may stand for it.
     """
 
     name: str
+    title: ClassVar[str]
+    bayesian: ClassVar[bool] = False
+    adaptive: ClassVar[bool] = False
+    only_looking: bool = False
+    Settings: ClassVar[type[MethodSettings]]
     settings: Any
 
-    def __init__(self, benchmark: Benchmark, cell: Cell, settings: Any) -> None:
+    def __init__(self, benchmark: Benchmark, cell: Cell, settings: Any, name: str | None = None) -> None:
         self.benchmark, self.cell, self.settings = benchmark, cell, settings
+        self.name = type(self).name if name is None else name
         self._queue: deque[TrialSpec] = deque(self.first())
+
+    @staticmethod
+    def objective(spec: TrialSpec, groups: Sequence[Group], num_examples: int, generator: torch.Generator) -> Objective:
+        """What a trial with this method's name in ``spec.learner`` minimises. Torch is imported in here.
+
+        Args:
+            spec: the trial.
+            groups: of weights, as ``spec.groups`` says.
+            num_examples: how many images this run trains on.
+            generator: random numbers of its own, on the weights' device.
+        """
+        raise NotImplementedError(f"{spec.learner} says nothing of an objective")
 
     @abstractmethod
     def first(self) -> Iterable[TrialSpec]:
@@ -35,6 +96,13 @@ class Method(ABC):
     def then(self, record: TrialRecord) -> Iterable[TrialSpec]:
         """The trials that this record makes possible."""
         return ()
+
+    def recall(self, records: Sequence[TrialRecord]) -> None:  # noqa: B027 - most have nothing to take from there
+        """Is told once, before the first `ask`, which records this entry has in this cell.
+
+        They are told again by `tell`, each after its trial was asked for. A method whose next trial is costly to find
+        takes from here what it asked for before.
+        """
 
     def ask(self) -> TrialSpec | None:
         """The next trial, or None."""
@@ -45,17 +113,24 @@ class Method(ABC):
         self._queue.extend(self.then(record))
 
     def stages(self) -> Counter[str]:
-        """How many trials of each stage this cell will take, all told, before any was asked for."""
+        """How many trials of each stage this cell takes, all told; the most that it may, while that is not known."""
         return Counter(spec.stage for spec in self.first())
 
+    def shares(self) -> Mapping[str, float]:
+        """`stages` in whole runs: a trial that stops early, or goes on from another, is a part of one."""
+        return self.stages()
+
     def count(self) -> int:
-        """How many trials this cell will take, all told."""
+        """How many trials this cell takes, all told; the most that it may, while that is not known."""
         return self.stages().total()
 
-    def spec(self, stage: str, learning_rate: float, **strengths: float | None) -> TrialSpec:
-        """A trial of this method in this cell. ``strengths``: those fields of `TrialSpec` that the method sets."""
+    def spec(self, stage: str, learning_rate: float, **settings: Any) -> TrialSpec:
+        """A trial of this method in this cell. ``settings``: those fields of `TrialSpec` that the method sets;
+        ``options`` may be a mapping."""
         values: dict[str, Any] = dict.fromkeys(("weight_decay", "head_weight_decay", "prior_scale", "kappa"))
-        values |= self.benchmark.training.model_dump() | strengths
+        values |= self.benchmark.training.model_dump() | settings
+        if isinstance(options := values.get("options"), dict):
+            values["options"] = json.dumps(options, sort_keys=True, separators=(",", ":"))
         return TrialSpec(
             dataset=self.cell.dataset,
             backbone=self.cell.backbone,
@@ -68,3 +143,8 @@ class Method(ABC):
             learning_rate=learning_rate,
             **values,
         )
+
+    @staticmethod
+    def retrained(spec: TrialSpec) -> TrialSpec:
+        """The trial that trains a tuned configuration again, from its start to its end, on all N images."""
+        return replace(spec, stage="retrain", until=1.0, since=0.0)

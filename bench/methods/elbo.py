@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
-from bench.benchmark import ELBoSettings
-from bench.methods.base import Method
+from bench.methods.base import Method, MethodSettings
+from bench.setting_types import LEARNING_RATES, Rates
 from bench.trials import TrialSpec
 
 __all__ = ["ELBo"]
+
+
+class ELBoSettings(MethodSettings):
+    """The plain ELBo, kappa = 1: one run a learning rate."""
+
+    method: Literal["elbo"] = "elbo"
+    learning_rates: Rates = LEARNING_RATES
+
+    def most_trials(self, prior: str) -> int:
+        return len(self.learning_rates)
 
 
 class ELBo(Method):
     """The run whose objective is least at the end is the one that counts; there is nothing to retrain."""
 
     name = "elbo"
+    title = "ELBo"
+    bayesian = True
+    Settings = ELBoSettings
     settings: ELBoSettings
 
     def first(self) -> Iterable[TrialSpec]:

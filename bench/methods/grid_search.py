@@ -2,64 +2,108 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 from itertools import product
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from bench.benchmark import Benchmark, GridSearchSettings
-from bench.methods.base import Method
+from pydantic import BeforeValidator
+
+from bench.methods.base import Method, MethodSettings
+from bench.methods.ranks import by_validation
+from bench.setting_types import LEARNING_RATES, Filled, NotNegative, Prior, Rates
 from bench.trials import Cell, TrialRecord, TrialSpec
 
-__all__ = ["MAPGridSearch"]
+if TYPE_CHECKING:
+    from bench.benchmark import Benchmark
+
+__all__ = ["Grid", "MAPGridSearch"]
+
+Retrain = Literal["best", "all"]
 
 
-class MAPGridSearch(Method):
-    """Learning rate x weight decay (L2-zero, L2-SP; untied: x head weight decay), or x lambda x head weight decay
-    (PTYL)."""
+def _retrain(value: Any) -> Any:
+    choices = value.values() if isinstance(value, dict) else [value]
+    unknown = set(value) - set(get_args(Prior)) if isinstance(value, dict) else set()
+    if unknown or not all(isinstance(choice, str) and choice in get_args(Retrain) for choice in choices):
+        raise ValueError(f"must be best or all, or one of them for each of {', '.join(get_args(Prior))}")
+    return value
 
-    name = "map-gs"
-    settings: GridSearchSettings
 
-    def __init__(self, benchmark: Benchmark, cell: Cell, settings: GridSearchSettings) -> None:
-        self.retrain = settings.retrains(cell.prior)
-        self._tuned: dict[str, tuple[bool, float]] = {}
-        super().__init__(benchmark, cell, settings)
+class Grid(MethodSettings):
+    """Learning rates x strengths. One strength for backbone and head (alpha = beta) with L2-zero and L2-SP, unless the
+    prior is ``untied``: then alpha x beta. With PTYL the backbone's strength is its prior's scale lambda, and
+    ``weight_decays`` are the head's."""
 
-    def first(self) -> Iterable[TrialSpec]:
-        self.grid = [self.spec("tune", **point) for point in self._points()]
-        if self.retrain == "all":
-            return [*self.grid, *(replace(spec, stage="retrain") for spec in self.grid)]
-        return self.grid
+    learning_rates: Rates = LEARNING_RATES
+    weight_decays: Annotated[tuple[NotNegative, ...], Filled] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 0.0)
+    untied: tuple[Literal["l2-zero", "l2-sp"], ...] = ()
+    ptyl_lambdas: Rates = tuple(10.0**i for i in range(10))
 
-    def then(self, record: TrialRecord) -> Iterable[TrialSpec]:
-        if record.spec.stage != "tune" or self.retrain == "all":
-            return ()
-        self._tuned[record.key] = _rank(record)
-        if len(self._tuned) < len(self.grid):
-            return ()
-        best = min(self.grid, key=lambda spec: (self._tuned[spec.key], spec.key))
-        failed, _ = self._tuned[best.key]
-        return () if failed else [replace(best, stage="retrain")]
-
-    def stages(self) -> Counter[str]:
-        return Counter(tune=len(self.grid), retrain=len(self.grid) if self.retrain == "all" else 1)
-
-    def _points(self) -> Iterable[dict[str, float]]:
-        rates, decays = self.settings.learning_rates, self.settings.weight_decays
-        if self.cell.prior == "ptyl":
-            for rate, scale, decay in product(rates, self.settings.ptyl_lambdas, decays):
+    def points(self, prior: str) -> Iterable[dict[str, float]]:
+        """The configurations with that prior: fields of `TrialSpec`, in the order of the lists."""
+        rates, decays = self.learning_rates, self.weight_decays
+        if prior == "ptyl":
+            for rate, scale, decay in product(rates, self.ptyl_lambdas, decays):
                 yield {"learning_rate": rate, "prior_scale": scale, "head_weight_decay": decay}
-        elif self.cell.prior in self.settings.untied:
+        elif prior in self.untied:
             for rate, decay, head_decay in product(rates, decays, decays):
                 yield {"learning_rate": rate, "weight_decay": decay, "head_weight_decay": head_decay}
         else:
             for rate, decay in product(rates, decays):
                 yield {"learning_rate": rate, "weight_decay": decay, "head_weight_decay": decay}
 
+    def size(self, prior: str) -> int:
+        """How many configurations there are with that prior."""
+        second = self.ptyl_lambdas if prior == "ptyl" else self.weight_decays if prior in self.untied else (None,)
+        return len(self.learning_rates) * len(second) * len(self.weight_decays)
 
-def _rank(record: TrialRecord) -> tuple[bool, float]:
-    """Least is best: failed runs last, and before them those that diverged or whose validation NLL is not finite."""
-    nll = record.metrics.get("val_nll", math.inf)
-    return record.status == "failed", nll if math.isfinite(nll) and record.status == "completed" else math.inf
+
+class GridSearchSettings(Grid):
+    """MAP + grid search: the whole grid. ``retrain``: which configurations are trained again on all N images."""
+
+    method: Literal["map-gs"] = "map-gs"
+    retrain: Annotated[Retrain | dict[Prior, Retrain], BeforeValidator(_retrain)] = "best"
+
+    def retrains(self, prior: str) -> Retrain:
+        """Which tuned configurations of that prior are trained again on all N images."""
+        if isinstance(self.retrain, dict):
+            return self.retrain.get(prior, "best")  # type: ignore[call-overload, no-any-return]
+        return self.retrain
+
+    def most_trials(self, prior: str) -> int:
+        size = self.size(prior)
+        return 2 * size if self.retrains(prior) == "all" else size + 1
+
+
+class MAPGridSearch(Method):
+    """Every configuration of the grid; the one with the lowest validation NLL is the one that counts."""
+
+    name = "map-gs"
+    title = "MAP + GS"
+    Settings = GridSearchSettings
+    settings: GridSearchSettings
+
+    def __init__(self, benchmark: Benchmark, cell: Cell, settings: GridSearchSettings, name: str | None = None) -> None:
+        self.retrain = settings.retrains(cell.prior)
+        self._tuned: dict[str, tuple[bool, float]] = {}
+        super().__init__(benchmark, cell, settings, name)
+
+    def first(self) -> Iterable[TrialSpec]:
+        self.grid = [self.spec("tune", **point) for point in self.settings.points(self.cell.prior)]
+        if self.retrain == "all":
+            return [*self.grid, *map(self.retrained, self.grid)]
+        return self.grid
+
+    def then(self, record: TrialRecord) -> Iterable[TrialSpec]:
+        if record.spec.stage != "tune" or self.retrain == "all":
+            return ()
+        self._tuned[record.key] = by_validation(record)
+        if len(self._tuned) < len(self.grid):
+            return ()
+        best = min(self.grid, key=lambda spec: (self._tuned[spec.key], spec.key))
+        failed, _ = self._tuned[best.key]
+        return () if failed else [self.retrained(best)]
+
+    def stages(self) -> Counter[str]:
+        return Counter(tune=len(self.grid), retrain=len(self.grid) if self.retrain == "all" else 1)

@@ -63,15 +63,13 @@ def test_default_grids_are_the_protocols() -> None:
     methods = {"map-gs": {}, "de-elbo": None, "elbo": {}}
     content = {"name": "a", "dataset": "b", "backbone": "c", "priors": ["ptyl"], "n": [1], "seeds": [1]}
     made = parse_benchmark(content | {"methods": methods}, "x").methods
-    assert made.map_gs is not None
-    assert made.de_elbo is not None
-    assert made.elbo is not None
+    grid, ours, plain = (made[name] for name in methods)
     rates = (0.1, 0.01, 0.001, 0.0001)
-    assert made.map_gs.learning_rates == made.de_elbo.learning_rates == made.elbo.learning_rates == rates
-    assert made.map_gs.weight_decays == (0.01, 0.001, 0.0001, 0.00001, 0.000001, 0)
-    assert made.map_gs.ptyl_lambdas == (1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9)
-    assert made.map_gs.retrains("ptyl") == "best"
-    assert made.de_elbo.kappa == "D/N"
+    assert grid.learning_rates == ours.learning_rates == plain.learning_rates == rates
+    assert grid.weight_decays == (0.01, 0.001, 0.0001, 0.00001, 0.000001, 0)
+    assert grid.ptyl_lambdas == (1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9)
+    assert grid.retrains("ptyl") == "best"
+    assert ours.kappa == "D/N"
 
 
 def test_default_training_is_the_protocols() -> None:
@@ -119,10 +117,8 @@ def test_scientific_notation_of_yaml_1_1_is_a_number(tmp_path: Path) -> None:
         "methods: {map-gs: {weight_decays: [1e-4, 1e-1]}, de-elbo: {kappa: 1e2}}, training: {sigma: 1e-3}}"
     )
     benchmark = load_benchmark(str(file))
-    assert benchmark.methods.map_gs is not None
-    assert benchmark.methods.map_gs.weight_decays == (0.0001, 0.1)
-    assert benchmark.methods.de_elbo is not None
-    assert benchmark.methods.de_elbo.kappa == 100.0
+    assert benchmark.methods["map-gs"].weight_decays == (0.0001, 0.1)
+    assert benchmark.methods["de-elbo"].kappa == 100.0
     assert benchmark.training.sigma == 0.001
 
 
@@ -141,7 +137,7 @@ RATES = "methods/map-gs/learning_rates"
 DECAYS = "methods/map-gs/weight_decays"
 REFUSED = [
     ("colour", "red", ["colour", "unknown key", "seeds"]),
-    ("methods/random", {}, ["methods.random", "unknown key", "map-gs, de-elbo, elbo"]),
+    ("methods/mine", {}, ["methods.mine", "no method 'mine'", "map-gs, de-elbo, elbo", "methods.mine.method"]),
     ("methods/map-gs/decays", [1], ["methods.map-gs.decays", "unknown key", "weight_decays"]),
     ("methods/de-elbo/kapa", 1, ["methods.de-elbo.kapa", "unknown key", "kappa"]),
     ("methods/elbo/kappa", 1, ["methods.elbo.kappa", "unknown key", "learning_rates"]),

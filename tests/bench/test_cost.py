@@ -105,12 +105,11 @@ def test_a_measured_rate_is_that_of_method_and_prior(measured: Path) -> None:
     """MAP + grid search runs at MAP's measured rate, ELBo and DE ELBo at DE ELBo's; a prior that was not measured has
     no rate, and another backbone what is known of it without."""
     rates, found = Rates(measured=[measured]), json.loads(measured.read_text())["images_a_second"]
-    assert rates.of("digits-resnet", "map-gs", "l2-sp") == found["map l2-sp"] > 0
-    assert rates.of("digits-resnet", "de-elbo", "l2-sp") == found["de-elbo l2-sp"] > 0
-    assert rates.of("digits-resnet", "elbo", "l2-sp") == found["de-elbo l2-sp"]
-    assert rates.of("digits-resnet", "map-gs", "ptyl") is None
-    assert rates.of("resnet50", "map-gs", "l2-sp") == 320.0
-    assert rates.of("vit_b_16", "map-gs", "l2-sp") is None
+    assert rates.of("digits-resnet", False, "l2-sp") == found["map l2-sp"] > 0
+    assert rates.of("digits-resnet", True, "l2-sp") == found["de-elbo l2-sp"] > 0
+    assert rates.of("digits-resnet", False, "ptyl") is None
+    assert rates.of("resnet50", False, "l2-sp") == 320.0
+    assert rates.of("vit_b_16", False, "l2-sp") is None
     there = Training(batch_size=4)
     assert rates.describe("digits-resnet", there, 16).endswith(f"measured on {cpu_of(measured)}")
 
@@ -124,7 +123,7 @@ def test_a_rate_of_another_setting_says_so(measured: Path) -> None:
 def test_a_given_rate_is_that_of_all(measured: Path) -> None:
     """A rate that is given counts before measured and published ones, whatever the backbone."""
     rates = Rates(12.5, [measured])
-    assert {rates.of(name, "map-gs", "l2-sp") for name in ("digits-resnet", "resnet50", "vit_b_16")} == {12.5}
+    assert {rates.of(name, False, "l2-sp") for name in ("digits-resnet", "resnet50", "vit_b_16")} == {12.5}
     assert rates.describe("resnet50", Training(), 224) == "12.5 images a second, as given"
 
 
@@ -133,9 +132,9 @@ def test_each_backbone_has_a_file(measured: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text(json.dumps(json.loads(measured.read_text()) | {"backbone": "vit_b_16", "images_a_second": RATES}))
     rates = Rates(measured=[measured, other])
-    assert rates.of("vit_b_16", "map-gs", "l2-zero") == 7.0
-    assert rates.of("digits-resnet", "map-gs", "l2-zero") is None
-    assert rates.of("digits-resnet", "map-gs", "l2-sp") not in (None, 7.0)
+    assert rates.of("vit_b_16", False, "l2-zero") == 7.0
+    assert rates.of("digits-resnet", False, "l2-zero") is None
+    assert rates.of("digits-resnet", False, "l2-sp") not in (None, 7.0)
 
 
 @pytest.mark.parametrize("rate", [0.0, -3.0, float("nan"), float("inf")])

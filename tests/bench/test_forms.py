@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from bench.benchmark import BackboneSettings, Benchmark, GridSearchSettings, SWAGFiles
+from bench.benchmark import BackboneSettings, Benchmark, SWAGFiles
 from bench.config import ConfigError, load_benchmark, parse_benchmark
+from bench.methods.grid_search import GridSearchSettings
 
 REST: dict[str, Any] = {"name": "a", "priors": ["l2-sp"], "seeds": [1], "methods": {"elbo": {}}}
 DATASET: dict[str, Any] = {"datasets": {"CIFAR-10": [100]}}
@@ -195,8 +196,7 @@ def test_an_unknown_key_is_told_what_there_is() -> None:
 def test_untied_priors_are_named() -> None:
     """Priors whose alpha and beta are searched apart are a list of priors, none by default."""
     assert GridSearchSettings().untied == ()
-    made = read(DATASET, BACKBONE, {"methods": {"map-gs": {"untied": ["l2-sp", "l2-zero"]}}}).methods.map_gs
-    assert made is not None
+    made = read(DATASET, BACKBONE, {"methods": {"map-gs": {"untied": ["l2-sp", "l2-zero"]}}}).methods["map-gs"]
     assert made.untied == ("l2-sp", "l2-zero")
     assert "methods.map-gs.untied" in refusal(DATASET, BACKBONE, {"methods": {"map-gs": {"untied": ["l1"]}}})
     assert refusal(DATASET, BACKBONE, {"methods": {"map-gs": {"untied": "l2-sp"}}}).startswith("methods.map-gs.untied")

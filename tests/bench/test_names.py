@@ -7,7 +7,8 @@ from itertools import permutations
 import pandas as pd
 import pytest
 
-from bench.names import METHOD_NAMES, PRIOR_NAMES, dataset_name, in_order
+from bench.methods import METHODS
+from bench.names import METHOD_NAMES, PRIOR_NAMES, dataset_name, in_order, method_name
 
 
 @pytest.mark.parametrize("shuffled", [*permutations(["l2-zero", "l2-sp", "ptyl"])])
@@ -27,6 +28,21 @@ def test_unknown_names_are_last(column: str, names: dict[str, str]) -> None:
     """A prior or method that the papers do not have comes behind all that they have."""
     table = pd.DataFrame({column: ["aaa", *reversed(names)]})
     assert in_order(table)[column].tolist() == [*names, "aaa"]
+
+
+def test_methods_have_their_own_titles() -> None:
+    """What a method is called stands with the method; an entry of another name is called as it is, and what was
+    replayed is said to be."""
+    assert {method.name: method.title for method in METHODS} == METHOD_NAMES
+    assert method_name("map-gs (replayed)") == "MAP + GS (replayed)"
+    assert [method_name(name) for name in ("de-elbo-layer", "x (replayed)")] == ["de-elbo-layer", "x (replayed)"]
+
+
+def test_other_entries_are_by_the_alphabet() -> None:
+    """Behind all methods, whatever order they came in; what was replayed is behind itself."""
+    expected = ["map-gs", "map-gs (replayed)", "elbo", "elbo-b", "elbo-c", "elbo-c (replayed)", "z"]
+    for names in (expected, expected[::-1], expected[3:] + expected[:3]):
+        assert in_order(pd.DataFrame({"method": names}))["method"].tolist() == expected
 
 
 def test_the_cell_comes_before_prior_and_method() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,17 +15,21 @@ import pytest
 from bench.benchmark import Benchmark
 from bench.config import ConfigError, parse_benchmark
 from bench.curves import curves
+from bench.names import method_name
 from bench.outcome import Ended, outcome_of
 from bench.records import RecordError, RecordStore
 from bench.report import write_report
-from bench.results import from_published, from_storage, gather
+from bench.results import Results, from_published, from_storage, gather
 from bench.tables import table2, table3
 from bench.trials import TrialRecord
+from tests.bench.race_frames import many_methods, replayed
 
 Fake = Callable[..., TrialRecord]
 Publish = Callable[..., tuple[Path, Path]]
 TABLES = {"table2", "table3", "equal_compute", "regularisation", "paired_tests"}
 FIGURES = {f"{name}.{kind}" for name in ("figure2", "figure2_full") for kind in ("png", "pdf")}
+RACE = {"anytime.csv", "budgets.csv", "rank_pairs.csv", "figure_race.png", "figure_race.pdf"}
+RACE |= {f"{name}.{kind}" for name in ("winners", "time_to", "ranking") for kind in ("csv", "md")}
 FILES = {"report.html", "curves.csv", *FIGURES, *(f"{name}.{kind}" for name in TABLES for kind in ("csv", "md"))}
 
 
@@ -38,7 +43,8 @@ def page_of(files: dict[str, Path]) -> str:
 
 
 def test_all_files_are_made(storage: RecordStore, tmp_path: Path) -> None:
-    """The page, the figures as PNG and PDF, the tables as CSV and Markdown, and the curves; each is named."""
+    """The page, the figures as PNG and PDF, the tables as CSV and Markdown, the curves; each is named. Of the paper's
+    methods alone there is no race."""
     files = report(storage, tmp_path / "deep" / "out")
     assert set(files) == FILES
     assert {path.name for path in (tmp_path / "deep" / "out").iterdir()} == set(files)
@@ -234,7 +240,7 @@ def test_an_earlier_reports_files_go(storage: RecordStore, tmp_path: Path) -> No
     """What an earlier report had and this one has not is removed; files that no report makes stay."""
     out = tmp_path / "out"
     before = report(storage, out, subsamples=2, slots=3)
-    stale = {"figure1.png", "figure1.pdf"}
+    stale = {"figure1.png", "figure1.pdf", *RACE}
     foreign = {"notes.txt", "table4.csv", "figure2.svg", "report.html.bak"}
     for name in stale | foreign:
         (out / name).write_text("x")
@@ -353,3 +359,51 @@ def test_figure_1_needs_both_runs(content: dict[str, Any], fake: Fake, play: Any
         assert ({"figure1.png", "figure1.pdf"} <= set(files)) == (name == "both")
         assert ("<h2>Figure 1" in page_of(files)) == (name == "both")
         content["methods"].pop("elbo", None)
+
+
+@pytest.mark.usefixtures("sketch")
+def test_other_methods_are_raced(tmp_path: Path) -> None:
+    """Where a method is there that the paper does not have, the page has the race: its figure, tables and files; figure
+    2 shows the paper's alone, and says so. Every entry is named in tables 2 and 3."""
+    frame = many_methods(("l2-sp",), (100,), 2)
+    frame = frame[~frame["method"].isin(["bo-tpe", "laplace", "de-elbo-kappa"])].reset_index(drop=True)
+    files = write_report([Results("", "all", frame, [], [], [])], tmp_path)
+    assert set(files) == FILES | RACE
+    page = page_of(files)
+    for words in (
+        "<h2>The race",
+        "Best at each budget",
+        "Time to within 0.5 points",
+        "<h3>Ranking",
+        "left to the next",
+    ):
+        assert words in page
+    assert page.index("Best for d, N = 100, L2-SP") < page.index("<h2>")
+    lines = json.loads(files["figure2.png"].read_text())
+    assert sum(len(line) == 1 for (axis,) in [lines] for line in axis) == 2 * 3
+    for table in ("table2.csv", "table3.csv", "anytime.csv", "ranking.csv", "time_to.csv"):
+        assert set(pd.read_csv(files[table])["method"]) == set(frame["method"]), table
+    assert '<td class="text">de-elbo-layer</td>' in page
+
+
+@pytest.mark.usefixtures("sketch")
+def test_replays_stand_beside_the_runs(tmp_path: Path) -> None:
+    """Replayed methods are in the race under a name of their own, not in the tables of what was run."""
+    frame = many_methods(("l2-sp",), (100,), 2)
+    frame = frame[frame["method"].isin(["map-gs", "de-elbo"])].reset_index(drop=True)
+    files = write_report([Results("", "x", frame, [], [], [])], tmp_path, replays=replayed(frame, 3))
+    anytime = pd.read_csv(files["anytime.csv"])
+    assert set(anytime["method"]) == {"map-gs", "de-elbo", "random (replayed)"}
+    assert set(anytime.loc[anytime["method"] == "random (replayed)", "curves"]) == {6}
+    assert set(pd.read_csv(files["table3.csv"])["method"]) == {"map-gs", "de-elbo"}
+    assert f"{method_name('random')} (replayed)</th>" in page_of(files)
+
+
+@pytest.mark.usefixtures("sketch")
+def test_a_source_without_the_papers_methods(tmp_path: Path) -> None:
+    """Where none of the paper's methods was run there is no figure 2, and all else."""
+    frame = many_methods(("l2-sp",), (100,), 2)
+    frame = frame[frame["method"].isin(["bo", "bo-tpe"])].reset_index(drop=True)
+    files = write_report([Results("", "x", frame, [], [], [])], tmp_path, subsamples=3)
+    assert {name for name in files if name.startswith("figure")} == {"figure_race.png", "figure_race.pdf"}
+    assert "relative to the best method&#x27;s at its end" in page_of(files)

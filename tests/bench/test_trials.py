@@ -52,7 +52,7 @@ def test_equal_specs_have_equal_keys() -> None:
 def test_every_field_is_part_of_the_key(name: str) -> None:
     """A spec that differs in any one field has another key."""
     value = getattr(SPEC, name)
-    other: Any = f"{value}x" if isinstance(value, str) else 0.5 if value is None else value * 2
+    other: Any = f"{value}x" if isinstance(value, str) else 0.5 if value is None else value * 2 or 0.5
     if name == "head":
         other = "fc"
     if isinstance(value, bool):
@@ -61,6 +61,8 @@ def test_every_field_is_part_of_the_key(name: str) -> None:
 
 
 ADDED = {"image_size": 64, "precision": "bf16", "channels_last": True, "compile": True}
+ADDED |= {"learner": "laplace", "kappa_share": 0.1, "groups": "layer", "optimiser": "prodigy"}
+ADDED |= {"until": 0.3, "since": 0.1, "number": 0, "options": '{"every":10}'}
 
 
 def key_of_version_0_1(content: dict[str, Any]) -> str:

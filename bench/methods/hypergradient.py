@@ -1,0 +1,87 @@
+"""Hypergradient: learn the strengths on the validation fifth while training on the rest, then train again on all."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from bench.methods.base import Method, MethodSettings
+from bench.methods.ranks import by_validation
+from bench.setting_types import LEARNING_RATES, Count, Positive, Rates
+from bench.trials import TrialRecord, TrialSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from deelbo.objectives import Group, Objective
+
+__all__ = ["Hypergradient"]
+
+
+class HypergradientSettings(MethodSettings):
+    """One-step implicit differentiation of the validation NLL by the log strengths of backbone and head.
+
+    Attributes:
+        start: alpha = beta at the first step.
+        every: training steps between two moves of the strengths.
+        rate: of a move, in nats of log alpha; where None, what `deelbo.hypergradient` takes.
+    """
+
+    method: Literal["hypergradient"] = "hypergradient"
+    learning_rates: Rates = LEARNING_RATES
+    start: Positive = 1e-4
+    every: Count = 10
+    rate: Positive | None = None
+
+    def most_trials(self, prior: str) -> int:
+        return len(self.learning_rates) + 1
+
+
+class Hypergradient(Method):
+    """One run a learning rate on 4/5 of the data. The one with the lowest validation NLL counts; it is trained again by
+    MAP on all N images, with the geometric mean of the strengths that it went through: where they end says little.
+
+    The configurations have numbers, by which what was trained again finds what was tuned: the strengths are no longer
+    those that it began with.
+    """
+
+    name = "hypergradient"
+    title = "Hypergradient"
+    Settings = HypergradientSettings
+    settings: HypergradientSettings
+
+    @staticmethod
+    def objective(spec: TrialSpec, groups: Sequence[Group], num_examples: int, generator: torch.Generator) -> Objective:
+        from deelbo.hypergradient import HypergradientMAP
+
+        options = json.loads(spec.options)
+        start = {group.name: options["start"] for group in groups}
+        return HypergradientMAP(groups, num_examples, start, options["rate"], options["every"])
+
+    def first(self) -> Iterable[TrialSpec]:
+        self._tuned: dict[int, TrialRecord] = {}
+        options = {name: getattr(self.settings, name) for name in ("start", "every", "rate")}
+        return [
+            self.spec("tune", rate, number=i, learner="hypergradient", options=options)
+            for i, rate in enumerate(self.settings.learning_rates)
+        ]
+
+    def then(self, record: TrialRecord) -> Iterable[TrialSpec]:
+        if record.spec.stage != "tune" or record.spec.number is None:
+            return ()
+        self._tuned[record.spec.number] = record
+        if len(self._tuned) < len(self.settings.learning_rates):
+            return ()
+        best = self._tuned[min(self._tuned, key=lambda number: (by_validation(self._tuned[number]), number))]
+        alpha, beta = (best.state.get(f"mean_weight_decay_{group}", math.nan) for group in ("backbone", "head"))
+        if best.status == "failed" or not (math.isfinite(alpha) and math.isfinite(beta)):
+            return ()
+        learned = replace(best.spec, learner=None, weight_decay=alpha, head_weight_decay=beta)
+        return [self.retrained(learned)]
+
+    def stages(self) -> Counter[str]:
+        return Counter(tune=len(self.settings.learning_rates), retrain=1)

@@ -1,0 +1,72 @@
+"""Laplace: learn the strengths by the marginal likelihood, beside the training steps. One run a learning rate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from bench.methods.base import Method, MethodSettings
+from bench.setting_types import LEARNING_RATES, Count, Number, Positive, Rates
+from bench.trials import TrialSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from deelbo.objectives import Group, Objective
+
+__all__ = ["Laplace"]
+
+
+class LaplaceSettings(MethodSettings):
+    """The strengths of backbone and head by the diagonal Laplace approximation; see `bench.marginal_likelihood`.
+
+    Attributes:
+        every: share of the run from one time that strengths are learned to the next.
+        burn_in: share of the run before the first time.
+        hyper_steps: Adam's steps on the log precisions each time.
+        hyper_rate: Adam's learning rate.
+    """
+
+    method: Literal["laplace"] = "laplace"
+    package: ClassVar[str | None] = "laplace"
+    learning_rates: Rates = LEARNING_RATES
+    every: Annotated[float, Number, Field(gt=0, le=1)] = 0.1
+    burn_in: Annotated[float, Number, Field(ge=0, lt=1)] = 0.5
+    hyper_steps: Count = 10
+    hyper_rate: Positive = 0.1
+
+    def problem(self, prior: str) -> str | None:
+        if prior != "ptyl":
+            return None
+        return "its Hessian is a diagonal and PTYL's prior is not: name it for l2-zero and l2-sp alone by its priors"
+
+    def most_trials(self, prior: str) -> int:
+        return len(self.learning_rates)
+
+
+class Laplace(Method):
+    """On all N images. The run whose marginal likelihood is greatest at the end is the one that counts; there is
+    nothing to retrain."""
+
+    name = "laplace"
+    title = "Laplace"
+    Settings = LaplaceSettings
+    settings: LaplaceSettings
+
+    @staticmethod
+    def objective(spec: TrialSpec, groups: Sequence[Group], num_examples: int, generator: torch.Generator) -> Objective:
+        from bench.marginal_likelihood import LaplaceMAP
+        from deelbo.run import Schedule
+
+        schedule = Schedule(spec.learning_rate, spec.steps, spec.batch_size)
+        return LaplaceMAP(groups, num_examples, schedule.total_steps(num_examples), **json.loads(spec.options))
+
+    def first(self) -> Iterable[TrialSpec]:
+        options = self.settings.model_dump(include={"every", "burn_in", "hyper_steps", "hyper_rate"})
+        return [
+            self.spec("run", rate, learner=self.settings.method, options=options)
+            for rate in self.settings.learning_rates
+        ]

@@ -1,0 +1,51 @@
+"""Random search: some configurations of the grid, tuned as grid search tunes them. Bergstra and Bengio 2012."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from bench.methods.ordered import Ordered, OrderedSettings, seeded
+from bench.trials import Cell, TrialSpec
+
+__all__ = ["RandomSearch", "draw"]
+
+
+class RandomSearchSettings(OrderedSettings):
+    """``trials`` configurations, 12 where not given, drawn without replacement from the lists of the grid."""
+
+    method: Literal["random"] = "random"
+
+    def problem(self, prior: str) -> str | None:
+        if self.trials > (size := self.size(prior)):
+            return (
+                f"trials = {self.trials} drawn from a grid of {size} with prior {prior}, each once: set trials to "
+                f"{size} or fewer, or make the grid larger"
+            )
+        return super().problem(prior)
+
+
+def draw(settings: OrderedSettings, cell: Cell) -> list[dict[str, float]]:
+    """The configurations of a cell in their order: fields of `TrialSpec`.
+
+    They are the beginning of one shuffle of the whole grid, which depends on the seed, the cell and the grid alone, so
+    that more trials begin with the same ones.
+    """
+    points = list(settings.points(cell.prior))
+    seeded(settings.seed, cell).shuffle(points)
+    return points[: settings.configurations(cell.prior)]
+
+
+class RandomSearch(Ordered):
+    """All tuning trials may run at once; the order only says which k a budget of k would have been."""
+
+    name = "random"
+    title = "Random search"
+    Settings = RandomSearchSettings
+    settings: RandomSearchSettings
+
+    def first(self) -> Iterable[TrialSpec]:
+        return [self.spec("tune", number=i, **point) for i, point in enumerate(draw(self.settings, self.cell))]
+
+    def tunes(self) -> int:
+        return self.size

@@ -1,0 +1,117 @@
+"""Who wins the race at which budget, and at its end: two sentences from the numbers, whatever they say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import pandas as pd
+
+from bench.configurations import PROBLEM
+from bench.names import PRIOR_NAMES, dataset_name, method_name
+from bench.outcome import duration
+
+__all__ = ["race_sentences"]
+
+
+def race_sentences(made: pd.DataFrame, times: pd.DataFrame, ranks: pd.DataFrame) -> list[str]:
+    """At most two sentences a source: which method is best at which budget; which at the end, and which is soonest near
+    the best.
+
+    Args:
+        made: as `bench.budgets.budgets` gives.
+        times: as `bench.budgets.time_to` gives.
+        ranks: as `bench.ranking.ranking` gives.
+    """
+    told = []
+    sources = list(dict.fromkeys([*made["source"], *times["source"], *ranks["source"]]))
+    for source in sources:
+        parts = [_ranked(ranks[ranks["source"] == source]), _soonest(times[times["source"] == source])]
+        ends = "; ".join(part for part in parts if part)
+        words = [_by_budget(made[made["source"] == source]), f"{ends[0].upper()}{ends[1:]}." if ends else ""]
+        told += [f"{source}: {one}" if len(sources) > 1 else one for one in words if one]
+    return told
+
+
+def _by_budget(made: pd.DataFrame) -> str:
+    """The winners of all problems together, budget by budget; of the only problem where there is one."""
+    total = made[(made["dataset"] == "all") & (made["prior"] == "all")]
+    alone = made[made["dataset"] != "all"]
+    if total.empty:
+        if alone.empty or len(alone[PROBLEM].drop_duplicates()) > 1:
+            return ""
+        total = alone
+    best = total[total["best"]].sort_values("budget_runs", kind="stable")
+    rows = [
+        (
+            runs,
+            " and ".join(map(method_name, group["method"])),
+            group["relative_acc"].max(),
+            group["budget_seconds"].max(),
+        )
+        for runs, group in best.groupby("budget_runs")
+    ]
+    ends = [_stretch(list(group)) for _, group in groupby(rows, key=lambda row: row[1])]
+    first = alone.iloc[0]
+    count = int(total["problems"].iloc[0])
+    where = f"on average over {count} combinations of dataset, N and Model" if count > 1 else f"for {_problem(first)}"
+    reference = "the grid's" if (alone["method"] == "map-gs").any() else "the best method's"
+    unit = f"a run takes {duration(rows[0][3] / rows[0][0] / 1.1)}"
+    early = "; with less compute no method has a result in all of them" if rows[0][0] > 1 and count > 1 else ""
+    return (
+        f"Best {where} ({unit}; in brackets the accuracy relative to {reference} at its end): {'; '.join(ends)}{early}."
+    )
+
+
+def _stretch(rows: Sequence[tuple[int, str, float, float]]) -> str:
+    """Budgets in a row that one method wins."""
+    runs = "-".join(dict.fromkeys(str(row[0]) for row in (rows[0], rows[-1])))
+    share = " to ".join(dict.fromkeys(f"{100 * row[2]:.1f}" for row in (rows[0], rows[-1])))
+    return f"with the compute of {runs} run{'s' * (rows[-1][0] > 1)} {rows[0][1]} ({share} %)"
+
+
+def _ranked(ranks: pd.DataFrame) -> str:
+    """The first by mean rank, over all cells, else over those that all methods share."""
+    groups = ranks[ranks["prior"] == "all"]
+    groups = groups[groups["over"] == groups["over"].iloc[0]] if len(groups) else groups
+    if groups.empty:
+        return ""
+    row = groups.sort_values("mean_rank", kind="stable").iloc[0]
+    first = groups.loc[groups["mean_rank"] <= row["mean_rank"] + 1e-9, "method"]
+    sure = (
+        f"95 % interval {row['rank_low']:.1f} to {row['rank_high']:.1f}, first in {100 * row['p_first']:.0f} % of "
+        f"resamplings of {row['problems']} problems"
+        if row["problems"] > 1
+        else "one problem, from which no claim can be made"
+    )
+    p = "" if math.isnan(row["friedman_p"]) else f"; Friedman p = {row['friedman_p']:.2g}"
+    out = f"; without {', '.join(method_name(name) for name in row['left_out'].split(', '))}" if row["left_out"] else ""
+    return (
+        f"at the end {' and '.join(map(method_name, first))} rank{'s' * (len(first) == 1)} first of {row['methods']} "
+        f"methods in accuracy (mean rank {row['mean_rank']:.1f} over {row['cells']} cells{out}; {sure}{p})"
+    )
+
+
+def _soonest(times: pd.DataFrame) -> str:
+    """Who is first within reach of the best, in how many problems."""
+    known = times.dropna(subset="seconds")
+    near = known[known["seconds"].map(math.isfinite)]
+    if near.empty:
+        return ""
+    soonest = near[near["seconds"] <= near.groupby(PROBLEM)["seconds"].transform("min") * (1 + 1e-9)]
+    counts: pd.Series[Any] = soonest["method"].value_counts(sort=True)
+    name = str(counts.index[0])
+    problems = len(near[PROBLEM].drop_duplicates())
+    mine = soonest[soonest["method"] == name]
+    points = 100 * (known.groupby(PROBLEM)["final_acc"].max() - known.groupby(PROBLEM)["target_acc"].max()).max()
+    after = f"after a median of {mine['runs'].median():.1f} runs' compute" if mine["runs"].notna().any() else ""
+    return (
+        f"soonest within {points:.1f} points of the best final accuracy is {method_name(name)}, in {counts.iloc[0]} of "
+        f"{problems} combination{'s' * (problems > 1)}{', ' * bool(after)}{after}"
+    )
+
+
+def _problem(row: pd.Series) -> str:
+    return f"{dataset_name(row['dataset'])}, N = {row['n']:,}, {PRIOR_NAMES.get(row['prior'], row['prior'])}"

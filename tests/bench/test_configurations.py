@@ -1,0 +1,192 @@
+"""What belongs together as one configuration, what it costs, which is best; and the curve of one after the other."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.configurations import Configurations, configurations
+from bench.curves import curves, exact_curve, prefix_curve, sampled_curve
+from bench.holes import holes
+from bench.records import frame_of
+from bench.tables import table2, table3
+from bench.uncertainty import paired_tests
+from tests.bench.race_frames import frame_made, trial
+
+NAN = float("nan")
+
+
+def only(frame: pd.DataFrame, cost: str = "train") -> Configurations:
+    ((_, found),) = configurations(frame, cost)
+    return found
+
+
+def rung(rate: float, since: float, until: float, value: float, seconds: float, **more: Any) -> dict[str, Any]:
+    more = {"learning_rate": rate, "since": since, "until": until} | more
+    return trial("halving", "run", value, seconds, **more)
+
+
+HALVING = [
+    rung(0.1, 0.0, 0.1, 5.0, 1.0),
+    rung(0.1, 0.1, 0.3, 4.0, 2.0),
+    rung(0.1, 0.3, 1.0, 3.0, 7.0, test_acc=0.9, select_seconds=0.5),
+    rung(0.2, 0.0, 0.1, 1.0, 1.5),
+    rung(0.2, 0.1, 0.3, 4.5, 2.5),
+    rung(0.3, 0.0, 0.1, 2.0, 1.25),
+]
+
+
+@pytest.mark.parametrize("order", [*itertools.islice(itertools.permutations(range(6)), 0, 720, 97)])
+def test_stretches_are_one_configuration(order: tuple[int, ...]) -> None:
+    """Seconds of all stretches add up, the last judges; whoever went further ranks before, whatever it is judged by."""
+    found = only(frame_made(*(HALVING[i] for i in order)))
+    assert found.tuning.tolist() == [10.0, 4.0, 1.25]
+    assert found.reached.tolist() == [1.0, 0.3, 0.1]
+    np.testing.assert_equal(found.accuracy, [0.9, NAN, NAN])
+    assert (found.num_trials, found.ordered, found.given_up.tolist()) == (6, False, [False, True, True])
+    assert only(frame_made(*HALVING), "full").tuning.tolist() == [10.5, 4.0, 1.25]
+
+
+def test_a_rung_ranks_by_its_value() -> None:
+    """Among those given up at the same rung the lesser objective is first; one that diverged there is last."""
+    lost = rung(0.4, 0.0, 0.1, NAN, 1.0, status="diverged")
+    frame = frame_made(lost, rung(0.5, 0.0, 0.1, 2.0, 1.0), *HALVING[:3], rung(0.6, 0.0, 0.1, 1.0, 1.0))
+    assert frame.loc[only(frame).judged, "learning_rate"].tolist() == [0.1, 0.6, 0.5, 0.4]
+
+
+def test_what_gave_up_configurations_is_a_whole() -> None:
+    """A halving has the end of its curve alone, with all its stretches paid for, and that is no hole."""
+    frame = frame_made(*HALVING)
+    curve = exact_curve(only(frame))
+    assert curve[["k", "expected_hours", "expected_test_acc"]].to_numpy().tolist() == [[3, 15.25 / 3600, 0.9]]
+    assert sampled_curve(only(frame))["expected_test_acc"].tolist() == [pytest.approx(0.9)]
+    assert holes(frame) == []
+    assert "1 of 1 runs have no test accuracy, the chosen one among them" in holes(frame.assign(test_acc=NAN))[0]
+    assert "no run was trained to its end" in holes(frame[frame["until"] < 1])[0]
+
+
+def test_table_2_counts_every_stretch() -> None:
+    """num_runs is how many trials were judged, mean_run_seconds their mean, total_seconds their sum."""
+    (row,) = table2(frame_made(*HALVING)).to_dict("records")
+    assert (row["num_runs"], row["total_seconds"], row["total_seconds_full"]) == (6, 15.25, 15.75)
+    assert row["mean_run_seconds"] == pytest.approx(15.25 / 6)
+
+
+def search(*runs: tuple[float, float, float], again: dict[int, float], name: str = "bo") -> pd.DataFrame:
+    """A search one after the other: (validation NLL, seconds, seconds of training again); ``again``: accuracies."""
+    rows = []
+    for number, (value, seconds, retraining) in enumerate(runs):
+        more = {"number": number, "learning_rate": 0.1}  # the same configuration may be tried twice
+        rows.append(trial(name, "tune", value, seconds, **more))
+        if number in again:
+            rows.append(trial(name, "retrain", again[number], retraining, **more))
+    return frame_made(*rows[::-1])
+
+
+SEARCH = ((3.0, 10.0, 5.0), (4.0, 20.0, 6.0), (1.0, 30.0, 7.0), (2.0, 40.0, 8.0))
+
+
+def test_a_search_is_its_beginning() -> None:
+    """Row k: the seconds of its first k configurations and of training again the best of them, and that one's
+    accuracy, which may fall; those that were the best for a while and were trained again cost nothing later."""
+    found = only(search(*SEARCH, again={0: 0.8, 2: 0.7}))
+    assert found.ordered
+    assert found.number.tolist() == [2, 3, 0, 1]
+    curve = prefix_curve(found)
+    assert curve["k"].tolist() == [1, 2, 3, 4]
+    np.testing.assert_allclose(3600 * curve["expected_hours"], [15, 35, 67, 107])
+    assert curve["expected_test_acc"].tolist() == curve["q10_test_acc"].tolist() == [0.8, 0.8, 0.7, 0.7]
+    assert curve["sd_test_acc"].tolist() == [0.0] * 4
+
+
+def test_the_curves_of_a_search_are_prefixes() -> None:
+    """`curves` gives prefixes for what has numbers, sampled or not, and subsets for what has none."""
+    frame = search(*SEARCH, again={i: 0.1 * i for i in range(4)})
+    for subsamples in (None, 50):
+        table = curves(frame, subsamples)
+        assert table.loc[table["cost"] == "train", "expected_test_acc"].tolist() == [0.0, 0.0, 0.2, 0.2]
+    grid = frame.assign(number=NAN, learning_rate=frame["number"])
+    assert curves(grid)["sd_test_acc"].max() > 0
+
+
+def test_an_unknown_incumbent_leaves_a_hole() -> None:
+    """Rows whose best so far was not trained again are left out, and the hole is told."""
+    frame = search(*SEARCH, again={2: 0.7})
+    assert prefix_curve(only(frame))["k"].tolist() == [3, 4]
+    assert "2 of 4 times the best so far was not trained again" in holes(frame)[0]
+    assert holes(search(*SEARCH, again={0: 0.8, 2: 0.7})) == []
+
+
+def test_rungs_of_a_search_add_up() -> None:
+    """Successive halving one after the other: rungs have one number, and are matched with one retraining."""
+    rows = [
+        trial("asha", "tune", 2.0, 1.0, number=0, until=0.1),
+        trial("asha", "tune", 1.0, 1.0, number=1, until=0.1),
+        trial("asha", "tune", 1.5, 9.0, number=1, since=0.1),
+        trial("asha", "retrain", 0.6, 10.0, number=1),
+        trial("asha", "retrain", 0.5, 10.0, number=0),
+    ]
+    found = only(frame_made(*rows))
+    assert (found.tuning.tolist(), found.number.tolist(), found.accuracy.tolist()) == ([10, 1], [1, 0], [0.6, 0.5])
+    np.testing.assert_allclose(3600 * prefix_curve(found)["expected_hours"], [11, 21])
+
+
+def test_learning_strengths_is_part_of_the_full_cost() -> None:
+    """Full cost = training + learning of strengths + evaluation + selection; training steps alone otherwise."""
+    more = {"adapt_seconds": 8.0, "evaluate_seconds": 4.0, "select_seconds": 2.0, "test_acc": 0.5}
+    frame = frame_made(trial("laplace", "run", 0.0, 1.0, **more))
+    assert only(frame, "full").tuning.tolist() == [15.0]
+    assert only(frame).tuning.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("blank", ["", "None", None, "absent"])
+def test_files_without_the_later_columns_mean_their_defaults(blank: str | None) -> None:
+    """Published files know nothing of kappa's share, groups, optimisers, stretches: they stand at their defaults."""
+    frame = frame_made(*(row for row in HALVING if row["until"] == 1), trial("elbo", "run", 1.0, 1.0, test_acc=0.5))
+    later = ["kappa_share", "groups", "optimiser", "options", "until", "since", "number", "adapt_seconds"]
+    bare = frame.drop(columns=later) if blank == "absent" else frame.assign(**dict.fromkeys(later[1:4], blank))
+    if blank != "absent":
+        bare = bare.assign(kappa_share=NAN, until=NAN, since=NAN, adapt_seconds=NAN)
+    pd.testing.assert_frame_equal(curves(bare), curves(frame))
+    pd.testing.assert_frame_equal(table3(bare), table3(frame))
+
+
+def test_entries_that_differ_by_a_later_setting_are_apart() -> None:
+    """kappa's share, groups, optimiser and options tell configurations of one entry apart."""
+    first = {"test_acc": 0.5, "until": 0.5}
+    for name, value in {"kappa_share": 0.1, "groups": "layer", "optimiser": "prodigy", "options": '{"a":1}'}.items():
+        found = only(frame_made(trial("m", "run", 1.0, 1.0, **first), trial("m", "run", 2.0, 2.0, **{name: value})))
+        assert found.tuning.tolist() == [2.0, 1.0], name
+
+
+def test_other_methods_are_tested_against_grid_and_de_elbo() -> None:
+    """Every two of the paper's methods are compared, and any other with its grid and DE ELBo; without these, all."""
+
+    def pairs(*methods: str) -> list[tuple[str, str]]:
+        rows = [trial(m, "run", 1.0, 1.0, seed=i, test_acc=0.5 + i / 100) for m in methods for i in range(3)]
+        table = paired_tests(frame_made(*rows)).query("unit == 'split' and measure == 'accuracy'")
+        return list(zip(table["method"], table["against"], strict=True))
+
+    found = pairs("map-gs", "de-elbo", "elbo", "x", "y")
+    assert {frozenset(pair) for pair in found} == {
+        frozenset(pair)
+        for pair in (
+            ("map-gs", "de-elbo"),
+            ("map-gs", "elbo"),
+            ("de-elbo", "elbo"),
+            ("x", "map-gs"),
+            ("x", "de-elbo"),
+            ("y", "map-gs"),
+            ("y", "de-elbo"),
+        )
+    }
+    assert pairs("x", "y") == [("y", "x")]
+
+
+def test_no_records_are_no_configurations() -> None:
+    """An empty frame gives nothing, for either cost."""
+    assert [*configurations(frame_of([])), *configurations(frame_of([]), "full")] == []
