@@ -106,6 +106,9 @@ def _entries(methods: Any) -> Any:
 def _some(methods: Any) -> Any:
     if not methods:
         raise ValueError(f"names no method: give at least one of {', '.join(method.name for method in METHODS)}")
+    for name, entry in methods.items():
+        if entry.method != name and name in {method.name for method in METHODS}:
+            raise ValueError(f"{name} is a method and would stand for {entry.method}: give that entry another name")
     return methods
 
 

@@ -7,12 +7,13 @@ from importlib.util import find_spec
 
 from bench.benchmark import EMBEDDED, Benchmark
 from bench.config import ConfigError
+from bench.methods import Method
 from deelbo.backbones import BACKBONES, replace_head, shapes_only
 from deelbo.tasks import TASKS, crop_size, load_task
 from deelbo.tasks.splits import check_size
 from deelbo.weights import VERSIONS
 
-__all__ = ["check", "check_data"]
+__all__ = ["check", "check_data", "check_packages"]
 
 
 def check(benchmark: Benchmark) -> None:
@@ -59,7 +60,7 @@ def check(benchmark: Benchmark) -> None:
 
 
 def _check_methods(benchmark: Benchmark) -> None:
-    """Raises ConfigError where an entry under ``methods`` fits no prior, or not its own budget, or lacks a package."""
+    """Raises ConfigError where an entry under ``methods`` fits no prior, or not its own budget."""
     for name, settings in benchmark.methods.items():
         if not any(map(settings.runs_on, benchmark.priors)):
             raise ConfigError(
@@ -69,10 +70,16 @@ def _check_methods(benchmark: Benchmark) -> None:
         for prior in filter(settings.runs_on, benchmark.priors):
             if (problem := settings.problem(prior)) is not None:
                 raise ConfigError(f"methods.{name}: {problem}")
-        if settings.package is not None and find_spec(settings.package) is None:
+
+
+def check_packages(methods: Iterable[Method]) -> None:
+    """Raises ConfigError where one of these, which are about to run, needs a package that is not installed."""
+    for method in methods:
+        missing = [package for package in method.settings.packages if find_spec(package) is None]
+        if missing:
             raise ConfigError(
-                f"methods.{name} needs the package {settings.package}, which is not installed: "
-                f"pip install 'deelbo[methods]', or take {name} out of methods"
+                f"methods.{method.name} needs the package {missing[0]}, which is not installed: "
+                f"pip install 'deelbo[methods]', or take {method.name} out of methods"
             )
 
 

@@ -51,7 +51,7 @@ def add_commands(command: Add, tracking: str | None) -> None:
             nargs="?",
             const="",
             metavar="REQUIREMENT",
-            help="have pip install it on the nodes first (default: this version of deelbo[bench])",
+            help="have pip install it on the nodes first (default: this version of deelbo[bench,methods])",
         )
 
     status = command("status", _status, "list the benchmarks on a cluster, or tell of one; exits as its `run` did")

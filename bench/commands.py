@@ -18,7 +18,7 @@ from rich.table import Table
 
 from bench.attempts import Attempts
 from bench.benchmark import Benchmark
-from bench.checks import check, check_data
+from bench.checks import check, check_data, check_packages
 from bench.config import load_benchmark
 from bench.connection import shown, tracking_uri
 from bench.console import command, console, short
@@ -82,6 +82,7 @@ def run(
     benchmark = load_benchmark(config, overrides)
     check(benchmark)
     methods = part_of(make_methods(benchmark), only)
+    check_packages(methods)
     store = RecordStore(storage or os.path.join("deelbo-runs", benchmark.name))
     where = _Where(tracking, address)
     try:

@@ -16,10 +16,11 @@ Array = NDArray[np.float64]
 
 COSTS: dict[str, tuple[str, ...]] = {
     "train": ("train_seconds",),
-    "full": ("train_seconds", "adapt_seconds", "evaluate_seconds", "select_seconds"),
+    "full": tuple(f"{phase}_seconds" for phase in ("train", "adapt", "evaluate", "select", "checkpoint", "choose")),
 }
 """What counts as compute: training steps only, as published; or what the method needs besides: its learning of
-strengths beside the steps, its looks at validation images, its choice."""
+strengths beside the steps, its looks at validation images, the choice of a result, handing parts of runs over, and
+choosing what to try next."""
 
 PROBLEM = ["source", "dataset", "backbone", "prior", "n"]
 """What methods compete on; a split seed more is a cell."""
@@ -28,7 +29,8 @@ STRENGTHS = ["learning_rate", "weight_decay", "head_weight_decay", "prior_scale"
 LATER: dict[str, Any] = {"kappa_share": 1.0, "groups": "backbone+head", "optimiser": "sgd", "options": "{}"}
 """Settings that published files do not have, and what stands there then."""
 TRIED = [*CELL, "method", *STRENGTHS, *LATER, "number"]
-"""In what the runs of one configuration agree, those of training it again too."""
+"""In what the runs of one configuration agree, those of training it again too. Where it has a number, that says which
+one it is: the strengths may be others when it is trained again, as they were learned meanwhile."""
 
 
 def _nothing() -> Array:
@@ -46,7 +48,8 @@ class Configurations:
         accuracy: test accuracy, 0 to 1; NaN where the run that would be tested was not run.
         judged: rows of the runs that are judged, each configuration's last, by the frame's index.
         tested: rows of the runs that are tested, by the frame's index; -1 where not run.
-        number: places in the order of a method that decides one after the other; NaN, or none, of a method without.
+        number: places in the order of a method that decides one after the other; NaN, or none, of a method without, and
+            of one whose numbers only tell its configurations apart: one that learns its strengths tries all there are.
         reached: the share of its run at which the configuration was judged last; below 1 it was given up there. None:
             all went to the end.
         trials: how many runs were judged, every stretch being one. None: one each.
@@ -91,7 +94,8 @@ def configurations(frame: pd.DataFrame, cost: str = "train") -> Iterator[tuple[d
     Runs that agree in all settings are stretches of one configuration: their seconds add up, the last one judges it. A
     method that tunes is judged by val_nll, others by their objective. A configuration that was given up ranks behind
     all that went further. Runs that diverged count, ranked behind all others that went as far; failed ones are left
-    out. Where a cost's seconds were not kept, as in published files, it is NaN.
+    out. Where a cost's seconds were not kept, as in published files, it is NaN. Of configurations that are equally good
+    the one of the least number is chosen, as the methods themselves do; where there are no numbers, of the least key.
     """
     usable = _usable(frame, COSTS[cost])
     judged = _last_stretches(usable[(usable["stage"] != "retrain") & usable["cost"].notna()])
@@ -104,11 +108,11 @@ def configurations(frame: pd.DataFrame, cost: str = "train") -> Iterator[tuple[d
     for column in ("test_acc", "row"):
         pairs[f"{column}_again"] = pairs[f"{column}_again"].mask(single, pairs[column])
     pairs["given_up"] = -pairs["until"]
-    pairs = pairs.sort_values(["given_up", "rank", "key"], na_position="last")
-    place = pairs.groupby([*CELL, "method"], sort=True).ngroup()
-    pairs = pairs.iloc[np.argsort(place.to_numpy(), kind="stable")]
-    ends = np.cumsum(np.bincount(place))
-    kinds = dict.fromkeys(("cost", "cost_again", "test_acc_again", "number", "until", "trials"), np.float64)
+    pairs = pairs.sort_values(["given_up", "rank", "number", "key"], na_position="last")
+    owner = pairs.groupby([*CELL, "method"], sort=True).ngroup()
+    pairs = pairs.iloc[np.argsort(owner.to_numpy(), kind="stable")]
+    ends = np.cumsum(np.bincount(owner))
+    kinds = dict.fromkeys(("cost", "cost_again", "test_acc_again", "place", "until", "trials"), np.float64)
     columns = {name: pairs[name].to_numpy(kind) for name, kind in kinds.items()}
     columns |= {"row": pairs["row"].to_numpy(), "row_again": pairs["row_again"].fillna(-1).to_numpy(np.int64)}
     for cell, end, size in zip(
@@ -123,7 +127,7 @@ def configurations(frame: pd.DataFrame, cost: str = "train") -> Iterator[tuple[d
                 accuracy=of["test_acc_again"],
                 judged=of["row"],
                 tested=of["row_again"],
-                number=of["number"],
+                number=of["place"],
                 reached=of["until"],
                 trials=of["trials"],
             ),
@@ -133,16 +137,19 @@ def configurations(frame: pd.DataFrame, cost: str = "train") -> Iterator[tuple[d
 def _usable(frame: pd.DataFrame, phases: tuple[str, ...]) -> pd.DataFrame:
     """The runs that did not fail, with a column ``cost`` and their settings, those that came later by default."""
     usable = frame.assign(row=frame.index)[frame["status"] != "failed"].copy()
-    for name, value in (LATER | {"until": 1.0, "number": np.nan, "adapt_seconds": np.nan}).items():
+    for name, value in (LATER | {"until": 1.0, "number": np.nan} | dict.fromkeys(phases, np.nan)).items():
         if name not in usable:
             usable[name] = value
         elif not isinstance(value, float):
             usable[name] = usable[name].where(usable[name].notna() & ~usable[name].isin(["", "None"]), value)
         elif np.isfinite(value):
             usable[name] = usable[name].astype("float64").fillna(value)
+    decided = usable[["weight_decay", "head_weight_decay", "prior_scale"]].notna().any(axis=1)
+    usable["place"] = usable["number"].where(decided)  # without, all rates are tried, whatever they come to
+    usable[STRENGTHS] = usable[STRENGTHS].mask(usable["number"].notna())
     first, *others = phases
     usable["cost"] = usable[first] + (usable[others].sum(axis=1, min_count=1) if others else 0)
-    told = ["key", "stage", "status", "val_nll", "objective", "test_acc", "until", "cost", "row"]
+    told = ["key", "stage", "status", "val_nll", "objective", "test_acc", "until", "place", "cost", "row"]
     return usable[[*TRIED, *told]]
 
 

@@ -114,6 +114,9 @@ def inherit(
             for name in (f"series/{record.key}.json", f"records/{record.key}.json"):  # in the order of `write`
                 if (content := origin.read_file(name)) is not None:
                     store.write_file(name, content)
+            part = f"rungs/{record.spec.kept_as(record.spec.until)}.pt"
+            if record.spec.until < 1 and (content := origin.read_file(part)) is not None:
+                store.write_file(part, content)
             count += 1
     return count
 

@@ -84,14 +84,19 @@ def prefix_curve(found: Configurations) -> pd.DataFrame:
     """The curve of a method that decides one after the other. Columns as `exact_curve`; the accuracy has no spread.
 
     Row k: the hours of its first k configurations and of training again the best of them, by what the method sees; and
-    that one's test accuracy. Rows of which it is not known what the best comes to are left out.
+    that one's test accuracy, missing where it is not known; the hours count a mean retraining there. Rows before the
+    first that is known are left out, and where it is not known what the best of all comes to there is no curve.
     """
     order = np.argsort(found.number, kind="stable")
     best = np.minimum.accumulate(order)  # configurations stand best first
-    accuracy = found.accuracy[best]
-    seconds = np.cumsum(found.tuning[order]) + found.retraining[best]
-    values = (np.arange(1, len(found) + 1), seconds / 3600, accuracy, np.zeros(len(found)), accuracy, accuracy)
-    return pd.DataFrame(dict(zip(CURVE, values, strict=True)))[found.known[best]].reset_index(drop=True)
+    known = found.known[best]
+    if not known[-1]:
+        return pd.DataFrame(columns=CURVE, dtype="float64")
+    accuracy = np.where(known, found.accuracy[best], np.nan)
+    again = np.where(known, found.retraining[best], found.retraining[found.known].mean())
+    seconds = np.cumsum(found.tuning[order]) + again
+    values = (np.arange(1, len(found) + 1), seconds / 3600, accuracy, np.where(known, 0.0, np.nan), accuracy, accuracy)
+    return pd.DataFrame(dict(zip(CURVE, values, strict=True)))[known.argmax() :].reset_index(drop=True)
 
 
 def sampled_curve(found: Configurations, subsamples: int = 500, seed: int | np.random.Generator = 0) -> pd.DataFrame:

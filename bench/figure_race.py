@@ -21,7 +21,8 @@ __all__ = ["figure_race"]
 
 COUNTED = {
     "train": "training steps only",
-    "full": "everything that a method needs: training, learning of strengths, evaluation, selection",
+    "full": "everything a method needs: training, learning of strengths, validation, selection,\nhand-over of parts, "
+    "choosing what to try next",
 }
 ROW = ["dataset", "backbone", "n", "source"]
 LEAST_DEEP, DEEPEST = 5.0, 25.0

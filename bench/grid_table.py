@@ -8,14 +8,16 @@ the same (Klein and Hutter 2019, "Tabular Benchmarks for Joint Architecture and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from statistics import median
 from typing import NamedTuple
 
 from bench.benchmark import Benchmark
 from bench.configurations import COSTS
-from bench.methods import make_methods
-from bench.methods.grid_search import MAPGridSearch
+from bench.methods import MethodSettings, make_methods
+from bench.methods.grid_search import Grid, MAPGridSearch
 from bench.records import RecordError, RecordStore
 from bench.trials import Cell, TrialRecord, TrialSpec
 
@@ -24,6 +26,7 @@ __all__ = ["PHASES", "Answer", "GridTable", "Series", "grid_tables", "where"]
 Series = Callable[[str], list[dict[str, float]]]
 """A trial's rows over the epochs, by its key."""
 Point = tuple[float, float | None, float | None, float | None]
+STRENGTHS = ("weight_decay", "head_weight_decay", "prior_scale")
 MOST_NAMED = 8
 PHASES = tuple(name.removesuffix("_seconds") for name in COSTS["full"])
 """Of the clock, those that count as compute."""
@@ -52,23 +55,51 @@ class GridTable:
         tuned: the tuning runs, one for each configuration; each completed or diverged.
         retrained: the same configurations on all N images.
         series: of the tuning runs; asked for only where a trial stops before its end.
+        handover: seconds that a part of a run takes to keep its state, or to take up that of the part before; a grid
+            has no parts, so they are measured elsewhere. None: nowhere, and they count as nothing.
 
     Attributes:
         grid: the grid search.
         cell: where.
+        handover: as given.
         timed: whether its seconds are a measurement.
     """
 
     def __init__(
-        self, grid: MAPGridSearch, tuned: Sequence[TrialRecord], retrained: Sequence[TrialRecord], series: Series
+        self,
+        grid: MAPGridSearch,
+        tuned: Sequence[TrialRecord],
+        retrained: Sequence[TrialRecord],
+        series: Series,
+        handover: float | None = None,
     ) -> None:
-        self.grid, self.cell = grid, grid.cell
+        self.grid, self.cell, self.handover = grid, grid.cell, handover
         self.timed = all(record.timed for record in [*tuned, *retrained])
         self._tuned = {_point(record.spec): record for record in tuned}
         self._retrained = {_point(record.spec): record for record in retrained}
         self._read = series
         self._rows: dict[Point, list[dict[str, float]]] = {}
         self._answers: dict[tuple[Point, str, float, float], Answer] = {}
+
+    def check(self, name: str, settings: MethodSettings) -> None:
+        """Whether the table can answer all that an entry with these settings may ask for, whatever its seed.
+
+        Raises:
+            RecordError: a configuration that is not in the grid, or a rung at whose epoch some run has no row; in one
+                line that names it and the cell.
+        """
+        if not isinstance(settings, Grid):
+            raise RecordError(f"{name} has no lists of learning rates and strengths: it cannot be replayed")
+        for point in settings.points(self.cell.prior):
+            if (point.get("learning_rate", math.nan), *map(point.get, STRENGTHS)) not in self._tuned:
+                shown = ", ".join(f"{field} {value:g}" for field, value in point.items())
+                raise RecordError(
+                    f"{where(self.cell)}: {name} may try {shown}, which is not in the grid of {len(self)} "
+                    "configurations: replay the grid's own learning rates and strengths"
+                )
+        for share in getattr(settings, "rungs", ()):
+            for asked in self._tuned:
+                self._row(asked, share)
 
     def __len__(self) -> int:
         return len(self._tuned)
@@ -78,7 +109,8 @@ class GridTable:
 
         A trial that stops at a share of its run is answered from the series of the run that went on: its validation NLL
         and accuracy at the epoch of the stop, its seconds those of training from where it began, and of one pass over
-        the validation images, as the run's own last look took. Retraining is answered by the retrained run.
+        the validation images, as the run's own last look took. A part of a run also takes ``handover`` seconds.
+        Retraining is answered by the retrained run.
 
         Raises:
             ValueError: a trial of another kind, or of settings that are not in the grid.
@@ -111,14 +143,17 @@ class GridTable:
 
     def _tuning(self, point: Point, stage: str, since: float, until: float) -> Answer:
         record = self._tuned[point]
+        if (since, until) == (0, 1):
+            return _answer(record.status, record.metrics, {name: record.seconds.get(name, 0.0) for name in PHASES})
         before = self._row(point, since)["train_seconds"] if since > 0 else 0.0
+        handed = {"checkpoint": self.handover or 0.0}
         if until == 1:
-            seconds = {name: record.seconds.get(name, 0.0) for name in PHASES}
+            seconds = {name: record.seconds.get(name, 0.0) for name in PHASES} | handed
             return _answer(record.status, record.metrics, seconds | {"train": max(seconds["train"] - before, 0.0)})
         row = self._row(point, until)
         metrics = {name: row.get(name, math.nan) for name in ("train_nll", "val_nll", "val_acc")}
         completed = all(map(math.isfinite, metrics.values()))
-        seconds = dict.fromkeys(PHASES, 0.0) | {"train": max(row["train_seconds"] - before, 0.0)}
+        seconds = dict.fromkeys(PHASES, 0.0) | handed | {"train": max(row["train_seconds"] - before, 0.0)}
         if row["epoch"] >= self._stop(until):  # it came as far as its last look
             seconds["evaluate"] = record.seconds.get("evaluate", 0.0) or self._a_pass
         return _answer("completed" if completed else "diverged", metrics, seconds)
@@ -170,12 +205,15 @@ class GridTable:
 def grid_tables(store: RecordStore, benchmark: Benchmark) -> tuple[list[GridTable], list[str]]:
     """The table of each cell whose grid is finished, and a line for each cell that has none, saying why.
 
-    Where several entries of a benchmark are grid searches, a cell's table is the largest that is finished.
+    Where several entries of a benchmark are grid searches, a cell's table is the largest that is finished. Its
+    ``handover`` is the median of what parts of runs that were really trained here took, with the same backbone: what is
+    kept is as large as the backbone.
 
     Raises:
         RecordError: no cell has one.
     """
     records = {record.key: record for record in store.records([]) if record.succeeded}
+    handovers = _handovers(records.values())
     tables: dict[Cell, GridTable] = {}
     left_out: dict[Cell, str] = {}
     for method in make_methods(benchmark):
@@ -193,7 +231,8 @@ def grid_tables(store: RecordStore, benchmark: Benchmark) -> tuple[list[GridTabl
             problem = f"{len(again)} of {len(specs)} configurations are trained again on all images (retrain: all)"
         else:
             if method.cell not in tables or len(specs) > len(tables[method.cell]):
-                tables[method.cell] = GridTable(method, tuned, again, store.series)
+                handover = handovers.get(method.cell.backbone)
+                tables[method.cell] = GridTable(method, tuned, again, store.series, handover)
             continue
         left_out[method.cell] = f"{name}: {problem}"
     lines = [line for cell, line in left_out.items() if cell not in tables]
@@ -203,6 +242,16 @@ def grid_tables(store: RecordStore, benchmark: Benchmark) -> tuple[list[GridTabl
             f"{store.url} has no finished grid to replay{why}: run map-gs with retrain: all in a cell at least"
         )
     return list(tables.values()), lines
+
+
+def _handovers(records: Iterable[TrialRecord]) -> dict[str, float]:
+    """Median seconds of handing over, by backbone; without those of which no part of a run is among the records."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        spec = record.spec
+        if (spec.since, spec.until) != (0, 1) and (took := record.seconds.get("checkpoint", 0.0)) > 0:
+            found[spec.backbone].append(took)
+    return {backbone: median(seconds) for backbone, seconds in found.items()}
 
 
 def where(cell: Cell) -> str:

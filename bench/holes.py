@@ -45,7 +45,7 @@ def _why(frame: pd.DataFrame, found: Configurations) -> str:
     if not found.known[0]:
         return "the best configuration's retrained run has no test accuracy: no curve or accuracy"
     if found.ordered:
-        lost = size - len(prefix_curve(found))
+        lost = size - int(prefix_curve(found)["expected_test_acc"].notna().sum())
         return f"{lost} of {size} times the best so far was not trained again: holes in the curve" if lost else ""
     if known == size or found.given_up.any():
         return ""

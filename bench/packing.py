@@ -198,7 +198,7 @@ def requirement(install: str | None) -> dict[str, Any]:
     """Ray's runtime environment for ``--install``: what pip installs on every node before the job starts."""
     if install is None:
         return {}
-    return {"pip": [install or f"deelbo[bench]=={own_version()}"]}
+    return {"pip": [install or f"deelbo[bench,methods]=={own_version()}"]}
 
 
 def own_version() -> str:

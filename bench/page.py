@@ -22,9 +22,9 @@ NOTES = {
         published.
     """,
     "figure_race": """
-        Test accuracy of what a method would choose if it were stopped, against all compute that it needs until then:
-        training, its learning of strengths, evaluation, selection, and training the chosen configuration again. A line
-        is the mean over split seeds (and repetitions of replayed methods), known only where all of them have a result;
+        Test accuracy of what a method would choose if it were stopped, against everything it needs until then:
+        training, learning of strengths, validation, selection, hand-over of parts, choosing what to try next; training
+        the chosen configuration again is counted. A line is the mean over split seeds (and repetitions of replayed methods), known only where all of them have a result;
         the band holds their middle 80 %, of up to ten curves all of them. Of a grid and of runs in no order, it is the
         expectation over the order in which they might be tried. A marker is where a method ends; one alone is a method
         that has one result and nothing before. What begins far below is cut.
@@ -52,8 +52,9 @@ NOTES = {
     "paired_tests": """
         Wilcoxon's signed-rank test over cells (dataset, Model, N, split) that both methods have, or over means of
         splits, as splits of one dataset share its test images. Accuracy in percentage points, time as a ratio. With
-        few cells p cannot be small, whatever the truth is: see the last column. Holm corrects over the rows of one
-        measure and unit. Methods that the paper does not have are compared with its grid and DE ELBo alone.
+        few cells p cannot be small, whatever the truth is: see the last columns. Holm corrects over the rows of one
+        measure and unit. Methods that the paper does not have are compared with its grid and DE ELBo alone, in time by
+        the full cost, where it was kept for both; the paper's by that of training steps alone, as published.
     """,
     "figure1": """
         Both bounds, divided by kappa N, at the posteriors q of two finished runs, as functions of lambda = tau. A
@@ -71,16 +72,19 @@ NOTES = {
     """,
     "table3": """
         Over split seeds: mean, least and most. total: mean over splits of table 2's; the paper prints times of one
-        split alone, seed 1001. Runs that failed are not counted; runs that diverged are.
+        split alone, seed 1001. It counts training steps alone, the full cost everything a method needs, as under table
+        2. Runs that failed are not counted; runs that diverged are.
     """,
     "table2": """
         total: all judged runs (each stretch of a run that may be given up is one) and the retraining of the best,
-        training steps only; full cost also counts evaluation
-        and selection. Published: one A100, totals to the minute. Every table lies beside this page as CSV.
+        training steps alone; full cost counts everything a method needs: training, learning of strengths, validation,
+        selection, hand-over of parts, choosing what to try next. Published: one A100, totals to the minute. Every table lies beside this page as CSV.
     """,
     "what_if": """
         List scheduling of the recorded seconds, in the order in which the runs were started, or where that was not
-        kept, stand in their file; the best of a grid is trained again once all of its cell are done.
+        kept, stand in their file; the best of a grid is trained again once all of its cell are done. A search that decides
+        one after the other, such as BO, is queued as if all that it tried could run at once: it would then know less,
+        and choose otherwise.
     """,
 }
 """What is said under a figure or table, by its name; line breaks do not matter in HTML."""

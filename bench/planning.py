@@ -56,6 +56,14 @@ def plan(
         origin = rates.describe(backbone, benchmark.training, max(sizes))
         console.print(f"{_hours_word(benchmark)} of {backbone}: {origin}")
     console.print("An image that is only looked at (validation, selection, test) counts a third of one trained on.")
+    if any(method.adaptive for method in methods):
+        console.print(
+            "Results decide how many trials a search or a halving takes: these are the most, and the hours of it."
+        )
+    if learning := sorted(
+        {method.name for method in methods if method.settings.method in ("laplace", "hypergradient")}
+    ):
+        console.print(f"What {' and '.join(learning)} spend on their strengths beside the steps is not in the hours.")
     return 0
 
 
@@ -116,7 +124,8 @@ def _table(benchmark: Benchmark, methods: Sequence[Method], rates: Rates) -> Tab
     known = [hours for hours in everything if hours is not None]
     table.add_section()
     in_all = sum(known) if len(known) == len(everything) else None
-    table.add_row(f"all {total.total():,} trials", "", *_numbers(total), _hours(in_all))
+    at_most = "at most" if any(method.adaptive for method in methods) else "all"
+    table.add_row(f"{at_most} {total.total():,} trials", "", *_numbers(total), _hours(in_all))
     return table
 
 

@@ -80,7 +80,7 @@ class Terminal(Watcher):
 
     def _show(self) -> None:
         if self.bar is not None:
-            self.bar.update(self._task, completed=self.race.told, status=self.status())
+            self.bar.update(self._task, total=self.race.total, completed=self.race.told, status=self.status())
         elif time.monotonic() - self._last_line >= LINE_EVERY or not self.race.left:
             self._last_line = time.monotonic()
             self.console.print(f"{self.race.told}/{self.race.total} done, {self.status()}", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -13,11 +14,16 @@ from bench.trials import Cell, TrialRecord, TrialSpec
 __all__ = ["Race", "Settled", "Watcher", "settle"]
 
 
+NOTHING = 0.002  # seconds: a method that looks into a list
+
+
 class Race:
     """What is left to run, whatever ran before.
 
-    Trials are shuffled by ``order_seed``, so that no method gets the machine's quiet hours. Records that exist are told
-    to their methods at once and never asked for again; failed ones are tried again, unless ``keep_failed``.
+    Trials are shuffled by ``order_seed``, so that no method gets the machine's quiet hours: those that may start at
+    once over the whole queue, those that a result makes possible such that what their method has left is spread over
+    what is left of the queue. Records that exist are told to their methods at once and never asked for again; failed
+    ones are tried again, unless ``keep_failed``.
 
     Attributes:
         total: trials in all, told ones included; the most that they may be, where a method decides on the way.
@@ -43,16 +49,17 @@ class Race:
         self._existing = {record.key: record for record in records if record.succeeded or keep_failed}
         self._ready: list[TrialSpec] = []
         self._asked: dict[str, Method] = {}
-        self._out = Counter[Method]()
+        self._out, self._ended = Counter[Method](), Counter[Method]()
         self._handed_over: dict[Method, set[str]] = defaultdict(set)
         self._obsolete: list[str] = []
+        self._choosing: dict[str, float] = {}
         known: dict[tuple[str, Cell], list[TrialRecord]] = defaultdict(list)
         for record in records:
             known[record.spec.method, record.spec.cell].append(record)
         self._shuffle = random.Random(order_seed)  # noqa: S311 - an order, not a secret
         for method in methods:
             method.recall(known[method.name, method.cell])
-            self._drain(method)
+            self._drain(method, at_once=True)
             self._give_up_parts(method)
 
     def ask(self) -> TrialSpec | None:
@@ -95,18 +102,36 @@ class Race:
 
     def _told(self, method: Method, record: TrialRecord) -> None:
         before = method.count()
+        self._ended[method] += 1
+        if record.spec.until < 1:
+            self._handed_over[method].add(record.spec.kept_as(record.spec.until))
         method.tell(record)
+        for stopped in method.given_up():
+            name = stopped.kept_as(stopped.until)
+            self._handed_over[method].discard(name)
+            self._obsolete.append(name)
         self.total += method.count() - before
         spec = record.spec
-        if spec.until < 1:
-            self._handed_over[method].add(spec.kept_as(spec.until))
         if spec.since > 0:
             name = spec.kept_as(spec.since)
             self._handed_over[method].discard(name)
-            self._obsolete.append(name)
+            if record.succeeded:  # a failed one is tried again by the next run
+                self._obsolete.append(name)
 
-    def _drain(self, method: Method) -> None:
-        while (spec := method.ask()) is not None:
+    def choosing_seconds(self, spec: TrialSpec) -> float:
+        """How long its method took to find it; 0 where that is nothing."""
+        return self._choosing.get(spec.key, 0.0)
+
+    def _ask(self, method: Method) -> TrialSpec | None:
+        since = time.perf_counter()
+        spec = method.ask()
+        if spec is not None and (took := time.perf_counter() - since) > NOTHING:
+            self._choosing[spec.key] = took
+        return spec
+
+    def _drain(self, method: Method, at_once: bool = False) -> None:
+        asked = []
+        while (spec := self._ask(method)) is not None:
             if (record := self._existing.get(spec.key)) is not None:
                 self.reused.append(record)
                 self.told += 1
@@ -114,7 +139,14 @@ class Race:
                 continue
             self._asked[spec.key] = method
             self._out[method] += 1
-            self._ready.insert(self._shuffle.randint(0, len(self._ready)), spec)
+            asked.append(spec)
+        one_by_one = len(asked) == 1 < method.count()
+        for spec in asked:
+            room = len(self._ready)
+            if not at_once or one_by_one:
+                left = method.count() - self._ended[method]
+                room = min(room, 2 * room // max(left, 1))
+            self._ready.insert(len(self._ready) - self._shuffle.randint(0, room), spec)
 
 
 class Settled(NamedTuple):

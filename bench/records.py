@@ -224,6 +224,8 @@ COLUMNS = {
     "evaluate_seconds": "float64",
     "select_seconds": "float64",
     "adapt_seconds": "float64",
+    "checkpoint_seconds": "float64",
+    "choose_seconds": "float64",
     "total_seconds": "float64",
     "started": "float64",
     "finished": "float64",

@@ -22,13 +22,16 @@ from bench.records import RecordError, RecordStore
 from bench.replay import replay
 from bench.report import write_report
 from bench.results import from_storage
+from bench.said import SHORT
 
-__all__ = ["AFTER", "REPETITIONS", "entries", "means", "run_replay"]
+__all__ = ["AFTER", "REPETITIONS", "entries", "means", "off_grid", "run_replay"]
 
 REPETITIONS = {"bo": 20}
 """How often each method is replayed unless told otherwise; those that are not named: `OFTEN`. A Gaussian process takes
 0.6 s of one core for a grid of 24, random search a thousandth of that."""
 OFTEN = 200
+OFF_GRID = ("method", "priors", "sampler", "seed", "startup")
+"""What is kept of an entry that chooses from boxes: the rest says where and how often, which the grid decides."""
 AFTER = (1, 4, 12)
 """After how many configurations the terminal's table looks; and after all."""
 
@@ -39,8 +42,9 @@ def entries(
     """The settings with which each of the named entries is replayed on that table.
 
     Those of the benchmark's own entry of that name where it has one. Otherwise the method of that name by default, on
-    the grid's learning rates and strengths and with as many trials as the grid has. Every best so far is trained again,
-    whatever an entry says: that costs nothing here, and makes the curve known at every number.
+    the grid's learning rates and strengths and with as many trials as the grid has; so too where the own entry chooses
+    from boxes (``grid: false``), of which `OFF_GRID` are kept. Every best so far is trained again, whatever an entry
+    says: that costs nothing here, and makes the curve known at every number.
 
     Args:
         benchmark: the storage's.
@@ -52,17 +56,21 @@ def entries(
         ConfigError: an unknown key or method, a value that makes no sense, or a method that a grid cannot answer.
     """
     prior, own = table.cell.prior, benchmark.content()["methods"]
-    content: dict[str, Any] = {name: dict(own.get(name, {})) for name in names}
+    changed: dict[str, Any] = {name: {} for name in names}
     for change in changes:
-        if (entry := change.partition("=")[0].partition(".")[0]) not in content:
+        if (entry := change.partition("=")[0].partition(".")[0]) not in changed:
             raise ConfigError(f"--set {change}: {entry} is not replayed: use one of {', '.join(names)}")
-        override(content, change)
-    for name, given in content.items():
-        kind = _replayable(name, given)
-        if name not in own:
-            content[name] = _by_default(kind, table) | given
+        override(changed, change)
+    content: dict[str, dict[str, Any]] = {}
+    for name, given in changed.items():
+        if not isinstance(given, dict):
+            raise ConfigError(f"--set {name}={SHORT.repr(given)}: {name} has keys, such as {name}.trials=12: set one")
+        kind = _replayable(name, own.get(name, {}) | given)
+        as_it_is = name in own and not off_grid(benchmark, name)
+        base = own[name] if as_it_is else _by_default(kind, table, own.get(name, {}), given.get("trials"))
+        content[name] = base | given
         if "retrain" in kind.model_fields:
-            content[name] = content[name] | {"retrain": "incumbents"}
+            content[name] |= {"retrain": "incumbents"}
     here = {name: given for name, given in content.items() if prior in (given.get("priors") or [prior])}
     if not here:
         return {}
@@ -72,21 +80,30 @@ def entries(
             raise ConfigError(f"{name} with grid: false asks for what is on no grid: set {name}.grid to true")
         if (problem := settings.problem(prior)) is not None:
             raise ConfigError(f"methods.{name}: {problem}")
-        if settings.package is not None and find_spec(settings.package) is None:
+        missing = [package for package in settings.packages if find_spec(package) is None]
+        if missing:
             raise ConfigError(
-                f"{name} needs the package {settings.package}, which is not installed: pip install 'deelbo[methods]', "
+                f"{name} needs the package {missing[0]}, which is not installed: pip install 'deelbo[methods]', "
                 f"or leave {name} out of --methods"
             )
     return checked
 
 
-def _by_default(kind: type[MethodSettings], table: GridTable) -> dict[str, Any]:
-    """What a method that the benchmark does not have is given: the grid, all of it."""
+def off_grid(benchmark: Benchmark, name: str) -> bool:
+    """Whether the benchmark has an entry of that name which chooses from boxes and not from a grid."""
+    return name in benchmark.methods and getattr(benchmark.methods[name], "grid", True) is False
+
+
+def _by_default(
+    kind: type[MethodSettings], table: GridTable, own: Mapping[str, Any], trials: Any = None
+) -> dict[str, Any]:
+    """What a method is given that the benchmark does not have, or not on a grid: the grid, all of it."""
     fields = {field.alias or name: field for name, field in kind.model_fields.items()}
     given = table.grid.settings.model_dump(mode="json", include=set(Grid.model_fields) - {"method", "priors"})
-    given |= {"trials": len(table), "grid": True}
-    if "startup" in fields:  # of a small grid some must be left to the sampler
-        given["startup"] = min(fields["startup"].default, max(len(table) // 2, 1))
+    given |= {"trials": len(table), "grid": True} | {key: own[key] for key in OFF_GRID if key in own}
+    if "startup" in fields:  # of few trials some must be left to the sampler
+        count = trials if isinstance(trials, int) else len(table)
+        given["startup"] = min(given.get("startup", fields["startup"].default), max(count // 2, 1))
     return {key: value for key, value in given.items() if key in fields}
 
 
@@ -128,7 +145,13 @@ def run_replay(
     tables, left_out = grid_tables(store, benchmark)
     asked = [(table, entries(benchmark, table, names, changes)) for table in tables]  # all are checked before one runs
     parts = []
-    with console.status("replaying") as status:
+    with console.status("reading the grids' series") as status:
+        for grid, settings in asked:
+            for name, one in settings.items():
+                grid.check(name, one)
+        for name in names:
+            if off_grid(benchmark, name):
+                console.print(f"{name} is replayed on the grid: the benchmark's own (grid: false) may leave it")
         for i, (grid, settings) in enumerate(asked, start=1):
             for name, one in settings.items():
                 often = repetitions or REPETITIONS.get(one.method, OFTEN)
@@ -144,7 +167,7 @@ def run_replay(
         raise ConfigError(f"{folder} cannot be a folder ({error.strerror}): give another --out") from error
     file = folder / "replay.csv"
     found.to_csv(file, index=False, float_format="%.9g")
-    for table in _printed(means(found), slots):
+    for table in _printed(means(found), slots, {grid.cell.backbone: grid.handover for grid in tables}):
         console.print(table)
     if not all(grid.timed for grid in tables):
         console.print("The grid ran with timed: false: its seconds are no measurement, and not to be compared.")
@@ -174,13 +197,15 @@ def means(found: pd.DataFrame, after: Sequence[int] = AFTER) -> pd.DataFrame:
     return in_order(table.reset_index(), "after")
 
 
-def _printed(table: pd.DataFrame, slots: int) -> Iterator[Table]:
-    """A table for each dataset, N and backbone, with a line for each prior and method."""
+def _printed(table: pd.DataFrame, slots: int, handovers: Mapping[str, float | None]) -> Iterator[Table]:
+    """A table for each dataset, N and backbone, with a line for each prior and method; below it, what is not paid."""
     what, column = ("compute", "hours") if slots == 1 else (f"wall-clock time on {slots} slots", "wall_hours")
     for (dataset, backbone, n), block in table.groupby(["dataset", "backbone", "n"], sort=False):
         printed = Table(
             title=f"{dataset_name(dataset)}, N = {n}, {backbone}: mean test accuracy and {what}, after configurations",
             title_justify="left",
+            caption=f"Not counted: choosing what to try next{_handing_over(handovers[backbone])}",
+            caption_justify="left",
             box=SIMPLE_HEAD,
             pad_edge=False,
             padding=(0, 1, 0, 0),
@@ -194,6 +219,12 @@ def _printed(table: pd.DataFrame, slots: int) -> Iterator[Table]:
             cells = [_cell(by.loc[k, "test_acc"], by.loc[k, column]) if k in by.index else "" for k in (*AFTER, 0)]
             printed.add_row(PRIOR_NAMES[prior], method_name(method), *cells)
         yield printed
+
+
+def _handing_over(seconds: float | None) -> str:
+    if seconds is None:
+        return "; handing parts of runs over, as the storage has no part of a run."
+    return f". Handing a part of a run over counts {seconds:.2g} s, the storage's median."
 
 
 def _cell(accuracy: float, hours: float) -> str:

@@ -84,7 +84,8 @@ class MethodSearcher(Searcher):
             return finished if self._race.finished else None
         number, lost_seconds = self._attempts.next(spec.key)
         self._out[trial_id] = _Attempt(spec, number)
-        return {"spec": asdict(spec), "attempt": number, "lost_seconds": lost_seconds}
+        took = self._race.choosing_seconds(spec)
+        return {"spec": asdict(spec), "attempt": number, "lost_seconds": lost_seconds, "choosing_seconds": took}
 
     def began(self, trial_id: str) -> None:
         """The trial really starts: a suggestion still waits for its slot."""

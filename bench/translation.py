@@ -37,6 +37,8 @@ ASIDE = ("lost_seconds", "resumed_seconds", "resumed_at_step", "peak_device_gib"
 CONSTANT = ("dim_", "trace_precision_", "log_det_")
 """What the architecture and the prior fix, the same in every trial of a cell: tags, as no chart of it says anything."""
 FEW_NEED = ("learner", "kappa_share", "groups", "optimiser", "until", "since", "number", "options")
+OF_GROUPS = re.compile(r"(mean_weight_decay|weight_decay|scale|dim|squared_distance|trace_precision|log_det)_(.+)")
+PARTS = ("backbone", "head")
 NOT_IN_SERIES = ("step", "epoch", "learning_rate", "kappa")
 """The cosine is known; ``learning_rate`` is where it starts."""
 
@@ -140,7 +142,8 @@ def _lines(record: TrialRecord, series: list[dict[str, float]]) -> Iterator[Poin
         for row in series
     ]
     skipped = {_name(name) for name in NOT_IN_SERIES}
-    names = [name for name in dict.fromkeys(name for *_, row in rows for name in row) if name not in skipped]
+    there = dict.fromkeys(name for row in series for name in row if _has_room(name))
+    names = [name for name in map(_name, there) if name not in skipped]
     for name in names:
         if name.startswith(CONSTANT):
             continue
@@ -150,9 +153,16 @@ def _lines(record: TrialRecord, series: list[dict[str, float]]) -> Iterator[Poin
         yield from points if len({value for _, value, *_ in points}) > 1 else dict.fromkeys([*points[:1], *points[-1:]])
 
 
+def _has_room(name: str) -> bool:
+    """Whether a number is not one of a single layer's: a chart for each of hundreds says nothing. Records have them."""
+    found = OF_GROUPS.fullmatch(name)
+    return found is None or found[2] in PARTS
+
+
 def _last(record: TrialRecord) -> dict[str, float]:
-    """Every number that the trial ended with."""
-    values = {"learning_rate": record.spec.learning_rate} | record.metrics | record.state
+    """Every number that the trial ended with, but for those of single layers."""
+    state = {name: value for name, value in record.state.items() if _has_room(name)}
+    values = {"learning_rate": record.spec.learning_rate} | record.metrics | state
     phases = {name: seconds for name, seconds in record.seconds.items() if name not in NAMES}
     values |= {name: seconds for name, seconds in record.seconds.items() if name in NAMES}
     values |= {f"system/seconds_{phase}": seconds for phase, seconds in phases.items() if seconds}

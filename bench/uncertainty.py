@@ -12,22 +12,27 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
-from bench.curves import CELL, PROBLEM, configurations
+from bench.curves import CELL, PROBLEM, Configurations, configurations
 from bench.names import OF_THE_PAPER, PRIOR_NAMES, in_order
 
 __all__ = ["chosen", "paired_tests"]
 
 COLUMNS = ["method", "against", "prior", "measure", "unit", "cells", "median", "least", "most", "better", "worse"]
-COLUMNS += ["p", "p_holm", "least_p", "source"]
+COLUMNS += ["p", "p_holm", "least_p", "cost", "source"]
 
 
 def chosen(frame: pd.DataFrame) -> pd.DataFrame:
-    """What each method came to in each cell: source to seed, test_acc (0 to 1) and total_seconds of training."""
+    """What each method came to in each cell: source to seed, test_acc (0 to 1), total_seconds of training, and
+    total_seconds_full of all that it needs, missing where that was not kept."""
+    full = {tuple(cell.values()): _total(found) for cell, found in configurations(frame, "full")}
     rows = [
-        cell | {"test_acc": found.accuracy[0], "total_seconds": found.tuning.sum() + found.retraining[0]}
+        cell
+        | {"test_acc": found.accuracy[0], "total_seconds": _total(found)}
+        | {"total_seconds_full": full.get(tuple(cell.values()), math.nan)}
         for cell, found in configurations(frame)
     ]
-    return pd.DataFrame(rows, columns=[*CELL, "method", "test_acc", "total_seconds"]).dropna()
+    known = ["test_acc", "total_seconds"]
+    return pd.DataFrame(rows, columns=[*CELL, "method", *known, "total_seconds_full"]).dropna(subset=known)
 
 
 def paired_tests(frame: pd.DataFrame) -> pd.DataFrame:
@@ -39,29 +44,43 @@ def paired_tests(frame: pd.DataFrame) -> pd.DataFrame:
 
     One row for all priors together and, where there are several, one a prior; on two measures, by two units. Columns:
     method, against; prior, "all" or one; measure, "accuracy" (difference in percentage points) or "time" (ratio of
-    total training seconds, tested on its logarithm); unit, "split" (each (dataset, prior, N, seed) by itself) or
+    total seconds, tested on its logarithm); unit, "split" (each (dataset, prior, N, seed) by itself) or
     "mean" (the mean over the seeds of each (dataset, prior, N), as splits of one dataset share its test images);
     cells; median, least and most difference or ratio; better and worse, in how many cells ``method`` is; p; p_holm,
     Holm's correction over all rows of a source, measure and unit; least_p = 2 / 2^(cells that differ), below which
-    p cannot fall. With a single cell there is no test, and p is missing.
+    p cannot fall; cost, which seconds are meant, "train" between the paper's methods, as published, and "full" where one
+    is another and both have it in all these cells, as what it needs beside training steps is part of what it is. With a
+    single cell there is no test, and p is missing.
 
     Source: Demsar 2006, "Statistical Comparisons of Classifiers over Multiple Data Sets".
     """
     rows = []
     results = chosen(frame)
-    results["log_seconds"] = np.log(results["total_seconds"])
+    results["train"], results["full"] = (np.log(results[f"total_seconds{name}"]) for name in ("", "_full"))
     for source, of in results.groupby("source"):
         for unit, measure in product(("split", "mean"), ("accuracy", "time")):
-            table = of.pivot_table("test_acc" if measure == "accuracy" else "log_seconds", CELL, "method")
+            table = of.pivot_table("test_acc" if measure == "accuracy" else "train", CELL, "method")
+            full = of.pivot_table("full", CELL, "method").reindex_like(table) if measure == "time" else None
             known = {"source": source, "unit": unit, "measure": measure}
-            tests = [known | row for row in _pairs(table, measure, unit)]
+            tests = [known | row for row in _pairs(table, full, unit)]
             for row, corrected in zip(tests, _holm([row["p"] for row in tests]), strict=True):
                 rows.append(row | {"p_holm": corrected})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _pairs(table: pd.DataFrame, measure: str, unit: str) -> Iterator[dict[str, Any]]:
-    """A row for every two methods and every group of priors. ``table``: a row a cell, a column a method."""
+def _total(found: Configurations) -> float:
+    return float(found.tuning.sum() + found.retraining[0])
+
+
+def _pairs(table: pd.DataFrame, full: pd.DataFrame | None, unit: str) -> Iterator[dict[str, Any]]:
+    """A row for every two methods and every group of priors.
+
+    Args:
+        table: a row a cell, a column a method: accuracies, or where ``full`` is given logarithms of training seconds.
+        full: those of the full cost, rows and columns the same.
+        unit: as `paired_tests` says.
+    """
+    measure = "accuracy" if full is None else "time"
     methods = in_order(pd.DataFrame({"method": table.columns}))["method"].tolist()
     references = set(methods) & {"map-gs", "de-elbo"} or set(methods)
     priors = table.index.get_level_values("prior").to_numpy()
@@ -70,7 +89,12 @@ def _pairs(table: pd.DataFrame, measure: str, unit: str) -> Iterator[dict[str, A
     for against, method in combinations(methods, 2):
         if not {method, against} & references and not {method, against} <= set(OF_THE_PAPER):
             continue
-        both = (table[method] - table[against]).to_numpy(np.float64)
+        both, cost = (table[method] - table[against]).to_numpy(np.float64), None
+        if full is not None:
+            everything = (full[method] - full[against]).to_numpy(np.float64)
+            kept = np.isfinite(everything[np.isfinite(both)]).all()
+            other = not {method, against} <= set(OF_THE_PAPER)
+            both, cost = (everything, "full") if other and kept else (both, "train")
         for prior in groups if len(groups) > 2 else groups[:1]:
             shared = np.isfinite(both) & ((priors == prior) | (prior == "all"))
             values = both[shared]
@@ -78,7 +102,7 @@ def _pairs(table: pd.DataFrame, measure: str, unit: str) -> Iterator[dict[str, A
                 counts = np.bincount(problem[shared])
                 values = np.bincount(problem[shared], weights=values)[counts > 0] / counts[counts > 0]
             if len(values):
-                yield {"method": method, "against": against, "prior": prior} | _test(values, measure)
+                yield {"method": method, "against": against, "prior": prior, "cost": cost} | _test(values, measure)
 
 
 def _test(difference: NDArray[np.float64], measure: str) -> dict[str, Any]:

@@ -94,7 +94,7 @@ WORDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "published_min": ("published min %", _percent),
     "published_max": ("published max %", _percent),
     # equal compute
-    "cost": ("time counted", str),
+    "cost": ("time counted", lambda cost: "-" if pd.isna(cost) else str(cost)),
     "de_elbo_from": ("DE ELBo from", str),
     "de_elbo_hours": ("DE ELBo time", _hours),
     "de_elbo_acc": ("DE ELBo %", _share),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -74,6 +75,8 @@ class TrialActor(tune.Trainable):
             self._checkpoint(spec),
             self._handover(spec),
         )
+        if (took := self.config["choosing_seconds"]) > 0:
+            record = replace(record, seconds=record.seconds | {"choose": took})
         record = self.running.end(name, record)
         written = self.shares_storage and self._write(record, series)
         if record.status == "failed" and self.device.type == "cuda":
@@ -95,7 +98,7 @@ class TrialActor(tune.Trainable):
 
     def _checkpoint(self, spec: TrialSpec) -> Checkpoint | None:
         minutes = self.benchmark.checkpoint_minutes
-        if minutes is None or not self.shares_storage or (spec.since, spec.until) != (0.0, 1.0):
+        if minutes is None or not self.shares_storage:
             return None
         name = f"checkpoints/{spec.key}.pt"
         return Checkpoint(

@@ -46,7 +46,8 @@ class HypergradientMAP(MAP):
     Neither the step's rate nor momentum nor clipping matters then, and any optimiser may train the weights.
 
     One validation batch of the size of training's is looked at, in evaluation mode as validation is, so a call costs
-    about a training step, whatever the number of validation images; every one of them is seen once before any is again.
+    about a training step, whatever the number of validation images; pass after pass, in new orders, each without the
+    last images that do not fill a batch.
 
     Args:
         groups, num_examples: as in `Objective`.

@@ -102,6 +102,7 @@ class ASHA(Ordered):
         self._points = draw(settings, cell)
         self._at: list[dict[int, TrialRecord | None]] = [{} for _ in self.levels]
         """For each level the records of the numbers that reached it, None for those that never will."""
+        self._stopped: list[TrialSpec] = []
         self._decided = [0] * len(settings.rungs)
         """For each rung the first number of which is not known whether it goes on from there."""
         super().__init__(benchmark, cell, settings, name)
@@ -116,6 +117,10 @@ class ASHA(Ordered):
         level = self.levels.index(record.spec.until)
         self._at[level][number] = record
         return self.ended(record) if level == len(self.settings.rungs) else self._decide(level)
+
+    def given_up(self) -> Sequence[TrialSpec]:
+        stopped, self._stopped = self._stopped, []
+        return stopped
 
     def tunes(self) -> int:
         return self.size * len(self.levels) - sum(record is None for at in self._at for record in at.values())
@@ -149,5 +154,6 @@ class ASHA(Ordered):
                 continue
             for later in self._at[rung + 1 :]:
                 later[number] = None
+            self._stopped.append(record.spec)
             asked += self.ended(record)
         return asked

@@ -27,12 +27,12 @@ class MethodSettings(Strict):
     Attributes:
         method: which method it is; the entry's own name where that is not given.
         priors: those of the benchmark's that it runs on; all where None.
-        package: what must be installed beside the benchmark's own requirements; None: nothing.
+        packages: what must be installed beside the benchmark's own requirements, by the names to import.
     """
 
     method: str
     priors: Annotated[tuple[Prior, ...], Filled] | None = None
-    package: ClassVar[str | None] = None
+    packages: ClassVar[tuple[str, ...]] = ()
 
     def runs_on(self, prior: str) -> bool:
         """Whether the configuration wants it on that prior."""
@@ -95,6 +95,11 @@ class Method(ABC):
 
     def then(self, record: TrialRecord) -> Iterable[TrialSpec]:
         """The trials that this record makes possible."""
+        return ()
+
+    def given_up(self) -> Sequence[TrialSpec]:
+        """Trials that were told since the last call, stopped before the end of their run, and will not be gone on with:
+        what they left is not needed any more. Those that are not named are kept until the cell is done."""
         return ()
 
     def recall(self, records: Sequence[TrialRecord]) -> None:  # noqa: B027 - most have nothing to take from there

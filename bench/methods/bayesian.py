@@ -49,7 +49,7 @@ class BayesianSettings(OrderedSettings):
     """
 
     method: Literal["bo"] = "bo"
-    package: ClassVar[str | None] = "optuna"
+    packages: ClassVar[tuple[str, ...]] = ("optuna",)
     trials: Count = 36
     sampler: Sampler = "gp"
     startup: Count = 10
@@ -135,6 +135,10 @@ def suggest(
         for name, values in axes.items()
     }
     make = optuna.samplers.GPSampler if sampler == "gp" else optuna.samplers.TPESampler
+    if sampler == "gp":
+        import torch
+
+        torch.set_num_threads(1)  # beside trials whose seconds count
     study = optuna.create_study(sampler=make(seed=seed, n_startup_trials=startup))
     finite = [seen.value for seen in history if seen.value is not None and np.isfinite(seen.value)]
     worse = max(finite) + ((max(finite) - min(finite)) / 10 or 1.0) if finite else 0.0

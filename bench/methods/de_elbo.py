@@ -21,12 +21,15 @@ def _kappa(value: Any) -> Any:
     share, times, unit = value.rpartition("D/N") if isinstance(value, str) else ("", "", value)
     if times:
         value = share.strip().removesuffix("*").strip() or 1.0
-    found = number(value) if isinstance(value, str | int | float) else None
-    if found is None or not 0 < found < math.inf or (times and unit.strip()):
+    try:
+        found = float(number(value)) if isinstance(value, str | int | float) else math.nan
+    except (ValueError, OverflowError):
+        found = math.nan
+    if not 0 < found < math.inf or (times and unit.strip()):
         raise ValueError("must be D/N, a share of it such as 0.1 D/N, or a positive number")
     if not times:
-        return float(found)
-    return "D/N" if float(found) == 1 else f"{float(found):g} D/N"
+        return found
+    return "D/N" if found == 1 else f"{found!r} D/N"
 
 
 def _groups(value: Any) -> Any:

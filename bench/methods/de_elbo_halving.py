@@ -77,6 +77,7 @@ class DEELBoHalving(Method):
         self._level = 0
         self._entered: tuple[float, ...] = settings.learning_rates
         self._told: dict[float, TrialRecord] = {}
+        self._stopped: list[TrialSpec] = []
         super().__init__(benchmark, cell, settings, name)
 
     def first(self) -> Iterable[TrialSpec]:
@@ -87,6 +88,7 @@ class DEELBoHalving(Method):
         if len(self._told) < len(self._entered) or self._level == len(self.settings.rungs):
             return ()
         kept = self._best(self._counts[self._level + 1])
+        self._stopped += [told.spec for rate, told in self._told.items() if rate not in kept]
         self._level += 1
         self._entered, self._told = kept, {}
         later = range(self._level + 1, len(self._counts))
@@ -94,6 +96,10 @@ class DEELBoHalving(Method):
         for level in later:
             self._counts[level] = min(self._counts[level], len(kept))
         return self._specs(self._level, kept)
+
+    def given_up(self) -> Sequence[TrialSpec]:
+        stopped, self._stopped = self._stopped, []
+        return stopped
 
     def stages(self) -> Counter[str]:
         return Counter(run=sum(self._counts))

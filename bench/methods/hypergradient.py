@@ -7,11 +7,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from bench.methods.base import Method, MethodSettings
 from bench.methods.ranks import by_validation
-from bench.setting_types import LEARNING_RATES, Count, Positive, Rates
+from bench.setting_types import LEARNING_RATES, Count, Number, Positive, Rates
 from bench.trials import TrialRecord, TrialSpec
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from deelbo.objectives import Group, Objective
 
 __all__ = ["Hypergradient"]
+
+LEAST, MOST = 1e-8, 1.0  # those of deelbo.hypergradient, whose import takes seconds
 
 
 class HypergradientSettings(MethodSettings):
@@ -33,7 +37,7 @@ class HypergradientSettings(MethodSettings):
 
     method: Literal["hypergradient"] = "hypergradient"
     learning_rates: Rates = LEARNING_RATES
-    start: Positive = 1e-4
+    start: Annotated[float, Number, Field(ge=LEAST, le=MOST)] = 1e-4
     every: Count = 10
     rate: Positive | None = None
 

@@ -31,7 +31,7 @@ class LaplaceSettings(MethodSettings):
     """
 
     method: Literal["laplace"] = "laplace"
-    package: ClassVar[str | None] = "laplace"
+    packages: ClassVar[tuple[str, ...]] = ("laplace", "curvlinops")
     learning_rates: Rates = LEARNING_RATES
     every: Annotated[float, Number, Field(gt=0, le=1)] = 0.1
     burn_in: Annotated[float, Number, Field(ge=0, lt=1)] = 0.5

@@ -28,9 +28,9 @@ class FreeSettings(Emphasis):
     learning_rate: Positive = 1.0
 
     @property
-    def package(self) -> str:  # type: ignore[override]
+    def packages(self) -> tuple[str, ...]:  # type: ignore[override]
         """What must be installed for this optimiser."""
-        return PACKAGES[self.optimiser]
+        return (PACKAGES[self.optimiser],)
 
     def most_trials(self, prior: str) -> int:
         return 1

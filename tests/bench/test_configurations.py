@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bench.anytime import mean_curves, steps
 from bench.configurations import Configurations, configurations
 from bench.curves import curves, exact_curve, prefix_curve, sampled_curve
 from bench.holes import holes
 from bench.records import frame_of
-from bench.tables import table2, table3
+from bench.tables import overview, table2, table3
 from bench.uncertainty import paired_tests
 from tests.bench.race_frames import frame_made, trial
 
@@ -80,7 +81,7 @@ def search(*runs: tuple[float, float, float], again: dict[int, float], name: str
     """A search one after the other: (validation NLL, seconds, seconds of training again); ``again``: accuracies."""
     rows = []
     for number, (value, seconds, retraining) in enumerate(runs):
-        more = {"number": number, "learning_rate": 0.1}  # the same configuration may be tried twice
+        more = {"number": number, "learning_rate": 0.1, "weight_decay": 0.01}  # one may be tried twice
         rows.append(trial(name, "tune", value, seconds, **more))
         if number in again:
             rows.append(trial(name, "retrain", again[number], retraining, **more))
@@ -114,21 +115,62 @@ def test_the_curves_of_a_search_are_prefixes() -> None:
 
 
 def test_an_unknown_incumbent_leaves_a_hole() -> None:
-    """Rows whose best so far was not trained again are left out, and the hole is told."""
+    """Of rows whose best so far was not trained again nothing is known: the first are left out, later ones are missing
+    instead of standing where the method stood before; and the hole is told."""
     frame = search(*SEARCH, again={2: 0.7})
     assert prefix_curve(only(frame))["k"].tolist() == [3, 4]
+    inner = search(*SEARCH[:3], (0.5, 40.0, 9.0), again={0: 0.8, 3: 0.6})
+    np.testing.assert_equal(prefix_curve(only(inner))["expected_test_acc"].to_numpy(), [0.8, 0.8, NAN, 0.6])
+    ((_, found),) = mean_curves(steps(curves(inner)))
+    np.testing.assert_equal(found["bo"].at(np.array([15.0, 66.0, 67.0, 108.9, 109.0])), [0.8, 0.8, NAN, NAN, 0.6])
+    assert "1 of 4 times the best so far was not trained again" in holes(inner)[0]
     assert "2 of 4 times the best so far was not trained again" in holes(frame)[0]
     assert holes(search(*SEARCH, again={0: 0.8, 2: 0.7})) == []
 
 
+def test_a_search_whose_winner_is_unknown_has_no_curve() -> None:
+    """Where the best of all was not trained again, or has no test accuracy, nothing of it is drawn: what it came to
+    before is not its end."""
+    frame = search(*SEARCH, again={0: 0.8})
+    assert curves(frame).empty
+    assert "the best configuration has no retrained run: no curve" in holes(frame)[0]
+    assert curves(search(*SEARCH, again={0: 0.8, 2: NAN})).empty
+    assert set(curves(search(*SEARCH, again={0: 0.8, 2: 0.7}))["k"]) == {1, 2, 3, 4}
+
+
+def test_numbers_without_strengths_are_no_order() -> None:
+    """Of a method that learns its strengths the numbers only say what was trained again, with the strengths that it
+    learned: its rates are a set, of which the best was trained again, so that all of them are its only row."""
+    rows = [
+        trial("hypergradient", "tune", value, 10.0 + i, number=i, learning_rate=10.0**-i)
+        for i, value in enumerate((3.0, 1.0, 2.0, 4.0))
+    ]
+    learned = {"number": 1, "learning_rate": 0.1, "weight_decay": 0.02, "head_weight_decay": 0.03}
+    frame = frame_made(*rows, trial("hypergradient", "retrain", 0.9, 5.0, **learned))
+    found = only(frame)
+    assert not found.ordered
+    assert (found.accuracy[0], found.retraining[0]) == (0.9, 5.0)
+    curve = curves(frame).query("cost == 'train'")
+    assert (curve["k"].tolist(), curve["expected_test_acc"].tolist()) == ([4], [0.9])
+    np.testing.assert_allclose(3600 * curve["expected_hours"], [46 + 5])
+
+
+def test_of_equals_the_least_number_is_chosen() -> None:
+    """Equal validation NLLs are decided by the number, whatever the keys are, as the search itself decides."""
+    frame = search((1.0, 10.0, 5.0), (1.0, 20.0, 6.0), (1.0, 30.0, 7.0), again={0: 0.8})  # the last has the least key
+    assert only(frame).number.tolist() == [0, 1, 2]
+    assert prefix_curve(only(frame))["expected_test_acc"].tolist() == [0.8] * 3
+
+
 def test_rungs_of_a_search_add_up() -> None:
     """Successive halving one after the other: rungs have one number, and are matched with one retraining."""
+    first, second = ({"number": i, "weight_decay": 0.01 * i} for i in range(2))
     rows = [
-        trial("asha", "tune", 2.0, 1.0, number=0, until=0.1),
-        trial("asha", "tune", 1.0, 1.0, number=1, until=0.1),
-        trial("asha", "tune", 1.5, 9.0, number=1, since=0.1),
-        trial("asha", "retrain", 0.6, 10.0, number=1),
-        trial("asha", "retrain", 0.5, 10.0, number=0),
+        trial("asha", "tune", 2.0, 1.0, until=0.1, **first),
+        trial("asha", "tune", 1.0, 1.0, until=0.1, **second),
+        trial("asha", "tune", 1.5, 9.0, since=0.1, **second),
+        trial("asha", "retrain", 0.6, 10.0, **second),
+        trial("asha", "retrain", 0.5, 10.0, **first),
     ]
     found = only(frame_made(*rows))
     assert (found.tuning.tolist(), found.number.tolist(), found.accuracy.tolist()) == ([10, 1], [1, 0], [0.6, 0.5])
@@ -185,6 +227,35 @@ def test_other_methods_are_tested_against_grid_and_de_elbo() -> None:
         )
     }
     assert pairs("x", "y") == [("y", "x")]
+
+
+def test_what_others_need_beside_training_counts_in_their_pairs() -> None:
+    """Time against a method that is not the paper's is the full cost where both kept it, else training steps alone, as
+    between the paper's methods; each row says which."""
+    rows = [
+        trial(m, "run", 1.0, 10.0, seed=i, test_acc=0.5, adapt_seconds=extra)
+        for m, extra in (("de-elbo", 10.0), ("elbo", 30.0), ("laplace", 70.0))
+        for i in range(3)
+    ]
+    frame = frame_made(*rows)
+
+    def times(frame: pd.DataFrame) -> dict[str, tuple[float, str]]:
+        table = paired_tests(frame).query("unit == 'split' and measure == 'time'").set_index("method")
+        return {name: (round(row["median"], 6), row["cost"]) for name, row in table.iterrows()}
+
+    assert times(frame) == {"elbo": (1.0, "train"), "laplace": (4.0, "full")}
+    kept = ["evaluate_seconds", "select_seconds", "adapt_seconds"]
+    frame.loc[(frame["method"] == "laplace") & (frame["seed"] == 1), kept] = NAN
+    assert times(frame)["laplace"] == (1.0, "train")
+    assert paired_tests(frame).query("measure == 'accuracy'")["cost"].isna().all()
+
+
+def test_table_3_has_the_full_cost_of_other_methods() -> None:
+    """Beside the total of training steps stands the full cost once a method is not the paper's."""
+    rows = [trial(m, "run", 1.0, 10.0, test_acc=0.5, adapt_seconds=6.0) for m in ("de-elbo", "laplace")]
+    table = overview(frame_made(*rows))
+    assert table[["total_seconds", "total_seconds_full"]].to_numpy().tolist() == [[10.0, 16.0]] * 2
+    assert "total_seconds_full" not in overview(frame_made(rows[0]))
 
 
 def test_no_records_are_no_configurations() -> None:

@@ -134,7 +134,7 @@ def test_one_run_without_a_rate(given: dict[str, Any], optimiser: str, package: 
     method = make(DEELBoFree, **given)
     (spec,) = (record.spec for record in drive(method, lambda _: 1.0))
     assert (spec.stage, spec.learning_rate, spec.optimiser, spec.until) == ("run", 1.0, optimiser, 1.0)
-    assert (method.settings.package, method.settings.most_trials("l2-sp")) == (package, 1)
+    assert (method.settings.packages, method.settings.most_trials("l2-sp")) == ((package,), 1)
 
 
 def test_the_best_final_run_is_not_chosen_again() -> None:

@@ -163,7 +163,7 @@ def test_install_asks_for_this_version_unless_told_otherwise(monkeypatch: pytest
     """By pip's requirement."""
     monkeypatch.setattr(packing, "version", lambda name: "1.2.3")
     assert requirement(None) == {}
-    assert requirement("") == {"pip": ["deelbo[bench]==1.2.3"]}
+    assert requirement("") == {"pip": ["deelbo[bench,methods]==1.2.3"]}
     assert requirement("deelbo[bench] @ git+https://example.org/x") == {
         "pip": ["deelbo[bench] @ git+https://example.org/x"]
     }

@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.benchmark import Benchmark
+from bench.config import parse_benchmark
 from bench.methods import make_methods
 from bench.race import Race, settle
 from bench.trials import TrialRecord, TrialSpec
@@ -133,3 +136,77 @@ def test_settle_keeps_what_is_done_and_asked_for(tiny: Benchmark, play: Any, fak
     assert settle(make_methods(tiny), failed)[1] == {}
     stranger = fake(replace(lost.spec, learning_rate=0.5))
     assert stranger not in settle(make_methods(tiny), [*records, stranger])[0]
+
+
+@pytest.fixture
+def adaptive(content: dict[str, Any]) -> Benchmark:
+    """One cell of the methods that let results decide what is tried next."""
+    methods = {
+        "asha": {"trials": 6, "eta": 2, "weight_decays": [0.01, 0.001, 0]},
+        "bo": {"trials": 6, "startup": 3, "sampler": "tpe"},
+        "deelbo-halving": {},
+        "hypergradient": {"learning_rates": [0.1, 0.01]},
+        "random": {"trials": 6},
+    }
+    return parse_benchmark(content | {"methods": methods}, "x")
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_decisions_are_the_same_after_an_interruption(data: st.DataObject, adaptive: Benchmark, fake: Fake) -> None:
+    """Where results decide what is tried, a race from any part of its records, with answers in any order, asks for the
+    rest of what it would have asked for alone, whatever diverged or failed; and none of its parts of runs stays kept
+    that nobody will go on with."""
+    learned = {f"mean_weight_decay_{group}": 1e-3 for group in ("backbone", "head")}
+
+    def answer(spec: TrialSpec) -> TrialRecord:
+        chance = int(spec.key, 16) % 10
+        return fake(spec, "diverged" if chance == 0 else "completed", state=learned)
+
+    def run(known: list[TrialRecord]) -> tuple[dict[str, TrialRecord], set[str]]:
+        race = Race(make_methods(adaptive), known, order_seed=data.draw(st.integers(0, 99)))
+        out, done = [], {record.key: record for record in known}
+        kept = {record.spec.kept_as(record.spec.until) for record in known if record.spec.until < 1}
+        while not race.finished:
+            while len(out) < 3 and (spec := race.ask()) is not None:
+                out.append(spec)
+            record = answer(out.pop(data.draw(st.integers(0, len(out) - 1))))
+            done[record.key] = record
+            kept |= {record.spec.kept_as(record.spec.until)} if record.spec.until < 1 else set()
+            race.tell(record)
+            kept -= set(race.obsolete())
+        return done, kept - set(race.obsolete())
+
+    everything, kept = run([])
+    assert kept == set()
+    part = [record for record in everything.values() if data.draw(st.booleans())]
+    again, kept = run(part)
+    assert again.keys() == everything.keys()
+    assert kept == set()
+
+
+def test_what_is_decided_one_by_one_is_spread_over_the_race(content: dict[str, Any], play: Any) -> None:
+    """Trials of Bayesian optimisation, each of which waits for the one before it, are started throughout a race, and
+    not when everything else has ended."""
+    methods = {"bo": {"trials": 20, "sampler": "tpe", "retrain": "best"}, "map-gs": {"retrain": "all"}}
+    race = play(parse_benchmark(content | {"methods": methods, "seeds": [1, 2, 3, 4]}, "x"))
+    places = [place / len(race) for place, record in enumerate(race) if record.spec.method == "bo"]
+    assert len(places) == 4 * 21
+    assert 0.35 < sum(places) / len(places) < 0.65
+    assert max(b - a for a, b in pairwise([0.0, *places, 1.0])) < 0.15
+
+
+def test_a_part_that_failed_later_is_kept(adaptive: Benchmark, fake: Fake) -> None:
+    """A part of a run from which another started that failed is not named obsolete: the next run tries again."""
+    methods = [method for method in make_methods(adaptive) if method.name == "deelbo-halving"]
+    race = Race(methods)
+    named: list[str] = []
+    failed = None
+    while (spec := race.ask()) is not None:
+        fails = failed is None and spec.since > 0
+        failed = spec if fails else failed
+        race.tell(fake(spec, "failed" if fails else "completed"))
+        named += race.obsolete()
+    assert failed is not None
+    assert named
+    assert failed.kept_as(failed.since) not in named

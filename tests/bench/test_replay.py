@@ -18,8 +18,9 @@ import pandas as pd
 import pytest
 
 from bench.benchmark import Benchmark
+from bench.cli import main
 from bench.cli_replay import add_replay
-from bench.config import parse_benchmark
+from bench.config import load_benchmark, parse_benchmark
 from bench.configurations import configurations
 from bench.curves import exact_curve
 from bench.grid_table import GridTable, grid_tables
@@ -232,6 +233,7 @@ def test_a_grid_without_series_is_refused_only_where_they_are_needed(tmp_path: P
         (["asha.rungs=[0.5, 0.2]"], "must rise"),
         (["elbo.kappa=1"], "elbo is not replayed: use one of random, bo, asha"),
         (["bo.trials"], "--set takes KEY=VALUE"),
+        (["bo=5"], "--set bo=5: bo has keys, such as bo.trials=12"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: list[str], words: str) -> None:
@@ -259,6 +261,29 @@ def test_an_entry_is_replayed_as_the_benchmark_has_it() -> None:
     off = entries(grid.benchmark, grid.table, ["random"], ["random.weight_decays=[0.5, 0.1, 0.01]"])
     with pytest.raises(ValueError, match=r"wd 0\.\d.* is not in the grid of 6 configurations"):
         replay(grid.benchmark, grid.table, "random", off["random"], 5)
+
+
+@pytest.mark.parametrize("prior", ["l2-zero", "l2-sp", "ptyl"])
+def test_the_preset_digits_is_replayed_by_default(prior: str) -> None:
+    """The default methods fit each grid of the preset digits: its BO, which chooses from boxes, takes the whole grid
+    and its own sampler, seed and startup; random search and ASHA are the preset's own."""
+    benchmark = load_benchmark("digits", ["methods.bo.seed=5", "methods.bo.sampler=tpe", "methods.bo.startup=7"])
+    grids = [one for one in make_methods(benchmark) if isinstance(one, MAPGridSearch) and one.cell.prior == prior]
+    tuned = [TrialRecord(spec, "completed", {"val_nll": 1.0}, {}, {"train": 1.0}, 0.0, 1.0) for spec in grids[0].grid]
+    table = GridTable(grids[0], tuned, [], lambda key: [])
+    found = entries(benchmark, table, ["random", "bo", "asha"])
+    bo = found["bo"]
+    assert (bo.grid, bo.trials, bo.sampler, bo.seed, bo.startup) == (True, len(table), "tpe", 5, 7)
+    assert [found[name] for name in ("random", "asha")] == [benchmark.methods[name] for name in ("random", "asha")]
+    for settings in (found["random"], bo):
+        table.check("any", settings)
+
+
+def test_startup_fits_the_trials() -> None:
+    """Where an entry leaves the boxes for the grid, no more results at random come first than half of the trials."""
+    grid = Grid(make(methods={"map-gs": SMALL, "bo": {"trials": 36}}))
+    found = (entries(grid.benchmark, grid.table, ["bo"], changes)["bo"] for changes in ([], ["bo.trials=4"]))
+    assert [(bo.trials, bo.startup) for bo in found] == [(6, 3), (4, 2)]
 
 
 def test_cells_that_cannot_be_replayed_are_named(tmp_path: Path) -> None:
@@ -313,6 +338,81 @@ def test_the_command_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "replay.csv" in printed
     assert "ASHA (replayed)" in (Path(storage) / "replay" / "report.html").read_text()
     assert f"{last['test_acc'].mean():.1%}" in printed
+
+
+@pytest.mark.usefixtures("sketch")
+@pytest.mark.parametrize("parts", [(), (0.5, 0.3, 0.1)])
+def test_what_is_not_paid_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], parts: tuple[float, ...]) -> None:
+    """A part of a run pays the median of what parts took that were really trained in the storage, whole runs nothing;
+    without such parts the table says that handing over is not counted. That BO is on the grid is said too."""
+    grid = Grid(make(methods={"map-gs": SMALL, "bo": {"trials": 36}}))
+    storage = grid.store(tmp_path)
+    for i, seconds in enumerate(parts):
+        spec = replace(grid.tuned[i].spec, method="asha", number=i, until=0.5)
+        ran = TrialRecord(spec, "completed", {"val_nll": 1.0}, {}, {"train": 1.0, "checkpoint": seconds}, 0.0, 1.0)
+        RecordStore(storage).write(ran, [])
+    RecordStore(storage).write(
+        replace(
+            grid.tuned[0],
+            spec=replace(grid.tuned[0].spec, method="random", number=0),
+            seconds={"train": 1, "checkpoint": 9},
+        ),
+        [],
+    )
+    assert run_command(storage, "--methods", "bo,asha", "--set", "bo.sampler=tpe", "--repetitions", "1") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "bo is replayed on the grid" in printed
+    assert "asha is replayed" not in printed
+    assert "Not counted: choosing what to try next" in printed
+    assert ("counts 0.3 s" in printed, "no part of a run" in printed) == (bool(parts), not parts)
+    (table,), _ = grid_tables(RecordStore(storage), grid.benchmark)
+    spec = grid.tuned[0].spec
+    for since, until in ((0.0, 0.2), (0.2, 0.5), (0.5, 1.0)):
+        found = table.record(replace(spec, since=since, until=until), 0.0)
+        assert found.finished == pytest.approx(found.seconds["train"] + 0.25 + (0.3 if parts else 0.0))
+    assert table.record(spec, 0.0).seconds["checkpoint"] == 0
+
+
+def _without_series(grid: Grid) -> None:
+    grid.series.clear()
+
+
+def _nothing(grid: Grid) -> None:
+    pass
+
+
+def _few_looks(grid: Grid) -> None:
+    rows = grid.series[grid.tuned[-1].key]
+    rows[:] = rows[4::5]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "change", "words"),
+    [
+        (_without_series, "asha.rungs=[0.2]", "l2-sp N = 100 seed 1001: the grid's run .* has no series of epochs"),
+        (_few_looks, "asha.rungs=[0.25, 0.3]", "seed 1001: a stop at 0.3 .* epoch 6 of 20.*have epochs 5, 10, 15, 20"),
+        (_nothing, "asha.weight_decays=[0.5, 0.01, 0]", "seed 1001: asha may try .*weight_decay 0.5.* grid of 6"),
+    ],
+)
+def test_nothing_is_replayed_where_one_method_cannot_be(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Grid], None],
+    change: str,
+    words: str,
+) -> None:
+    """Whatever a table cannot answer to the last of the methods is found before the first of them is driven once: the
+    command ends with exit code 2 and one line, which names the cell and what is missing there."""
+    driven: list[str] = []
+    monkeypatch.setattr("bench.replay.drive", lambda method, *more: driven.append(method.name))
+    grid = Grid(make(SMALL))
+    spoil(grid)
+    assert main(["replay", grid.store(tmp_path), "--methods", "random,asha", "--set", change]) == 2
+    said = capsys.readouterr().err
+    assert re.search(words, said)
+    assert said.count("\n") == 1
+    assert driven == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Trials that train a part of a run: asked for, kept and gone on with; in this process, and under Ray, killed midway."""
+"""Trials that train a part of a run: asked for, kept and gone on with, in this process and under Ray, also killed."""
 
 from __future__ import annotations
 

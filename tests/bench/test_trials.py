@@ -97,6 +97,13 @@ def test_a_record_of_version_0_1_is_read() -> None:
     assert read.key == content["key"]
 
 
+def test_a_record_has_room_for_every_layer() -> None:
+    """A state of 650 numbers, as a ResNet-50 has with a prior variance for each layer, is read back."""
+    state = {f"{what}_layer4.{i}.conv1": float(i) for what in ("scale", "weight_decay") for i in range(325)}
+    again = TrialRecord.from_json(replace(record(), state=state).to_json())
+    assert again.state == state
+
+
 def test_a_record_without_counts_is_read() -> None:
     """A record written before anybody counted how many trials ran beside it is read, without counts, as the same."""
     content = json.loads(record().to_json())
