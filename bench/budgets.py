@@ -13,7 +13,7 @@ from bench.anytime import MeanCurve, mean_curves
 from bench.configurations import PROBLEM, configurations
 from bench.names import PRIOR_NAMES, in_order
 
-__all__ = ["budgets", "compared", "run_seconds", "time_to"]
+__all__ = ["GRID", "SLACK", "budgets", "compared", "run_seconds", "time_to"]
 
 GRID = "map-gs"
 SLACK = 1.1

@@ -206,8 +206,8 @@ def grid_tables(store: RecordStore, benchmark: Benchmark) -> tuple[list[GridTabl
     """The table of each cell whose grid is finished, and a line for each cell that has none, saying why.
 
     Where several entries of a benchmark are grid searches, a cell's table is the largest that is finished. Its
-    ``handover`` is the median of what parts of runs that were really trained here took, with the same backbone: what is
-    kept is as large as the backbone.
+    ``handover`` is the median of what parts of tuning runs took that were really trained here, with the same backbone:
+    what is kept is as large as the backbone, and larger where a posterior is learned.
 
     Raises:
         RecordError: no cell has one.
@@ -245,11 +245,12 @@ def grid_tables(store: RecordStore, benchmark: Benchmark) -> tuple[list[GridTabl
 
 
 def _handovers(records: Iterable[TrialRecord]) -> dict[str, float]:
-    """Median seconds of handing over, by backbone; without those of which no part of a run is among the records."""
+    """Median seconds of handing over, by backbone; without those of which there is no part of a tuning run."""
     found: dict[str, list[float]] = defaultdict(list)
     for record in records:
         spec = record.spec
-        if (spec.since, spec.until) != (0, 1) and (took := record.seconds.get("checkpoint", 0.0)) > 0:
+        part = spec.stage == "tune" and (spec.since, spec.until) != (0, 1)
+        if part and (took := record.seconds.get("checkpoint", 0.0)) > 0:
             found[spec.backbone].append(took)
     return {backbone: median(seconds) for backbone, seconds in found.items()}
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bench.curves import Configurations, configurations, prefix_curve
-from bench.names import PRIOR_NAMES, dataset_name, method_name
+from bench.names import PRIOR_NAMES, dataset_name, in_order, method_name
 
 __all__ = ["holes"]
 
@@ -18,7 +19,8 @@ Cells = list[tuple[dict[str, object], Configurations]]
 def holes(frame: pd.DataFrame) -> list[str]:
     """A line for each kind of hole, method and prior. ``frame``: as `bench.records.RecordStore.frame` gives it."""
     cells = list(configurations(frame))
-    return [*_untested(frame, cells), *_uneven(cells), *_unused(frame, cells), *_status(frame)]
+    told = [*_untested(frame, cells), *_unjudged(frame, cells), *_uneven(cells), *_unused(frame, cells)]
+    return [*told, *_lost_parts(frame), *_status(frame)]
 
 
 def _untested(frame: pd.DataFrame, cells: Cells) -> list[str]:
@@ -55,6 +57,35 @@ def _why(frame: pd.DataFrame, found: Configurations) -> str:
     untested = size - known - missing
     more = f", and {untested} retrained runs have no test accuracy" if untested else ""
     return f"{size - missing} of {size} configurations were trained again{more}: no curve below some size"
+
+
+def _unjudged(frame: pd.DataFrame, cells: Cells) -> list[str]:
+    """Where several runs completed, and none has what it would be judged by."""
+    where: dict[str, list[str]] = {}
+    for cell, found in cells:
+        furthest = found.reached == found.reached.max() if len(found.reached) else np.ones(len(found), np.bool_)
+        runs = frame.loc[found.judged[furthest]]
+        runs = runs[runs["status"] == "completed"]
+        value = runs["val_nll"].where(runs["stage"] == "tune", runs["objective"])
+        if len(runs) > 1 and value.replace(np.inf, np.nan).isna().all():
+            by = "val_nll" if runs["stage"].iloc[0] == "tune" else "objective"
+            where.setdefault(f"{_name(cell)}: no run has {by}", []).append(f"N = {cell['n']:,} seed {cell['seed']}")
+    return [f"{what}: chosen by name, not by merit ({'; '.join(places)})." for what, places in where.items()]
+
+
+def _lost_parts(frame: pd.DataFrame) -> list[str]:
+    """Later parts of runs that had to begin anew."""
+    if "state_handed_over_at_step" not in frame:
+        return []
+    later = frame[(frame["status"] != "failed") & frame["state_handed_over_at_step"].notna()]
+    lost = later[later["state_handed_over_at_step"] == 0]
+    if lost.empty:
+        return []
+    names = ", ".join(map(method_name, in_order(lost[["method"]].drop_duplicates())["method"]))
+    return [
+        f"{len(lost)} of {len(later)} later parts of runs were trained from the start, as the part before was lost: "
+        f"those methods' seconds are too many ({names})."
+    ]
 
 
 def _uneven(cells: Cells) -> list[str]:

@@ -24,10 +24,11 @@ NOTES = {
     "figure_race": """
         Test accuracy of what a method would choose if it were stopped, against everything it needs until then:
         training, learning of strengths, validation, selection, hand-over of parts, choosing what to try next; training
-        the chosen configuration again is counted. A line is the mean over split seeds (and repetitions of replayed methods), known only where all of them have a result;
-        the band holds their middle 80 %, of up to ten curves all of them. Of a grid and of runs in no order, it is the
-        expectation over the order in which they might be tried. A marker is where a method ends; one alone is a method
-        that has one result and nothing before. What begins far below is cut.
+        the chosen configuration again is counted. A line is the mean over split seeds (and repetitions of replayed
+        methods), known only where all of them have a result; the band holds their middle 80 %, of up to ten curves all
+        of them. Of a grid and of runs in no order, it is the expectation over the order in which they might be tried. A
+        marker is where a method ends; one alone is a method that has one result and nothing before. What begins far
+        below is cut.
     """,
     "winners": """
         Of methods that have every split, the one whose mean accuracy is highest once the compute of so many runs is
@@ -78,13 +79,14 @@ NOTES = {
     "table2": """
         total: all judged runs (each stretch of a run that may be given up is one) and the retraining of the best,
         training steps alone; full cost counts everything a method needs: training, learning of strengths, validation,
-        selection, hand-over of parts, choosing what to try next. Published: one A100, totals to the minute. Every table lies beside this page as CSV.
+        selection, hand-over of parts, choosing what to try next. Published: one A100, totals to the minute. Every table
+        lies beside this page as CSV.
     """,
     "what_if": """
         List scheduling of the recorded seconds, in the order in which the runs were started, or where that was not
-        kept, stand in their file; the best of a grid is trained again once all of its cell are done. A search that decides
-        one after the other, such as BO, is queued as if all that it tried could run at once: it would then know less,
-        and choose otherwise.
+        kept, stand in their file; the best of a grid is trained again once all of its cell are done. A search that
+        decides one after the other (BO) is queued as if all that it tried could run at once, which it could not without
+        knowing less.
     """,
 }
 """What is said under a figure or table, by its name; line breaks do not matter in HTML."""

@@ -70,7 +70,8 @@ def raced(frame: pd.DataFrame, curves: pd.DataFrame, replays: pd.DataFrame | Non
     results = chosen(frame)
     made, times, ranks = budgets(table, unit), time_to(table, unit), ranking(results)
     lines = race_sentences(made, times, ranks)
-    return Raced(drawn, made, times, ranks, rank_pairs(results), cost, lines, _left_out(times))
+    notes = [*_no_cost(curves, table, cost), *_left_out(times)]
+    return Raced(drawn, made, times, ranks, rank_pairs(results), cost, lines, notes)
 
 
 def winners(made: pd.DataFrame) -> pd.DataFrame:
@@ -136,6 +137,16 @@ def _columns(made: pd.DataFrame) -> list[str]:
 
 def _filled(table: pd.DataFrame) -> pd.DataFrame:
     return table.fillna({name: "-" for name in table if str(name).endswith((" run", " runs"))}).reset_index(drop=True)
+
+
+def _no_cost(curves: pd.DataFrame, table: pd.DataFrame, cost: str) -> list[str]:
+    """Sources that have curves, and none of the cost that the others are compared by."""
+    return [
+        f"The race: {source or 'a source'} is left out, as it kept no {cost} cost, which is what the others are "
+        "compared by: report it alone to see its race in training steps."
+        for source in curves["source"].unique()
+        if source not in set(table["source"])
+    ]
 
 
 def _left_out(times: pd.DataFrame) -> list[str]:

@@ -223,7 +223,7 @@ def _printed(table: pd.DataFrame, slots: int, handovers: Mapping[str, float | No
 
 def _handing_over(seconds: float | None) -> str:
     if seconds is None:
-        return "; handing parts of runs over, as the storage has no part of a run."
+        return "; handing parts of runs over, as the storage has no part of a tuning run."
     return f". Handing a part of a run over counts {seconds:.2g} s, the storage's median."
 
 

@@ -22,9 +22,10 @@ def table2(frame: pd.DataFrame) -> pd.DataFrame:
 
     Columns: prior, method, n, split_seed; mean_run_seconds and num_runs of the runs that are judged, where every
     stretch of a configuration that is trained in stretches is one; total_seconds, of all of them and the retraining of
-    the best; then dataset; total_seconds_full, everything a method needs: training, learning of strengths, validation,
-    selection, hand-over of parts, choosing what to try next; backbone, source; published_run_seconds, published_runs, published_total_seconds, where the paper has the cell.
-    Seconds of training steps otherwise. A total is missing where the best configuration was not retrained.
+    the best; then dataset; total_seconds_full, which counts everything a method needs: training, learning of strengths,
+    validation, selection, hand-over of parts, choosing what to try next; backbone, source; published_run_seconds,
+    published_runs, published_total_seconds, where the paper has the cell. Seconds of training steps otherwise. A total
+    is missing where the best configuration was not retrained.
     """
     rows = []
     full = {tuple(cell.values()): found for cell, found in configurations(frame, "full")}

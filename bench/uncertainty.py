@@ -48,9 +48,9 @@ def paired_tests(frame: pd.DataFrame) -> pd.DataFrame:
     "mean" (the mean over the seeds of each (dataset, prior, N), as splits of one dataset share its test images);
     cells; median, least and most difference or ratio; better and worse, in how many cells ``method`` is; p; p_holm,
     Holm's correction over all rows of a source, measure and unit; least_p = 2 / 2^(cells that differ), below which
-    p cannot fall; cost, which seconds are meant, "train" between the paper's methods, as published, and "full" where one
-    is another and both have it in all these cells, as what it needs beside training steps is part of what it is. With a
-    single cell there is no test, and p is missing.
+    p cannot fall; cost, which seconds are meant: "train" between the paper's methods, as published; "full" where one is
+    another and both have it in all their cells, as it may need much beside training steps. With a single cell there is
+    no test, and p is missing.
 
     Source: Demsar 2006, "Statistical Comparisons of Classifiers over Multiple Data Sets".
     """

@@ -75,6 +75,7 @@ class Method(ABC):
     def __init__(self, benchmark: Benchmark, cell: Cell, settings: Any, name: str | None = None) -> None:
         self.benchmark, self.cell, self.settings = benchmark, cell, settings
         self.name = type(self).name if name is None else name
+        self._training = benchmark.training.model_dump()  # once: a replay asks for thousands of trials
         self._queue: deque[TrialSpec] = deque(self.first())
 
     @staticmethod
@@ -133,7 +134,7 @@ class Method(ABC):
         """A trial of this method in this cell. ``settings``: those fields of `TrialSpec` that the method sets;
         ``options`` may be a mapping."""
         values: dict[str, Any] = dict.fromkeys(("weight_decay", "head_weight_decay", "prior_scale", "kappa"))
-        values |= self.benchmark.training.model_dump() | settings
+        values |= self._training | settings
         if isinstance(options := values.get("options"), dict):
             values["options"] = json.dumps(options, sort_keys=True, separators=(",", ":"))
         return TrialSpec(

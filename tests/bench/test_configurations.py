@@ -258,6 +258,28 @@ def test_table_3_has_the_full_cost_of_other_methods() -> None:
     assert "total_seconds_full" not in overview(frame_made(rows[0]))
 
 
+def test_parts_that_began_anew_are_told() -> None:
+    """Later parts of runs that were trained from their start, as the part before was lost, cost more than they should,
+    and it is said how many they are."""
+    frame = frame_made(*HALVING).assign(state_handed_over_at_step=[NAN, 0.0, 12.0, NAN, 5.0, NAN])
+    (line,) = holes(frame)
+    assert line == (
+        "1 of 3 later parts of runs were trained from the start, as the part before was lost: those methods' seconds "
+        "are too many (halving)."
+    )
+    assert holes(frame.assign(state_handed_over_at_step=7.0)) == []
+
+
+def test_a_choice_without_merit_is_told() -> None:
+    """Where several runs completed and none has its objective, one is chosen by its name, and that is said; one run
+    alone, or one that has its objective, needs no such line."""
+    runs = [trial("m", "run", NAN, 1.0, learning_rate=rate, test_acc=0.5) for rate in (0.1, 0.2)]
+    (line,) = holes(frame_made(*runs))
+    assert line == "d, m, L2-SP: no run has objective: chosen by name, not by merit (N = 100 seed 1)."
+    assert holes(frame_made(runs[0])) == []
+    assert holes(frame_made(runs[0], runs[1] | {"objective": 1.0})) == []
+
+
 def test_no_records_are_no_configurations() -> None:
     """An empty frame gives nothing, for either cost."""
     assert [*configurations(frame_of([])), *configurations(frame_of([]), "full")] == []

@@ -52,7 +52,8 @@ def test_a_method_is_a_step_line_that_ends_in_a_marker() -> None:
     assert alone.get_xydata().tolist() == [[2, 70]]
     assert len(axis.collections) == 1
     assert axis.get_xscale() == "log"
-    assert figure.get_supxlabel().startswith("compute time (hours, log2 scale; everything that a method needs")
+    assert any("hand-over of parts, choosing what to try next" in text.get_text() for text in figure.texts)
+    assert figure.get_supxlabel().startswith("compute time (hours, log2 scale; everything a method needs)")
     assert entries(figure) == ["x", "y", "10-90 % of splits"]
 
 

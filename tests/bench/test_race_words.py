@@ -43,9 +43,9 @@ def test_over_several_problems_it_is_the_mean() -> None:
     tables = pd.concat([problem(late), problem(late, n=7)])
     first, _ = told(tables, TEN | {key(n=7): 10.0})
     assert first == (
-        "Best on average over 2 combinations of dataset, N and Model (a run takes 10 s; in brackets the accuracy "
-        "relative to the grid's at its end): with the compute of 4 runs x (120.0 %); with less compute no method has a "
-        "result in all of them."
+        "Best on average over 2 combinations of dataset, N and Model (a run takes 10 s on average; in brackets the "
+        "accuracy relative to the grid's at its end): with the compute of 4 runs x (120.0 %); with less compute no "
+        "method has a result in all of them."
     )
 
 
@@ -59,7 +59,59 @@ def test_who_is_first_at_the_end_and_how_sure() -> None:
     )
     (tied,) = told(problem(RACE).iloc[:0], {}, ranking(results({"x": [0.5] * 2, "y": [0.5] * 2})))
     assert "x and y rank first of 2 methods" in tied
-    assert "first in 50 %" in tied
+    assert "(mean rank 1.5 each over 2 cells; 95 % interval 1.5 to 1.5, first in 50 % each of resamplings" in tied
+
+
+def test_the_widest_interval_of_those_tied_for_first() -> None:
+    """Of two that share the least mean rank, the interval that is told holds those of both."""
+    ranks = ranking(results({"x": [0.9, 0.9], "y": [0.5, 0.5]})).assign(
+        mean_rank=1.5, rank_low=[1.4, 1.2], rank_high=[1.6, 1.8], p_first=[0.4, 0.6]
+    )
+    (sentence,) = told(problem(RACE).iloc[:0], {}, ranks)
+    assert "95 % interval 1.2 to 1.8, first in 40 to 60 % each of resamplings" in sentence
+
+
+def test_the_soonest_of_as_many_are_all_named() -> None:
+    """Two that are soonest in as many problems are told together, and never one of them alone."""
+    x: dict[str, list[Curve]] = {"x": [[(10.0, 0.5)]], "y": [[(30.0, 0.5)]]}
+    y: dict[str, list[Curve]] = {"x": [[(50.0, 0.5)]], "y": [[(20.0, 0.5)]]}
+    _, second = told(pd.concat([problem(x), problem(y, n=7)]), TEN | {key(n=7): 10.0})
+    assert second == (
+        "Soonest within 0.5 points of the best final accuracy are x and y, in 1 each of 2 combinations, after a median "
+        "of 1.0 and 2.0 runs' compute."
+    )
+
+
+def test_who_could_not_be_averaged_is_named() -> None:
+    """A method that has no result in one of the problems is left out of their mean, and it is said, with the Model that
+    it lacks where that is all."""
+    grid: dict[str, list[Curve]] = {"map-gs": [[(10.0, 0.5)]]}
+    both = grid | {"laplace": [[(10.0, 0.6)]]}
+    units = TEN | {key(prior="ptyl"): 10.0, key(n=7): 10.0}
+    first, _ = told(pd.concat([problem(both), problem(grid, prior="ptyl")]), units)
+    assert first.endswith("MAP + GS (100.0 %); without Laplace, which lacks PTYL.")
+    some = grid | {"x": [[(10.0, 0.6)]]}
+    first, _ = told(pd.concat([problem(both), problem(some, n=7)]), units)
+    assert first.endswith("; without Laplace, x, which lack some.")
+
+
+def test_the_measure_is_the_grids_only_where_each_problem_has_one() -> None:
+    """Where one problem has no grid, its accuracies are relative to the best method's, and it is said."""
+    x: dict[str, list[Curve]] = {"x": [[(10.0, 0.5)]]}
+    first, _ = told(pd.concat([problem(x | {"map-gs": [[(10.0, 0.4)]]}), problem(x, n=7)]), TEN | {key(n=7): 10.0})
+    assert "relative to the grid's, or where there is none the best method's, at its end)" in first
+
+
+def test_a_source_without_full_cost_is_named() -> None:
+    """Beside a source that has the full cost, one that kept none leaves the race, and a note says so."""
+    rows = [trial(m, "run", 1.0, 1.0, test_acc=0.5) for m in ("map-gs", "x")]
+    bare = dict.fromkeys(("evaluate_seconds", "select_seconds", "adapt_seconds"))
+    frame = frame_made(*(row | {"source": "a"} for row in rows), *(row | bare | {"source": "b"} for row in rows))
+    race = raced(frame, curves(frame))
+    assert race is not None
+    assert set(race.anytime["source"]) == {"a"}
+    assert [note for note in race.notes if note.startswith("The race: b is left out, as it kept no full cost")]
+    assert len(race.notes) == 1
 
 
 def test_one_problem_is_no_claim() -> None:
