@@ -14,9 +14,9 @@ __all__ = ["Kinds", "check_fields", "facts", "kinds_of", "numbers", "plain", "st
 
 Kinds = dict[str, tuple[type, ...]]
 MOST = 200
-"""Characters of a name, such as a dataset's: many times what trials have."""
-ENTRIES = 10_000
-"""Of a mapping: with a prior variance for each layer a ResNet-50 has 650 numbers in its state."""
+"""Characters of a name, such as a dataset's, and facts in a mapping: many times what trials have."""
+NUMBERS = 10_000
+"""Numbers in a mapping: with a prior variance for each layer a ResNet-50 has 650 of them in its state."""
 WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 EXPECTED = {str: "a short text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 
@@ -62,7 +62,7 @@ def check_fields(values: Mapping[str, Any], kinds: Kinds, long: str = "") -> Non
 def numbers(name: str, mapping: Any) -> dict[str, float]:
     """The entries as floats, the words nan, inf and -inf among them. Raises ValueError where one is anything else."""
     found = {}
-    for key, value in _entries(name, mapping).items():
+    for key, value in _entries(name, mapping, NUMBERS).items():
         if type(value) is str and value in WORDS:
             found[key] = WORDS[value]
         elif type(value) in (float, int) and _is_plain(value):
@@ -74,7 +74,7 @@ def numbers(name: str, mapping: Any) -> dict[str, float]:
 
 def facts(name: str, mapping: Any, texts: bool = False) -> dict[str, Any]:
     """The entries. Raises ValueError where one is not plain, or, if ``texts`` alone may be there, no text."""
-    for key, value in _entries(name, mapping).items():
+    for key, value in _entries(name, mapping, MOST).items():
         if not _is_plain(value) or (texts and type(value) is not str):
             raise ValueError(
                 f"{name}.{key} = {SHORT.repr(value)}, expected a short text{'' if texts else ' or number'}"
@@ -82,9 +82,9 @@ def facts(name: str, mapping: Any, texts: bool = False) -> dict[str, Any]:
     return dict(mapping)
 
 
-def _entries(name: str, mapping: Any) -> dict[str, Any]:
-    if type(mapping) is not dict or len(mapping) > ENTRIES:
-        raise ValueError(f"{name} = {SHORT.repr(mapping)}, expected at most {ENTRIES} entries by their names")
+def _entries(name: str, mapping: Any, most: int) -> dict[str, Any]:
+    if type(mapping) is not dict or len(mapping) > most:
+        raise ValueError(f"{name} = {SHORT.repr(mapping)}, expected at most {most} entries by their names")
     for key in mapping:
         if not _is_plain(key):
             raise ValueError(f"{name} holds {SHORT.repr(key)}, expected a short text")

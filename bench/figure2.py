@@ -19,7 +19,7 @@ from bench.paper import paper_de_elbo
 
 __all__ = ["figure2"]
 
-COUNTED = {"train": "training steps only", "full": "training, evaluation and selection"}
+COUNTED = {"train": "training steps only", "full": "with validation, selection and handing over"}
 SHAPES = {"l2-zero": ("^", 6.5), "l2-sp": ("o", 6.0), "ptyl": ("s", 5.5)}
 LINES: dict[str, Any] = {"l2-zero": (0, (5, 1.5)), "l2-sp": "-", "ptyl": (0, (1.5, 1))}
 PAPER: dict[str, Any] = {"marker": "D", "markersize": 7.0, "markerfacecolor": "none", "markeredgewidth": 1.3}

@@ -159,7 +159,7 @@ def _figure2(files: dict[str, Path], subsamples: int | None, others: bool) -> st
     parts = [figure(files["figure2.png"], "Expected test accuracy against compute time")]
     parts.append(paragraphs([NOTES["figure2"] + OTHERS * others], note=True))
     for name, summary in (
-        ("figure2_full.png", "The same with evaluation and selection counted"),
+        ("figure2_full.png", "The same with validation, selection and handing over counted"),
         ("figure2_sampled.png", f"The same from {subsamples} random subsets of each size, as published"),
     ):
         if name in files:

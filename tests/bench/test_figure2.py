@@ -120,7 +120,7 @@ def test_time_is_in_a_unit_that_fits(hours: float, unit: str, shown: float) -> N
 def test_the_cost_that_is_asked_for_is_drawn() -> None:
     """Training steps alone, or the full cost; never both in one figure, and the axis says which."""
     figure = draw(grid(), curve("map-gs", [40, 80], [0.5, 0.6], cost="full"), cost="full")
-    assert figure.get_supxlabel().endswith("training, evaluation and selection)")
+    assert figure.get_supxlabel().endswith("with validation, selection and handing over)")
     assert [line.get_xdata().tolist() for line in lines(panels(figure)[0])] == [[40, 80]]
 
 
