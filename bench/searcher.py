@@ -191,9 +191,9 @@ class MethodSearcher(Searcher):
     def _drop(self, names: list[str]) -> None:
         """Removes kept parts of runs. What cannot be removed stays: it takes room and does no harm."""
         with suppress(Exception):
-            there = {f"{name}.pt" for name in names}.intersection(self._store.names("rungs")) if names else ()
+            there = {f"rungs/{name}.pt" for name in names}.intersection(self._store.names("rungs")) if names else ()
             for name in there:
-                self._store.remove(f"rungs/{name}")
+                self._store.remove(name)
 
     def _end(self, key: str) -> None:
         try:

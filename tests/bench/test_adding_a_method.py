@@ -24,7 +24,8 @@ def copy(tmp_path: Path) -> Path:
     """The packages with what the guide adds, and a configuration that asks for it."""
     for name in ("bench", "deelbo"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    file, line = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    (file,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    (line,) = re.findall(r"The line, in `METHODS`.*?\n\n(    \w+,\n)", GUIDE)
     (tmp_path / "bench" / "methods" / "rule_of_thumb.py").write_text(file)
     registry = tmp_path / "bench" / "methods" / "__init__.py"
     text = registry.read_text()

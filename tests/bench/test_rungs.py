@@ -82,7 +82,8 @@ def test_a_lost_part_is_trained_again(rungs: Benchmark, pretrained: Pretrained) 
     assert alone.metrics == record.metrics
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_driver_loses_no_part(rungs: Benchmark, pretrained: Pretrained, cache: Path, tmp_path: Path) -> None:
     """Under Ray, killed on the way and called again, the same trials come to the same ends as one after the other in
     one process, each part going on from the one before, and the storage keeps no part of a run."""
