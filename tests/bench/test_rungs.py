@@ -82,6 +82,7 @@ def test_a_lost_part_is_trained_again(rungs: Benchmark, pretrained: Pretrained) 
     assert alone.metrics == record.metrics
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.usefixtures("one_thread")
 def test_a_killed_driver_loses_no_part(rungs: Benchmark, pretrained: Pretrained, cache: Path, tmp_path: Path) -> None:
