@@ -33,7 +33,7 @@ cluster: $(VENV)/.bench      ## a Ray cluster and MLflow on loopback, to try `su
 cluster-down: $(VENV)/.bench ## end what `make cluster` started, and nothing else
 	@$(BIN)/python -m cluster.local down --folder $(CLUSTER)
 
-test-long: $(VENV)/.test     ## the paper's whole benchmark with small networks on small files (minutes)
+test-long: $(VENV)/.test     ## what takes minutes: the paper's whole benchmark on small files, a storage through every fault
 	$(BIN)/python -m pytest -m long
 
 CLUSTER_TESTS ?= tests

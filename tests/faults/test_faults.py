@@ -45,6 +45,7 @@ def cache(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cache")
 def test_one_storage_through_all_of_them(place: Path) -> None:
     """A storage whose runs were refused, killed, interrupted, out of room, cut short and robbed of a node ends with the
