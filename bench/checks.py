@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.util import find_spec
 
 from bench.benchmark import EMBEDDED, Benchmark
 from bench.config import ConfigError
@@ -75,10 +74,9 @@ def _check_methods(benchmark: Benchmark) -> None:
 def check_packages(methods: Iterable[Method]) -> None:
     """Raises ConfigError where one of these, which are about to run, needs a package that is not installed."""
     for method in methods:
-        missing = [package for package in method.settings.packages if find_spec(package) is None]
-        if missing:
+        if (missing := method.settings.missing_package()) is not None:
             raise ConfigError(
-                f"methods.{method.name} needs the package {missing[0]}, which is not installed: "
+                f"methods.{method.name} needs the package {missing}, which is not installed: "
                 f"pip install 'deelbo[methods]', or take {method.name} out of methods"
             )
 

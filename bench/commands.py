@@ -25,7 +25,7 @@ from bench.console import command, console, short
 from bench.continuing import check_records, fork_of, inherit, take_up
 from bench.lock import StorageLock
 from bench.methods import Method, make_methods
-from bench.names import METHOD_NAMES, PRIOR_NAMES, dataset_name
+from bench.names import PRIOR_NAMES, dataset_name, method_name
 from bench.part import part_of
 from bench.race import Race, Watcher
 from bench.records import RecordError, RecordStore
@@ -247,7 +247,7 @@ def _show_table3(third: pd.DataFrame) -> None:
         place = [*(dataset_name(str(row[name])) for name in several), str(row["n"])]
         if before and place != before:
             table.add_section()
-        words = [PRIOR_NAMES[row["prior"]], METHOD_NAMES.get(row["method"], row["method"]), _spread(row, "")]
+        words = [PRIOR_NAMES[row["prior"]], method_name(row["method"]), _spread(row, "")]
         table.add_row(*place, *words, *[_spread(row, "published_")] * published)
         before = place
     console.print(table)

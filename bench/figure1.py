@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from bench.curves import CELL, PROBLEM, configurations
 from bench.figures import METHOD_COLOURS, label, panels, tidy
-from bench.names import METHOD_NAMES, PRIOR_NAMES, dataset_name, in_order
+from bench.names import PRIOR_NAMES, dataset_name, in_order, method_name
 
 __all__ = ["bound", "figure1", "pairs"]
 
@@ -143,13 +143,11 @@ def _accuracies(runs: pd.DataFrame) -> str:
     for method in LINES:
         accuracy = 100 * runs.loc[runs["method"] == method, "test_acc"]
         span = dict.fromkeys((f"{accuracy.min():.1f}", f"{accuracy.max():.1f}"))
-        words.append(f"{METHOD_NAMES.get(method, method)} {'-'.join(span)} %")
+        words.append(f"{method_name(method)} {'-'.join(span)} %")
     return f"test accuracy: {', '.join(words)}"
 
 
 def _legend() -> Iterator[Line2D]:
     for method, line in LINES.items():
         look: dict[str, Any] = {"color": METHOD_COLOURS[method], "linestyle": line, "marker": "o"}
-        yield Line2D(
-            [], [], markeredgecolor="white", label=f"q of the {METHOD_NAMES.get(method, method)}'s run", **look
-        )
+        yield Line2D([], [], markeredgecolor="white", label=f"q of the {method_name(method)}'s run", **look)

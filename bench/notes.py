@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.benchmark import Benchmark
-from bench.names import METHOD_NAMES, PRIOR_NAMES, dataset_name
+from bench.names import PRIOR_NAMES, dataset_name, method_name
 from bench.page_views import METHODS, TRIALS, link
 
 __all__ = ["NOTE", "experiment_note", "is_ours", "run_note"]
@@ -48,7 +48,7 @@ def experiment_note(benchmark: Benchmark, experiment: str, run: str) -> str:
     Args:
         experiment, run: MLflow's ids of the experiment and of the benchmark's run.
     """
-    names = [METHOD_NAMES.get(key, key) for key in benchmark.methods]
+    names = [method_name(key) for key in benchmark.methods]
     sizes = sorted({n for counts in benchmark.datasets.values() for n in counts})
     looks = [
         f"- [trials, the most accurate first]({link(experiment, TRIALS)}), and [their curves]"

@@ -16,7 +16,7 @@ from bench.config import load_benchmark
 from bench.console import console
 from bench.cost import Rates, work_of
 from bench.methods import Method, make_methods
-from bench.names import METHOD_NAMES, PRIOR_NAMES, dataset_name
+from bench.names import PRIOR_NAMES, dataset_name, method_name
 from bench.part import part_of
 from deelbo.tasks import TASKS, crop_size
 
@@ -118,7 +118,7 @@ def _table(benchmark: Benchmark, methods: Sequence[Method], rates: Rates) -> Tab
             if rate is not None:
                 works = {stage: work_of(stage, n, TASKS[dataset].test_size, benchmark.training) for stage in stages}
                 hours = sum(count * works[stage].hours(rate) for stage, count in shares[place, prior, name].items())
-            table.add_row(PRIOR_NAMES[prior], METHOD_NAMES.get(name, name), *_numbers(stages), _hours(hours))
+            table.add_row(PRIOR_NAMES[prior], method_name(name), *_numbers(stages), _hours(hours))
             total.update(stages)
             everything.append(hours)
     known = [hours for hours in everything if hours is not None]
@@ -148,7 +148,7 @@ def _sentence(methods: Sequence[Method]) -> str:
         names = {
             "tune": "tuning run",
             "retrain": "retraining",
-            "run": f"{METHOD_NAMES.get(method.name, method.name)} run",
+            "run": f"{method_name(method.name)} run",
         }
         counts.update({names[stage]: count for stage, count in method.stages().items()})
     words = [f"{count:,} {name}{'s' * (count > 1)}" for name, count in counts.items()]

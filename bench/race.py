@@ -53,12 +53,10 @@ class Race:
         self._handed_over: dict[Method, set[str]] = defaultdict(set)
         self._obsolete: list[str] = []
         self._choosing: dict[str, float] = {}
-        known: dict[tuple[str, Cell], list[TrialRecord]] = defaultdict(list)
-        for record in records:
-            known[record.spec.method, record.spec.cell].append(record)
+        known = _by_entry(records)
         self._shuffle = random.Random(order_seed)  # noqa: S311 - an order, not a secret
         for method in methods:
-            method.recall(known[method.name, method.cell])
+            method.recall(known.get((method.name, method.cell), []))
             self._drain(method, at_once=True)
             self._give_up_parts(method)
 
@@ -149,6 +147,14 @@ class Race:
             self._ready.insert(len(self._ready) - self._shuffle.randint(0, room), spec)
 
 
+def _by_entry(records: Iterable[TrialRecord]) -> dict[tuple[str, Cell], list[TrialRecord]]:
+    """The records of each entry under ``methods`` in each cell."""
+    known: dict[tuple[str, Cell], list[TrialRecord]] = defaultdict(list)
+    for record in records:
+        known[record.spec.method, record.spec.cell].append(record)
+    return known
+
+
 class Settled(NamedTuple):
     """What there is of what methods ask for.
 
@@ -168,12 +174,10 @@ def settle(methods: Iterable[Method], records: Sequence[TrialRecord]) -> Settled
     kept: list[TrialRecord] = []
     left: dict[tuple[str, Cell], int] = {}
     held = 0
-    of: dict[tuple[str, Cell], list[TrialRecord]] = defaultdict(list)
-    for record in records:
-        of[record.spec.method, record.spec.cell].append(record)
+    known = _by_entry(records)
     for method in methods:
         method.only_looking = True
-        race = Race([method], of[method.name, method.cell], keep_failed=True)
+        race = Race([method], known.get((method.name, method.cell), []), keep_failed=True)
         if race.finished:
             kept += race.reused
         else:

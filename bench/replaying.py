@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +79,9 @@ def entries(
             raise ConfigError(f"{name} with grid: false asks for what is on no grid: set {name}.grid to true")
         if (problem := settings.problem(prior)) is not None:
             raise ConfigError(f"methods.{name}: {problem}")
-        missing = [package for package in settings.packages if find_spec(package) is None]
-        if missing:
+        if (missing := settings.missing_package()) is not None:
             raise ConfigError(
-                f"{name} needs the package {missing[0]}, which is not installed: pip install 'deelbo[methods]', "
+                f"{name} needs the package {missing}, which is not installed: pip install 'deelbo[methods]', "
                 f"or leave {name} out of --methods"
             )
     return checked

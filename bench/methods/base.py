@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from bench.setting_types import Filled, Prior, Strict
@@ -37,6 +38,10 @@ class MethodSettings(Strict):
     def runs_on(self, prior: str) -> bool:
         """Whether the configuration wants it on that prior."""
         return self.priors is None or prior in self.priors
+
+    def missing_package(self) -> str | None:
+        """One of `packages` that is not installed; None where all are."""
+        return next((package for package in self.packages if find_spec(package) is None), None)
 
     def problem(self, prior: str) -> str | None:
         """Why it does not fit that prior, or its own budget, and what to do; None where it does."""

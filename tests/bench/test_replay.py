@@ -429,7 +429,7 @@ def test_options_are_checked(arguments: list[str], words: str, tmp_path: Path) -
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A method whose package is not installed is refused before anything is replayed."""
-    monkeypatch.setattr("bench.replaying.find_spec", lambda name: None)
+    monkeypatch.setattr("bench.methods.base.find_spec", lambda name: None)
     grid = Grid(make(SMALL))
     assert set(entries(grid.benchmark, grid.table, ["random"])) == {"random"}
     with pytest.raises(ValueError, match="bo needs the package optuna"):
