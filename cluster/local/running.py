@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from pathlib import Path
 from cluster.local.asking import alive_nodes, mlflow_answers, token_mode
 from cluster.local.parts import start_head, start_mlflow, start_worker
 from cluster.local.processes import end
-from cluster.local.state import Part, State
+from cluster.local.state import Part, State, temporary_folder
 
 __all__ = ["StartError", "down", "down_command", "status", "up"]
 
@@ -50,9 +49,7 @@ def up(folder: Path, ports: Mapping[str, int], workers: int, cpus: int, patience
             _clear(before)
         _check_ports(ports)
         (folder / "logs").mkdir(exist_ok=True)
-        # not TMPDIR: the paths of Ray's sockets must stay under 108 bytes
-        temporary = tempfile.mkdtemp(prefix="deelbo-", dir="/tmp")
-        state = State(folder, temporary, dict(ports) | {"client": _free_port()}, token, workers)
+        state = State(folder, temporary_folder(), dict(ports) | {"client": _free_port()}, token, workers)
         state.write()
         try:
             _start(state, cpus, time.monotonic() + patience)
@@ -103,8 +100,9 @@ def down(folder: Path) -> tuple[int, list[str]]:
     Raises:
         OSError: a process does not end.
     """
-    if not folder.is_dir():
+    if State.read(folder) is None:
         return 0, []
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have removed it
     with _alone(folder):
         state = State.read(folder)
         if state is None:
@@ -118,7 +116,7 @@ def down(folder: Path) -> tuple[int, list[str]]:
 
 def status(folder: Path) -> tuple[State | None, list[tuple[str, str]]]:
     """The cluster of a folder, and what is wrong with it: names and words."""
-    state = State.read(folder) if folder.is_dir() else None
+    state = State.read(folder)
     if state is None:
         return None, []
     wrong = [(part.name, f"has ended ({_last_words(part)}), see {part.log}") for part in state.parts if not part.lives]
@@ -137,8 +135,7 @@ def _clear(state: State) -> None:
         shutil.rmtree(kept, ignore_errors=True)
         if logs.is_dir():
             shutil.copytree(logs, kept, ignore_dangling_symlinks=True)
-    shutil.rmtree(state.temporary, ignore_errors=True)
-    (state.folder / "state.json").unlink(missing_ok=True)
+    state.forget()
 
 
 @contextmanager

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cluster.local.processes import alive, boot, family
 
-__all__ = ["Part", "State"]
+__all__ = ["Part", "State", "temporary_folder"]
+
+NAME = "state.json"
+PLACE, PREFIX = "/tmp", "deelbo-"  # noqa: S108 - a folder of 0700 below it
+"""Where what Ray keeps meanwhile is; not $TMPDIR: the paths of Ray's sockets must stay under 108 bytes."""
+
+
+def temporary_folder() -> str:
+    """A new one, of this user alone."""
+    return tempfile.mkdtemp(prefix=PREFIX, dir=PLACE)
 
 
 @dataclass(frozen=True)
@@ -56,26 +69,47 @@ class State:
         Raises:
             ValueError: the folder's state is not one that was written here.
         """
-        file = folder / "state.json"
+        file = folder / NAME
+        if not file.exists():
+            return cls._without_folder(folder)
         try:
-            content = json.loads(file.read_bytes())
-            parts = [Part(**part) for part in content.pop("parts")]
-            state = cls(folder=folder, parts=parts, **content)
-        except FileNotFoundError:
-            return None
+            state = cls._of(json.loads(file.read_bytes()))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{file} is no state of a cluster ({type(error).__name__}): remove it, and end what runs by hand"
             ) from None
+        state.folder = folder  # it may have been moved
         return state if state.boot == boot() else None
+
+    @classmethod
+    def _without_folder(cls, folder: Path) -> State | None:
+        """The cluster of a folder that somebody removed while it was up: by the copy among what Ray keeps meanwhile."""
+        for copy in Path(PLACE).glob(f"{PREFIX}*/{NAME}"):
+            with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+                if copy.stat().st_uid != os.geteuid():  # everybody may write there, and processes will be ended
+                    continue
+                state = cls._of(json.loads(copy.read_bytes()))
+                if (state.folder, state.temporary, state.boot) == (folder, str(copy.parent), boot()):
+                    return state
+        return None
+
+    @classmethod
+    def _of(cls, content: dict[str, Any]) -> State:
+        parts = [Part(**part) for part in content.pop("parts")]
+        return cls(folder=Path(content.pop("folder")), parts=parts, **content)
 
     def write(self) -> None:
         """Keeps it, whole or not at all."""
-        content = asdict(self)
-        del content["folder"]
-        new = self.folder / "state.json.new"
-        new.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(new, self.folder / "state.json")
+        text = json.dumps(asdict(self) | {"folder": str(self.folder)}, indent=2) + "\n"
+        for place in (self.folder, Path(self.temporary)):
+            new = place / f"{NAME}.new"
+            new.write_text(text, encoding="utf-8")
+            os.replace(new, place / NAME)
+
+    def forget(self) -> None:
+        """Removes it, and what was for the time being."""
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        (self.folder / NAME).unlink(missing_ok=True)
 
     @property
     def roots(self) -> dict[int, str]:

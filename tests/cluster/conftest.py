@@ -56,16 +56,25 @@ def free_ports() -> dict[str, str]:
     return ports
 
 
-def call(action: str, folder: Path, variables: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """`python -m cluster.local`, as make calls it; tokens off unless the variables say otherwise."""
-    command = [sys.executable, "-m", "cluster.local", action, "--folder", str(folder)]
+def call(
+    action: str,
+    folder: Path,
+    variables: Mapping[str, str] | None = None,
+    python: str = sys.executable,
+    root: Path = ROOT,
+) -> subprocess.CompletedProcess[str]:
+    """`python -m cluster.local`, as make calls it, of the code in ``root``; tokens off unless the variables say
+    otherwise."""
+    command = [python, "-m", "cluster.local", action, "--folder", str(folder)]
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"} | dict(variables or {})
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=280, check=False)
 
 
-def started(folder: Path, variables: Mapping[str, str] | None = None) -> Cluster:
+def started(
+    folder: Path, variables: Mapping[str, str] | None = None, python: str = sys.executable, root: Path = ROOT
+) -> Cluster:
     """A cluster on ports of its own."""
-    done = call("up", folder, free_ports() | dict(variables or {}))
+    done = call("up", folder, free_ports() | dict(variables or {}), python, root)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     ports = json.loads((folder / "state.json").read_text())["ports"]
     address, mlflow, gcs = (f"127.0.0.1:{ports[name]}" for name in ("dashboard", "mlflow", "ray"))

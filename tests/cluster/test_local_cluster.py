@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -16,7 +19,7 @@ import pytest
 
 from cluster.local.asking import alive_nodes, mlflow_answers, token_mode
 from cluster.local.processes import MARK, alive, born, end, family
-from cluster.local.state import State
+from cluster.local.state import State, temporary_folder
 from tests.cluster.conftest import ROOT, Cluster, call, free_ports, started
 from tests.faults.processes import descendants, until
 
@@ -173,9 +176,12 @@ def test_what_is_half_started_is_ended_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.parametrize("what", [signal.SIGTERM, signal.SIGKILL])
-def test_up_is_stopped_on_the_way(tmp_path: Path, what: signal.Signals) -> None:
-    """Where `up` is stopped by a signal it ends what it has started; where it is killed, `down` does."""
+@pytest.mark.parametrize(
+    ("what", "removed"), [(signal.SIGTERM, False), (signal.SIGKILL, False), (signal.SIGKILL, True)]
+)
+def test_up_is_stopped_on_the_way(tmp_path: Path, what: signal.Signals, removed: bool) -> None:
+    """Where `up` is stopped by a signal it ends what it has started; where it is killed, `down` does, even where its
+    folder was removed meanwhile."""
     folder = tmp_path / "deelbo-cluster"
     command = [sys.executable, "-m", "cluster.local", "up", "--folder", str(folder)]
     environment = os.environ | free_ports() | {"RAY_AUTH_MODE": "disabled"}
@@ -189,6 +195,8 @@ def test_up_is_stopped_on_the_way(tmp_path: Path, what: signal.Signals) -> None:
         assert going.wait(60) == (130 if what == signal.SIGTERM else -signal.SIGKILL)
     if what == signal.SIGKILL:
         assert alive(processes)
+        if removed:
+            shutil.rmtree(folder)
         assert re.match(r"ended \d+ processes", call("down", folder).stdout)
     assert state.processes() == {}
     assert alive(processes) == []
@@ -247,6 +255,37 @@ class TestRefused:
         done = call("status", tmp_path)
         assert done.returncode == 2
         assert "`make cluster` starts one" in done.stderr
+
+
+class TestRemovedFolder:
+    @pytest.fixture
+    def state(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> State:
+        """A cluster whose folder is gone."""
+        monkeypatch.setattr("cluster.local.state.PLACE", str(tmp_path))
+        (tmp_path / "folder").mkdir()
+        state = State(tmp_path / "folder", temporary_folder(), {"ray": 6379}, False, 2)
+        state.write()
+        shutil.rmtree(state.folder)
+        return state
+
+    def test_its_cluster_is_found(self, state: State) -> None:
+        """By the copy of the state among what Ray keeps meanwhile, and by no other folder's name."""
+        assert State.read(state.folder) == state
+        assert State.read(state.folder.with_name("other")) is None
+        state.forget()
+        assert State.read(state.folder) is None
+
+    def test_a_copy_from_before_the_machine_started_is_none(self, state: State) -> None:
+        """Numbers of processes mean nothing then."""
+        state.boot = "another"
+        (Path(state.temporary) / "state.json").write_text(json.dumps(asdict(state) | {"folder": str(state.folder)}))
+        assert State.read(state.folder) is None
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a file to another user")
+    def test_another_users_copy_is_none(self, state: State) -> None:
+        """Else whoever may write to /tmp could say which processes are ended."""
+        os.chown(Path(state.temporary) / "state.json", 65534, 65534)
+        assert State.read(state.folder) is None
 
 
 class TestFamily:

@@ -4,62 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from bench.records import RecordStore
 from tests.cluster.conftest import Cluster
+from tests.cluster.laptop import MOST, Laptop
 from tests.faults.processes import descendants
-from tests.tiny import CONTENT, TRIALS
+from tests.tiny import TRIALS
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
-MOST = 240
-
-
-@dataclass
-class Laptop:
-    """A folder and an environment of its own, from which commands are given."""
-
-    folder: Path
-    cluster: Cluster
-    started: list[subprocess.Popen[str]] = field(default_factory=list)
-
-    def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
-        # as on another machine: nothing but the address is known
-        known = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        return known | {"RAY_API_SERVER_ADDRESS": self.cluster.address, "RAY_AUTH_MODE": "disabled"} | variables
-
-    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "bench.cli", *arguments]
-        environment = self.environment(variables)
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        self.started.append(subprocess.Popen(command, cwd=self.folder, env=environment, **pipes))
-        return self.started[-1]
-
-    def call(self, *arguments: str, **variables: str) -> tuple[int, str]:
-        process = self.start(*arguments, **variables)
-        said, _ = process.communicate(timeout=MOST)
-        return process.returncode, said
-
-    def until(self, words: str, *arguments: str, seconds: float = 120) -> str:
-        """What a command says, once that is in it."""
-        until = time.monotonic() + seconds
-        while True:
-            _, said = self.call(*arguments)
-            if re.search(words, said):
-                return said
-            assert time.monotonic() < until, said
-            time.sleep(0.5)
 
 
 @pytest.fixture
@@ -69,22 +27,13 @@ def laptop(tmp_path: Path, cluster: Cluster) -> Iterator[Laptop]:
     folder.mkdir()
     one = Laptop(folder, cluster)
     yield one
-    for process in one.started:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    one.close()
 
 
 @pytest.fixture
 def config(laptop: Laptop) -> Callable[..., str]:
     """Writes a benchmark on the laptop; its name there."""
-
-    def write(name: str, **changes: Any) -> str:
-        changed = CONTENT | {"name": name, "resources": {}} | changes
-        (laptop.folder / f"{name}.yaml").write_text(yaml.safe_dump(changed))
-        return f"{name}.yaml"
-
-    return write
+    return laptop.config
 
 
 LONG = {"training": {"steps": 3000, "batch_size": 50}}
