@@ -25,6 +25,7 @@ import ray  # noqa: E402 - reads the environment when imported
 from bench.benchmark import Benchmark  # noqa: E402
 from bench.capacity import held, one_accelerator, refusal, requested  # noqa: E402
 from bench.config import ConfigError  # noqa: E402
+from bench.connection import token_refused  # noqa: E402
 from bench.growth import Growth, growth, wait_for  # noqa: E402
 from bench.said import one_line  # noqa: E402
 from bench.stopping import same_handlers  # noqa: E402
@@ -57,6 +58,8 @@ def connect(benchmark: Benchmark, address: str | None, say: Callable[[str], obje
         try:
             with warnings.catch_warnings(action="ignore"), same_handlers():
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **joined)
+        except ray.exceptions.AuthenticationError as error:
+            raise token_refused(address or "local", error) from None
         except (ConnectionError, RuntimeError, ValueError) as error:
             if address is None:
                 raise
@@ -94,6 +97,8 @@ def _room(benchmark: Benchmark, more: Growth | None, say: Callable[[str], object
         reason = one_accelerator(benchmark, _nodes())
         if reason is not None:
             raise ConfigError(reason)
+    if later is None and more is not None and resources.slots is None:
+        say(f"{now} at once; more nodes may come, and how many is not to be seen from here: give resources.slots")
     if later is not None:  # some of those nodes may be here already, the head is none of them
         later += sum(held(node, wanted) for node in here if HEAD in node)
     fits = max(now, (resources.slots or 0) if later is None and more is not None else later or 0)

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from bench.config import ConfigError
+from bench.doctor_node import shown
 from bench.records import RecordStore
+from bench.said import one_line
 
-__all__ = ["PATIENCE", "TRACKING", "check_scheme", "connect", "is_gone", "is_refusal", "shown", "tracking_uri"]
+__all__ = [
+    "PATIENCE",
+    "TRACKING",
+    "check_scheme",
+    "connect",
+    "is_gone",
+    "is_refusal",
+    "shown",
+    "token_refused",
+    "tracking_uri",
+]
 
 PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # who asks tries again, and knows then that a run may be there twice
@@ -77,12 +88,13 @@ def _check_database(uri: str, file: Path) -> None:
                 file.unlink()
 
 
-def shown(uri: str) -> str:
-    """The URI, or a text with URIs in it, without the passwords, keys and tokens that one may have."""
-    uri = re.sub(r"(://[^:/@\s]*):[^/?#\s]*@", r"\1:***@", uri)
-    uri = re.sub(r"(://[^:/@\s]*):(?!\d+/)[^@\s]*/[^@\s]*@", r"\1:***@", uri)  # AWS's keys have slashes in them
-    uri = re.sub(r"://[^:/?#@\s]+@", "://***@", uri)  # a token alone
-    return re.sub(r"([?&][^=&\s]*(?:token|key|secret|password|signature)[^=&\s]*=)[^&\s]+", r"\1***", uri, flags=re.I)
+def token_refused(address: str, error: Exception) -> ConfigError:
+    """What it means that Ray does not let this process join."""
+    words = one_line(getattr(error, "message", error), 120)  # its text is a page of advice
+    return ConfigError(
+        f"--address {shown(address)}: the cluster wants its token ({words}): put it into "
+        "$RAY_AUTH_TOKEN, or into ~/.ray/auth_token"
+    )
 
 
 def connect(uri: str) -> Any:

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from bench.benchmark import EMBEDDED, Benchmark
 from bench.config import ConfigError, load_benchmark
-from bench.connection import check_scheme, shown
+from bench.connection import check_scheme, shown, token_refused
 from bench.console import console
 from bench.doctor_facts import Asked, Facts, Finding, minor
 from bench.doctor_node import local_folder, version_of
@@ -33,8 +33,9 @@ __all__ = ["Facts", "Finding", "doctor", "examine", "refuse"]
 
 SENT = ("__init__.py", "probe.py", "doctor_node.py", "doctor_driver.py")
 """What of this package goes to a cluster that may lack it."""
-ANSWER, JOB = 90.0, 300.0
-"""Seconds for a node to say what it is, and for the whole job in which they are asked."""
+ANSWER, JOB = 180.0, 600.0
+"""Seconds for a node to say what it is, a first import of torch over the network included, and for the whole job in
+which they are asked."""
 NARROW = 100
 COLOURS = {"ok": "green", "note": "yellow", "fail": "bold red"}
 
@@ -143,6 +144,9 @@ def _questions(benchmark: Benchmark | None, storage: str | None, by_http: bool) 
     away = folder is not None and not os.path.isabs(folder)  # a path from here leads nowhere there
     asked = {
         "packages": ["ray", "torch", *_required()],
+        "modules": []
+        if benchmark is None
+        else sorted({name for one in benchmark.methods.values() for name in one.packages}),
         "storage": None if away else storage,
         "seconds": ANSWER,
     }
@@ -233,6 +237,8 @@ def _from_inside(address: str, questions: Mapping[str, Any]) -> Facts:
         try:
             with warnings.catch_warnings(action="ignore"):
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except ray.exceptions.AuthenticationError as error:
+            raise token_refused(address, error) from None
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"--address {shown(address)}: the cluster cannot be joined ({one_line(error, 200)}): check "

@@ -94,10 +94,14 @@ def _cuda(facts: Facts, asked: Asked) -> list[Finding]:
     if not broken:
         return [Finding("CUDA", f"torch uses the GPUs of {where(facts, nodes, nodes)}", "ok")]
     what = "install a torch whose CUDA that driver takes, or a newer driver"
-    return [
-        Finding("CUDA", f"torch sees no GPU on {where(facts, some, nodes)}: {why}", "fail", what)
-        for why, some in complaints(broken, lambda node: node["cuda"]).items()
-    ]
+    findings = []
+    for why, some in complaints(broken, lambda node: node["cuda"]).items():
+        found = f"torch sees no GPU on {where(facts, some, nodes)}: {why}"
+        if asked.install and all(node["packages"].get("torch") is None for node in some):
+            findings.append(Finding("CUDA", found, "note", "torch comes with --install"))
+        else:
+            findings.append(Finding("CUDA", found, "fail", what))
+    return findings
 
 
 def _room(facts: Facts, asked: Asked) -> Finding:

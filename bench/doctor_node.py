@@ -20,7 +20,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-__all__ = ["Facts", "answer", "clean", "clip", "data_of", "local_folder", "said", "unseen", "version_of"]
+__all__ = [
+    "Facts",
+    "answer",
+    "clean",
+    "clip",
+    "data_of",
+    "importable",
+    "local_folder",
+    "said",
+    "shown",
+    "unseen",
+    "version_of",
+]
 
 LONGEST = 300
 SETTLING = (0.0, 1.0, 2.0)
@@ -37,7 +49,10 @@ def answer(questions: Mapping[str, Any], name: str) -> Facts:
         "python": platform.python_version(),
         "executable": sys.executable,
         "deelbo": version_of("deelbo"),
-        "packages": {package: version_of(package) for package in questions.get("packages") or []},
+        "packages": {
+            **{package: version_of(package) for package in questions.get("packages") or []},
+            **{module: "there" if importable(module) else None for module in questions.get("modules") or []},
+        },
         "devices": _devices(),
         "free": {"temporary files": _free(tempfile.gettempdir())},
     }
@@ -68,6 +83,14 @@ def version_of(package: str) -> Optional[str]:  # noqa: UP045 - as Python 3.9 ta
         return importlib.metadata.version(package)
     except (ImportError, OSError, ValueError):
         return None
+
+
+def importable(module: str) -> bool:
+    """Whether there is something of that name to import; it is not imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _devices() -> list[Facts]:
@@ -215,7 +238,14 @@ def said(error: BaseException) -> str:
     return clip(f"{name}{error}")
 
 
+def shown(uri: str) -> str:
+    """The URI, or a text with URIs in it, without the passwords, keys and tokens that one may have."""
+    uri = re.sub(r"(://[^:/@\s]*):[^/?#\s]*@", r"\1:***@", uri)
+    uri = re.sub(r"(://[^:/@\s]*):(?!\d+/)[^@\s]*/[^@\s]*@", r"\1:***@", uri)  # AWS's keys have slashes in them
+    uri = re.sub(r"://[^:/?#@\s]+@", "://***@", uri)  # a token alone
+    return re.sub(r"([?&][^=&\s]*(?:token|key|secret|password|signature)[^=&\s]*=)[^&\s]+", r"\1***", uri, flags=re.I)
+
+
 def clip(text: str) -> str:
-    # as bench.connection.shown does, which does not travel
-    words = " ".join(re.sub(r"(://[^:/@\s]*):[^/?#\s]*@", r"\1:***@", text).split())
+    words = " ".join(shown(text).split())
     return "".join(one if one.isprintable() else "?" for one in words)[:LONGEST]

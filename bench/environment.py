@@ -12,6 +12,10 @@ from bench.said import one_line
 
 __all__ = ["hardware", "versions"]
 
+OWN = ("deelbo", "torch", "torchvision", "numpy", "scikit-learn", "ray", "mlflow")
+OF_METHODS = ("curvlinops-for-pytorch", "laplace-torch", "optuna", "prodigyopt", "schedulefree")
+"""Where they are installed: the extra `methods`."""
+
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """What the trial ran on: plain values, the texts short and of one line, as a record may hold them.
@@ -31,7 +35,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of everything that touches a result."""
     found = {"python": platform.python_version()}
-    for name in ("deelbo", "torch", "torchvision", "numpy", "scikit-learn", "ray", "mlflow"):
+    for name in (*OWN, *OF_METHODS):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -45,11 +45,21 @@ def token_mode(address: str) -> str:
 
     try:
         answer = requests.get(f"{address}/api/authentication_mode", timeout=TIMEOUT)
-        return str(answer.json()["authentication_mode"]) if answer.ok else "disabled"  # older Rays have none
+    except requests.ReadTimeout:
+        words = f"the Ray cluster at {shown(address)} gave no answer in {TIMEOUT:.0f} s: ask again, or check --address"
+        raise UnreachableError(words) from None
     except requests.ConnectionError as error:
         words = f"no Ray cluster answers at {shown(address)} ({_cause(error)}): check --address"
         raise UnreachableError(words) from None
-    except (requests.RequestException, ValueError, KeyError, TypeError):
+    except (requests.RequestException, ValueError):
+        raise no_dashboard(address) from None
+    if answer.status_code >= 500:  # of what stands before the dashboard
+        raise UnreachableError(
+            f"the Ray cluster at {shown(address)} does not answer (status {answer.status_code}): see that it runs"
+        )
+    try:
+        return str(answer.json()["authentication_mode"]) if answer.ok else "disabled"  # older Rays have none
+    except (ValueError, KeyError, TypeError):
         raise no_dashboard(address) from None
 
 
@@ -113,7 +123,8 @@ def refusal(error: Exception, address: str) -> ConfigError:
 
     words = str(error)
     if re.search(r"status code 5\d\d", words):  # of the head, where a node's agent is away, or of what stands before it
-        return UnreachableError(f"the cluster at {address} does not answer ({one_line(words, 200)}): see its dashboard")
+        last = one_line(words.strip().splitlines()[-1], 200)  # what comes before is a traceback of Ray's
+        return UnreachableError(f"the cluster at {address} does not answer ({last}): see its dashboard")
     if isinstance(error, requests.RequestException | ConnectionError | TimeoutError):
         return UnreachableError(f"the cluster at {address} cannot be reached ({_cause(error)}): see that it runs")
     if type(error).__name__ == "AuthenticationError" or "status code 401" in words or "status code 403" in words:

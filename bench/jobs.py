@@ -26,6 +26,7 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 START = Path(__file__).with_name("start.sh")
 NOISE = ("job_manager.py:", "Running entrypoint for job ")
 POLL = 0.3
+REMOVING = 5.0
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,18 @@ class Cluster:
             log = "\n".join(self.lines(name)) + ("" if code is not None else f"\n{details.message}")
             return code if code is not None else 1, log
         finally:
-            for end in (self.client.stop_job, self.client.delete_job):
-                with suppress(Exception):  # it has ended, or Ray is still at it
-                    end(name)
+            self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        """Stops a job and takes it out of the cluster's list, as far as that is to be had in a few seconds."""
+        with suppress(Exception):  # it has ended
+            self.client.stop_job(name)
+        until = time.monotonic() + REMOVING
+        while time.monotonic() < until:
+            with suppress(Exception):  # Ray deletes none that has not ended yet
+                self.client.delete_job(name)
+                return
+            time.sleep(POLL)
 
     def _call(self, what: str, *arguments: Any) -> Any:
         try:

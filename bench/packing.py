@@ -36,6 +36,8 @@ CONFIG = "benchmark.json"
 LARGEST = 100 * 2**20
 """Bytes: Ray takes packages up to 100 MiB or more, as its head is configured."""
 STOP_SECONDS = 60
+INSTALLING = 3600
+"""Seconds for pip on a node: torch has gigabytes."""
 SECRETS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 """Variables that go along without being asked for, where they are set."""
 CODE = ("bench", "deelbo")
@@ -195,10 +197,20 @@ def _without_user(uri: str) -> tuple[str, dict[str, str]]:
 
 
 def requirement(install: str | None) -> dict[str, Any]:
-    """Ray's runtime environment for ``--install``: what pip installs on every node before the job starts."""
+    """Ray's runtime environment for ``--install``: what pip installs on every node before the job starts.
+
+    Raises:
+        ConfigError: there is a password in it.
+    """
     if install is None:
         return {}
-    return {"pip": [install or f"deelbo[bench,methods]=={own_version()}"]}
+    if shown(install) != install:
+        raise ConfigError(
+            f"--install {shown(install)} has a password in it, which everybody would see who lists the cluster's jobs: "
+            "give the nodes' pip an index of its own (pip.conf), or take the code along by --from-source"
+        )
+    wanted = install or f"deelbo[bench,methods]=={own_version()}"
+    return {"pip": [wanted], "config": {"setup_timeout_seconds": INSTALLING}}
 
 
 def own_version() -> str:

@@ -71,7 +71,9 @@ def look(questions: Mapping[str, Any]) -> Facts:
     url = questions.get("storage")
     missed = _everywhere(unseen, dict.fromkeys(wrote, (url, wrote)), ROUND)
     made = sorted({folder for node in nodes for folder in node.get("storage", {}).get("made", [])}, key=len)
-    _everywhere(clean, {one: (url, wrote[one], made[::-1]) for one in wrote}, ROUND)
+    # one that was too late to answer may have written all the same
+    left = [node["id"] for node in nodes if node["id"] in wrote or (url and node["problem"] is not None)]
+    _everywhere(clean, {one: (url, names[one], made[::-1]) for one in left}, ROUND)
     for node in nodes:
         if node["id"] in wrote:
             node["storage"].update(missed[node["id"]])

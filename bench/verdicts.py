@@ -114,11 +114,11 @@ def _deelbo(facts: Facts, asked: Asked) -> Finding:
     lacking = grouped(nodes, lambda node: tuple(sorted(k for k, v in node["packages"].items() if v is None)))
     missing = sorted({package for packages in lacking for package in packages if package not in ("torch", "ray")})
     if any(node["deelbo"] != here for node in nodes):
-        what = f"install deelbo[bench]=={here} there, or let --install or --from-source bring it"
+        what = f"install deelbo[bench,methods]=={here} there, or let --install or --from-source bring it"
         return Finding("deelbo", f"{here} here, {found}", "fail", what)
     if missing:
         some = [node for packages, those in lacking.items() if set(packages) & set(missing) for node in those]
         names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        what = f"install deelbo[bench]=={here} there with all it needs, or let --install do it"
+        what = f"install deelbo[bench,methods]=={here} there with all it needs, or let --install do it"
         return Finding("deelbo", f"{names} missing on {where(facts, some, nodes)}", "fail", what)
     return Finding("deelbo", f"{found}{', brought by --from-source' if asked.from_source else ''}", "ok")

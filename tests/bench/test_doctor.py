@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,7 +22,8 @@ import pytest
 import ray
 
 from bench.cli import main
-from bench.doctor import examine
+from bench.config import load_benchmark
+from bench.doctor import Facts, examine
 from tests.bench.test_probe import INVALID, healthy_but, serving
 from tests.faults.processes import CHILD, GONE, Process, alive, descendants, until
 
@@ -209,6 +211,30 @@ def test_a_cluster_of_another_ray(capsys: pytest.CaptureFixture[str], monkeypatc
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 100
     assert f"{ray.__version__} here, 2.9.3 on the cluster" in " ".join(out.split())
+
+
+def test_what_the_methods_import_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages of the extra `methods` are looked for on the nodes where a method of the benchmark takes them."""
+    asked = []
+
+    def seen(address: str, questions: dict[str, Any]) -> Facts:
+        asked.append(questions["modules"])
+        return Facts(address, None, None, {"python": "3", "ray": None, "torch": None, "deelbo": None})
+
+    monkeypatch.setattr("bench.doctor._from_inside", seen)
+    for preset in ("digits", "quickstart"):
+        examine("127.0.0.1:1", load_benchmark(preset), None, None)
+    assert asked == [["curvlinops", "laplace", "optuna", "prodigyopt"], []]
+
+
+def test_a_cluster_that_wants_a_token_lets_nobody_in(tmp_path: Path) -> None:
+    """From one of its machines, without a token: a line that says where it goes, and exit code 2."""
+    nowhere = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    nowhere |= {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
+    command = [sys.executable, "-m", "bench.cli", "doctor", "--address", "127.0.0.1:1"]
+    done = subprocess.run(command, env=nowhere, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"deelbo-bench: .* wants its token \(.*\): put it into \$RAY_AUTH_TOKEN.*\n", done.stderr)
 
 
 def test_a_job_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:

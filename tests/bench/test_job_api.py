@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -108,6 +109,24 @@ def test_something_else_that_listens_is_no_cluster(serve: Callable[[Answers], st
     for page in (b"<html>welcome</html>", {"other": 1}, []):
         with pytest.raises(ConfigError, match="is no Ray dashboard"):
             Cluster.connect(serve({"/api/authentication_mode": (200, page)}))
+
+
+def test_what_stands_before_a_dashboard_and_fails_is_no_answer(serve: Callable[[Answers], str]) -> None:
+    """A status of 5xx may pass; it does not mean that no token is wanted."""
+    with pytest.raises(UnreachableError, match=r"does not answer \(status 503\)"):
+        Cluster.connect(serve(OPEN | {"/api/authentication_mode": (503, b"<html>no backend</html>")}))
+
+
+def test_a_busy_dashboard_is_still_one(serve: Callable[[Answers], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that takes too long is said to be so, and may answer later."""
+    monkeypatch.setattr("bench.job_api.TIMEOUT", 0.3)
+
+    def late(headers: Any) -> tuple[int, Any]:
+        time.sleep(1)
+        return 200, {"authentication_mode": "disabled"}
+
+    with pytest.raises(UnreachableError, match="gave no answer in"):
+        Cluster.connect(serve(OPEN | {"/api/authentication_mode": (200, late)}))
 
 
 def test_the_version_of_the_head_is_known(serve: Callable[[Answers], str]) -> None:

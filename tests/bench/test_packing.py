@@ -163,7 +163,14 @@ def test_install_asks_for_this_version_unless_told_otherwise(monkeypatch: pytest
     """By pip's requirement."""
     monkeypatch.setattr(packing, "version", lambda name: "1.2.3")
     assert requirement(None) == {}
-    assert requirement("") == {"pip": ["deelbo[bench,methods]==1.2.3"]}
-    assert requirement("deelbo[bench] @ git+https://example.org/x") == {
-        "pip": ["deelbo[bench] @ git+https://example.org/x"]
-    }
+    assert requirement("")["pip"] == ["deelbo[bench,methods]==1.2.3"]
+    wanted = "deelbo[bench] @ git+https://example.org/x"
+    assert requirement(wanted) == {"pip": [wanted], "config": {"setup_timeout_seconds": 3600}}
+
+
+@pytest.mark.parametrize("where", ["git+https://me:secret@example.org/x", "https://secret@example.org/x.whl"])
+def test_a_password_in_install_is_refused(where: str) -> None:
+    """It would be among what the cluster lists of a job; the line does not repeat it."""
+    with pytest.raises(ConfigError, match="has a password in it") as caught:
+        requirement(f"deelbo @ {where}")
+    assert "secret" not in str(caught.value)

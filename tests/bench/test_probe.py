@@ -296,3 +296,19 @@ def test_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packages = answer(questions(packages=["ray", "no-such-package"]), "")["packages"]
     assert packages["no-such-package"] is None
     assert packages["ray"].count(".") == 2
+
+
+def test_what_a_method_imports_is_looked_for() -> None:
+    """By the name to import, among the packages; nothing is imported for it."""
+    found = answer(questions(modules=["optuna", "no_such_module", "no_such.module"]), "")["packages"]
+    assert found == {"optuna": "there", "no_such_module": None, "no_such.module": None}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from bench.doctor_node import importable; importable('laplace');"
+            "sys.exit('laplace' in sys.modules)",
+        ],
+        check=False,
+    )
+    assert done.returncode == 0

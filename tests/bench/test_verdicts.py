@@ -266,6 +266,17 @@ def test_torch_that_sees_no_gpu(benchmark_of: Any) -> None:
     assert_failed(finding, "1 of 2 nodes (host1)", "CUDA 13")
 
 
+def test_torch_that_is_still_to_come_sees_no_gpu(benchmark_of: Any) -> None:
+    """With --install a node without torch is no failure; one whose torch cannot use the GPU still is."""
+    lacking = {"ray": HERE["ray"], "torch": None, "pandas": None}
+    bare = gpus(1, "NVIDIA H100", "H100", cuda="torch cannot be imported", packages=lacking)
+    wanted = benchmark_of(gpus_per_trial=1)
+    assert one("CUDA", facts(node(0), bare), Asked(wanted, install=True)).verdict == "note"
+    assert one("CUDA", facts(node(0), bare), Asked(wanted)).verdict == "fail"
+    built = gpus(1, "NVIDIA H100", "H100", cuda="torch is built for CPUs alone")
+    assert one("CUDA", facts(node(0), built), Asked(wanted, install=True)).verdict == "fail"
+
+
 def test_room_for_trials(benchmark_of: Any) -> None:
     """How many trials fit is counted by node; none is a failure, fewer than asked for a note."""
     there = facts(node(0, cpus=3.0), node(1, cpus=3.0))
