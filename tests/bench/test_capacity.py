@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from bench import cluster
 from bench.benchmark import Benchmark
 from bench.capacity import held, one_accelerator, refusal, requested
 from bench.config import parse_benchmark
+from bench.growth import Growth
 from tests.raylets import LOOPBACK, Raylets
 
 H100 = {"CPU": 16.0, "GPU": 2.0, "accelerator_type:H100": 1.0}
@@ -90,6 +92,17 @@ def test_a_trial_that_fits_nowhere_is_refused_with_what_there_is(content: dict[s
     for word in ("4 CPU and 1 GPU of type H200", "has or may start is of 16 and 4", "type A100, H100", "lower"):
         assert word in line
     assert "the cluster has is of 0 and 0: lower" in refusal(benchmark(content).resources, [])
+
+
+@pytest.mark.parametrize(("more", "slots", "told"), [(Growth(), None, 1), (Growth(), 1, 0), (None, None, 0)])
+def test_slots_are_those_of_the_start_where_nobody_says_how_many_come(
+    content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, more: Growth | None, slots: int | None, told: int
+) -> None:
+    """Of machines of one's own that join one by one, a run takes those that are there, and says what would take all."""
+    monkeypatch.setattr(cluster, "_nodes", lambda: [{"CPU": 1.0}])
+    said: list[str] = []
+    assert cluster._room(benchmark(content, slots=slots), more, said.append)[0] == 1
+    assert [("more nodes may come" in words, "resources.slots" in words) for words in said] == [(True, True)] * told
 
 
 def test_a_machine_without_gpus_is_told_what_to_set(content: dict[str, Any]) -> None:
