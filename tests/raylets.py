@@ -18,12 +18,14 @@ from typing import Any
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.autoscaler._private.monitor import BASE_READONLY_CONFIG
 
+from cluster.local import node
+from cluster.local.node import STAY
 from tests.faults.processes import alive, descendants
 
 __all__ = ["AUTOSCALER_1", "AUTOSCALER_2", "Raylets"]
 
 LOOPBACK = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # or a driver puts the machine's outer address in place of 127.0.0.1
+    **STAY,
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_raylet_start_wait_time_s": "120",  # 30 are not enough where many nodes start on few cores
@@ -44,13 +46,6 @@ AUTOSCALER_2 = AUTOSCALER_1 | {
     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
 }
 """Variables of a head with Ray's first, or second, autoscaler; the second is the default of `ray up` and KubeRay."""
-START = """
-from ray._private import services
-services.resolve_ip_for_localhost = lambda host: host
-from ray.scripts.scripts import main
-main()
-"""
-"""`ray start`, which would put in the outer address as well."""
 
 
 def _free_port() -> int:
@@ -129,15 +124,12 @@ class Raylets:
         subprocess.run(["rm", "-rf", str(self.folder)], check=False)
 
     def _start(self, *command: str) -> None:
-        ray = [sys.executable, "-c", START, "start", "--block"]
-        environment = dict(self.environment)
-        if "--head" not in command:
-            del environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]  # `ray start` refuses it for a second node
+        ray = [sys.executable, node.__file__, "--block"]
         with (self.folder / f"start{len(self.processes)}.log").open("wb") as log:
             self.processes.append(
                 subprocess.Popen(
                     [*ray, "--disable-usage-stats", "--node-ip-address=127.0.0.1", *command],
-                    env=environment,
+                    env=self.environment,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
