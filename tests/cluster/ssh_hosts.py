@@ -63,7 +63,7 @@ AuthorizedKeysFile /run/host/authorized_keys
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 UsePAM no
-PidFile none
+PidFile /run/sshd.pid
 Subsystem sftp internal-sftp
 """
 
@@ -96,7 +96,9 @@ class Host:
         into = ["nsenter", "--target", str(self.first), "--mount", "--pid", "--net", "--uts", *who]
         home = "/root" if root else f"/home/{USER}"
         path = f"{home}/deelbo-venv/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-        given = {"HOME": home, "USER": "root" if root else USER, "PATH": path, "LANG": "C.UTF-8"} | dict(variables or {})
+        given = {"HOME": home, "USER": "root" if root else USER, "PATH": path, "LANG": "C.UTF-8"} | dict(
+            variables or {}
+        )
         return [*into, "env", "-i", "-C", home, *(f"{name}={value}" for name, value in given.items()), *command]
 
     def run(
@@ -116,28 +118,33 @@ class Host:
     def listen(self) -> None:
         """Starts its sshd, and waits until it answers."""
         with (self.folder / "sshd.log").open("ab") as log:
-            subprocess.Popen(
-                self.line([shutil.which("sshd", path="/usr/sbin:/sbin") or "sshd", "-f", "/run/host/sshd", "-D", "-e"], True),
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-            )
+            server = self.line([_where("sshd") or "sshd", "-f", "/run/host/sshd", "-D", "-e"], root=True)
+            subprocess.Popen(server, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         until = time.monotonic() + 20
         while self.run("bash", "-c", f"exec 3<> /dev/tcp/{self.ip}/22").returncode:
             assert time.monotonic() < until, (self.folder / "sshd.log").read_text()
             time.sleep(0.1)
+
+    def deafen(self) -> None:
+        """Ends its sshd."""
+        assert self.run("bash", "-c", "kill $(cat /run/sshd.pid)", root=True).returncode == 0
 
 
 def missing() -> str:
     """What these hosts need and this machine has not; empty where it has all."""
     if os.geteuid():
         return "needs root: hosts of name spaces are made"
-    programs = {"ip": "iproute2", "unshare": "util-linux", "sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync"}
-    wanted = [package for name, package in programs.items() if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
-    if wanted:
-        return f"needs {', '.join(wanted)}: apt-get install {' '.join(wanted)} (no service need run)"
-    done = subprocess.run(["unshare", "-mpun", "--fork", "mount", "-t", "tmpfs", "none", "/mnt"], check=False, capture_output=True)
+    programs = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync", "curl": "curl"}
+    packages = [package for name, package in programs.items() if _where(name) is None]
+    if packages:
+        return f"needs `apt-get install {' '.join(packages)}`; no service need run"
+    script = "ip link add br0 type bridge && mount -t tmpfs none /mnt"
+    done = subprocess.run(["unshare", "-mpun", "--fork", "sh", "-c", script], check=False, capture_output=True)
     return "needs name spaces, which this root may not make" if done.returncode else ""
+
+
+def _where(program: str) -> str | None:
+    return shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
 
 
 @contextmanager
@@ -179,14 +186,16 @@ def _files(folder: Path, ip: str, made: Mapping[str, Host]) -> None:
     """The host's key, and who may come in: the key of the machine that submits, which is the first."""
     name = "host_key" if made else "id_ed25519"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
-    (folder / "passwd").write_text(Path("/etc/passwd").read_text() + f"{USER}:x:{NUMBER}:{NUMBER}::/home/{USER}:/bin/bash\n")
+    known = Path("/etc/passwd").read_text()
+    (folder / "passwd").write_text(f"{known}{USER}:x:{NUMBER}:{NUMBER}::/home/{USER}:/bin/bash\n")
     if made:
         (folder / "sshd").write_text(SSHD.format(ip=ip))
         shutil.copy(made["submitting"].folder / "id_ed25519.pub", folder / "authorized_keys")
 
 
 def _started(space: str, name: str, ip: str, folder: Path, shared: Path) -> Host:
-    kept = {str(ROOT), sys.prefix, os.path.realpath(sys.base_prefix)} | {one for one in sys.path if one.endswith("-packages")}
+    installed = {one for one in sys.path if one.endswith("-packages")}
+    kept = {str(ROOT), sys.prefix, os.path.realpath(sys.base_prefix)} | installed
     environment = os.environ | {
         "NAME": name,
         "KEPT": " ".join(sorted(kept)),  # outer folders first
@@ -197,7 +206,8 @@ def _started(space: str, name: str, ip: str, folder: Path, shared: Path) -> Host
         "NUMBER": str(NUMBER),
         "PREFIX": sys.prefix,
     }
-    line = ["ip", "netns", "exec", space, "unshare", "-mpu", "--fork", "--kill-child", "--mount-proc", "bash", "-c", INIT]
+    apart = ["unshare", "-mpu", "--fork", "--kill-child", "--mount-proc"]
+    line = ["ip", "netns", "exec", space, *apart, "bash", "-c", INIT]
     with (folder / "init.log").open("wb") as log:
         process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd="/")
     host = Host(name, ip, folder, process)
