@@ -151,7 +151,6 @@ def _where(program: str) -> str | None:
 def hosts(work: Path, addresses: Mapping[str, str]) -> Iterator[dict[str, Host]]:
     """The machine that submits, as "submitting", and hosts by their names and ``addresses``; ``work``/shared is their
     /mnt/deelbo. Their sshds are started, and all ends with the context."""
-    work.chmod(0o755)
     shared = work / "shared"
     shared.mkdir()
     os.chown(shared, NUMBER, NUMBER)

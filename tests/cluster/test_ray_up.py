@@ -74,6 +74,18 @@ def test_all_machines_are_workers() -> None:
     assert whole["provider"]["head_ip"] not in addresses
 
 
+def test_what_ray_gets_wrong_on_premise() -> None:
+    """The head is told its address and to use the autoscaler that brings up all workers; a worker's start never ends in
+    an error, after which it would not be tried again; and `ray` is on the path of `ray down`."""
+    whole = yaml.safe_load((FOLDER / "on-premise.yaml").read_text())
+    (head,) = (line for line in whole["head_start_ray_commands"] if "ray start" in line)
+    (worker,) = (line for line in whole["worker_start_ray_commands"] if "ray start" in line)
+    assert "--node-ip-address=$RAY_CLOUD_INSTANCE_ID" in head
+    assert "RAY_enable_autoscaler_v2=0" in head
+    assert worker.endswith(" || true")
+    assert any("PATH=~/deelbo-venv/bin:$PATH" in line and "~/.bashrc" in line for line in whole["setup_commands"])
+
+
 def test_tokens_are_asked_for_and_never_written_down(config: dict[str, Any]) -> None:
     """Each `ray start` runs with RAY_AUTH_MODE=token, and the token comes as a file."""
     starts = [line for key in ("head", "worker") for line in config[f"{key}_start_ray_commands"] if "ray start" in line]
