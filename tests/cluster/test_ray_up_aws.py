@@ -93,4 +93,4 @@ def test_one_key_pair_is_made(bootstrapped: dict[str, Any], instances: dict[str,
 def test_no_role_is_made(bootstrapped: dict[str, Any]) -> None:
     """Ray takes the two roles that the file names, and makes none of its own."""
     assert bootstrapped["head_node"] == {}
-    assert [role["RoleName"] for role in boto3.client("iam").list_roles()["Roles"]] == list(ROLES)
+    assert sorted(role["RoleName"] for role in boto3.client("iam").list_roles()["Roles"]) == sorted(ROLES)
