@@ -29,6 +29,7 @@ from bench.names import PRIOR_NAMES, dataset_name, method_name
 from bench.part import part_of
 from bench.race import Race, Watcher
 from bench.records import RecordError, RecordStore
+from bench.remote import OUTAGE, Patience
 from bench.said import one_line
 from bench.starts import load_starts
 from bench.stopping import stopped_by_signals
@@ -129,6 +130,7 @@ def _run_in(
     """
     uri = tracking_uri(store, where.tracking)
     with StorageLock(store, taken_away=lambda: os.kill(os.getpid(), signal.SIGTERM)) as lock:
+        store.patience = Patience(OUTAGE, console.print)
         if lock.predecessor is not None:
             console.print(f"the last run here was killed ({lock.predecessor.describe()}): going on from its records")
         records, set_aside = take_up(store, benchmark, console.print)

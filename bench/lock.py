@@ -140,6 +140,7 @@ class StorageLock:
 
     def __exit__(self, *exception: object) -> None:
         self._over.set()
+        self.store.patience = None  # who leaves waits for nobody
         self._thread.join()
         try:
             if not self.taken:

@@ -18,6 +18,7 @@ from bench.benchmark import Benchmark, SWAGFiles
 from bench.config import ConfigError
 from bench.connection import TRACKING, check_scheme, shown
 from bench.console import IN_JOB
+from bench.remote import check_url
 from deelbo.weights import VERSIONS
 
 __all__ = [
@@ -65,6 +66,11 @@ def check_places(storage: str | None, tracking: str | None) -> str:
         storage, found = rest, ""
     if found and not rest.strip("/"):
         raise ConfigError(f"--storage {storage!r} names no place: expected {scheme}://BUCKET/NAME, or the like")
+    if found:
+        try:
+            check_url(storage)
+        except ValueError as error:
+            raise ConfigError(f"--storage: {error}") from None
     if not found and not os.path.isabs(storage):
         raise ConfigError(
             f"--storage {storage!r} is a path from here, where no node is: expected an absolute path that all nodes "

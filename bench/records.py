@@ -54,7 +54,7 @@ class RecordStore(Storage):
         content = self.read_file("benchmark.json")
         if content is None:
             there = set(self.names())
-            if not ("records" in there or there <= OURS) or (self.exists() and not self._fs.isdir(self.root)):
+            if not ("records" in there or there <= OURS) or self.is_file():
                 raise RecordError(
                     f"{self.url} exists and holds no benchmark: choose another --storage, or an empty folder"
                 )

@@ -7,32 +7,45 @@ import posixpath
 import stat
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
+
+from bench.remote import Patience, asked, check_url, opened
 
 __all__ = ["Storage"]
 
+T = TypeVar("T")
 READERS = 16
 PART = ".part"
 
 
 class Storage:
-    """Files by their names in it, such as ``records/KEY.json``. Cheap to make and to send to another process: a URL."""
+    """Files by their names in it, such as ``records/KEY.json``. Cheap to make and to send to another process: a URL.
+
+    Its methods raise OSError where it cannot be used; of one behind a URL that is a `bench.remote.StorageError`.
+
+    Attributes:
+        patience: for one behind a URL that does not answer; None: what does not answer is an error at once.
+
+    Raises:
+        ValueError: a URL that names no place of its own.
+    """
 
     def __init__(self, url: str) -> None:
+        if "://" in url:
+            check_url(url)
         self.url = url.rstrip("/") if "://" in url else os.path.abspath(url)
+        self.patience: Patience | None = None
 
     @property
     def _fs_and_root(self) -> tuple[Any, str]:
         if "://" not in self.url:  # whatever else is in its name: fsspec takes :: for a chain
             return LocalFileSystem(), self.url
-        fs, root = fsspec.core.url_to_fs(self.url)
-        return fs, str(root).rstrip("/")
+        return opened(self.url)
 
     @property
     def _fs(self) -> Any:
@@ -46,8 +59,8 @@ class Storage:
     @property
     def local(self) -> bool:
         """Whether it is a folder of this machine's file system."""
-        protocol = self._fs.protocol
-        return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+        scheme, separator, _ = self.url.partition("://")
+        return not separator or scheme in ("file", "local")
 
     def path(self, *parts: str) -> str:
         """Where something of this storage is."""
@@ -55,38 +68,45 @@ class Storage:
 
     def exists(self, name: str = "") -> bool:
         """Whether there is such a file or folder; the storage itself where no name is given."""
-        return bool(self._fs.exists(self.path(name).rstrip("/")))
+        return bool(self._looked(self._fs.exists, self.path(name).rstrip("/")))
+
+    def is_file(self) -> bool:
+        """Whether there is something by the storage's name that is no folder."""
+        return self.exists() and not self._looked(self._fs.isdir, self.root)
 
     def names(self, folder: str = "") -> list[str]:
         """What is in a folder of it, in order; nothing where there is no such folder."""
-        path = self.path(folder).rstrip("/")
-        if not self._fs.isdir(path):
+        fs, path = self._fs, self.path(folder).rstrip("/")
+        if not self._looked(fs.isdir, path):
             return []
-        self._fs.invalidate_cache(path)  # other processes write here
-        found = (posixpath.basename(str(name).rstrip("/")) for name in self._fs.ls(path, detail=False))
-        return sorted(posixpath.join(folder, name) for name in found)
+        try:
+            found = [str(name).rstrip("/") for name in self._asked(fs.ls, path, False)]
+        except FileNotFoundError:  # gone meanwhile
+            return []
+        # the page of an object store makes folders that are an empty file of their own name
+        return sorted(posixpath.join(folder, posixpath.basename(name)) for name in found if name != path)
 
     def read_file(self, name: str) -> bytes | None:
         """A file's content, or None where there is none."""
-        return _content(self._fs, self.path(name))
+        return self._content(self._fs, self.path(name))
 
     def read_files(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """Those of the files that are there, in order; several at once where that saves time."""
         fs, root = self._fs_and_root  # asked once: of thousands of files that is half the time
         names = list(names)
         if self.local:  # a pool costs more than it saves
-            every = ((name, _content(fs, posixpath.join(root, name))) for name in names)
+            every = ((name, self._content(fs, posixpath.join(root, name))) for name in names)
             yield from ((name, content) for name, content in every if content is not None)
             return
         with ThreadPoolExecutor(READERS) as pool:
-            found = pool.map(partial(_content, fs), [posixpath.join(root, name) for name in names])
+            found = pool.map(partial(self._content, fs), [posixpath.join(root, name) for name in names])
             yield from ((name, content) for name, content in zip(names, found, strict=True) if content is not None)
 
     def write_file(self, name: str, content: bytes) -> None:
         """Whole or not at all: a temporary name and a rename on a local disk, a single put elsewhere."""
         path = self.path(name)
         if not self.local:
-            self._fs.pipe_file(path, content)
+            self._asked(self._fs.pipe_file, path, content)
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
         temporary = f"{path}.{uuid.uuid4().hex}{PART}"
@@ -104,7 +124,7 @@ class Storage:
     def remove(self, name: str) -> None:
         """Deletes a file; nothing where there is none."""
         try:
-            self._fs.rm_file(self.path(name))
+            self._asked(self._fs.rm_file, self.path(name))
         except FileNotFoundError:
             return
 
@@ -116,7 +136,8 @@ class Storage:
             os.makedirs(self.path("damaged"), exist_ok=True)
             os.replace(self.path(name), self.path(aside))
         else:
-            self._fs.mv(self.path(name), self.path(aside))
+            self._asked(self._fs.cp_file, self.path(name), self.path(aside))
+            self.remove(name)
         return aside
 
     def sweep(self, folders: Iterable[str]) -> None:
@@ -125,11 +146,20 @@ class Storage:
             for name in (name for folder in folders for name in self.names(folder) if name.endswith(PART)):
                 self.remove(name)
 
+    def _content(self, fs: Any, path: str) -> bytes | None:
+        try:
+            if isinstance(fs, LocalFileSystem) and not stat.S_ISREG(os.stat(path).st_mode):
+                return b""  # a folder, or a pipe that would be waited for: no content that anybody could take for whole
+            return bytes(self._asked(fs.cat_file, path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
-def _content(fs: Any, path: str) -> bytes | None:
-    try:
-        if isinstance(fs, LocalFileSystem) and not stat.S_ISREG(os.stat(path).st_mode):
-            return b""  # a folder, or a pipe that would be waited for: no content that anybody could take for whole
-        return bytes(fs.cat_file(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    def _looked(self, call: Callable[[str], T], path: str) -> T:
+        """What is there now: what the file system remembers of folders knows nothing of other processes' files."""
+        self._fs.invalidate_cache()
+        return self._asked(call, path)
+
+    def _asked(self, call: Callable[..., T], *arguments: Any) -> T:
+        if self.local:
+            return call(*arguments)
+        return asked(self.url, lambda: self.patience, call, *arguments)

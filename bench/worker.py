@@ -15,6 +15,7 @@ from bench.concurrency import Running
 from bench.execute import Series
 from bench.lock import Owner
 from bench.records import RecordStore
+from bench.remote import OUTAGE, Patience
 from bench.said import one_line
 from bench.trials import TrialRecord, TrialSpec
 from deelbo.checkpoint import Checkpoint
@@ -51,9 +52,17 @@ class TrialActor(tune.Trainable):
         self.pretrained, self.benchmark, self.slots, self.data = pretrained, benchmark, slots, data
         self.run_trial, self.running = run_trial, running
         self.store = RecordStore(storage)
-        owner = Owner.read(self.store)
-        self.shares_storage = owner is not None and owner.token == token
+        self.store.patience = Patience(OUTAGE)
+        self.shares_storage = self._shares(token)
         self.running.meet()
+
+    def _shares(self, token: str) -> bool:
+        """Whether the driver's name is in the storage; not where this node lacks credentials, or a package."""
+        try:
+            owner = Owner.read(self.store)
+        except OSError:
+            return False
+        return owner is not None and owner.token == token
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         return True

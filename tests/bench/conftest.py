@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pandas as pd
 import pytest
 import torch
@@ -23,12 +24,31 @@ from bench.records import RecordStore
 from bench.trials import TrialRecord, TrialSpec
 from deelbo import pretraining
 from deelbo.backbones import build_backbone
+from tests.object_store import ObjectStore
 from tests.tiny import CONTENT
 
 FakeRecord = Callable[..., TrialRecord]
 Publish = Callable[..., tuple[Path, Path]]
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # tests call nobody; read when mlflow is imported
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[ObjectStore]:
+    """An S3 on loopback with an empty bucket."""
+    server = ObjectStore().listen()
+    server.make()
+    yield server
+    server.hang_up()
+
+
+@pytest.fixture
+def s3(s3_server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """The same, where s3:// leads for the time of a test; who asks in vain asks once."""
+    for name, value in (s3_server.environment | {"AWS_MAX_ATTEMPTS": "1"}).items():
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # of tests before, with other addresses and keys
+    return s3_server
 
 
 @pytest.fixture

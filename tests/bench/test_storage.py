@@ -12,9 +12,12 @@ import pytest
 from bench.storage import Storage
 
 
-@pytest.fixture(params=["folder", "memory", "file"])
+@pytest.fixture(params=["folder", "memory", "file", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """The same behaviour on a folder, a file:// URL, and an object store."""
+    """The same behaviour on a folder, a file:// URL, and object stores."""
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        return Storage(f"s3://lab/{uuid.uuid4().hex}/a b")
     urls = {"folder": str(tmp_path / "a"), "memory": f"memory://{uuid.uuid4().hex}/a", "file": f"file://{tmp_path}/a"}
     return Storage(urls[request.param])
 

@@ -1,0 +1,142 @@
+"""Storages behind a URL: which URLs are good ones, how long an outage is waited for, and what went wrong, in a line."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import fsspec
+
+from bench.said import one_line
+
+__all__ = ["OUTAGE", "Patience", "StorageError", "asked", "check_url", "opened"]
+
+T = TypeVar("T")
+OUTAGE = 60.0
+"""Seconds that a storage may be away while trials run: less than `bench.lock.STALE`, after which others may take it."""
+PAUSE = 2.0
+BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss")
+"""Schemes of object stores, whose URLs begin with a bucket and whose names know no folder above."""
+IN_VAIN = (ImportError, PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+IN_VAIN_TOO = (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
+NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENAMETOOLONG, errno.EROFS)
+
+
+class StorageError(OSError):
+    """A storage behind a URL that cannot be used: what it said, and what to do, in one line.
+
+    ``strerror`` is the first of the two.
+    """
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a storage that does not answer is waited for.
+
+    Attributes:
+        seconds: from the first answer that did not come.
+        say: told once an outage that there is one.
+    """
+
+    seconds: float
+    say: Callable[[str], object] | None = None
+
+
+def check_url(url: str) -> None:
+    """Raises ValueError where a URL names no place of its own: one line."""
+    scheme, _, rest = url.partition("://")
+    bucket, *folders = rest.rstrip("/").split("/")
+    expected = f"expected {scheme}://BUCKET/NAME, or the like"
+    if not rest.strip("/") or (scheme in BUCKETS and not (bucket and folders)):
+        raise ValueError(f"storage {url} names no place: {expected}")
+    if scheme in BUCKETS and {"", ".", ".."} & set(folders):
+        raise ValueError(f"storage {url} has // or . or .. in it, which no object store knows: {expected}")
+
+
+def opened(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path in it. Raises StorageError where it is none that fsspec can open."""
+    # a file is asked for by one request: s3fs would ask for its size first, to read what is large in parallel
+    options = {"max_concurrency": 1} if url.startswith(("s3://", "s3a://")) else {}
+    try:
+        fs, root = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        raise _error(f"{url} needs a package that is not there ({one_line(error)})", _install(url)) from error
+    except Exception as error:
+        expected = "expected a folder, or a URL that fsspec knows, such as s3://BUCKET/NAME"
+        raise _error(f"{url} cannot be opened ({one_line(error)})", expected) from error
+    return fs, str(root).rstrip("/")
+
+
+def asked(url: str, patience: Callable[[], Patience | None], call: Callable[..., T], *arguments: Any) -> T:
+    """What a file system answers; one that does not answer is asked again as long as ``patience`` says.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such file or folder.
+        StorageError: it cannot be used, or was away for longer.
+    """
+    since: float | None = None
+    while True:
+        try:
+            return call(*arguments)
+        except Exception as error:
+            if isinstance(error, FileNotFoundError | NotADirectoryError) and not _no_bucket(error):
+                raise
+            granted, now = patience(), time.monotonic()
+            if _in_vain(error) or granted is None or now - (since or now) >= granted.seconds:
+                raise _error(*_words(url, error)) from error
+            if since is None and granted.say is not None:
+                granted.say(f"{url} does not answer ({_said(error)}): waiting for it, for a minute at most")
+            since = since or now
+        time.sleep(PAUSE)
+
+
+def _in_vain(error: Exception) -> bool:
+    """Whether trying again is: anything else may pass."""
+    if isinstance(error, OSError):
+        return isinstance(error, IN_VAIN) or error.errno in NUMBERS
+    return isinstance(error, (*IN_VAIN, *IN_VAIN_TOO)) or _unknown(error)
+
+
+def _no_bucket(error: Exception) -> bool:
+    response = getattr(error.__cause__, "response", None) or {}
+    return bool(response.get("Error", {}).get("Code") == "NoSuchBucket")
+
+
+def _unknown(error: Exception) -> bool:
+    """Whether there are no credentials at all: botocore's error of its own."""
+    return "Credentials" in type(error).__name__
+
+
+def _said(error: Exception) -> str:
+    return one_line(error, 200) or type(error).__name__
+
+
+def _words(url: str, error: Exception) -> tuple[str, str]:
+    """What went wrong, and what to do."""
+    if isinstance(error, FileNotFoundError):
+        return f"{url} is in no bucket that there is ({_said(error)})", "make the bucket, or choose another --storage"
+    if isinstance(error, PermissionError) or _unknown(error):
+        todo = (
+            "give credentials that may read, write, list and delete there, in the environment (AWS_ACCESS_KEY_ID, ...)"
+        )
+        return f"{url} lets nobody in like this ({_said(error)})", f"{todo} or by the machine's role"
+    if type(error).__name__ == "ParamValidationError":  # botocore's, of a name that cannot be
+        return f"{url} cannot be asked for ({_said(error)})", "expected s3://BUCKET/NAME"
+    todo = "see that its address (AWS_ENDPOINT_URL, where it is not Amazon's) is right and it is up"
+    return (
+        f"{url} does not answer as it should ({_said(error)})",
+        f"{todo}; what is kept stays, and the same command works",
+    )
+
+
+def _install(url: str) -> str:
+    return "pip install 'deelbo[s3]', on all nodes" if url.startswith("s3") else "install it, on all nodes"
+
+
+def _error(reason: str, todo: str) -> StorageError:
+    error = StorageError(f"{reason}: {todo}")
+    error.strerror = reason
+    return error
