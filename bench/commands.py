@@ -202,9 +202,10 @@ def _race(
         console.print(f"MLflow did not take everything ({tracker.problem}): `{again}` will")
     if folder is not None:
         _show_table3(pd.read_csv(folder / "table3.csv"))
-        console.print(f"report  {short(folder / 'report.html')}")
+        place = folder if store.local else f"{store.url}/report"
+        console.print(f"report  {short(f'{place}/report.html')}")
         if (folder / "figure2.png").exists():
-            console.print(f"figure  {short(folder / 'figure2.png')}")
+            console.print(f"figure  {short(f'{place}/figure2.png')}")
     console.print(
         f"MLflow  {f'{command()} ui {short(store.url)}' if where.tracking is None else shown(where.tracking)}"
     )
@@ -229,7 +230,10 @@ def _draw_report(store: RecordStore, benchmark: Benchmark) -> Path | None:
 
     folder = Path(store.path("report")) if store.local else Path("deelbo-runs") / benchmark.name / "report"
     try:
-        write_report([from_storage(store)], folder)
+        files = write_report([from_storage(store)], folder)
+        if not store.local:  # also there: a job's own folder goes away with it
+            for file in files.values():
+                store.write_file(f"report/{file.name}", file.read_bytes())
     except (ValueError, OSError) as error:
         console.print(f"no report: {one_line(error)}")
         return None

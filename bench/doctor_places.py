@@ -56,7 +56,8 @@ def _opening(url: str, why: str) -> str:
     if local_folder(url) is not None:
         return SHARE
     if why.startswith("ImportError"):
-        return "install that package on every node, beside deelbo[bench]"
+        s3 = url.startswith(("s3://", "s3a://"))
+        return f"install {'deelbo[bench,s3]' if s3 else 'that package'} on every node"
     return "take the credentials along with --env NAME, and see that they may write there"
 
 

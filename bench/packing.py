@@ -70,7 +70,7 @@ def check_places(storage: str | None, tracking: str | None) -> str:
         try:
             check_url(storage)
         except ValueError as error:
-            raise ConfigError(f"--storage: {error}") from None
+            raise ConfigError(str(error)) from None
     if not found and not os.path.isabs(storage):
         raise ConfigError(
             f"--storage {storage!r} is a path from here, where no node is: expected an absolute path that all nodes "
@@ -202,7 +202,7 @@ def _without_user(uri: str) -> tuple[str, dict[str, str]]:
     return parts._replace(netloc=netloc).geturl(), user
 
 
-def requirement(install: str | None) -> dict[str, Any]:
+def requirement(install: str | None, storage: str | None = None) -> dict[str, Any]:
     """Ray's runtime environment for ``--install``: what pip installs on every node before the job starts.
 
     Raises:
@@ -215,7 +215,8 @@ def requirement(install: str | None) -> dict[str, Any]:
             f"--install {shown(install)} has a password in it, which everybody would see who lists the cluster's jobs: "
             "give the nodes' pip an index of its own (pip.conf), or take the code along by --from-source"
         )
-    wanted = install or f"deelbo[bench,methods]=={own_version()}"
+    extras = "bench,methods,s3" if (storage or "").startswith(("s3://", "s3a://")) else "bench,methods"
+    wanted = install or f"deelbo[{extras}]=={own_version()}"
     return {"pip": [wanted], "config": {"setup_timeout_seconds": INSTALLING}}
 
 

@@ -58,7 +58,7 @@ class Asked:
             "fork": "yes" if self.fork else None,
             "env": ",".join(sorted(self.env)),
             "from-source": code,
-            "install": requirement(self.install)["pip"][0] if self.install is not None else None,
+            "install": requirement(self.install, self.storage)["pip"][0] if self.install is not None else None,
         }
 
 
@@ -104,7 +104,7 @@ def _start(
     line = ["-m", "bench.cli", "run", CONFIG, "--storage", storage, "--address", "auto"]
     line += ["--only", asked.only] if asked.only else []
     line += ["--fork"] if asked.fork else []
-    runtime = {"env_vars": variables(asked.tracking, asked.env)} | requirement(asked.install)
+    runtime = {"env_vars": variables(asked.tracking, asked.env)} | requirement(asked.install, asked.storage)
     if _at_work(cluster, storage) is not None:
         return None
     stem, known = _stem(benchmark.name, storage), {job.name for job in cluster.jobs()}

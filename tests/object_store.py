@@ -82,11 +82,15 @@ class ObjectStore:
 
     def make(self, bucket: str = BUCKET) -> None:
         """A new bucket."""
+        self.client().create_bucket(Bucket=bucket)
+
+    def client(self) -> Any:
+        """Boto3's, which shares nothing with the client that a storage uses."""
         import boto3
 
         names = {"aws_access_key_id": KEYS["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": KEYS["AWS_SECRET_ACCESS_KEY"]}
         url = f"http://127.0.0.1:{self.port}"
-        boto3.client("s3", endpoint_url=url, region_name="us-east-1", **names).create_bucket(Bucket=bucket)
+        return boto3.client("s3", endpoint_url=url, region_name="us-east-1", **names)
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         self.asked[environ["REQUEST_METHOD"]] += 1

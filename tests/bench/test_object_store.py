@@ -38,15 +38,16 @@ def anew(s3: ObjectStore) -> Anew:
     return make
 
 
-def test_what_others_write_is_seen_at_once(anew: Anew) -> None:
+def test_what_others_write_is_seen_at_once(s3: ObjectStore, anew: Anew) -> None:
     """A folder that was listed before is no reason to miss what another process has written or removed since."""
-    here, there = anew(), anew()
+    here, there = anew(), s3.client()
+    folder = here.root.removeprefix("lab/")
     here.write_file("records/a.json", b"1")
     here.write_file("benchmark.json", b"{}")
     assert (here.names(), here.names("records")) == (["benchmark.json", "records"], ["records/a.json"])
-    there.write_file("records/b.json", b"22")
-    there.write_file("rungs/c.pt", b"3")
-    there.remove("benchmark.json")
+    for name in ("records/b.json", "rungs/c.pt"):
+        there.put_object(Bucket="lab", Key=f"{folder}/{name}", Body=b"22")
+    there.delete_object(Bucket="lab", Key=f"{folder}/benchmark.json")
     assert here.read_file("records/b.json") == b"22"
     assert (here.exists("rungs"), here.exists("rungs/c.pt"), here.exists("benchmark.json")) == (True, True, False)
     assert (here.names("rungs"), here.names("records")) == (["rungs/c.pt"], ["records/a.json", "records/b.json"])

@@ -164,6 +164,7 @@ def test_install_asks_for_this_version_unless_told_otherwise(monkeypatch: pytest
     monkeypatch.setattr(packing, "version", lambda name: "1.2.3")
     assert requirement(None) == {}
     assert requirement("")["pip"] == ["deelbo[bench,methods]==1.2.3"]
+    assert requirement("", "s3://lab/x")["pip"] == ["deelbo[bench,methods,s3]==1.2.3"]
     wanted = "deelbo[bench] @ git+https://example.org/x"
     assert requirement(wanted) == {"pip": [wanted], "config": {"setup_timeout_seconds": 3600}}
 
