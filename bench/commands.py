@@ -190,7 +190,7 @@ def _race(
         raise
     account = {name: float(getattr(outcome, name)) for name in ACCOUNT} if outcome.ran else {}
     status = "KILLED" if stopped or outcome.left else "FAILED" if outcome.failed else "FINISHED"
-    if claim.done and not store.exists("benchmark.json"):
+    if claim.done and _was_deleted(store):
         raise RecordError(f"{store.url} was deleted during the run: what it had is gone, the same command begins again")
     if tracker.left > MANY_EVENTS:
         console.print(f"MLflow takes the last {tracker.left} of what happened")
@@ -221,6 +221,14 @@ def _race(
         share = outcome.busy * outcome.wall_seconds / took
         console.print(f"the whole command took {duration(took)}; its slots were inside trials for {share:.0%} of that")
     return 1 if outcome.failed else 0
+
+
+def _was_deleted(store: RecordStore) -> bool:
+    """Whether somebody deleted a storage while it was at work; one that does not answer was not."""
+    try:
+        return not store.exists("benchmark.json")
+    except OSError:
+        return False
 
 
 def _draw_report(store: RecordStore, benchmark: Benchmark) -> Path | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from ray import tune
@@ -26,6 +26,7 @@ from bench.trials import TrialRecord, TrialSpec
 
 __all__ = ["Courier", "MethodSearcher", "Reasons"]
 
+T = TypeVar("T")
 NEVER_BEGUN = 3
 """How often a trial that was lost before it began is tried again at least: it cost nothing yet."""
 
@@ -82,7 +83,7 @@ class MethodSearcher(Searcher):
         if spec is None:
             finished: Any = Searcher.FINISHED  # a word, whatever the signature says
             return finished if self._race.finished else None
-        number, lost_seconds = self._attempts.next(spec.key)
+        number, lost_seconds = self._or_halted(self._attempts.next, spec.key)
         self._out[trial_id] = _Attempt(spec, number)
         took = self._race.choosing_seconds(spec)
         return {"spec": asdict(spec), "attempt": number, "lost_seconds": lost_seconds, "choosing_seconds": took}
@@ -92,10 +93,7 @@ class MethodSearcher(Searcher):
         attempt = self._out[trial_id]
         attempt.begun = True
         attempt.started = time.time()
-        try:
-            self._attempts.begin(attempt.spec.key)
-        except Exception as error:
-            raise self._halted(error) from error
+        self._or_halted(self._attempts.begin, attempt.spec.key)
         for watcher in self._watchers:
             watcher.started(attempt.spec)
 
@@ -128,7 +126,7 @@ class MethodSearcher(Searcher):
                 for watcher in self._watchers:
                     watcher.lost(attempt.spec, attempt.reason)
                 return
-            record = _failed(attempt, self._attempts.next(key)[1], self._timed)
+            record = _failed(attempt, self._or_halted(self._attempts.next, key)[1], self._timed)
             self._write(record, [])
         self._race.tell(record)
         self._drop(self._race.obsolete())
@@ -151,7 +149,7 @@ class MethodSearcher(Searcher):
         record = TrialRecord.from_json(result["record"])
         if (reason := self._foreign(record)) is not None:
             if result["written"]:
-                self._store.set_aside(f"records/{record.key}.json")
+                self._or_halted(self._store.set_aside, f"records/{record.key}.json")
             raise Halted(f"node {record.hardware.get('node')} has {reason}, and the same command continues")
         if not result["written"]:  # the worker's storage is not this one, or did not take it
             self._write(record, result["series"])
@@ -179,7 +177,7 @@ class MethodSearcher(Searcher):
     def _found(self, attempt: _Attempt) -> TrialRecord | None:
         """The record that a process wrote before it died."""
         try:
-            record = self._store.read(attempt.spec.key)
+            record = self._or_halted(self._store.read, attempt.spec.key)
         except RecordError:
             record = None
         if record is not None and (record.succeeded or record.finished >= attempt.started > 0):
@@ -196,18 +194,22 @@ class MethodSearcher(Searcher):
                 self._store.remove(name)
 
     def _end(self, key: str) -> None:
+        self._or_halted(self._attempts.fail, key)
+
+    def _write(self, record: TrialRecord, series: list[dict[str, float]]) -> None:
+        self._or_halted(self._store.write, record, series)
+
+    def _or_halted(self, call: Callable[..., T], *arguments: Any) -> T:
+        """What the storage says; where it cannot be used, or not any more, nothing else is asked of it."""
         try:
-            self._attempts.fail(key)
+            return call(*arguments)
+        except RecordError:  # damaged: what that means depends on what was asked
+            raise
         except Exception as error:
             raise self._halted(error) from error
 
-    def _write(self, record: TrialRecord, series: list[dict[str, float]]) -> None:
-        try:
-            self._store.write(record, series)
-        except Exception as error:  # a disk's OSError, an object store's own
-            raise self._halted(error) from error
-
     def _halted(self, error: Exception) -> Halted:
+        self._store.patience = None  # it was waited for
         why = getattr(error, "strerror", None) or one_line(error)[:200]
         return Halted(
             f"{self._store.url} takes no more records ({why}): what it has is kept; make room, or see to it that it "

@@ -16,6 +16,7 @@ from bench.benchmark import Benchmark
 from bench.methods import make_methods
 from bench.race import Race, Watcher
 from bench.records import RecordStore
+from bench.remote import StorageError
 from bench.searcher import Courier, MethodSearcher
 from bench.stopping import Halted
 from bench.trials import TrialRecord, TrialSpec
@@ -249,6 +250,15 @@ def test_a_full_disk_stops_the_run(desk: Desk, fake: Fake, monkeypatch: pytest.M
         desk.searcher.began("a") if when == "begin" else desk.end("a", fake(spec))
     assert not isinstance(halted.value, Exception)
     assert "\n" not in str(halted.value)
+
+
+def test_a_storage_that_is_away_stops_the_run_where_a_trial_dies(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the dead trial has left a record cannot be known then, and the run stops in order, with one line."""
+    desk.suggest("a")
+    desk.searcher.began("a")
+    monkeypatch.setattr(RecordStore, "read_file", lambda *_: (_ for _ in ()).throw(StorageError("s3://x is away")))
+    with pytest.raises(Halted, match=r"s3://x is away.*the same command continues"):
+        desk.searcher.on_trial_complete("a", error=True)
 
 
 def test_tune_keeps_nothing_of_a_trial_that_ended() -> None:

@@ -34,8 +34,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
 
 
 def test_a_benchmark_with_rungs_is_submitted_to_s3(laptop: Laptop, config: Callable[..., str], s3: ObjectStore) -> None:
-    """With other keys the nodes are refused in one line; with the right ones all trials are kept, runs are handed over from node to
-    node, the report is there, and the key is in nothing that was said."""
+    """With other keys the nodes are refused in one line; with the right ones all trials are kept, runs are handed over
+    from node to node, the report is there, and the key is in nothing that was said."""
     where = ["--storage", "s3://lab/deep/one", "--tracking-uri", laptop.cluster.mlflow]
     name = config("faraway", methods=METHODS, training={"steps": 20, "batch_size": 50})
     taken: list[Any] = [word for one in NAMES for word in ("--env", one)]
