@@ -13,7 +13,7 @@ from tests.cluster.test_submit import Laptop, config, laptop
 from tests.object_store import KEYS, ObjectStore
 
 __all__ = ["config", "laptop"]  # fixtures
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 METHODS = {
     "asha": {"trials": 4, "rungs": [0.25], "learning_rates": [0.1, 0.01], "weight_decays": [0.01, 0], "eta": 2},
     "de-elbo": {"learning_rates": [0.1, 0.01]},
