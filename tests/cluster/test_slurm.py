@@ -1,4 +1,7 @@
-"""The sbatch script, with Slurm's two commands played by tiny ones, and Ray's own `symmetric-run`."""
+"""The sbatch script, with Slurm's two commands played by tiny ones, and Ray's own `symmetric-run`.
+
+What a real Slurm does with it is in test_real_slurm.py.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ APART = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do options+=("$1"); shift; done
 echo "$1 ${options[*]}" >> "$0.calls"
+export SLURM_NODEID=0 SLURM_NNODES=1 SLURM_STEP_ID=0 SLURM_GPUS_ON_NODE=$STEP_GPUS
 exec "$@"
 """
 """Runs a step here, and keeps its command's name and the options that it was given."""
@@ -108,11 +110,6 @@ def names_apart() -> bool:
     return subprocess.run([*APART, "true"], capture_output=True, check=False).returncode == 0
 
 
-def networks_apart() -> bool:
-    """Whether this user may make name spaces of networks too."""
-    return names_apart() and os.geteuid() == 0 and shutil.which("ip") is not None
-
-
 needs_apart = pytest.mark.skipif(not names_apart(), reason="needs unshare --pid, as root has it")
 
 
@@ -142,73 +139,6 @@ class TestLive:
         assert done.returncode == 2, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         assert "deelbo-bench: " in done.stderr
         assert "nowhere.yaml" in done.stderr
-
-
-HOSTS_SRUN = """#!/bin/bash
-hosts=(1 2)
-while [[ $1 == --* ]]; do
-  [[ $1 == --nodelist=node* ]] && hosts=("${1#--nodelist=node}")
-  shift
-done
-for host in "${hosts[@]}"; do
-  ip netns exec "NAME$host" unshare --pid --mount --fork --kill-child --mount-proc \\
-    bash -c 'mount -t tmpfs tmpfs /tmp && exec "$@"' host "$@" &
-  tasks+=($!)
-done
-for task in "${tasks[@]}"; do wait "$task" || code=$?; done
-exit "${code:-0}"
-"""
-"""Two hosts, each with a network, processes and a /tmp of its own; what they share is the folder of the job."""
-
-
-@pytest.fixture
-def two_hosts() -> Iterator[str]:
-    """Two networks with a cable between them; the beginning of their names."""
-    name = f"dl{os.getpid()}h"
-    lines = [f"netns add {name}1", f"netns add {name}2", f"link add {name}1 type veth peer name {name}2"]
-    for host in (1, 2):
-        lines += [f"link set {name}{host} netns {name}{host}", f"-n {name}{host} link set lo up"]
-        lines += [f"-n {name}{host} addr add 10.213.8.{host}/24 dev {name}{host}"]
-        lines += [f"-n {name}{host} link set {name}{host} up"]
-    try:
-        for line in lines:
-            subprocess.run(["ip", *line.split()], check=True, capture_output=True)
-        yield name
-    finally:
-        for host in (1, 2):
-            subprocess.run(["ip", "netns", "del", f"{name}{host}"], check=False, capture_output=True)
-
-
-@pytest.mark.skipif(not networks_apart(), reason="needs root, ip and unshare: two networks are made")
-@pytest.mark.slow
-@pytest.mark.cluster
-@pytest.mark.timeout(600)
-def test_two_hosts_share_nothing_but_a_folder(environment: dict[str, str], two_hosts: str) -> None:
-    """On two hosts with networks, processes and /tmp of their own both run trials, with a token, and the records of all
-    are in the folder that they share."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as shared:
-        for name, text in (("srun", HOSTS_SRUN.replace("NAME", two_hosts)), ("scontrol", "#!/bin/sh\necho node1\n")):
-            Path(shared, name).write_text(text)
-            Path(shared, name).chmod(0o755)
-        methods = {"de-elbo": {"learning_rates": [0.1, 0.01]}, "elbo": {"learning_rates": [0.1, 0.01]}}
-        Path(shared, "tiny.yaml").write_text(yaml.safe_dump(TINY | {"methods": methods}))
-        environment |= {
-            "PATH": f"{shared}{os.pathsep}{environment['PATH']}",
-            "SLURM_JOB_NUM_NODES": "2",
-            "SLURM_CPUS_PER_TASK": "1",
-            "SLURM_SUBMIT_DIR": shared,
-            "DEELBO_SHARED": shared,
-            "TMPDIR": "/tmp",  # noqa: S108 - pytest's own may be set
-        }
-        storage = Path(shared, "storage")
-        done = run(environment, "tiny.yaml", str(storage), f"sqlite:///{shared}/mlflow.db")
-        assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-        assert "On worker node. Connecting to Ray cluster at 10.213.8.1:" in done.stdout
-        assert "2 at a time" in done.stdout
-        records = list(RecordStore(str(storage)).records())
-        assert len(records) == 4
-        assert all(record.status == "completed" for record in records)
-        assert list(Path(shared).glob(".deelbo-*")) == []
 
 
 class TestRefused:
@@ -252,26 +182,18 @@ def test_the_token_is_its_owners_alone(environment: dict[str, str]) -> None:
 
 
 class TestStep:
-    @pytest.mark.parametrize(
-        ("gpus", "asked", "counted"),
-        [
-            ({"SLURM_GPUS_PER_NODE": "h100:8", "SLURM_GPUS_ON_NODE": "8"}, ["--gpus-per-node=h100:8"], "8"),
-            ({"SLURM_GPUS_ON_NODE": "2"}, ["--gpus-per-node=2"], "2"),
-            ({}, [], "0"),
-        ],
-        ids=["a type", "a number", "none"],
-    )
-    def test_it_has_what_its_job_has(
-        self, environment: dict[str, str], tmp_path: Path, gpus: dict[str, str], asked: list[str], counted: str
+    @pytest.mark.parametrize(("gpus", "counted"), [("2", "2"), ("", "0")], ids=["some", "none"])
+    def test_ray_is_told_what_the_step_has(
+        self, environment: dict[str, str], tmp_path: Path, gpus: str, counted: str
     ) -> None:
-        """The step that Ray runs in asks Slurm for the job's CPUs and GPUs, as many as Ray is told of: Slurm gives a
-        step one CPU unless it asks."""
-        found = seen(environment | {"SLURM_CPUS_PER_TASK": "6"} | gpus, "tiny.yaml", "storage", MLFLOW)
+        """The step that Ray runs in asks for the job's CPUs, as Slurm gives it one unless it asks; GPUs are its own,
+        not all of a node that the job has whole."""
+        job = {"SLURM_CPUS_PER_TASK": "6", "SLURM_GPUS_ON_NODE": "8", "STEP_GPUS": gpus}
+        found = seen(environment | job, "tiny.yaml", "storage", MLFLOW)
         (step,) = (
             line.split() for line in (tmp_path / "bin" / "srun.calls").read_text().splitlines() if "bash" in line
         )
         assert [word for word in step if word.startswith("--cpus-per-task")] == ["--cpus-per-task=6"]
-        assert [word for word in step if word.startswith("--gpus")] == asked
         assert option(found["arguments"], "--num-cpus") == "6"
         assert option(found["arguments"], "--num-gpus") == counted
 
