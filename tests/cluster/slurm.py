@@ -58,7 +58,6 @@ fi
 wait $!
 """.replace("TRACK", TRACK)
 """First process of a node: has a part of the control groups for the node, and waits for orphans, as slurmd does not."""
-OWN = ("all", "cg", "spool", "slurmd.pid")
 
 
 def missing() -> str:
@@ -77,11 +76,13 @@ class Slurm:
         folder: what all its nodes share.
         environment: of its commands.
         nodes: by their names.
+        before: what was in each node's /tmp when it came up.
     """
 
     folder: Path
     environment: dict[str, str]
     nodes: dict[str, Machine]
+    before: dict[str, list[str]]
 
     def call(self, *words: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
         """One of Slurm's commands, as a user calls it."""
@@ -109,7 +110,10 @@ class Slurm:
 
     def temporary(self, node: str) -> list[str]:
         """What is in a node's /tmp, but for what was there when it came up."""
-        return [file for file in self.inside(node, "ls", "-A", "/tmp") if file not in OWN]  # noqa: S108 - the node's own
+        return [file for file in self._listed(node) if file not in self.before[node]]
+
+    def _listed(self, node: str) -> list[str]:
+        return self.inside(node, "ls", "-A", "/tmp")  # noqa: S108 - the node's own
 
 
 @contextmanager
@@ -129,7 +133,7 @@ def slurm(folder: Path, names: Sequence[str], cpus: int = 1, gpus: int = 0, kill
     key.write_bytes(os.urandom(128))
     key.chmod(0o400)
     inherited = {name: text for name, text in os.environ.items() if not name.startswith(("RAY_", "SLURM_", "SBATCH_"))}
-    up = Slurm(folder, inherited | {"SLURM_CONF": str(conf)}, {})
+    up = Slurm(folder, inherited | {"SLURM_CONF": str(conf)}, {}, {})
     groups = f"deelbo-{os.getpid()}-{{}}"
     munged = _munged(folder, key)
     try:
@@ -143,6 +147,7 @@ def slurm(folder: Path, names: Sequence[str], cpus: int = 1, gpus: int = 0, kill
                 logs = "\n".join(file.read_text()[-1000:] for file in (folder / "logs").iterdir())
                 assert time.monotonic() < until, logs
                 time.sleep(0.3)
+            up.before.update({name: up._listed(name) for name in names})
             yield up
     finally:
         munged.terminate()
