@@ -214,6 +214,16 @@ class TestMlflow:
         read = {parameter.envvar for parameter in server.params}
         assert {"MLFLOW_BACKEND_STORE_URI", "MLFLOW_ARTIFACTS_DESTINATION"} <= read
 
+    def test_the_image_has_the_driver_that_the_address_asks_for(self) -> None:
+        """The database's address, as it is written down, is one that SQLAlchemy reads, for the driver that the image
+        installs: what postgresql:// alone stands for has changed."""
+        from sqlalchemy import make_url
+
+        text = (FOLDER / "mlflow.yaml").read_text()
+        (address,) = re.findall(r"MLFLOW_BACKEND_STORE_URI=(\S+)", text)
+        driver = make_url(address).get_dialect().driver
+        assert f"{driver}-binary" in (FOLDER / "Dockerfile").read_text().split("RUN pip install")[1].split()
+
     def test_no_password_is_in_the_files(self) -> None:
         """Database and object store are named by Secrets, none of which is in the files."""
         (box,) = the("apps/v1 Deployment mlflow")["spec"]["template"]["spec"]["containers"]
