@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 from bench.benchmark import Benchmark
+from bench.chosen import chosen_trials
 from bench.config import ConfigError
 from bench.connection import connect, is_gone, is_refusal, tracking_uri
 from bench.gpu_metrics import GPUWatch, find_gpus
@@ -106,11 +107,21 @@ class MLflowMirror:
         """No trial's run stays RUNNING or is there twice: a server may do what it was asked after nobody waits."""
         self.runs.kill()
 
+    def choose(self) -> None:
+        """Marks the trials that their methods chose, by all records, and what each method needed."""
+        records = []
+        for record in self.store.records([]):  # a request each, where the storage is an object store
+            self.before_call()
+            records.append(record)
+        ended = max((record.finished for record in records), default=0.0)
+        self.runs.choose(chosen_trials(self.benchmark, records), ended)
+
     def describe(self, report: Path | None = None) -> None:
         """What the page says of the benchmark, with the outcome that a report has, and the views it offers."""
         experiment, run = self.runs.experiment, self.runs.parent
+        views = saved(tuple(self.benchmark.methods))
         outcome = run_note(self.benchmark, experiment, run, report)
-        self.runs.describe(outcome, experiment_note(self.benchmark, experiment, run), saved(), report is not None)
+        self.runs.describe(outcome, experiment_note(self.benchmark, experiment, run), views, report is not None)
 
     def publish(self, report: Path | None = None) -> None:
         """Logs the configuration, the files of the report, and what the page says and shows of them."""
@@ -154,6 +165,7 @@ def sync(store: RecordStore, benchmark: Benchmark, uri: str, report: Path | None
     records = list(store.records(problems))
     began = min((record.started for record in records), default=None)
     mirror = MLflowMirror(uri, benchmark, store, began)
+    _insist(mirror.describe)  # thousands of trials take minutes, in which people look
     for record in records:
         try:
             _insist(partial(mirror.finish, record))
@@ -168,6 +180,7 @@ def sync(store: RecordStore, benchmark: Benchmark, uri: str, report: Path | None
     ended = max((record.finished for record in records), default=0.0)
     _insist(lambda: mirror.close("KILLED" if left else "FAILED" if failed else "FINISHED", metrics, ended))
     _insist(lambda: mirror.publish(report))
+    _insist(mirror.choose)
     if problems:
         raise RecordError(f"all but {len(problems)} records are in MLflow; the first of those: {problems[0]}")
     return len(records)

@@ -13,20 +13,27 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["METHODS", "PREFIX", "TRIALS", "VIEWS", "link", "saved"]
+__all__ = ["CHOSEN", "METHODS", "PREFIX", "TRIALS", "link", "saved"]
 
 PREFIX = "mlflow.sharedViewState."
 SAVED = 1_760_000_000_000
 """Milliseconds since 1970, the same in every experiment: a view that has not changed is not sent."""
-TRIALS, METHODS = "deelbo-trials", "deelbo-methods"
+TRIALS, CHOSEN, METHODS = "deelbo-trials", "deelbo-chosen", "deelbo-methods"
+
+COST = "cost_seconds"
 
 Json = dict[str, Any]
-COLUMNS = (
-    [f"metrics.`{name}`" for name in ("test_acc", "total_seconds", "train_seconds", "learning_rate")]
-    + [f"metrics.`{name}`" for name in ("alpha", "beta", "lambda", "tau", "val_nll", "objective")]
-    + [f"params.`{name}`" for name in ("method", "prior", "n", "seed", "stage")]
-    + ["tags.`status`"]
-)
+NAME, DATE = "attributes.`Run Name`", "runDateAndNestInfo"
+"""The page's own names of its first two columns."""
+COLUMNS = [
+    *(f"params.`{name}`" for name in ("method", "prior", "n", "seed", "stage")),
+    *(f"metrics.`{name}`" for name in ("test_acc", "total_seconds", "train_seconds", "learning_rate")),
+    *(f"metrics.`{name}`" for name in ("alpha", "beta", "lambda", "tau", "val_nll", "objective")),
+    "tags.`status`",
+]
+"""What tells trials apart comes first: the page puts all metrics before that, unless it is told an order."""
+WIDTHS = {NAME: 330, DATE: 120, "params.`method`": 140, "params.`n`": 70, "params.`seed`": 70}
+"""Pixels. A name has its method, stage and settings first, which the page's own 190 cut."""
 SECTIONS = ("Accuracy against time", "Training", "Learned strengths", "Model metrics", "System metrics")
 """The last two are the page's own names: it puts there what is in none of the others."""
 OPEN = 3
@@ -74,18 +81,18 @@ def _card(kind: str, section: str, key: str, title: str) -> Json:
     }
 
 
-def _charts(grouped: bool) -> list[Json]:
+def _charts(grouped: bool, seconds: str = "total_seconds") -> list[Json]:
     """The charts of a view. Of a group the page draws the mean at each x: seconds are never the same in two runs, so
-    groups go by steps alone."""
+    groups go by steps alone. ``seconds``: the metric against which accuracy is drawn."""
     first, second, third, *_ = SECTIONS
     by_seconds = [
         _line(second, "train_nll", "training loss by seconds", x="train_seconds"),
         _line(second, "val_nll", "validation loss by seconds", x="train_seconds"),
     ]
     return [
-        _scatter(first, "total_seconds", "test_acc", "test accuracy against seconds"),
+        _scatter(first, seconds, "test_acc", "test accuracy against seconds"),
         _bar(first, "test_acc"),
-        _bar(first, "total_seconds"),
+        _bar(first, seconds),
         _line(second, "train_nll", "training loss by step"),
         *([] if grouped else by_seconds),
         _line(third, "alpha", "alpha, the backbone's weight decay", log=True),
@@ -95,45 +102,54 @@ def _charts(grouped: bool) -> list[Json]:
     ]
 
 
-def _view(query: str, order: str, ascending: bool, groups: Sequence[str] = ()) -> Json:
+def _view(query: str, order: str, ascending: bool, methods: Sequence[str] = (), cost: str = "") -> Json:
+    """A view's state. ``methods``: grouped by these, the groups closed; ``cost``: a metric that it shows besides."""
     sections = [
         {"uuid": _section(name), "name": name, "display": i < OPEN, "isReordered": False, "deleted": False}
         for i, name in enumerate(SECTIONS)
     ]
-    grouped = {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": g} for g in groups]}
+    grouped = {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": "method"}]}
+    columns = list(COLUMNS)
+    if cost:
+        columns.insert(columns.index("metrics.`test_acc`") + 1, f"metrics.`{cost}`")
     return {
         "searchFilter": query,
         "orderByKey": order,
         "orderByAsc": ascending,
-        "selectedColumns": COLUMNS,
-        "columnOrder": COLUMNS,
-        "columnWidths": {},
-        "compareRunCharts": _charts(bool(groups)),
+        "selectedColumns": columns,
+        "columnOrder": [NAME, DATE, *columns],
+        "columnWidths": dict.fromkeys(columns, 100) | WIDTHS,
+        "compareRunCharts": _charts(bool(methods), cost or "total_seconds"),
         "compareRunSections": [section | {"isGenerated": True} for section in sections],
-        "groupBy": grouped if groups else None,
+        "groupBy": grouped if methods else None,
+        "groupsExpanded": {f"param.method.{name}": False for name in methods},
         "useGroupedValuesInCharts": True,
         "hideEmptyCharts": True,
         "isAccordionReordered": True,
-        "runsHiddenMode": "SHOW_ALL" if groups else "FIRST_20_RUNS",
+        "runsHiddenMode": "SHOW_ALL" if methods else "FIRST_20_RUNS",
     }
 
 
-VIEWS = {
-    TRIALS: (
-        "Trials, the most accurate first",
-        _view("tags.`deelbo.role` = 'trial'", "metrics.`test_acc`", False),
-    ),
-    # in the order in which they began: the page groups what it has loaded, which by accuracy would be the best alone
-    METHODS: (
-        "Methods, mean over all settings",
-        _view("tags.`deelbo.role` = 'trial' and params.stage != 'tune'", "attributes.start_time", True, ["method"]),
-    ),
-}
-"""By the name in their link: what the page lists them as, and its state."""
+def _views(methods: Sequence[str]) -> dict[str, tuple[str, Json]]:
+    """By the name in their link: what the page lists them as, and its state."""
+    trial = "tags.`deelbo.role` = 'trial'"
+    return {
+        TRIALS: ("Trials, the most accurate first", _view(trial, "metrics.`test_acc`", False)),
+        # by seed, as the page groups what it has loaded: so the first 100 are whole splits, with every method in them
+        CHOSEN: (
+            "Methods, what each chose",
+            _view(f"{trial} and tags.`chosen` = 'true'", "params.`seed`", True, methods, COST),
+        ),
+        # in the order in which they began: by accuracy, the first 100 would be the best alone
+        METHODS: (
+            "Methods, mean over all settings",
+            _view(f"{trial} and metrics.test_acc >= 0", "attributes.start_time", True, methods),
+        ),
+    }
 
 
-def saved() -> dict[str, str]:
-    """The experiment's tags in which the page finds the views."""
+def saved(methods: Sequence[str]) -> dict[str, str]:
+    """The experiment's tags in which the page finds the views. ``methods``: the benchmark's entries, by name."""
     return {
         f"{PREFIX}{name}": json.dumps(
             {
@@ -143,7 +159,7 @@ def saved() -> dict[str, str]:
                 "state": _packed(json.dumps(state, separators=(",", ":"))),
             }
         )
-        for name, (title, state) in VIEWS.items()
+        for name, (title, state) in _views(methods).items()
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,16 @@ from bench.connection import connect
 from bench.dataset_inputs import dataset_inputs
 from bench.notes import NOTE, is_ours
 from bench.records import RecordStore
-from bench.translation import clipped, is_current, mark_of, name_of, stamp
+from bench.translation import clipped, is_current, mark_of, name_of, rounded, stamp
 from bench.trials import TrialRecord, TrialSpec
 
-__all__ = ["COMPLETE", "Child", "Runs", "end_of", "whose"]
+__all__ = ["CHOSEN", "COMPLETE", "COST", "Child", "Runs", "end_of", "whose"]
 
 BATCH = 1000
 PAGE = 200  # of 20 kB and more a run
 TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # opens the page that shows training runs
 COMPLETE = "deelbo.complete"
+CHOSEN, COST = "chosen", "cost_seconds"
 KEY = "deelbo.key"
 PARENT = "mlflow.parentRunId"
 STORAGE = "deelbo.storage"
@@ -37,6 +38,7 @@ class Child:
         mark: of the record that is in it; "" where none is, or not all of it.
         described: whether it has its parameters.
         erred: whether it has an error.
+        cost: seconds that its method needed, where this is the trial that it chose.
     """
 
     run: str
@@ -44,6 +46,7 @@ class Child:
     mark: str = ""
     described: bool = False
     erred: bool = False
+    cost: float | None = None
 
     def holds(self, record: TrialRecord) -> bool:
         return self.status == end_of(record) and self.mark == mark_of(record)
@@ -188,6 +191,22 @@ class Runs:
             self.call("log_batch", child.run, metrics=points, params=news, tags=words)
         child.described, child.mark, child.erred = True, mark or child.mark, child.erred or "error" in (tags or {})
 
+    def choose(self, costs: Mapping[str, float], when: float) -> None:
+        """Of the trials those with these keys are what their methods chose, at a cost in seconds; no others are."""
+        from mlflow.entities import Metric, RunTag
+
+        self.find("")  # all are known then
+        for key, child in self.children.items():
+            cost = None if key not in costs else rounded(costs[key])
+            if cost == child.cost:
+                continue
+            if cost is None:
+                self.call("delete_tag", child.run, CHOSEN)
+            else:
+                points = [Metric(COST, cost, stamp(when), 0)]
+                self.call("log_batch", child.run, metrics=points, tags=[RunTag(CHOSEN, "true")])
+            child.cost = cost
+
     def log_inputs(self, child: Child, record: TrialRecord) -> None:
         """The data that the trial saw, where its record says which."""
         if inputs := dataset_inputs(record):
@@ -242,6 +261,7 @@ def _read(run: Any) -> tuple[str, str | None, Child]:
     """A trial's key, its parent run, and its run."""
     tags = run.data.tags
     child = Child(run.info.run_id, run.info.status, tags.get(COMPLETE, ""), bool(run.data.params), "error" in tags)
+    child.cost = run.data.metrics.get(COST) if CHOSEN in tags else None
     return tags[KEY], tags.get(PARENT), child
 
 

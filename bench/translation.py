@@ -7,17 +7,30 @@ whose last step is 0 as a bar, any other as a line, and shows what begins with `
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 
+from bench.fields import strict_json
 from bench.records import RecordError
 from bench.trials import TrialRecord, TrialSpec
 
-__all__ = ["Content", "clipped", "content_of", "is_current", "key_of", "mark_of", "name_of", "params_of", "stamp"]
+__all__ = [
+    "Content",
+    "clipped",
+    "content_of",
+    "is_current",
+    "key_of",
+    "mark_of",
+    "name_of",
+    "params_of",
+    "rounded",
+    "stamp",
+]
 
-FORMAT = "format 2"
+FORMAT = "format 3"
 """Ends a run's mark. A new one wherever the same record becomes something else, so that earlier runs are sent anew."""
 LONGEST_KEY, LONGEST_PARAM, LONGEST_TAG, LONGEST_NAME = 250, 6000, 8000, 250
 ERROR = 4000
@@ -28,17 +41,20 @@ NAMES = {
     "weight_decay_head": "beta",
     "scale_backbone": "lambda",
     "scale_head": "tau",
+    "mean_weight_decay_backbone": "alpha_mean",
+    "mean_weight_decay_head": "beta_mean",
     "train": "train_seconds",
     "total": "total_seconds",
 }
 ONCE = ("test_acc", "test_nll", "objective", "nll_under_q", "kappa", "learning_rate", "total_seconds")
 """Numbers that a trial has one of: at step 0. All others belong to its last step."""
-ASIDE = ("lost_seconds", "resumed_seconds", "resumed_at_step", "peak_device_gib")
+ASIDE = ("lost_seconds", "resumed_seconds", "resumed_at_step", "handed_over_at_step", "peak_device_gib")
 CONSTANT = ("dim_", "trace_precision_", "log_det_")
 """What the architecture and the prior fix, the same in every trial of a cell: tags, as no chart of it says anything."""
 FEW_NEED = ("learner", "kappa_share", "groups", "optimiser", "until", "since", "number", "options")
 OF_GROUPS = re.compile(r"(mean_weight_decay|weight_decay|scale|dim|squared_distance|trace_precision|log_det)_(.+)")
 PARTS = ("backbone", "head")
+MOST_OPTIONS = 40  # many times what methods have; MLflow takes 100 parameters a request
 NOT_IN_SERIES = ("step", "epoch", "learning_rate", "kappa")
 """The cosine is known; ``learning_rate`` is where it starts."""
 
@@ -84,12 +100,29 @@ def name_of(spec: TrialSpec) -> str:
 
 
 def params_of(spec: TrialSpec) -> dict[str, str]:
-    """Every field that is set; of those that few trials need, where they say something."""
+    """Every field that is set; of those that few trials need, where they say something. A method's own settings are
+    one each, such as ``options.sampler``: two entries that differ in one then differ in one row of a comparison."""
     plain = {field.name: field.default for field in fields(TrialSpec) if field.name in FEW_NEED}
-    return {
-        name: clipped(str(value), LONGEST_PARAM)
+    values = {
+        name: value
         for name, value in asdict(spec).items()
         if value is not None and (name not in plain or value != plain[name])
+    }
+    values |= _options(str(values.pop("options", "{}")))
+    return {name: clipped(str(value), LONGEST_PARAM) for name, value in values.items()}
+
+
+def _options(text: str) -> dict[str, str]:
+    """By their names; the text as it is where a record that somebody else wrote has something else there."""
+    try:
+        content = strict_json(text)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or len(content) > MOST_OPTIONS:
+        return {"options": text}
+    return {
+        key_of(f"options.{name}"): value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        for name, value in content.items()
     }
 
 
@@ -132,7 +165,7 @@ def content_of(record: TrialRecord, series: list[dict[str, float]]) -> Content:
     tags |= {key_of(f"version.{name}"): clipped(str(value)) for name, value in record.versions.items()}
     if record.error is not None:
         tags["error"] = clipped(record.error[-ERROR:])
-    return Content([(name, _rounded(value), when, step) for name, value, when, step in metrics], tags)
+    return Content([(name, rounded(value), when, step) for name, value, when, step in metrics], tags)
 
 
 def _lines(record: TrialRecord, series: list[dict[str, float]]) -> Iterator[Point]:
@@ -171,7 +204,8 @@ def _last(record: TrialRecord) -> dict[str, float]:
     return values
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """To six significant digits."""
     return float(f"{value:.{DIGITS}g}")
 
 

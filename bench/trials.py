@@ -116,7 +116,7 @@ class TrialSpec:
             strengths.pop()
         words = [f"{name} {value:g}" for name, value in strengths if value is not None]
         words += [f"no. {self.number}"] if self.number is not None else []
-        words += [f"{self.since:.0%} to {self.until:.0%}"] if (self.since, self.until) != (0.0, 1.0) else []
+        words += [f"{100 * self.since:g}% to {100 * self.until:g}%"] if (self.since, self.until) != (0.0, 1.0) else []
         where = f"{self.dataset} {self.backbone} {self.prior} n={self.n} seed={self.seed}"
         text = f"{where} {self.method} {self.stage} lr {self.learning_rate:g}"
         return " ".join([text, *words])

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from bench.benchmark import Benchmark
+from bench.chosen import chosen_trials
 from bench.config import ConfigError
 from bench.connection import shown
 from bench.methods import make_methods
 from bench.mirror import MLflowMirror, sync, tracking_uri
+from bench.page_views import saved
 from bench.records import RecordError, RecordStore
 from bench.tracking import Tracker
 from bench.trials import TrialRecord, TrialSpec
@@ -91,6 +93,45 @@ def test_sync_twice_changes_nothing(storage: RecordStore, tiny: Benchmark, uri: 
     after = runs_of(uri, tiny)
     assert {key: run.info.run_id for key, run in after.items()} == {k: run.info.run_id for k, run in before.items()}
     assert {key: points(uri, run.info.run_id) for key, run in after.items()} == first
+
+
+def test_what_methods_chose_is_marked(storage: RecordStore, tiny: Benchmark, uri: str) -> None:
+    """One trial a method and cell is marked as its choice, with all that the method needed there; where a better one
+    comes, that takes the mark over."""
+    sync(storage, tiny, uri)
+    marked = {key: run for key, run in runs_of(uri, tiny).items() if run.data.tags.get("chosen") == "true"}
+    frame = storage.frame().set_index("key")
+    assert sorted(frame.loc[list(marked), "method"]) == ["de-elbo", "elbo", "map-gs"]
+    assert {key: run.data.metrics["cost_seconds"] for key, run in marked.items()} == pytest.approx(
+        chosen_trials(tiny, list(storage.records())), rel=1e-5
+    )
+    before = next(key for key in marked if frame.loc[key, "method"] == "elbo")
+    other = next(r for r in storage.records() if r.spec.method == "elbo" and r.key != before)
+    better = replace(other, metrics=other.metrics | {"objective": -1.0}, finished=2000.0)
+    storage.write(better, storage.series(other.key))
+    sync(storage, tiny, uri)
+    now = {key for key, run in runs_of(uri, tiny).items() if run.data.tags.get("chosen") == "true"}
+    assert now == set(marked) - {before} | {other.key}
+
+
+def test_what_a_sync_will_show_is_offered_at_once(storage: RecordStore, tiny: Benchmark, uri: str) -> None:
+    """A sync that is ended before its first trial has left the description and the views."""
+
+    class EndedError(Exception):
+        pass
+
+    def end(*arguments: Any) -> None:
+        raise EndedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MLflowMirror, "finish", end)
+        patch.setattr("bench.mirror._insist", lambda what: what())
+        with pytest.raises(EndedError):
+            sync(storage, tiny, uri)
+    runs = MLflowMirror(uri, tiny, storage).runs
+    tags = runs.client.get_experiment(runs.experiment).tags
+    assert set(saved(tuple(tiny.methods))) < set(tags)
+    assert "mnist-digits" in tags["mlflow.note.content"]
 
 
 def test_two_storages_are_two_benchmarks(

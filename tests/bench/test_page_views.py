@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from bench.benchmark import Benchmark
+from bench.config import parse_benchmark
 from bench.mirror import MLflowMirror, log_report, sync
 from bench.notes import LONGEST, NOTE, experiment_note, is_ours, run_note
-from bench.page_views import METHODS, PREFIX, TRIALS, link, saved
+from bench.page_views import CHOSEN, METHODS, PREFIX, TRIALS, link, saved
 from bench.records import RecordStore
+from tests.tiny import CONTENT
 
 TABLE = "| Model | method | mean % |\n|---|---|---|\n| L2-SP | DE ELBo | 90.3 |\n"
 
@@ -46,10 +48,29 @@ def notes_of(mirror: MLflowMirror) -> tuple[str, str]:
 
 
 def test_views_fit_in_a_tag() -> None:
-    """A view is within 5,000 letters, which every store of MLflow's takes, and the same whenever it is made."""
-    assert saved() == saved()
-    assert set(saved()) == {f"{PREFIX}{TRIALS}", f"{PREFIX}{METHODS}"}
-    assert all(len(text) <= 5000 for text in saved().values())
+    """A view is within 5,000 letters, which every store of MLflow's takes, also where there are a hundred entries, and
+    the same whenever it is made."""
+    names = [f"de-elbo-kappa-{share}" for share in range(100)]
+    assert saved(names) == saved(names)
+    assert set(saved(names)) == {f"{PREFIX}{view}" for view in (TRIALS, CHOSEN, METHODS)}
+    assert all(len(text) <= 5000 for text in saved(names).values())
+
+
+def test_a_table_begins_with_what_tells_trials_apart() -> None:
+    """Behind the name, which is wider than the page's own, come method, prior, N and seed, then the accuracy; groups
+    are closed, so that all of them are on the page."""
+    views = {name: state_of(text) for name, text in saved(["de-elbo", "mine"]).items()}
+    for state in views.values():
+        name, _, *columns = state["columnOrder"]
+        assert columns == state["selectedColumns"]
+        assert columns[:6] == [
+            *(f"params.`{p}`" for p in ("method", "prior", "n", "seed", "stage")),
+            "metrics.`test_acc`",
+        ]
+        assert state["columnWidths"][name] > 190
+    for view in (CHOSEN, METHODS):
+        closed = {"param.method.de-elbo": False, "param.method.mine": False}
+        assert views[f"{PREFIX}{view}"]["groupsExpanded"] == closed
 
 
 def test_a_view_asks_for_what_is_there(storage: RecordStore, tiny: Benchmark, uri: str) -> None:
@@ -61,8 +82,9 @@ def test_a_view_asks_for_what_is_there(storage: RecordStore, tiny: Benchmark, ur
     everything = client.search_runs([experiment])
     there = {f"metrics.`{name}`" for run in everything for name in run.data.metrics}
     there |= {f"params.`{name}`" for run in everything for name in run.data.params} | {"tags.`status`"}
+    assert "metrics.`cost_seconds`" in there
     learned = {f"metrics.`{name}`" for name in ("alpha", "beta", "tau", "val_nll")}  # fake records learn lambda alone
-    for view, count in ((TRIALS, 9), (METHODS, 5)):
+    for view, count in ((TRIALS, 9), (CHOSEN, 3), (METHODS, 5)):
         state = state_of(tags[f"{PREFIX}{view}"])
         order = f"{state['orderByKey']} {'ASC' if state['orderByAsc'] else 'DESC'}"
         assert len(client.search_runs([experiment], state["searchFilter"], order_by=[order])) == count
@@ -77,7 +99,7 @@ def test_the_most_accurate_comes_first(storage: RecordStore, tiny: Benchmark, ur
     """The order of the trials' view is that of the records' test accuracy, as of numbers."""
     sync(storage, tiny, uri)
     runs = MLflowMirror(uri, tiny, storage).runs
-    state = state_of(saved()[f"{PREFIX}{TRIALS}"])
+    state = state_of(saved(tuple(tiny.methods))[f"{PREFIX}{TRIALS}"])
     found = runs.client.search_runs([runs.experiment], state["searchFilter"], order_by=[f"{state['orderByKey']} DESC"])
     tested = [record for record in storage.records() if "test_acc" in record.metrics]
     best = sorted(tested, key=lambda record: -record.metrics["test_acc"])
@@ -92,10 +114,32 @@ def test_the_experiment_says_what_it_is(tiny: Benchmark) -> None:
     assert links == {
         link("7", TRIALS),
         link("7", TRIALS, charts=True),
+        link("7", CHOSEN),
+        link("7", CHOSEN, charts=True),
         link("7", METHODS),
         link("7", METHODS, charts=True),
         "#/experiments/7/runs/abc/artifacts/report/report.html",
     }
+
+
+def test_the_description_tells_entries_apart() -> None:
+    """Of each entry it says which method that is, and in what it is unlike another of the same; a name with a comma in
+    it is set apart; of a hundred entries as many as there is room for."""
+
+    def note(methods: dict[str, Any]) -> str:
+        return experiment_note(parse_benchmark(CONTENT | {"methods": methods}, "x"), "7", "abc")
+
+    layers = {"method": "de-elbo", "groups": "layer", "priors": ["l2-sp"]}
+    said = note({"de-elbo": {}, "layers": layers, "deelbo-free": {}})
+    assert "DE ELBo; layers; DE ELBo, no rate on" in said
+    assert "| de-elbo | DE ELBo | kappa D/N, groups backbone+head |" in said
+    assert "| layers | DE ELBo | priors l2-sp, kappa D/N, groups layer |" in said
+    assert "optimiser prodigy" in said
+    many = note({f"entry-{i}": {"method": "de-elbo", "kappa": f"{i} D/N"} for i in range(1, 101)})
+    assert len(many) <= LONGEST
+    shown = many.count("| DE ELBo |")
+    assert 0 < shown < 100
+    assert f"{100 - shown} more are in `benchmark.json`" in many
 
 
 def test_the_run_tells_the_outcome(storage: RecordStore, tiny: Benchmark, uri: str, report: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from bench.benchmark import Benchmark
 from bench.dataset_inputs import dataset_inputs
 from bench.methods import make_methods
 from bench.records import RecordError
-from bench.translation import Content, content_of, is_current, mark_of, name_of
+from bench.translation import Content, content_of, is_current, mark_of, name_of, params_of
 from bench.trials import TrialRecord, TrialSpec
 
 Fake = Callable[..., TrialRecord]
@@ -125,6 +126,32 @@ def test_names_begin_with_what_differs(specs: Any) -> None:
     """A run's name says method and settings first, then the cell, so that a legend that cuts it still tells it."""
     assert name_of(specs[1]) == "de-elbo run lr 0.1 l2-sp n=100 seed=1001 mnist-digits digits-resnet"
     assert name_of(specs[0]).startswith("map-gs tune lr 0.1 wd 0.01 l2-sp n=100")
+    stretch = replace(specs[1], since=0.125, until=0.25)
+    assert name_of(stretch).startswith("de-elbo run lr 0.1 12.5% to 25% l2-sp n=100")
+
+
+def test_settings_of_a_method_are_parameters(specs: Any) -> None:
+    """Each of a method's own settings is a parameter, so that a comparison shows the one that differs; a text that is
+    no mapping stays as it is, and a method without has none."""
+    own = json.dumps({"sampler": "gp", "startup": 10, "axes": {"alpha": [0.1, 1.0]}, "rate": None})
+    params = params_of(replace(specs[0], options=own))
+    found = {name: value for name, value in params.items() if name.startswith("options")}
+    axes = '{"alpha": [0.1, 1.0]}'
+    expected = {"sampler": "gp", "startup": "10", "axes": axes, "rate": "null"}
+    assert found == {f"options.{name}": value for name, value in expected.items()}
+    for text in ("[1]", "{", "NaN"):
+        assert params_of(replace(specs[0], options=text))["options"] == text
+    assert not [name for name in params_of(specs[0]) if name.startswith("options")]
+
+
+def test_what_a_stretch_and_a_hypergradient_leave(specs: Any, fake: Fake) -> None:
+    """The mean strengths that a hypergradient hands on stand beside alpha and beta, and where a stretch took a run up
+    stands aside."""
+    state = STATE | {"mean_weight_decay_backbone": 0.03, "mean_weight_decay_head": 0.004, "handed_over_at_step": 20.0}
+    found = lines(content_of(fake(specs[0], state=state), rows(STATE)))
+    assert (found["alpha"][-1], found["alpha_mean"], found["beta_mean"]) == ((20, 0.02), [(20, 0.03)], [(20, 0.004)])
+    assert found["system/handed_over_at_step"] == [(0, 20.0)]
+    assert not [name for name in found if name.startswith(("mean_", "handed"))]
 
 
 def test_a_mark_is_of_a_record_and_a_form(specs: Any, fake: Fake) -> None:
