@@ -29,6 +29,8 @@ from bench.trials import TrialRecord, TrialSpec
 
 __all__ = ["ACCOUNT", "MLflowMirror", "log_report", "sync", "tracking_uri"]
 
+OUTAGE = (1, 2, 4, 8, 16, 30)
+"""Seconds between tries once a server has answered: as long as one takes to be started anew."""
 ACCOUNT: tuple[str, ...] = ("wall_seconds", "busy", "slots")
 
 
@@ -88,6 +90,7 @@ class MLflowMirror:
         self.runs.log_inputs(child, record)
         self.runs.log(child, content.metrics, params_of(record.spec), content.tags, "" if damage else mark_of(record))
         self.runs.end(child, end_of(record), record.finished)
+        self.runs.mark(record.key)  # where a server was away, this may come after what was chosen
         if damage:
             raise damage
 
@@ -168,7 +171,7 @@ def sync(store: RecordStore, benchmark: Benchmark, uri: str, report: Path | None
     _insist(mirror.describe)  # thousands of trials take minutes, in which people look
     for record in records:
         try:
-            _insist(partial(mirror.finish, record))
+            _insist(partial(mirror.finish, record), OUTAGE)
         except Exception as error:
             if is_gone(error) or not is_refusal(error):
                 raise

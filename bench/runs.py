@@ -85,6 +85,8 @@ class Runs:
         self.parent, self.status = self._find_parent(since)
         self.children: dict[str, Child] = {}
         self._all_known = False
+        self._costs: dict[str, float] | None = None
+        self._chosen = 0.0
 
     def call(self, name: str, *arguments: Any, **named: Any) -> Any:
         self._before_call()
@@ -193,19 +195,27 @@ class Runs:
 
     def choose(self, costs: Mapping[str, float], when: float) -> None:
         """Of the trials those with these keys are what their methods chose, at a cost in seconds; no others are."""
+        self._costs, self._chosen = dict(costs), when
+        self.find("")  # all are known then
+        for key in self.children:
+            self.mark(key)
+
+    def mark(self, key: str) -> None:
+        """The trial is what its method chose, or is not; nothing where that is not known yet."""
         from mlflow.entities import Metric, RunTag
 
-        self.find("")  # all are known then
-        for key, child in self.children.items():
-            cost = None if key not in costs else rounded(costs[key])
-            if cost == child.cost:
-                continue
-            if cost is None:
-                self.call("delete_tag", child.run, CHOSEN)
-            else:
-                points = [Metric(COST, cost, stamp(when), 0)]
-                self.call("log_batch", child.run, metrics=points, tags=[RunTag(CHOSEN, "true")])
-            child.cost = cost
+        if self._costs is None:
+            return
+        child, cost = self.children[key], self._costs.get(key)
+        cost = None if cost is None else rounded(cost)
+        if cost == child.cost:
+            return
+        if cost is None:
+            self.call("delete_tag", child.run, CHOSEN)
+        else:
+            points = [Metric(COST, cost, stamp(self._chosen), 0)]
+            self.call("log_batch", child.run, metrics=points, tags=[RunTag(CHOSEN, "true")])
+        child.cost = cost
 
     def log_inputs(self, child: Child, record: TrialRecord) -> None:
         """The data that the trial saw, where its record says which."""

@@ -122,9 +122,9 @@ class Tracker(Watcher):
         with self._changed:
             ended = max(self._ended.values(), default=0.0)
             self._last = [_Event("close", (status, metrics, ended)), _Event("tidy"), _Event("publish", (report,))]
-            if report is not None:
-                self._last.append(_Event("choose"))
             self._killed = self._abort = status == "KILLED"
+            if not self._killed:
+                self._last.append(_Event("choose"))
             self._events = self._in_order(event for event in self._events if event.name in ENDS)
             self._changed.notify()
         try:

@@ -51,7 +51,7 @@ ONCE = ("test_acc", "test_nll", "objective", "nll_under_q", "kappa", "learning_r
 ASIDE = ("lost_seconds", "resumed_seconds", "resumed_at_step", "handed_over_at_step", "peak_device_gib")
 CONSTANT = ("dim_", "trace_precision_", "log_det_")
 """What the architecture and the prior fix, the same in every trial of a cell: tags, as no chart of it says anything."""
-FEW_NEED = ("learner", "kappa_share", "groups", "optimiser", "until", "since", "number", "options")
+FEW_NEED = ("learner", "kappa_share", "until", "since", "number", "options")
 OF_GROUPS = re.compile(r"(mean_weight_decay|weight_decay|scale|dim|squared_distance|trace_precision|log_det)_(.+)")
 PARTS = ("backbone", "head")
 MOST_OPTIONS = 40  # many times what methods have; MLflow takes 100 parameters a request
@@ -108,6 +108,10 @@ def params_of(spec: TrialSpec) -> dict[str, str]:
         for name, value in asdict(spec).items()
         if value is not None and (name not in plain or value != plain[name])
     }
+    if (
+        spec.stage == "run" and spec.kappa is None and spec.learner is None
+    ):  # kappa is a share of D/N, if only all of it
+        values["kappa_share"] = spec.kappa_share
     values |= _options(str(values.pop("options", "{}")))
     return {name: clipped(str(value), LONGEST_PARAM) for name, value in values.items()}
 

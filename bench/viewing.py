@@ -84,7 +84,7 @@ def _send(what: Callable[[str], T], uri: str) -> T:
     except (ValueError, OSError):
         raise
     except Exception as error:  # MLflow's own, or its database's
-        words = shown(f"MLflow at {uri} takes nothing ({one_line(error)}): see --tracking-uri")
+        words = shown(f"MLflow at {uri} takes nothing ({one_line(error)}): see --tracking-uri, and call this again")
         raise RecordError(words) from error
 
 

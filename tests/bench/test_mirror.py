@@ -114,6 +114,20 @@ def test_what_methods_chose_is_marked(storage: RecordStore, tiny: Benchmark, uri
     assert now == set(marked) - {before} | {other.key}
 
 
+def test_a_choice_that_comes_late_is_marked(storage: RecordStore, tiny: Benchmark, uri: str) -> None:
+    """A trial that is sent after the choices, as where a server was away for its turn, has its mark all the same."""
+    mirror, records = MLflowMirror(uri, tiny, storage), list(storage.records())
+    costs = chosen_trials(tiny, records)
+    for record in records[:-1]:
+        if record.key not in costs:
+            mirror.finish(record)
+    mirror.choose()
+    for record in records:
+        mirror.finish(record)
+    marked = {key for key, run in runs_of(uri, tiny).items() if run.data.tags.get("chosen") == "true"}
+    assert marked == set(costs)
+
+
 def test_what_a_sync_will_show_is_offered_at_once(storage: RecordStore, tiny: Benchmark, uri: str) -> None:
     """A sync that is ended before its first trial has left the description and the views."""
 
@@ -125,13 +139,32 @@ def test_what_a_sync_will_show_is_offered_at_once(storage: RecordStore, tiny: Be
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MLflowMirror, "finish", end)
-        patch.setattr("bench.mirror._insist", lambda what: what())
+        patch.setattr("bench.mirror._insist", lambda what, *pauses: what())
         with pytest.raises(EndedError):
             sync(storage, tiny, uri)
     runs = MLflowMirror(uri, tiny, storage).runs
     tags = runs.client.get_experiment(runs.experiment).tags
     assert set(saved(tuple(tiny.methods))) < set(tags)
     assert "mnist-digits" in tags["mlflow.note.content"]
+
+
+def test_a_server_that_is_started_anew_is_waited_for(
+    storage: RecordStore, tiny: Benchmark, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sync whose server goes away among the trials tries that trial again for a minute, and ends with everything."""
+    waited, failures = list[float](), iter([ConnectionError("refused")] * 5)
+    finish = MLflowMirror.finish
+
+    def flaky(mirror: MLflowMirror, record: TrialRecord) -> None:
+        finish(mirror, record)
+        if (error := next(failures, None)) is not None:
+            raise error
+
+    monkeypatch.setattr(MLflowMirror, "finish", flaky)
+    monkeypatch.setattr("bench.mirror.time.sleep", waited.append)
+    assert sync(storage, tiny, uri) == 9
+    assert len(runs_of(uri, tiny)) == 10
+    assert waited == [1, 2, 4, 8, 16]
 
 
 def test_two_storages_are_two_benchmarks(

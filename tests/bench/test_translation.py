@@ -144,6 +144,19 @@ def test_settings_of_a_method_are_parameters(specs: Any) -> None:
     assert not [name for name in params_of(specs[0]) if name.startswith("options")]
 
 
+def test_a_comparison_shows_in_what_entries_differ(specs: Any) -> None:
+    """Groups and optimiser are told of every trial, the share of D/N of those whose kappa is one: where two differ,
+    neither is blank."""
+    layers = replace(specs[1], method="layers", groups="layer", kappa_share=3.0)
+    told = [
+        {name: params_of(spec).get(name) for name in ("groups", "optimiser", "kappa_share")}
+        for spec in (specs[1], layers, specs[0])
+    ]
+    assert told[0] == {"groups": "backbone+head", "optimiser": "sgd", "kappa_share": "1.0"}
+    assert told[1] == {"groups": "layer", "optimiser": "sgd", "kappa_share": "3.0"}
+    assert told[2] == {"groups": "backbone+head", "optimiser": "sgd", "kappa_share": None}
+
+
 def test_what_a_stretch_and_a_hypergradient_leave(specs: Any, fake: Fake) -> None:
     """The mean strengths that a hypergradient hands on stand beside alpha and beta, and where a stretch took a run up
     stands aside."""
