@@ -25,7 +25,7 @@ from bench.connection import check_scheme, shown, token_refused
 from bench.console import console
 from bench.doctor_facts import Asked, Facts, Finding, minor
 from bench.doctor_node import local_folder, version_of
-from bench.packing import files_named, variables
+from bench.packing import check_no_password, files_named, variables
 from bench.probe import MARK, QUESTIONS, look
 from bench.said import one_line
 
@@ -97,6 +97,8 @@ def examine(
     """
     from bench.verdicts import judge
 
+    if storage is not None:
+        check_no_password(storage)
     if tracking is not None:
         check_scheme(tracking)
     by_http = address is None or urlsplit(address).scheme in ("http", "https")

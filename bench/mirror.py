@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from bench.benchmark import Benchmark
 from bench.chosen import chosen_trials
 from bench.config import ConfigError
-from bench.connection import connect, is_gone, is_refusal, tracking_uri
+from bench.connection import connect, is_gone, is_refusal, shown, tracking_uri
 from bench.gpu_metrics import GPUWatch, find_gpus
 from bench.methods import make_methods
 from bench.notes import experiment_note, run_note
@@ -101,10 +101,14 @@ class MLflowMirror:
 
     def close(self, status: str, metrics: dict[str, float], when: float) -> None:
         """The benchmark has ended ``when`` its last trial did; children that never ended are KILLED."""
-        if self._watch is not None:
-            self._watch.stop()
+        self.leave()
         self.runs.close(status, metrics, when)
         self.tidy()
+
+    def leave(self) -> None:
+        """Nothing more is logged by itself."""
+        if self._watch is not None:
+            self._watch.stop()
 
     def tidy(self) -> None:
         """No trial's run stays RUNNING or is there twice: a server may do what it was asked after nobody waits."""
@@ -144,7 +148,7 @@ def log_report(store: RecordStore, benchmark: Benchmark, uri: str, files: Iterab
     Raises:
         ConfigError: there is no such run.
     """
-    none = f"MLflow at {uri} has no run of {store.url}: `sync` makes it, and takes the report too"
+    none = f"MLflow at {shown(uri)} has no run of {shown(store.url)}: `sync` makes it, and takes the report too"
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise ConfigError(none)  # asking would make the database
     client = connect(uri)

@@ -24,6 +24,7 @@ from deelbo.weights import VERSIONS
 __all__ = [
     "CONFIG",
     "SECRETS",
+    "check_no_password",
     "check_places",
     "facts",
     "files_named",
@@ -56,11 +57,7 @@ def check_places(storage: str | None, tracking: str | None) -> str:
             "no --storage: expected a URL, or a folder that all nodes share, for the records; the job's own folder "
             "goes away with it"
         )
-    if shown(storage) != storage:
-        raise ConfigError(
-            f"--storage {shown(storage)} has a password in it, which everybody would see who lists the cluster's jobs: "
-            "give credentials by --env"
-        )
+    check_no_password(storage)
     scheme, found, rest = storage.partition("://")
     if found and scheme in ("file", "local"):  # a folder by another name is the same storage
         storage, found = rest, ""
@@ -86,6 +83,15 @@ def check_places(storage: str | None, tracking: str | None) -> str:
                 "server"
             )
     return storage.rstrip("/") if found else os.path.normpath(f"/{storage.lstrip('/')}")
+
+
+def check_no_password(storage: str) -> None:
+    """Raises ConfigError where a storage's URL has one, which would be on a job's command line."""
+    if shown(storage) != storage:
+        raise ConfigError(
+            f"--storage {shown(storage)} has a password in it, which everybody would see who lists the cluster's jobs: "
+            "give credentials by --env"
+        )
 
 
 def pack(folder: Path, benchmark: Benchmark, from_source: bool) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.benchmark import Benchmark
-from bench.connection import connect
+from bench.connection import connect, shown
 from bench.dataset_inputs import dataset_inputs
 from bench.notes import NOTE, is_ours
 from bench.records import RecordStore
@@ -288,4 +288,4 @@ def whose(store: RecordStore, role: str) -> str:
 
 def _named(store: RecordStore, role: str) -> dict[str, str]:
     """The tags by which `whose` finds a run, and where its storage was."""
-    return {"deelbo.role": role, IDENTITY: clipped(store.identity), STORAGE: clipped(store.url)}
+    return {"deelbo.role": role, IDENTITY: clipped(store.identity), STORAGE: clipped(shown(store.url))}

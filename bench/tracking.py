@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.connection import is_gone, is_refusal
+from bench.connection import is_gone, is_refusal, shown
 from bench.mirror import MLflowMirror
 from bench.race import Race, Watcher
 from bench.said import one_line
@@ -206,9 +206,11 @@ class Tracker(Watcher):
             if self._abort or self._given_up:
                 self._put_back(event, last=True)
                 return
-            self._trouble = one_line(error)
+            self._trouble = shown(one_line(error))  # MLflow's client names its address
             what, gone, connected = event.what, is_gone(error), self._connected
             if gone:
+                if self._mirror is not None:
+                    self._mirror.leave()
                 self._mirror, self._connected = None, False
             if connected and gone and what not in self._renewed:
                 self._renewed.add(what)

@@ -255,6 +255,10 @@ def test_a_job_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--address", "ray://127.0.0.1:1"], "expected http://HOST:8265"),
         (["--address", "http://127.0.0.1:1", "--set", "n=[3]"], "expected a configuration that it changes"),
         (["--address", "http://127.0.0.1:1", "--tracking-uri", "mlflow:5000"], "--tracking-uri 'mlflow:5000'"),
+        (
+            ["--address", "http://127.0.0.1:1", "--storage", "sftp://me:secret@h/x"],
+            "sftp://me:***@h/x has a password in",
+        ),
         (["nowhere", "--address", "http://127.0.0.1:1"], "no preset or file 'nowhere'"),
     ],
 )

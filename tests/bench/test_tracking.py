@@ -87,6 +87,10 @@ class Mirror:
         self.request = request
         self.before_call: Callable[[], None] = lambda: None
         self.got: list[tuple[str, str]] = []
+        self.left = False
+
+    def leave(self) -> None:
+        self.left = True
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         def event(*arguments: Any) -> None:
@@ -135,7 +139,7 @@ def test_a_dead_server_is_in_nobodys_way(
     def dead() -> MLflowMirror:
         if kind == "hangs":
             gate.wait()
-        raise ConnectionError("no server\nanywhere" * 100)
+        raise ConnectionError("no server at http://me:secret@host:5000\nanywhere" * 100)
 
     tracker = Tracker(dead, pause=0.05, grace=0.3)
     for call in (
@@ -151,6 +155,7 @@ def test_a_dead_server_is_in_nobodys_way(
     assert 0.3 < time.perf_counter() - since < 2
     assert tracker.problem
     assert len(tracker.problem.splitlines()) == 1
+    assert "secret" not in tracker.problem
     assert len(tracker.problem) <= 200
 
 
@@ -241,6 +246,8 @@ def test_runs_that_are_gone_again_and_again(records: list[TrialRecord]) -> None:
         tracker.finished(record)
     assert tracker.stop("FINISHED", {}) is False
     assert "no such run" in (tracker.problem or "")
+    assert [mirror.left for mirror in made] == [True] * (len(made) - 1) + [made[-1].left]
+    assert len(made) > 1
     assert {key for mirror in made for name, key in mirror.got if name == "finish"} == {
         record.key for record in records[1:]
     }

@@ -15,7 +15,7 @@ boto3 = pytest.importorskip("boto3", reason="needs `pip install boto3`: Ray's AW
 FILE = Path(__file__).resolve().parents[2] / "cluster" / "ray-up" / "aws.yaml"
 ROLES = ("deelbo-head", "deelbo-worker")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]  # of no cluster, but of as little use to the rest
 
 
 @pytest.fixture(scope="module")

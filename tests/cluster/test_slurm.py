@@ -154,7 +154,7 @@ class TestRefused:
         environment["DEELBO_VENV"] = str(tmp_path / "none")
         done = run(environment, "tiny.yaml", "storage", "http://127.0.0.1:5000")
         assert done.returncode == 2
-        assert "set DEELBO_VENV to where deelbo[bench] is installed" in done.stderr
+        assert "set DEELBO_VENV to where deelbo[bench,methods] is installed" in done.stderr
 
     def test_ray_that_does_not_start(self, environment: dict[str, str], tmp_path: Path) -> None:
         """Where Ray does not start, which symmetric-run ends with 0, the job ends with 3 and says so; the token is
