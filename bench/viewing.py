@@ -6,9 +6,10 @@ import os
 import socket
 import sqlite3
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn, TypeVar
 
 from bench.benchmark import Benchmark
@@ -70,11 +71,28 @@ def sync(storage: str, tracking: str | None) -> int:
         raise RecordError(
             f"{storage} is in use by a `run` ({owner.describe()}), which sends its trials itself: wait for it"
         )
-    folder = Path(store.path("report")) if store.local else None
-    report_folder = folder if folder and folder.is_dir() else None
-    count = _send(lambda uri: send(store, benchmark, uri, report_folder), tracking_uri(store, tracking))
+    uri = tracking_uri(store, tracking)
+    with _report_of(store) as folder:
+        try:
+            count = _send(lambda uri: send(store, benchmark, uri, folder), uri)
+        except KeyboardInterrupt:
+            console.print("stopped: what MLflow has stays, and the same command sends the rest")
+            raise
     console.print(f"{count} trials of {benchmark.name} are in MLflow")
     return 0
+
+
+@contextmanager
+def _report_of(store: RecordStore) -> Iterator[Path | None]:
+    """The folder of the report that `run` left in the storage; of one behind a URL a copy, for the time being."""
+    if store.local:
+        folder = Path(store.path("report"))
+        yield folder if folder.is_dir() else None
+        return
+    with TemporaryDirectory(prefix="deelbo-report-") as copy:
+        for name, content in store.read_files(store.names("report")):
+            Path(copy, Path(name).name).write_bytes(content)
+        yield Path(copy) if any(Path(copy).iterdir()) else None
 
 
 def _send(what: Callable[[str], T], uri: str) -> T:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bench.benchmark import Benchmark
-from bench.config import ConfigError, parse_benchmark
+from bench.config import parse_benchmark
 from bench.mirror import MLflowMirror, log_report, sync
 from bench.notes import LONGEST, NOTE, experiment_note, is_ours, run_note
 from bench.page_views import CHOSEN, METHODS, PREFIX, TRIALS, link, saved
@@ -155,14 +155,6 @@ def test_the_run_tells_the_outcome(storage: RecordStore, tiny: Benchmark, uri: s
     (report / "table3.md").write_text(TABLE.replace("90.3", "91.7"))
     sync(storage, tiny, uri, report)
     assert "91.7" in notes_of(mirror)[1]
-
-
-def test_a_report_without_its_run_is_refused(tiny: Benchmark, tmp_path: Path) -> None:
-    """Where the benchmark was never sent, in one line, and no database is made for it."""
-    with pytest.raises(ConfigError, match=r"has no run of .*: `sync` makes it") as caught:
-        log_report(RecordStore(str(tmp_path)), tiny, f"sqlite:///{tmp_path}/x.db", [])
-    assert str(caught.value).count("\n") == 0
-    assert not (tmp_path / "x.db").exists()
 
 
 def test_what_somebody_wrote_stays(storage: RecordStore, tiny: Benchmark, uri: str, report: Path) -> None:

@@ -204,6 +204,33 @@ def test_sync_sends_the_report_of_the_storage(storage: RecordStore, tiny: Benchm
     assert "report/report.html" in artifacts(uri, tiny)
 
 
+def test_sync_sends_the_report_of_a_storage_that_is_no_folder(
+    tiny: Benchmark, play: Any, fill: Any, uri: str, call: Any
+) -> None:
+    """Where `run` left it behind a URL, too; nothing of it stays here."""
+    store = fill(RecordStore("memory://viewed/a"), tiny, play(tiny))
+    assert call("sync", store.url, "--tracking-uri", uri)[0] == 0
+    assert artifacts(uri, tiny) == set()
+    store.write_file("report/report.html", b"<html></html>")
+    assert call("sync", store.url, "--tracking-uri", uri)[0] == 0
+    assert artifacts(uri, tiny) == {"report/report.html"}
+    assert files() == []
+
+
+def test_sync_that_is_stopped_says_so(
+    storage: RecordStore, uri: str, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With exit code 130, and what the same command will do."""
+
+    def interrupted(*arguments: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.mirror.sync", interrupted)
+    code, out, error = call("sync", storage.url, "--tracking-uri", uri)
+    assert (code, error) == (130, [])
+    assert out == ["stopped: what MLflow has stays, and the same command sends the rest"]
+
+
 def test_a_page_of_mlflow_needs_its_database(storage: RecordStore, call: Any) -> None:
     """`ui` on a storage without an MLflow database is one line that names the command which makes it."""
     code, out, error = call("ui", storage.url)
