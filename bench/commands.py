@@ -94,14 +94,14 @@ def run(
             origin, store = store, fork_of(store, benchmark, *known)
             return _run_in(store, benchmark, methods, where, since, known, origin if origin.url != store.url else None)
     except KeyboardInterrupt:
-        console.print(f"stopped: the same command continues what is in {short(store.url)}")
+        console.print(f"stopped: the same command continues what is in {short(shown(store.url))}")
         return STOPPED
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise RecordError(
-            f"{one_line(error)}: make room for {store.url}, or in the folder for temporary files; what is kept stays, "
-            "and the same command continues"
+            f"{one_line(error)}: make room for {shown(store.url)}, or in the folder for temporary files; what is kept "
+            "stays, and the same command continues"
         ) from error
 
 
@@ -134,7 +134,7 @@ def _run_in(
         if lock.predecessor is not None:
             console.print(f"the last run here was killed ({lock.predecessor.describe()}): going on from its records")
         records, set_aside = take_up(store, benchmark, console.print)
-        console.print(f"{benchmark.name} in {short(store.url)}")
+        console.print(f"{benchmark.name} in {short(shown(store.url))}")
         data, starts = known or _at_hand(benchmark, methods, where.address)
         if origin is not None and store.read_benchmark() is None:
             count = inherit(store, origin, benchmark, data, starts)
@@ -180,7 +180,7 @@ def _race(
             tracker.finished(record)
         if lock.taken:
             raise RecordError(
-                f"another `run` has taken {store.url}, as this one gave no sign of life: it goes on there"
+                f"another `run` has taken {shown(store.url)}, as this one gave no sign of life: it goes on there"
             )
         stopped = outcome.halted is not None
         folder = None if stopped else _draw_report(store, benchmark)
@@ -191,18 +191,20 @@ def _race(
     account = {name: float(getattr(outcome, name)) for name in ACCOUNT} if outcome.ran else {}
     status = "KILLED" if stopped or outcome.left else "FAILED" if outcome.failed else "FINISHED"
     if claim.done and _was_deleted(store):
-        raise RecordError(f"{store.url} was deleted during the run: what it had is gone, the same command begins again")
+        raise RecordError(
+            f"{shown(store.url)} was deleted during the run: what it had is gone, the same command begins again"
+        )
     if tracker.left > MANY_EVENTS:
         console.print(f"MLflow takes the last {tracker.left} of what happened")
     sent = not claim.done or tracker.stop(status, account, folder)
     console.print(outcome.describe())
     if not sent:
-        again = f"{command()} sync {short(store.url)}"
+        again = f"{command()} sync {short(shown(store.url))}"
         again += f" --tracking-uri {shown(where.tracking)}" if where.tracking else ""
         console.print(f"MLflow did not take everything ({tracker.problem}): `{again}` will")
     if folder is not None:
         _show_table3(pd.read_csv(folder / "table3.csv"))
-        place = folder if store.local else f"{store.url}/report"
+        place = folder if store.local else f"{shown(store.url)}/report"
         console.print(f"report  {short(f'{place}/report.html')}")
         if (folder / "figure2.png").exists():
             console.print(f"figure  {short(f'{place}/figure2.png')}")
@@ -239,12 +241,15 @@ def _draw_report(store: RecordStore, benchmark: Benchmark) -> Path | None:
     folder = Path(store.path("report")) if store.local else Path("deelbo-runs") / benchmark.name / "report"
     try:
         files = write_report([from_storage(store)], folder)
-        if not store.local:  # also there: a job's own folder goes away with it
-            for file in files.values():
-                store.write_file(f"report/{file.name}", file.read_bytes())
     except (ValueError, OSError) as error:
         console.print(f"no report: {one_line(error)}")
         return None
+    if not store.local:  # also there: a job's own folder goes away with it
+        try:
+            for file in files.values():
+                store.write_file(f"report/{file.name}", file.read_bytes())
+        except OSError as error:
+            console.print(f"the report is in {short(folder)} alone: {one_line(error)}")
     return folder
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "clean",
     "clip",
     "data_of",
+    "has_secret",
     "importable",
     "local_folder",
     "said",
@@ -244,6 +245,13 @@ def shown(uri: str) -> str:
     uri = re.sub(r"(://[^:/@\s]*):(?!\d+/)[^@\s]*/[^@\s]*@", r"\1:***@", uri)  # AWS's keys have slashes in them
     uri = re.sub(r"://[^:/?#@\s]+@", "://***@", uri)  # a token alone
     return re.sub(r"([?&][^=&\s]*(?:token|key|secret|password|signature)[^=&\s]*=)[^&\s]+", r"\1***", uri, flags=re.I)
+
+
+def has_secret(uri: str) -> bool:
+    """Whether there is a password or a token in it. A user alone is one in an address of the web, where it is a token;
+    elsewhere it is a name, as in git+ssh://git@HOST, or a container, as in abfs://CONTAINER@ACCOUNT."""
+    named = re.sub(r"(?<!http)(?<!https)://[^:/?#@\s]+@|://git@", "://", uri)
+    return shown(named) != named
 
 
 def clip(text: str) -> str:

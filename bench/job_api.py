@@ -123,8 +123,7 @@ def refusal(error: Exception, address: str) -> ConfigError:
 
     words = str(error)
     if re.search(r"status code 5\d\d", words):  # of the head, where a node's agent is away, or of what stands before it
-        last = one_line(words.strip().splitlines()[-1], 200)  # what comes before is a traceback of Ray's
-        return UnreachableError(f"the cluster at {address} does not answer ({last}): see its dashboard")
+        return UnreachableError(f"the cluster at {address} does not answer ({_failure(words)}): see its dashboard")
     if isinstance(error, requests.RequestException | ConnectionError | TimeoutError):
         return UnreachableError(f"the cluster at {address} cannot be reached ({_cause(error)}): see that it runs")
     if type(error).__name__ == "AuthenticationError" or "status code 401" in words or "status code 403" in words:
@@ -135,6 +134,15 @@ def refusal(error: Exception, address: str) -> ConfigError:
     if re.search(r"Job \S+ does not exist", words):
         return ConfigError(f"the cluster at {address} knows no such job: `status` lists those it has")
     return ConfigError(f"the cluster at {address} refused ({one_line(words, 300)}): see its dashboard")
+
+
+def _failure(words: str) -> str:
+    """The status of a 5xx, and the end of a traceback of Ray's where it has one; not the page of what stands before."""
+    said = re.search(r"status code 5\d\d", words)
+    last = words.strip().rstrip(".").rstrip().splitlines()[-1].strip()
+    tells = re.match(r"[A-Za-z]", last) and "<" not in last
+    status = said[0] if said else "an error of its own"
+    return one_line(f"{status}: {last}", 200) if tells and status not in last else status
 
 
 def _cause(error: Exception) -> str:

@@ -140,7 +140,7 @@ class StorageLock:
 
     def __exit__(self, *exception: object) -> None:
         self._over.set()
-        self.store.patience = None  # who leaves waits for nobody
+        self.store.hurry()
         self._thread.join()
         try:
             if not self.taken:

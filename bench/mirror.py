@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
+from time import sleep as wait
 
 from bench.benchmark import Benchmark
 from bench.chosen import chosen_trials
@@ -201,5 +201,5 @@ def _insist(what: Callable[[], None], pauses: Sequence[float] = (1, 2, 4)) -> No
         except Exception as error:
             if is_gone(error) or is_refusal(error):
                 raise
-            time.sleep(pause)
+            wait(pause)
     return what()

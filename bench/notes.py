@@ -107,7 +107,9 @@ def _short(value: Any) -> str:
         text = " ".join(f"{key}: {part}" for key, part in value.items())
     else:
         text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "/") if len(text) <= LONGEST_SETTING else f"{len(value)} values"
+    if len(text) > LONGEST_SETTING:
+        text = f"{len(value)} values" if isinstance(value, list | dict) else f"{text[: LONGEST_SETTING - 3]}..."
+    return text.replace("|", "/")
 
 
 def run_note(benchmark: Benchmark, experiment: str, run: str, report: Path | None) -> str:

@@ -18,6 +18,7 @@ from bench.benchmark import Benchmark, SWAGFiles
 from bench.config import ConfigError
 from bench.connection import TRACKING, check_scheme, shown
 from bench.console import IN_JOB
+from bench.doctor_node import has_secret
 from bench.remote import check_url
 from deelbo.weights import VERSIONS
 
@@ -87,7 +88,7 @@ def check_places(storage: str | None, tracking: str | None) -> str:
 
 def check_no_password(storage: str) -> None:
     """Raises ConfigError where a storage's URL has one, which would be on a job's command line."""
-    if shown(storage) != storage:
+    if has_secret(storage):
         raise ConfigError(
             f"--storage {shown(storage)} has a password in it, which everybody would see who lists the cluster's jobs: "
             "give credentials by --env"
@@ -216,7 +217,7 @@ def requirement(install: str | None, storage: str | None = None) -> dict[str, An
     """
     if install is None:
         return {}
-    if shown(install) != install:
+    if has_secret(install):
         raise ConfigError(
             f"--install {shown(install)} has a password in it, which everybody would see who lists the cluster's jobs: "
             "give the nodes' pip an index of its own (pip.conf), or take the code along by --from-source"
@@ -241,7 +242,7 @@ def facts(benchmark: Benchmark, storage: str, tracking: str | None, **others: st
     told = {
         "role": "run",
         "benchmark": benchmark.name,
-        "storage": shown(storage),
+        "storage": storage,  # without a password, as `check_places` has seen to
         "config": json.dumps(benchmark.content(), separators=(",", ":"), sort_keys=True),
         "version": own_version(),
     }

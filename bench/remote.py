@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import fsspec
 
+from bench.doctor_node import shown
 from bench.said import one_line
 
 __all__ = ["OUTAGE", "Patience", "StorageError", "asked", "check_url", "opened"]
@@ -32,17 +33,41 @@ class StorageError(OSError):
     """
 
 
-@dataclass(frozen=True)
 class Patience:
-    """How long a storage that does not answer is waited for.
+    """How long a storage that does not answer is waited for, by all who ask it at the same time.
 
-    Attributes:
-        seconds: from the first answer that did not come.
+    Args:
+        seconds: from the first answer that did not come to the last try, until something answers again.
         say: told once an outage that there is one.
     """
 
-    seconds: float
-    say: Callable[[str], object] | None = None
+    def __init__(self, seconds: float, say: Callable[[str], object] | None = None) -> None:
+        self._seconds, self._say = seconds, say
+        self._changing = threading.Lock()
+        self._since: float | None = None
+        self._over = threading.Event()
+
+    def waits(self, words: str) -> bool:
+        """What was asked did not answer, in these words: waits a while; False where nobody is waited for any more."""
+        with self._changing:
+            if self._over.is_set():
+                return False
+            now = time.monotonic()
+            if self._since is None:
+                self._since = now
+                if self._say is not None:
+                    self._say(words)
+            if now - self._since >= self._seconds:
+                return False
+        return not self._over.wait(PAUSE)
+
+    def answered(self) -> None:
+        """The outage is over, if there was one."""
+        self._since = None
+
+    def end(self) -> None:
+        """Who waits stops at once, and nobody will."""
+        self._over.set()
 
 
 def check_url(url: str) -> None:
@@ -50,6 +75,7 @@ def check_url(url: str) -> None:
     scheme, _, rest = url.partition("://")
     bucket, *folders = rest.rstrip("/").split("/")
     expected = f"expected {scheme}://BUCKET/NAME, or the like"
+    url = shown(url)
     if not rest.strip("/") or (scheme in BUCKETS and not (bucket and folders)):
         raise ValueError(f"storage {url} names no place: {expected}")
     if scheme in BUCKETS and {"", ".", ".."} & set(folders):
@@ -63,34 +89,35 @@ def opened(url: str) -> tuple[Any, str]:
     try:
         fs, root = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
-        raise _error(f"{url} needs a package that is not there ({one_line(error)})", _install(url)) from error
+        raise _error(f"{shown(url)} needs a package that is not there ({_said(error)})", _install(url)) from error
     except Exception as error:
         expected = "expected a folder, or a URL that fsspec knows, such as s3://BUCKET/NAME"
-        raise _error(f"{url} cannot be opened ({one_line(error)})", expected) from error
+        raise _error(f"{shown(url)} cannot be opened ({_said(error)})", expected) from error
     return fs, str(root).rstrip("/")
 
 
-def asked(url: str, patience: Callable[[], Patience | None], call: Callable[..., T], *arguments: Any) -> T:
+def asked(url: str, patience: Patience | None, call: Callable[..., T], *arguments: Any) -> T:
     """What a file system answers; one that does not answer is asked again as long as ``patience`` says.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such file or folder.
         StorageError: it cannot be used, or was away for longer.
     """
-    since: float | None = None
     while True:
         try:
-            return call(*arguments)
+            answer = call(*arguments)
         except Exception as error:
             if isinstance(error, FileNotFoundError | NotADirectoryError) and not _no_bucket(error):
+                if patience is not None:
+                    patience.answered()
                 raise
-            granted, now = patience(), time.monotonic()
-            if _in_vain(error) or granted is None or now - (since or now) >= granted.seconds:
-                raise _error(*_words(url, error)) from error
-            if since is None and granted.say is not None:
-                granted.say(f"{url} does not answer ({_said(error)}): waiting for it, for a minute at most")
-            since = since or now
-        time.sleep(PAUSE)
+            words = f"{shown(url)} does not answer ({_said(error)}): waiting for it, for a minute at most"
+            if patience is None or _in_vain(error) or not patience.waits(words):
+                raise _error(*_words(shown(url), error)) from error
+        else:
+            if patience is not None:
+                patience.answered()
+            return answer
 
 
 def _in_vain(error: Exception) -> bool:
@@ -111,7 +138,7 @@ def _unknown(error: Exception) -> bool:
 
 
 def _said(error: Exception) -> str:
-    return one_line(error, 200) or type(error).__name__
+    return one_line(shown(str(error)), 200) or type(error).__name__
 
 
 def _words(url: str, error: Exception) -> tuple[str, str]:

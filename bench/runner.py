@@ -91,6 +91,7 @@ def run_benchmark(
                 if not race.finished:  # Tune ends early, and in order, at SIGUSR1
                     raise KeyboardInterrupt
     except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: at SIGTERM, by Ray while it starts
+        lock.store.hurry()
         halted = str(stop) if isinstance(stop, Halted) else ""
     finally:
         if mine and ray.is_initialized():

@@ -135,6 +135,7 @@ class MethodSearcher(Searcher):
 
     def abandon(self) -> None:
         """The run stops: what was running came to nothing."""
+        self._store.hurry()
         for attempt in self._out.values():
             if attempt.begun:
                 self._attempts.fail(attempt.spec.key)
@@ -209,7 +210,7 @@ class MethodSearcher(Searcher):
             raise self._halted(error) from error
 
     def _halted(self, error: Exception) -> Halted:
-        self._store.patience = None  # it was waited for
+        self._store.hurry()  # it was waited for
         why = getattr(error, "strerror", None) or one_line(error)[:200]
         return Halted(
             f"{self._store.url} takes no more records ({why}): what it has is kept; make room, or see to it that it "

@@ -68,20 +68,21 @@ class Storage:
 
     def exists(self, name: str = "") -> bool:
         """Whether there is such a file or folder; the storage itself where no name is given."""
-        return bool(self._looked(self._fs.exists, self.path(name).rstrip("/")))
+        path = self.path(name).rstrip("/")
+        return os.path.exists(path) if self.local else self._kind(path) is not None
 
     def is_file(self) -> bool:
         """Whether there is something by the storage's name that is no folder."""
-        return self.exists() and not self._looked(self._fs.isdir, self.root)
+        if self.local:
+            return os.path.exists(self.root) and not os.path.isdir(self.root)
+        return self._kind(self.root) == "file"
 
     def names(self, folder: str = "") -> list[str]:
         """What is in a folder of it, in order; nothing where there is no such folder."""
-        fs, path = self._fs, self.path(folder).rstrip("/")
-        if not self._looked(fs.isdir, path):
-            return []
-        try:
-            found = [str(name).rstrip("/") for name in self._asked(fs.ls, path, False)]
-        except FileNotFoundError:  # gone meanwhile
+        path = self.path(folder).rstrip("/")
+        try:  # without fsspec's isdir and exists, to many of which an outage is a "no"
+            found = [str(name).rstrip("/") for name in self._looked(self._fs.ls, path, False)]
+        except (FileNotFoundError, NotADirectoryError):
             return []
         # the page of an object store makes folders that are an empty file of their own name
         return sorted(posixpath.join(folder, posixpath.basename(name)) for name in found if name != path)
@@ -100,7 +101,16 @@ class Storage:
             return
         with ThreadPoolExecutor(READERS) as pool:
             found = pool.map(partial(self._content, fs), [posixpath.join(root, name) for name in names])
-            yield from ((name, content) for name, content in zip(names, found, strict=True) if content is not None)
+            try:
+                yield from ((name, content) for name, content in zip(names, found, strict=True) if content is not None)
+            except (KeyboardInterrupt, SystemExit):
+                self.hurry()  # else those that wait for an outage to end would be waited for
+                raise
+
+    def hurry(self) -> None:
+        """Who leaves waits for nobody: what does not answer is an error at once."""
+        if self.patience is not None:
+            self.patience.end()
 
     def write_file(self, name: str, content: bytes) -> None:
         """Whole or not at all: a temporary name and a rename on a local disk, a single put elsewhere."""
@@ -154,12 +164,19 @@ class Storage:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def _looked(self, call: Callable[[str], T], path: str) -> T:
+    def _kind(self, path: str) -> str | None:
+        """ "file" or "directory"; None where there is nothing."""
+        try:
+            return str(self._looked(self._fs.info, path)["type"])
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _looked(self, call: Callable[..., T], *arguments: Any) -> T:
         """What is there now: what the file system remembers of folders knows nothing of other processes' files."""
         self._fs.invalidate_cache()
-        return self._asked(call, path)
+        return self._asked(call, *arguments)
 
     def _asked(self, call: Callable[..., T], *arguments: Any) -> T:
         if self.local:
             return call(*arguments)
-        return asked(self.url, lambda: self.patience, call, *arguments)
+        return asked(self.url, self.patience, call, *arguments)

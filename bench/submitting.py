@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from bench.benchmark import Benchmark
 from bench.checks import check
 from bench.config import ConfigError, leaves, load_benchmark
-from bench.connection import shown
 from bench.console import command, console
 from bench.jobs import PREFIX, Cluster, Job
 from bench.methods import make_methods
@@ -119,7 +118,7 @@ def _stem(benchmark: str, storage: str) -> str:
 
 def _at_work(cluster: Cluster, storage: str) -> Job | None:
     """The job that waits or runs on the storage."""
-    return next((job for job in cluster.jobs() if job.alive and job.facts.get("storage") == shown(storage)), None)
+    return next((job for job in cluster.jobs() if job.alive and job.facts.get("storage") == storage), None)
 
 
 def _taken_up(cluster: Cluster, job: Job, told: Mapping[str, str], detach: bool) -> int:

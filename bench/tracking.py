@@ -206,7 +206,7 @@ class Tracker(Watcher):
             if self._abort or self._given_up:
                 self._put_back(event, last=True)
                 return
-            self._trouble = shown(one_line(error))  # MLflow's client names its address
+            self._trouble = one_line(shown(str(error)))  # MLflow's client names its address
             what, gone, connected = event.what, is_gone(error), self._connected
             if gone:
                 if self._mirror is not None:

@@ -53,22 +53,26 @@ class TrialActor(tune.Trainable):
         self.run_trial, self.running = run_trial, running
         self.store = RecordStore(storage)
         self.store.patience = Patience(OUTAGE)
-        self.shares_storage = self._shares(token)
+        self.token = token
+        self.shares_storage = self._shares()
         self.running.meet()
 
-    def _shares(self, token: str) -> bool:
-        """Whether the driver's name is in the storage; not where this node lacks credentials, or a package."""
+    def _shares(self) -> bool | None:
+        """Whether the driver's name is in the storage; None where it cannot be read: this node lacks credentials or
+        a package, or there is an outage."""
         try:
             owner = Owner.read(self.store)
         except OSError:
-            return False
-        return owner is not None and owner.token == token
+            return None
+        return owner is not None and owner.token == self.token
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         return True
 
     def step(self) -> dict[str, Any]:
         spec = TrialSpec(**self.config["spec"])
+        if self.shares_storage is None:
+            self.shares_storage = self._shares()
         name = Running.name(spec.key, self.config["attempt"])
         self.running.begin(name)
         record, series = self.run_trial(
@@ -87,7 +91,7 @@ class TrialActor(tune.Trainable):
         if (took := self.config["choosing_seconds"]) > 0:
             record = replace(record, seconds=record.seconds | {"choose": took})
         record = self.running.end(name, record)
-        written = self.shares_storage and self._write(record, series)
+        written = bool(self.shares_storage) and self._write(record, series)
         if record.status == "failed" and self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.synchronize(

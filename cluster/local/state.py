@@ -73,7 +73,7 @@ class State:
         if not file.exists():
             return cls._without_folder(folder)
         try:
-            state = cls._of(json.loads(file.read_bytes()))
+            state = cls._of({"folder": str(folder)} | json.loads(file.read_bytes()))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{file} is no state of a cluster ({type(error).__name__}): remove it, and end what runs by hand"
@@ -86,7 +86,8 @@ class State:
         """The cluster of a folder that somebody removed while it was up: by the copy among what Ray keeps meanwhile."""
         for copy in Path(PLACE).glob(f"{PREFIX}*/{NAME}"):
             with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-                if copy.stat().st_uid != os.geteuid():  # everybody may write there, and processes will be ended
+                # everybody may write there, and processes will be ended: only from a folder of this user's own
+                if any(place.lstat().st_uid != os.geteuid() for place in (copy, copy.parent)):
                     continue
                 state = cls._of(json.loads(copy.read_bytes()))
                 if (state.folder, state.temporary, state.boot) == (folder, str(copy.parent), boot()):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pandas as pd
@@ -24,8 +24,10 @@ from bench.records import RecordStore
 from bench.trials import TrialRecord, TrialSpec
 from deelbo import pretraining
 from deelbo.backbones import build_backbone
-from tests.object_store import ObjectStore
 from tests.tiny import CONTENT
+
+if TYPE_CHECKING:
+    from tests.object_store import ObjectStore
 
 FakeRecord = Callable[..., TrialRecord]
 Publish = Callable[..., tuple[Path, Path]]
@@ -36,6 +38,9 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[ObjectStore]:
     """An S3 on loopback with an empty bucket."""
+    pytest.importorskip("moto", reason="needs `pip install 'deelbo[test]'`: an S3 on loopback")
+    from tests.object_store import ObjectStore  # seconds, which only these tests should wait
+
     server = ObjectStore().listen()
     server.make()
     yield server

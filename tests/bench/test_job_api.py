@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from bench.config import ConfigError
-from bench.job_api import UnreachableError, address_of
+from bench.job_api import UnreachableError, address_of, refusal
 from bench.jobs import Cluster, Job, entrypoint
 
 Answers = dict[str, tuple[int, Any]]
@@ -179,6 +179,20 @@ def test_a_token_goes_to_no_cluster_that_wants_none(serve: Callable[[Answers], s
     assert done.stdout == "disabled\n", done.stderr
     assert len(asked) == 1
     assert "abc" not in asked[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("Request failed with status code 502: <html>\n<h1>Bad Gateway</h1>\n</html>\n.", "(status code 502)"),
+        ("Request failed with status code 500: Traceback:\n  File x\nNo available agent.", ": No available agent)"),
+    ],
+)
+def test_what_a_failing_cluster_says(words: str, told: str) -> None:
+    """The status and the end of Ray's traceback, not the page of what stands before it."""
+    error = refusal(RuntimeError(words), "http://x")
+    assert isinstance(error, UnreachableError)
+    assert told in str(error)
 
 
 def test_what_an_entry_point_runs_is_quoted_for_the_shell() -> None:

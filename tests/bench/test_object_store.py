@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import fsspec
 import pytest
+from fsspec.spec import AbstractFileSystem
 
 from bench import remote
 from bench.benchmark import Benchmark
+from bench.connection import shown
 from bench.lock import StorageLock
 from bench.methods import make_methods
 from bench.records import RecordError, RecordStore
 from bench.remote import Patience, StorageError
 from bench.trials import TrialRecord
 from bench.worker import TrialActor
-from tests.object_store import ObjectStore
+
+if TYPE_CHECKING:
+    from tests.object_store import ObjectStore
 
 Anew = Callable[[], RecordStore]
 
@@ -104,7 +110,7 @@ def refused(store: RecordStore, call: Callable[[RecordStore], object]) -> str:
     with pytest.raises(StorageError) as caught:
         call(store)
     assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith(store.url)
+    assert str(caught.value).startswith(shown(store.url))
     return str(caught.value)
 
 
@@ -156,37 +162,96 @@ def test_an_outage_is_waited_for(s3: ObjectStore, anew: Anew, monkeypatch: pytes
     """Who has patience goes on where the server comes back, and says once that it waits."""
     monkeypatch.setattr(remote, "PAUSE", 0.05)
     store, said = anew(), list[str]()
-    store.patience = Patience(30, said.append)
+
+    def say(words: str) -> None:
+        said.append(words)
+        s3.listen()
+
+    store.patience = Patience(30, say)
     store.write_file("a", b"1")
     s3.hang_up()
-    back = threading.Timer(0.5, s3.listen)
-    back.start()
     store.write_file("a", b"2")
-    back.join()
     assert store.read_file("a") == b"2"
     assert len(said) == 1
     assert "waiting" in said[0]
+    s3.hang_up()
+    assert dict(store.read_files(["a", *"bcdefgh"])) == {"a": b"2"}
+    assert len(said) == 2  # once for all that waited
 
 
 def test_patience_ends(s3: ObjectStore, anew: Anew, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that does not come back is an error once the time is over; a lock is left without one."""
     monkeypatch.setattr(remote, "PAUSE", 0.05)
     store = anew()
-    with StorageLock(store):
-        store.patience = Patience(0.2)
-        s3.hang_up()
-        refused(store, CALLS[2])
-    s3.listen()
+    try:
+        with StorageLock(store):
+            store.patience = Patience(0.2)
+            s3.hang_up()
+            refused(store, CALLS[2])
+            since = time.monotonic()
+            refused(store, CALLS[2])  # the same outage: it was waited for
+            assert time.monotonic() - since < 0.2
+    finally:
+        s3.listen()
     assert store.exists("lock.json")  # it could not be taken away; its process is looked up
+
+
+class Away(AbstractFileSystem):
+    """A file system that does not answer, with fsspec's own `exists` and `isdir`, to which that is a "no"."""
+
+    cachable = False
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        raise ConnectionError("nobody there")
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
+        raise ConnectionError("nobody there")
+
+
+def test_an_outage_is_no_empty_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run would begin anew, and one at its end be told that its storage was deleted."""
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url, **options: (Away(), "lab/x"))
+    store = RecordStore("gs://lab/x")
+    for call in (store.names, store.exists, store.is_file):
+        with pytest.raises(StorageError, match="nobody there"):
+            call()
+
+
+def test_who_leaves_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits in another thread stops at once, and no later call waits."""
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url, **options: (Away(), "lab/x"))
+    store, waits = RecordStore("gs://lab/x"), threading.Event()
+    store.patience = Patience(60, lambda words: waits.set())
+    since = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(store.exists)
+        assert waits.wait(10)
+        store.hurry()
+        with pytest.raises(StorageError):
+            asked.result()
+        with pytest.raises(StorageError):
+            store.exists()
+    assert time.monotonic() - since < 10
+
+
+def test_no_password_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in what went wrong, nor while it is waited for."""
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url, **options: (Away(), "x"))
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    store, said = RecordStore("sftp://me:secret@h/x"), list[str]()
+    store.patience = Patience(0.02, said.append)
+    assert "secret" not in refused(store, lambda one: one.exists()) + "".join(said)
+    assert said
 
 
 def test_a_worker_without_access_sends_its_records(anew: Anew, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that is not let in takes the storage for none that it shares, and the driver writes for it."""
     shares = cast(Any, TrialActor)._shares
     with StorageLock(anew()) as lock:
-        assert shares(SimpleNamespace(store=anew()), lock.token)
+        assert shares(SimpleNamespace(store=anew(), token=lock.token)) is True
+        assert shares(SimpleNamespace(store=anew(), token=lock.token[::-1])) is False
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-another")
-        assert not shares(SimpleNamespace(store=anew()), lock.token)
+        assert shares(SimpleNamespace(store=anew(), token=lock.token)) is None  # asked again, with the next trial
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,6 +169,16 @@ def test_install_asks_for_this_version_unless_told_otherwise(monkeypatch: pytest
     assert requirement(wanted) == {"pip": [wanted], "config": {"setup_timeout_seconds": 3600}}
 
 
+def test_a_user_is_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of git over SSH, of a file server, or a container of an object store."""
+    assert requirement("deelbo @ git+ssh://git@example.org/x.git")["pip"]
+    for storage in ("sftp://me@host/x", "abfs://container@account.dfs.core.windows.net/x"):
+        assert check_places(storage, "http://mlflow:5000") == storage
+    for storage in ("sftp://me:secret@host/x", "https://token@host/x", "s3://key:se/cret@lab/x"):
+        with pytest.raises(ConfigError, match="has a password in it"):
+            check_places(storage, "http://mlflow:5000")
+
+
 @pytest.mark.parametrize("where", ["git+https://me:secret@example.org/x", "https://secret@example.org/x.whl"])
 def test_a_password_in_install_is_refused(where: str) -> None:
     """It would be among what the cluster lists of a job; the line does not repeat it."""

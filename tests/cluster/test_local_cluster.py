@@ -275,6 +275,14 @@ class TestRemovedFolder:
         state.forget()
         assert State.read(state.folder) is None
 
+    def test_a_state_that_names_no_folder(self, state: State) -> None:
+        """As those of before: it is of the folder that it lies in."""
+        state.folder.mkdir()
+        content = asdict(state)
+        del content["folder"]
+        (state.folder / "state.json").write_text(json.dumps(content))
+        assert State.read(state.folder) == state
+
     def test_a_copy_from_before_the_machine_started_is_none(self, state: State) -> None:
         """Numbers of processes mean nothing then."""
         state.boot = "another"
