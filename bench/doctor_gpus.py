@@ -108,7 +108,7 @@ def _room(facts: Facts, asked: Asked) -> Finding:
     takes = f"{asked.cpus:g} CPU" + (f" and {asked.gpus:g} GPU" if asked.gpus else "")
     takes += f" of type {asked.accelerator}" if asked.accelerator else ""
     fits = sum(asked.trials_on(node) for node in facts.nodes)
-    found = f"{fits} trials at once, each with {takes}"
+    found = f"{fits} trial{'s' * (fits != 1)} at once, each with {takes}"
     if not fits and facts.may_grow(asked):
         return Finding("room", f"{found}: the workers are not up yet", "note", _AGAIN)
     if not fits:

@@ -74,7 +74,7 @@ class Terminal(Watcher):
         """Running, left, and the time left once one trial has ended."""
         running = min(len(self._out), self.slots)
         words = f"{running} running, {self.race.left - running} left"
-        if self._seconds:
+        if self._seconds and self.race.left:
             words += f", about {duration(median(self._seconds) * self.race.left / self.slots)} to go"
         return words
 
