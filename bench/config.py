@@ -54,8 +54,11 @@ def load_benchmark(config: str, overrides: Sequence[str] = ()) -> Benchmark:
     shown = one_line(config, 200)
     try:
         there = path.is_file()
-    except ValueError:  # a NUL in its name
-        there = False
+        something = path.exists()
+    except (ValueError, OSError):  # a NUL in its name, or a name that is too long
+        there = something = False
+    if something and not there:
+        raise ConfigError(f"{shown} is no file: give a YAML file, or one of {_presets()}")
     if not there:
         raise ConfigError(f"no preset or file {shown!r}: give a YAML file, or one of {_presets()}")
     if (size := path.stat().st_size) > LARGEST:
@@ -184,6 +187,8 @@ def _problem(details: Any, content: dict[str, Any]) -> str:
     message = message[0].lower() + message[1:]
     if details["type"] == "tuple_type":
         message = "must be a list, [...]"
+    if details["type"] == "string_pattern_mismatch":  # `bench.benchmark.NAME`, the only one
+        message = "expected up to 64 letters, digits, dots, dashes and underscores, a letter or digit first"
     if details["type"] == "value_error" and isinstance(details["input"], dict | BaseModel):
         return f"{key}: {message}" if key else message
     return f"{key} = {SHORT.repr(details['input'])}: {message}"

@@ -54,8 +54,9 @@ def _storage(facts: Facts, asked: Asked) -> list[Finding]:
 def _opening(url: str, why: str) -> str:
     """What to do where nothing can be written."""
     if local_folder(url) is not None:
-        return SHARE
-    if why.startswith("ImportError"):
+        is_file = why.startswith(("FileExistsError", "NotADirectoryError"))
+        return "there is a file of that name: give a folder" if is_file else SHARE
+    if why.startswith(("ImportError", "ModuleNotFoundError")):
         s3 = url.startswith(("s3://", "s3a://"))
         return f"install {'deelbo[bench,s3]' if s3 else 'that package'} on every node"
     return "take the credentials along with --env NAME, and see that they may write there"

@@ -49,6 +49,8 @@ def token_mode(address: str) -> str:
         words = f"the Ray cluster at {shown(address)} gave no answer in {TIMEOUT:.0f} s: ask again, or check --address"
         raise UnreachableError(words) from None
     except requests.ConnectionError as error:
+        if "BadStatusLine" in str(error):  # something that does not talk HTTP, such as Ray's own port
+            raise no_dashboard(address) from None
         words = f"no Ray cluster answers at {shown(address)} ({_cause(error)}): check --address"
         raise UnreachableError(words) from None
     except (requests.RequestException, ValueError):

@@ -67,8 +67,9 @@ class Outcome:
             return f"nothing left to run, {self.reused} trials done before"
         if not self.ran:
             return f"no trial ended in this call, {self.reused} done before, {self.left} left"
+        slots = f"{self.slots} slot{'s' * (self.slots != 1)}"
         return (
-            f"{self.ran} trials in {duration(self.wall_seconds)}: {self.slots} slot{'s' * (self.slots != 1)} busy {self.busy:.0%} of the time; "
+            f"{self.ran} trials in {duration(self.wall_seconds)}: {slots} busy {self.busy:.0%} of the time; "
             f"start-up {duration(self.start_up_seconds)}, {1000 * self.hand_over_seconds:.0f} ms between two trials, "
             f"{duration(self.tail_seconds)} idle at the end; {self.reused} done before, {self.failed} failed"
         )

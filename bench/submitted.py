@@ -71,7 +71,8 @@ def status(name: str | None, address: str | None) -> int:
             table.add_column(heading, no_wrap=True)
         for job in jobs:
             table.add_row(job.name, _state(job), *_times(job))
-        console.print(table, width=WIDE, crop=False)  # a name that was cut could not be copied
+        console.width = WIDE  # whatever the terminal has: a name that was cut could not be copied
+        console.print(table)
         for job in jobs:
             if job.alive:
                 console.print(f"{job.name}: {_progress(cluster, job) or 'no trial has started'}")

@@ -102,16 +102,19 @@ def down(folder: Path) -> tuple[int, list[str]]:
     """
     if State.read(folder) is None:
         return 0, []
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have removed it
+    removed = not folder.is_dir()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone(folder):
         state = State.read(folder)
         if state is None:
             return 0, []
         count = end(state.mark, state.roots)
         _clear(state)
-        return count, [
-            f"port {port} ({name}) is taken by another" for name, port in state.ports.items() if _taken(port)
-        ]
+        remarks = (
+            ["the folder was removed while it was up: MLflow's database and artifacts are gone"] if removed else []
+        )
+        taken = [f"port {port} ({name}) is taken by another" for name, port in state.ports.items() if _taken(port)]
+        return count, remarks + taken
 
 
 def status(folder: Path) -> tuple[State | None, list[tuple[str, str]]]:

@@ -273,13 +273,25 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
         load_benchmark(str(tmp_path / "a.yaml"))
 
 
-@pytest.mark.parametrize("name", ["quickstat", "missing/file.yaml", "."])
+@pytest.mark.parametrize("name", ["quickstat", "missing/file.yaml", "n" * 300])
 def test_a_missing_file_lists_the_presets(name: str) -> None:
     """What is neither a preset nor a file is named beside the presets that exist."""
     with pytest.raises(ConfigError) as caught:
         load_benchmark(name)
-    assert repr(name) in str(caught.value)
+    assert repr(name[:50])[:-1] in str(caught.value)
     assert "digits, followup, poster, quickstart" in str(caught.value)
+
+
+def test_a_folder_is_no_file() -> None:
+    """Something of that name that cannot be read as a file is named as that."""
+    with pytest.raises(ConfigError, match=r"^\. is no file: give a YAML file"):
+        load_benchmark(".")
+
+
+def test_a_name_says_what_it_may_have(content: dict[str, Any]) -> None:
+    """In words, not as a pattern."""
+    with pytest.raises(ConfigError, match="name = 'a/b': expected up to 64 letters"):
+        parse_benchmark(content | {"name": "a/b"}, "x")
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -127,6 +128,23 @@ def test_a_busy_dashboard_is_still_one(serve: Callable[[Answers], str], monkeypa
 
     with pytest.raises(UnreachableError, match="gave no answer in"):
         Cluster.connect(serve(OPEN | {"/api/authentication_mode": (200, late)}))
+
+
+def test_what_does_not_talk_http_is_no_cluster() -> None:
+    """As Ray's own port, which is easily taken for the dashboard's: its bytes are not repeated."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"\x00\x00\x18\x04\x00\x00")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ConfigError, match="is no Ray dashboard"):
+            Cluster.connect(f"http://127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
 
 
 def test_the_version_of_the_head_is_known(serve: Callable[[Answers], str]) -> None:

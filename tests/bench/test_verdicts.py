@@ -290,6 +290,8 @@ def test_a_storage_that_cannot_be_written(asked: Asked) -> None:
     barred = {"wrote": False, "why": "PermissionError: [Errno 13] Permission denied: '/shared'", "made": []}
     finding = one("storage", facts(node(0), node(1, storage=barred)), asked)
     assert_failed(finding, "not writable on 1 of 2 nodes (host1)", "Permission denied")
+    barred = {"wrote": False, "why": "FileExistsError: [Errno 17] File exists: '/shared'", "made": []}
+    assert_failed(one("storage", facts(node(0, storage=barred)), asked), "there is a file of that name")
 
 
 def test_a_storage_that_the_driver_alone_sees(asked: Asked) -> None:

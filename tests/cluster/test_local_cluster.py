@@ -197,7 +197,9 @@ def test_up_is_stopped_on_the_way(tmp_path: Path, what: signal.Signals, removed:
         assert alive(processes)
         if removed:
             shutil.rmtree(folder)
-        assert re.match(r"ended \d+ processes", call("down", folder).stdout)
+        said = call("down", folder).stdout
+        assert re.match(r"ended \d+ processes", said)
+        assert ("the folder was removed" in said) == removed
     assert state.processes() == {}
     assert alive(processes) == []
     assert not Path(state.temporary).exists()
