@@ -8,7 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bench.translation import content_of
+from bench.chosen import chosen_trials
+from bench.config import parse_benchmark
+from bench.records import RecordStore
+from bench.runs import CHOSEN, COST
+from bench.translation import content_of, rounded
 from bench.trials import TrialRecord
 
 __all__ = ["attempts", "contents", "in_mlflow", "mlflow_runs", "same_results", "unchanged"]
@@ -90,7 +94,8 @@ def mlflow_runs(database: Path, storage: Path) -> list[tuple[str, str, str]]:
 
 
 def in_mlflow(database: Path, storage: Path) -> int:
-    """One run a record, FINISHED, with every point of its metrics once; the benchmark's too. How many points."""
+    """One run a record, FINISHED, with every point of its metrics once; the benchmark's too; and those that their
+    methods chose are marked, with what that took by all records. How many points of metrics."""
     runs = mlflow_runs(database, storage)
     keys = {file.stem for file in (storage / "records").glob("*.json")}
     counts = Counter(key for _, _, key in runs)
@@ -101,7 +106,8 @@ def in_mlflow(database: Path, storage: Path) -> int:
     )
     states = Counter(status for _, status, _ in runs)
     assert set(states) == {"FINISHED"}, f"runs in MLflow are {dict(states)}"
-    total = 0
+    store, total = RecordStore(str(storage)), 0
+    costs = chosen_trials(parse_benchmark(store.read_benchmark() or {}, "benchmark.json"), list(store.records()))
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
         for run, _, key in runs:
             found = Counter(
@@ -114,6 +120,12 @@ def in_mlflow(database: Path, storage: Path) -> int:
             rows = json.loads((storage / "series" / f"{key}.json").read_text())
             series = [{name: float(value) for name, value in row.items()} for row in rows]
             expected = Counter[Point](content_of(record, series).metrics)
+            marks = sorted((when, value) for name, value, when, _ in found if name == COST)  # anew, where it changed
+            marked = connection.execute("select 1 from tags where run_uuid = ? and key = ?", (run, CHOSEN)).fetchone()
+            cost = marks[-1][1] if marked and marks else None
+            right = rounded(costs[key]) if key in costs else None
+            assert cost == right, f"{key} is marked as chosen at {cost} s in MLflow, by the records at {right}"
+            found = Counter({point: count for point, count in found.items() if point[0] != COST})
             wrong = (expected - found).total(), (found - expected).total()
             assert wrong == (0, 0), f"metrics of {key} in MLflow: {wrong[0]} points missing, {wrong[1]} too many"
             total += found.total()
