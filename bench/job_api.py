@@ -141,10 +141,9 @@ def refusal(error: Exception, address: str) -> ConfigError:
 def _failure(words: str) -> str:
     """The status of a 5xx, and the end of a traceback of Ray's where it has one; not the page of what stands before."""
     said = re.search(r"status code 5\d\d", words)
-    last = words.strip().rstrip(".").rstrip().splitlines()[-1].strip()
-    tells = re.match(r"[A-Za-z]", last) and "<" not in last
-    status = said[0] if said else "an error of its own"
-    return one_line(f"{status}: {last}", 200) if tells and status not in last else status
+    status, rest = (said[0], words[said.end() :]) if said else ("an error of its own", words)
+    lines = [line.strip(" .:") for line in rest.splitlines() if re.search("[A-Za-z]", line)]
+    return one_line(f"{status}: {lines[-1]}", 200) if lines and "<" not in lines[-1] else status
 
 
 def _cause(error: Exception) -> str:

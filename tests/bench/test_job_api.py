@@ -203,6 +203,8 @@ def test_a_token_goes_to_no_cluster_that_wants_none(serve: Callable[[Answers], s
     ("words", "told"),
     [
         ("Request failed with status code 502: <html>\n<h1>Bad Gateway</h1>\n</html>\n.", "(status code 502)"),
+        ('Request failed with status code 500: {"detail": "busy"}.', '(status code 500: {"detail": "busy"})'),
+        ("Request failed with status code 503.", "(status code 503)"),
         ("Request failed with status code 500: Traceback:\n  File x\nNo available agent.", ": No available agent)"),
     ],
 )

@@ -91,7 +91,13 @@ class Locked(MemoryFileSystem):  # type: ignore[misc]
 
     protocol = "locked"
 
-    def exists(self, path: str, **_: Any) -> bool:
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        raise PermissionError(f"{path}: not yours")
+
+    def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
+        raise PermissionError(f"{path}: not yours")
+
+    def cat_file(self, path: str, *_: Any, **__: Any) -> bytes:
         raise PermissionError(f"{path}: not yours")
 
 
