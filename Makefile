@@ -21,10 +21,11 @@ test: $(VENV)/.test          ## the test suite, but for what test-long and test-
 test-fast: $(VENV)/.test     ## without the tests marked slow
 	$(BIN)/python -m pytest -m "not slow"
 
-lint: $(VENV)/.test          ## ruff and mypy
+lint: $(VENV)/.test          ## ruff, mypy and import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 CLUSTER ?= deelbo-cluster
 cluster: $(VENV)/.bench      ## a Ray cluster and MLflow on loopback, to try `submit` with; WORKERS=2 CPUS=1 DASHBOARD_PORT=8265 ...
@@ -44,13 +45,13 @@ faults: $(VENV)/.test        ## kill, fill and cut what runs, and see it recover
 	$(BIN)/python -m tests.faults $(FAULTS)
 
 measure-report: $(VENV)/.test   ## what a report costs, as JSON (a quarter of an hour); PUBLISHED=folder of the authors' files
-	$(BIN)/python tests/measure_report.py $(if $(PUBLISHED),--published $(PUBLISHED))
+	$(BIN)/python -m tests.performance.report $(if $(PUBLISHED),--published $(PUBLISHED))
 
 measure-scale: $(VENV)/.test    ## what the bookkeeping of 10,000 trials costs, as JSON (a quarter of an hour)
-	$(BIN)/python tests/measure_scale.py
+	$(BIN)/python -m tests.performance.scale
 
 measure-slots: $(VENV)/.test    ## how well trials fill 1, 2, 4 and 8 simulated nodes, as a table (ten minutes)
-	$(BIN)/python tests/measure_slots.py
+	$(BIN)/python -m tests.performance.slots
 
 speed: $(VENV)/.bench        ## what a step of each method costs, as JSON
 	$(BIN)/deelbo-bench speed
@@ -59,17 +60,17 @@ speed: $(VENV)/.bench        ## what a step of each method costs, as JSON
 SPEED_PYTHON ?= $(BIN)/python
 SPEED_BACKBONES ?= resnet50 vit_b_16 convnext_tiny
 SPEED_WORKERS ?= 12
-speed-gpu:      ## the same on a GPU for the paper's networks, beside a naive baseline; into bench/speed_results
+speed-gpu:      ## the same on a GPU for the paper's networks, beside a naive baseline; into docs/speed_results
 	failed=0; for how in "--naive-steps 24 --profile" --compile; do for backbone in $(SPEED_BACKBONES); do \
-	  $(SPEED_PYTHON) -m bench.cli speed --device cuda --backbone $$backbone --batch 128 --size 224 --stored 32 --channels 3 \
+	  $(SPEED_PYTHON) -m bench speed --device cuda --backbone $$backbone --batch 128 --size 224 --stored 32 --channels 3 \
 	    --precision bf16 --channels-last $$how --rounds 10 --steps 20 --workers $(SPEED_WORKERS) --threads 8 \
-	    --out bench/speed_results || failed=1; done; done; exit $$failed
+	    --out docs/speed_results || failed=1; done; done; exit $$failed
 
 # small images, as a CPU can: what is worth knowing there is ratios
-speed-cpu: $(VENV)/.bench    ## the paper's networks on this CPU, small; into bench/speed_results (a quarter of an hour)
+speed-cpu: $(VENV)/.bench    ## the paper's networks on this CPU, small; into docs/speed_results (a quarter of an hour)
 	for network in "resnet50 64" "vit_b_16 64" "convnext_tiny 64"; do set -- $$network; \
 	  $(BIN)/deelbo-bench speed --backbone $$1 --batch 32 --size $$2 --stored 32 --channels 3 --channels-last \
-	    --rounds 5 --steps 1 --naive-steps 1 --threads 2 --profile --out bench/speed_results || exit 1; done
+	    --rounds 5 --steps 1 --naive-steps 1 --threads 2 --profile --out docs/speed_results || exit 1; done
 
 clean:          ## remove the virtual environment and caches; benchmark results stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,14 +1,17 @@
 """deelbo: learn the strength of L2 regularisation while a network trains, without a validation set."""
 
-from deelbo.checkpoint import Checkpoint
-from deelbo.clock import PhaseClock
-from deelbo.fit import FitResult, fit
-from deelbo.handover import Handover
-from deelbo.learned_l2 import LearnedL2, make_groups
-from deelbo.objectives import ELBO, MAP, DataEmphasizedELBO, Group
+from deelbo.groups import Group, make_groups
+from deelbo.learned_l2 import LearnedL2
+from deelbo.objectives.elbo import ELBO, DataEmphasizedELBO
+from deelbo.objectives.map import MAP
 from deelbo.posterior import IsotropicPosterior
 from deelbo.priors import GaussianPrior, Isotropic, LowRank
-from deelbo.run import Schedule, evaluate
+from deelbo.training.checkpoint import Checkpoint
+from deelbo.training.clock import PhaseClock
+from deelbo.training.evaluation import evaluate
+from deelbo.training.fit import FitResult, fit
+from deelbo.training.handover import Handover
+from deelbo.training.schedule import Schedule
 
 __all__ = [
     "ELBO",

@@ -9,61 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from deelbo.backbones import split_at_head
-from deelbo.layers import layer_groups
-from deelbo.objectives import DataEmphasizedELBO, Group
-from deelbo.priors import GaussianPrior, Isotropic
-from deelbo.vectors import flatten
+from deelbo.groups import make_groups
+from deelbo.objectives.elbo import DataEmphasizedELBO
+from deelbo.priors import GaussianPrior
 
-__all__ = ["GROUPINGS", "LearnedL2", "backbone_prior", "make_groups"]
-
-GROUPINGS = ("backbone+head", "layer")
-
-
-def backbone_prior(prior: str | GaussianPrior, weights: list[nn.Parameter]) -> GaussianPrior:
-    """The prior of the backbone: ``"l2-zero"`` (mean 0), ``"l2-sp"`` (mean: the weights as they are now), or a prior.
-
-    Raises:
-        ValueError: another name, or a prior over another number of weights.
-    """
-    if isinstance(prior, GaussianPrior):
-        size = sum(p.numel() for p in weights)
-        if prior.dim != size:
-            raise ValueError(f"the prior is over {prior.dim} weights, the backbone trains {size}: they must agree")
-        return prior
-    if prior == "l2-sp":
-        return Isotropic(flatten(weights))
-    if prior == "l2-zero":
-        return Isotropic(torch.zeros_like(flatten(weights)))
-    raise ValueError(f"prior must be 'l2-zero', 'l2-sp' or a prior object such as deelbo.LowRank, got {prior!r}")
-
-
-def make_groups(
-    model: nn.Module, head: str | None, prior: str | GaussianPrior, by: str = "backbone+head"
-) -> list[Group]:
-    """The groups of weights: ``backbone`` with the given prior, and ``head`` with N(0, tau I).
-
-    Args:
-        model: any module; frozen weights stay out.
-        head: dotted name of the submodule that is the head; None where all weights are backbone.
-        prior: as for `backbone_prior`.
-        by: ``"backbone+head"``, or ``"layer"``: instead of the one backbone, a group for each of its layers.
-
-    Raises:
-        ValueError: another ``by``, a prior that has no layers, nothing to train, or as `backbone_prior` has it.
-    """
-    if by not in GROUPINGS:
-        raise ValueError(f"groups must be one of {', '.join(map(repr, GROUPINGS))}, got {by!r}")
-    backbone, head_weights = split_at_head(model, head)
-    groups = layer_groups(model, head, prior) if by == "layer" else []
-    if backbone and not groups:
-        groups.append(Group("backbone", tuple(backbone), backbone_prior(prior, backbone)))
-    if head_weights:
-        zeros = torch.zeros_like(flatten(head_weights))
-        groups.append(Group("head", tuple(head_weights), Isotropic(zeros)))
-    if not groups:
-        raise ValueError("the model has no weight with requires_grad=True: unfreeze what is to be trained")
-    return groups
+__all__ = ["LearnedL2"]
 
 
 class LearnedL2(DataEmphasizedELBO):

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deelbo.vectors import add, dot, flatten, flatten_gradients, write
+from deelbo._vectors import add, dot, flatten, flatten_gradients, write
+
+__all__ = ["Draw", "IsotropicPosterior"]
+
 
 LEAST_SIGMA = 1e-12
 """Below it sigma^2 is lost in float32."""
-
-__all__ = ["Draw", "IsotropicPosterior"]
 
 
 @dataclass

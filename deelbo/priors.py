@@ -21,11 +21,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deelbo.vectors import dot
-
-STRETCH = 1 << 20
+from deelbo._vectors import dot
 
 __all__ = ["GaussianPrior", "Isotropic", "KLTerm", "LowRank"]
+
+
+STRETCH = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from bench.methods.ordered import Ordered, OrderedSettings
+from bench.methods.base import by_validation
 from bench.methods.random_search import draw
-from bench.methods.ranks import by_validation
-from bench.setting_types import Count, Number, Share
-from bench.trials import Cell, TrialRecord, TrialSpec
+from bench.methods.sequential import Ordered, OrderedSettings
+from bench.trials.record import TrialRecord
+from bench.trials.spec import TrialSpec
+from bench.types import Count, Number, Share
 
 if TYPE_CHECKING:
-    from bench.benchmark import Benchmark
+    from bench.trials.spec import TrialTemplate
 
 __all__ = ["ASHA", "Rungs", "goes_on"]
 
@@ -97,15 +98,15 @@ class ASHA(Ordered):
     Settings = ASHASettings
     settings: ASHASettings
 
-    def __init__(self, benchmark: Benchmark, cell: Cell, settings: ASHASettings, name: str | None = None) -> None:
+    def __init__(self, template: TrialTemplate, settings: ASHASettings, name: str | None = None) -> None:
         self.levels = (*settings.rungs, 1.0)
-        self._points = draw(settings, cell)
+        self._points = draw(settings, template.cell)
         self._at: list[dict[int, TrialRecord | None]] = [{} for _ in self.levels]
         """For each level the records of the numbers that reached it, None for those that never will."""
         self._stopped: list[TrialSpec] = []
         self._decided = [0] * len(settings.rungs)
         """For each rung the first number of which is not known whether it goes on from there."""
-        super().__init__(benchmark, cell, settings, name)
+        super().__init__(template, settings, name)
 
     def first(self) -> Iterable[TrialSpec]:
         return [self._level(number, 0) for number in range(self.size)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,16 +10,18 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from bench.setting_types import Filled, Prior, Strict
-from bench.trials import Cell, TrialRecord, TrialSpec
+from bench.trials.record import TrialRecord
+from bench.trials.spec import TrialSpec
+from bench.types import Filled, Prior, Strict
 
 if TYPE_CHECKING:
     import torch
 
-    from bench.benchmark import Benchmark
-    from deelbo.objectives import Group, Objective
+    from bench.trials.spec import TrialTemplate
+    from deelbo.groups import Group
+    from deelbo.objectives.base import Objective
 
-__all__ = ["Method", "MethodSettings"]
+__all__ = ["Method", "MethodSettings", "by_objective", "by_validation"]
 
 
 class MethodSettings(Strict):
@@ -77,10 +79,9 @@ class Method(ABC):
     Settings: ClassVar[type[MethodSettings]]
     settings: Any
 
-    def __init__(self, benchmark: Benchmark, cell: Cell, settings: Any, name: str | None = None) -> None:
-        self.benchmark, self.cell, self.settings = benchmark, cell, settings
+    def __init__(self, template: TrialTemplate, settings: Any, name: str | None = None) -> None:
+        self.template, self.cell, self.settings = template, template.cell, settings
         self.name = type(self).name if name is None else name
-        self._training = benchmark.training.model_dump()  # once: a replay asks for thousands of trials
         self._queue: deque[TrialSpec] = deque(self.first())
 
     @staticmethod
@@ -136,26 +137,25 @@ class Method(ABC):
         return self.stages().total()
 
     def spec(self, stage: str, learning_rate: float, **settings: Any) -> TrialSpec:
-        """A trial of this method in this cell. ``settings``: those fields of `TrialSpec` that the method sets;
-        ``options`` may be a mapping."""
-        values: dict[str, Any] = dict.fromkeys(("weight_decay", "head_weight_decay", "prior_scale", "kappa"))
-        values |= self._training | settings
-        if isinstance(options := values.get("options"), dict):
-            values["options"] = json.dumps(options, sort_keys=True, separators=(",", ":"))
-        return TrialSpec(
-            dataset=self.cell.dataset,
-            backbone=self.cell.backbone,
-            head=self.benchmark.backbones[self.cell.backbone].head,
-            method=self.name,
-            prior=self.cell.prior,
-            n=self.cell.n,
-            seed=self.cell.seed,
-            stage=stage,
-            learning_rate=learning_rate,
-            **values,
-        )
+        """Return a trial of this method in this cell; ``settings`` as for `TrialTemplate.make`."""
+        return self.template.make(self.name, stage, learning_rate, **settings)
 
     @staticmethod
     def retrained(spec: TrialSpec) -> TrialSpec:
         """The trial that trains a tuned configuration again, from its start to its end, on all N images."""
         return replace(spec, stage="retrain", until=1.0, since=0.0)
+
+
+def by_validation(record: TrialRecord) -> tuple[bool, float]:
+    """Least is best: failed runs last, and before them those that diverged or whose validation NLL is not finite."""
+    return _rank(record, "val_nll")
+
+
+def by_objective(record: TrialRecord) -> tuple[bool, float]:
+    """The same by the objective, of methods that hold nothing out."""
+    return _rank(record, "objective")
+
+
+def _rank(record: TrialRecord, metric: str) -> tuple[bool, float]:
+    value = record.metrics.get(metric, math.inf)
+    return record.status == "failed", value if math.isfinite(value) and record.status == "completed" else math.inf

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from bench.methods.base import Method, MethodSettings
-from bench.setting_types import LEARNING_RATES, Rates, number
-from bench.trials import TrialSpec
+from bench.trials.spec import TrialSpec
+from bench.types import LEARNING_RATES, Rates, number
 
 __all__ = ["DEELBo", "Emphasis"]
+
 
 TOGETHER = "backbone+head"
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from bench.methods.asha import Rungs
-from bench.methods.base import Method
+from bench.methods.base import Method, by_objective
 from bench.methods.de_elbo import Emphasis
-from bench.methods.ranks import by_objective
-from bench.setting_types import LEARNING_RATES, Rates, filled
-from bench.trials import Cell, TrialRecord, TrialSpec
+from bench.trials.record import TrialRecord
+from bench.trials.spec import TrialSpec
+from bench.types import LEARNING_RATES, Rates, filled
 
 if TYPE_CHECKING:
-    from bench.benchmark import Benchmark
+    from bench.trials.spec import TrialTemplate
 
 __all__ = ["DEELBoHalving"]
 
@@ -71,14 +71,14 @@ class DEELBoHalving(Method):
     Settings = HalvingSettings
     settings: HalvingSettings
 
-    def __init__(self, benchmark: Benchmark, cell: Cell, settings: HalvingSettings, name: str | None = None) -> None:
+    def __init__(self, template: TrialTemplate, settings: HalvingSettings, name: str | None = None) -> None:
         self.levels = (*settings.rungs, 1.0)
         self._counts = settings.entrants()
         self._level = 0
         self._entered: tuple[float, ...] = settings.learning_rates
         self._told: dict[float, TrialRecord] = {}
         self._stopped: list[TrialSpec] = []
-        super().__init__(benchmark, cell, settings, name)
+        super().__init__(template, settings, name)
 
     def first(self) -> Iterable[TrialSpec]:
         return self._specs(0, self.settings.learning_rates)

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Literal
 
 from bench.methods.base import Method, MethodSettings
-from bench.setting_types import LEARNING_RATES, Rates
-from bench.trials import TrialSpec
+from bench.trials.spec import TrialSpec
+from bench.types import LEARNING_RATES, Rates
 
 __all__ = ["ELBo"]
 

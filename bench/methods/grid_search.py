@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator
 
-from bench.methods.base import Method, MethodSettings
-from bench.methods.ranks import by_validation
-from bench.setting_types import LEARNING_RATES, Filled, NotNegative, Prior, Rates
-from bench.trials import Cell, TrialRecord, TrialSpec
+from bench.methods.base import Method, MethodSettings, by_validation
+from bench.trials.record import TrialRecord
+from bench.trials.spec import TrialSpec
+from bench.types import LEARNING_RATES, Filled, NotNegative, Prior, Rates
 
 if TYPE_CHECKING:
-    from bench.benchmark import Benchmark
+    from bench.trials.spec import TrialTemplate
 
 __all__ = ["Grid", "MAPGridSearch"]
+
 
 Retrain = Literal["best", "all"]
 
@@ -84,10 +85,10 @@ class MAPGridSearch(Method):
     Settings = GridSearchSettings
     settings: GridSearchSettings
 
-    def __init__(self, benchmark: Benchmark, cell: Cell, settings: GridSearchSettings, name: str | None = None) -> None:
-        self.retrain = settings.retrains(cell.prior)
+    def __init__(self, template: TrialTemplate, settings: GridSearchSettings, name: str | None = None) -> None:
+        self.retrain = settings.retrains(template.cell.prior)
         self._tuned: dict[str, tuple[bool, float]] = {}
-        super().__init__(benchmark, cell, settings, name)
+        super().__init__(template, settings, name)
 
     def first(self) -> Iterable[TrialSpec]:
         self.grid = [self.spec("tune", **point) for point in self.settings.points(self.cell.prior)]

@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from bench.methods.base import Method, MethodSettings
-from bench.methods.ranks import by_validation
-from bench.setting_types import LEARNING_RATES, Count, Number, Positive, Rates
-from bench.trials import TrialRecord, TrialSpec
+from bench.methods.base import Method, MethodSettings, by_validation
+from bench.trials.record import TrialRecord
+from bench.trials.spec import TrialSpec
+from bench.types import LEARNING_RATES, Count, Number, Positive, Rates
 
 if TYPE_CHECKING:
     import torch
 
-    from deelbo.objectives import Group, Objective
+    from deelbo.groups import Group
+    from deelbo.objectives.base import Objective
 
 __all__ = ["Hypergradient"]
 
-LEAST, MOST = 1e-8, 1.0  # those of deelbo.hypergradient, whose import takes seconds
+
+LEAST, MOST = 1e-8, 1.0  # those of deelbo.objectives.hypergradient, whose import takes seconds
 
 
 class HypergradientSettings(MethodSettings):
@@ -32,7 +34,7 @@ class HypergradientSettings(MethodSettings):
     Attributes:
         start: alpha = beta at the first step.
         every: training steps between two moves of the strengths.
-        rate: of a move, in nats of log alpha; where None, what `deelbo.hypergradient` takes.
+        rate: of a move, in nats of log alpha; where None, what `deelbo.objectives.hypergradient` takes.
     """
 
     method: Literal["hypergradient"] = "hypergradient"
@@ -60,7 +62,7 @@ class Hypergradient(Method):
 
     @staticmethod
     def objective(spec: TrialSpec, groups: Sequence[Group], num_examples: int, generator: torch.Generator) -> Objective:
-        from deelbo.hypergradient import HypergradientMAP
+        from deelbo.objectives.hypergradient import HypergradientMAP
 
         options = json.loads(spec.options)
         start = {group.name: options["start"] for group in groups}

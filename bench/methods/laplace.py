@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from bench.methods.base import Method, MethodSettings
-from bench.setting_types import LEARNING_RATES, Count, Number, Positive, Rates
-from bench.trials import TrialSpec
+from bench.trials.spec import TrialSpec
+from bench.types import LEARNING_RATES, Count, Number, Positive, Rates
 
 if TYPE_CHECKING:
     import torch
 
-    from deelbo.objectives import Group, Objective
+    from deelbo.groups import Group
+    from deelbo.objectives.base import Objective
 
 __all__ = ["Laplace"]
 
 
 class LaplaceSettings(MethodSettings):
-    """The strengths of backbone and head by the diagonal Laplace approximation; see `bench.marginal_likelihood`.
+    """The strengths of backbone and head by the diagonal Laplace approximation; see `deelbo.objectives.laplace`.
 
     Attributes:
         every: share of the run from one time that strengths are learned to the next.
@@ -58,8 +59,8 @@ class Laplace(Method):
 
     @staticmethod
     def objective(spec: TrialSpec, groups: Sequence[Group], num_examples: int, generator: torch.Generator) -> Objective:
-        from bench.marginal_likelihood import LaplaceMAP
-        from deelbo.run import Schedule
+        from deelbo.objectives.laplace import LaplaceMAP
+        from deelbo.training.schedule import Schedule
 
         schedule = Schedule(spec.learning_rate, spec.steps, spec.batch_size)
         return LaplaceMAP(groups, num_examples, schedule.total_steps(num_examples), **json.loads(spec.options))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from bench.methods.ordered import Ordered, OrderedSettings, seeded
-from bench.trials import Cell, TrialSpec
+from bench.methods.sequential import Ordered, OrderedSettings, seeded
+from bench.trials.spec import Cell, TrialSpec
 
 __all__ = ["RandomSearch", "draw"]
 

@@ -16,18 +16,19 @@ import pandas as pd
 import pytest
 import torch
 
-from bench.benchmark import Benchmark
-from bench.config import parse_benchmark
-from bench.methods import make_methods
-from bench.race import Race
-from bench.records import RecordStore
-from bench.trials import TrialRecord, TrialSpec
-from deelbo import pretraining
-from deelbo.backbones import build_backbone
-from tests.tiny import CONTENT
+from bench.config.benchmark import Benchmark, make_methods
+from bench.config.loading import parse_benchmark
+from bench.scheduling.queue import Race
+from bench.storage.records import RecordStore
+from bench.trials.record import TrialRecord
+from bench.trials.spec import TrialSpec
+from deelbo.pretrained import embedded as pretraining
+from deelbo.pretrained.backbones import build_backbone
+from tests.helpers.hostile import fuzz, garbled, mutated, tripwire  # noqa: F401 - fixtures
+from tests.helpers.tiny import CONTENT
 
 if TYPE_CHECKING:
-    from tests.object_store import ObjectStore
+    from tests.helpers.object_store import ObjectStore
 
 FakeRecord = Callable[..., TrialRecord]
 Publish = Callable[..., tuple[Path, Path]]
@@ -39,7 +40,7 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
 def s3_server() -> Iterator[ObjectStore]:
     """An S3 on loopback with an empty bucket."""
     pytest.importorskip("moto", reason="needs `pip install 'deelbo[test]'`: an S3 on loopback")
-    from tests.object_store import ObjectStore  # seconds, which only these tests should wait
+    from tests.helpers.object_store import ObjectStore  # seconds, which only these tests should wait
 
     server = ObjectStore().listen()
     server.make()
@@ -179,7 +180,7 @@ def sketch(monkeypatch: pytest.MonkeyPatch) -> None:
             path.write_text(json.dumps(lines))
         return paths
 
-    monkeypatch.setattr("bench.report.save", save)
+    monkeypatch.setattr("bench.report.build.save", save)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from tests.cluster.conftest import Cluster
-from tests.tiny import CONTENT
+from tests.helpers.tiny import CONTENT
 
 __all__ = ["MOST", "Laptop"]
 
@@ -37,7 +37,7 @@ class Laptop:
         return known | {"RAY_API_SERVER_ADDRESS": self.cluster.address, "RAY_AUTH_MODE": "disabled"} | variables
 
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "bench.cli", *arguments]
+        command = [sys.executable, "-m", "bench", *arguments]
         environment = self.environment(variables)
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         self.started.append(subprocess.Popen(command, cwd=self.folder, env=environment, **pipes))

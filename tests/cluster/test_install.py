@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from bench.records import RecordStore
+from bench.storage.records import RecordStore
 from tests.cluster.conftest import ROOT, call, started
 from tests.cluster.laptop import Laptop
-from tests.tiny import TRIALS
+from tests.helpers.tiny import TRIALS
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 

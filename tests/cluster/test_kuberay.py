@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 import yaml
 
-from bench.cli import _parser
+from bench.cli.main import _parser
 
 FOLDER = Path(__file__).resolve().parents[2] / "cluster" / "kuberay"
 SCHEMAS = json.loads((Path(__file__).with_name("kubernetes-schema.json")).read_text())["objects"]
@@ -117,7 +117,7 @@ class TestRayJob:
     def test_the_command_is_one_of_ours(self) -> None:
         """The entry point is a command line that `deelbo-bench` understands."""
         words = shlex.split(the("ray.io/v1 RayJob deelbo")["spec"]["entrypoint"])
-        assert words[:3] == ["python", "-m", "bench.cli"]
+        assert words[:3] == ["python", "-m", "bench"]
         options = _parser().parse_args(words[3:])
         assert options.address == "auto"
         assert options.storage.startswith("s3://")
@@ -141,8 +141,8 @@ class TestRayJob:
         holds a trial which pins resources.accelerator; with the line off it does not."""
         from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
-        from bench.benchmark import Resources
-        from bench.capacity import held, requested
+        from bench.config.sections import Resources
+        from bench.ray_backend.capacity import held, requested
 
         wanted = requested(Resources(cpus_per_trial=4, gpus_per_trial=1, accelerator="H100"))
         found = []

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench.records import RecordStore
+from bench.storage.records import RecordStore
 from tests.cluster import machines
 from tests.cluster.machines import Machine
-from tests.tiny import CONTENT, TRIALS
+from tests.helpers.tiny import CONTENT, TRIALS
 
 pytestmark = [
     pytest.mark.slow,
@@ -50,7 +50,7 @@ def _until_two(head: Machine) -> None:
 
 def _call(head: Machine, folder: Path, *arguments: str) -> tuple[int, str]:
     environment = os.environ | {"RAY_API_SERVER_ADDRESS": f"http://{head.ip}:8265", "RAY_AUTH_MODE": "disabled"}
-    command = [sys.executable, "-m", "bench.cli", *arguments]
+    command = [sys.executable, "-m", "bench", *arguments]
     done = subprocess.run(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280
     )

@@ -8,9 +8,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from bench.records import RecordStore
+from bench.storage.records import RecordStore
 from tests.cluster.test_submit import Laptop, config, laptop
-from tests.object_store import KEYS, ObjectStore
+from tests.helpers.object_store import KEYS, ObjectStore
 
 __all__ = ["config", "laptop"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from jsonschema import ValidationError
 
-from bench.checks import check
-from bench.cli import _parser
-from bench.config import load_benchmark
+from bench.cli.main import _parser
+from bench.config.loading import load_benchmark
+from bench.config.validation import check
 
 FOLDER = Path(__file__).resolve().parents[2] / "cluster" / "ray-up"
 NAMES = ("aws", "on-premise")

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench.records import RecordStore
+from bench.storage.records import RecordStore
 from tests.cluster import ssh_hosts
 from tests.cluster.ssh_hosts import SHARED, Host
-from tests.tiny import CONTENT
+from tests.helpers.tiny import CONTENT
 
 FILE = ssh_hosts.ROOT / "cluster" / "ray-up" / "on-premise.yaml"
 MISSING = ssh_hosts.missing()

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from bench.records import RecordStore
+from bench.storage.records import RecordStore
 from tests.cluster import slurm
 from tests.cluster.slurm import Slurm
-from tests.tiny import CONTENT
+from tests.helpers.tiny import CONTENT
 
 SCRIPT = Path(__file__).resolve().parents[2] / "cluster" / "slurm" / "deelbo.sbatch"
 pytestmark = [

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.records import RecordStore
+from bench.storage.records import RecordStore
 from tests.cluster.conftest import Cluster
 from tests.cluster.laptop import MOST, Laptop
 from tests.faults.processes import descendants
-from tests.tiny import TRIALS
+from tests.helpers.tiny import TRIALS
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.cluster.conftest import Cluster, call, started
-from tests.tiny import CONTENT
+from tests.helpers.tiny import CONTENT
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 TOKEN = secrets.token_hex(32)
@@ -34,7 +34,7 @@ def submit(cluster: Cluster, folder: Path, **variables: str) -> tuple[int, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"HOME": str(folder), "RAY_API_SERVER_ADDRESS": cluster.address, **variables}
     (folder / "guarded.yaml").write_text(yaml.safe_dump(CONTENT | {"name": "guarded"}))
-    command = [sys.executable, "-m", "bench.cli", "submit", "guarded.yaml", "--storage", str(folder / "storage")]
+    command = [sys.executable, "-m", "bench", "submit", "guarded.yaml", "--storage", str(folder / "storage")]
     done = subprocess.run(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240
     )

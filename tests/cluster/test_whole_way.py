@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from bench.records import RecordStore
+from bench.storage.records import RecordStore
 from cluster.local.processes import alive
 from cluster.local.state import State
 from tests.cluster.conftest import ROOT, Cluster, free_ports

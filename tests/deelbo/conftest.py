@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from deelbo import GaussianPrior, LowRank
-from deelbo.tasks import Geometry, Images, Normalisation, Split
+from deelbo.data import Geometry, Images, Normalisation, Split
 
 
 @pytest.fixture(autouse=True)

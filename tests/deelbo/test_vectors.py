@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deelbo import ELBO, MAP, DataEmphasizedELBO, IsotropicPosterior, make_groups
-from deelbo.objectives import Objective
-from deelbo.vectors import add_to_gradients_, dot, flatten, flatten_gradients, set_gradients, views, write
+from deelbo._vectors import add_to_gradients_, dot, flatten, flatten_gradients, set_gradients, views, write
+from deelbo.objectives.base import Objective
 
 LAST = torch.channels_last
 

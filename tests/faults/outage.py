@@ -129,7 +129,7 @@ def _rescue(waiting: list[tuple[Run, Server]], again: Server, fresh: Server, pla
         same_results(run.storage, place.reference, place.few)
         server = again if len(points) % 2 else fresh
         server.wait()
-        command = ["bench.cli", "sync", str(run.storage), "--tracking-uri", server.uri]
+        command = ["bench", "sync", str(run.storage), "--tracking-uri", server.uri]
         with Process(command, place.folder, f"{run.storage.name}-sync") as sync:
             assert sync.end() == 0, sync.tail()
         points.append(in_mlflow(server.database, run.storage))

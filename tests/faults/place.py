@@ -84,12 +84,12 @@ class Place:
         of its time."""
         import torch
 
-        from bench.config import load_benchmark
-        from bench.execute import execute
-        from bench.methods import make_methods
-        from bench.race import Race
-        from bench.records import RecordStore
-        from deelbo.pretraining import load_pretrained
+        from bench.config.benchmark import make_methods
+        from bench.config.loading import load_benchmark
+        from bench.execution.run_trial import execute
+        from bench.scheduling.queue import Race
+        from bench.storage.records import RecordStore
+        from deelbo.pretrained.embedded import load_pretrained
 
         store = RecordStore(str(self.folder / "undisturbed"))
         race = Race(make_methods(load_benchmark(str(self.config("undisturbed", self.many)))))

@@ -153,7 +153,7 @@ class Run(Process):
 
     def __init__(self, config: Path, storage: Path, name: str, *more: str) -> None:
         super().__init__(
-            ["bench.cli", "run", str(config), "--storage", str(storage), *more], config.parent, f"{storage.name}-{name}"
+            ["bench", "run", str(config), "--storage", str(storage), *more], config.parent, f"{storage.name}-{name}"
         )
         self.storage = storage
         self.before = self.records()

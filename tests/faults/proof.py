@@ -8,12 +8,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bench.chosen import chosen_trials
-from bench.config import parse_benchmark
-from bench.records import RecordStore
-from bench.runs import CHOSEN, COST
-from bench.translation import content_of, rounded
-from bench.trials import TrialRecord
+from bench.config.loading import parse_benchmark
+from bench.results.configurations import chosen_trials
+from bench.storage.records import RecordStore
+from bench.tracking.conversion import content_of, rounded
+from bench.tracking.runs import CHOSEN, COST
+from bench.trials.record import TrialRecord
 
 __all__ = ["attempts", "contents", "in_mlflow", "mlflow_runs", "same_results", "unchanged"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deelbo import pretraining
+from deelbo.pretrained import embedded as pretraining
 from tests.faults.chain import hit_by_all
 from tests.faults.place import Place
 from tests.faults.rows import Scenario, try_out

@@ -1,0 +1,139 @@
+"""Replay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from bench.cli.console import console, short
+from bench.config.loading import parse_benchmark
+from bench.exceptions import ConfigError, RecordError
+from bench.labels import PRIOR_NAMES, dataset_name, method_name
+from bench.replay.grid_table import grid_tables
+from bench.replay.settings import OFTEN, REPETITIONS, entries, off_grid
+from bench.replay.simulation import replay
+from bench.report.build import write_report
+from bench.results.frame import in_order
+from bench.results.sources import from_storage
+from bench.storage.records import RecordStore
+
+__all__ = ["AFTER", "means", "run_replay"]
+
+
+AFTER = (1, 4, 12)
+"""After how many configurations the terminal's table looks; and after all."""
+
+
+def run_replay(
+    storage: str, names: Sequence[str], changes: Sequence[str], repetitions: int | None, slots: int, out: Path | None
+) -> int:
+    """Replays methods on all finished grids of a storage. Writes replay.csv and a report in which they stand beside
+    what ran, and prints their means.
+
+    Raises:
+        RecordError: the storage has no finished grid, or series that lack an epoch.
+        ConfigError: as `entries` does.
+    """
+    store = RecordStore(storage)
+    content = store.read_benchmark()
+    if content is None:
+        raise RecordError(f"{store.url} holds no benchmark: give the storage of a finished `run`")
+    benchmark = parse_benchmark(content, store.path("benchmark.json"))
+    tables, left_out = grid_tables(store, benchmark)
+    asked = [(table, entries(benchmark, table, names, changes)) for table in tables]  # all are checked before one runs
+    parts = []
+    with console.status("reading the grids' series") as status:
+        for grid, settings in asked:
+            for name, one in settings.items():
+                grid.check(name, one)
+        for name in names:
+            if off_grid(benchmark, name):
+                console.print(f"{name} is replayed on the grid: the benchmark's own (grid: false) may leave it")
+        for i, (grid, settings) in enumerate(asked, start=1):
+            for name, one in settings.items():
+                often = repetitions or REPETITIONS.get(one.method, OFTEN)
+                status.update(f"replaying cell {i} of {len(asked)}: {name}, {often} times")
+                parts.append(replay(benchmark, grid, name, one, often, slots))
+    if not parts:
+        raise ConfigError(f"{', '.join(names)}: none runs on a prior of the finished grids: choose others by --methods")
+    found = pd.concat(parts, ignore_index=True)
+    folder = out or Path(store.path("replay") if store.local else "replay")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be a folder ({error.strerror}): give another --out") from error
+    file = folder / "replay.csv"
+    found.to_csv(file, index=False, float_format="%.9g")
+    for table in _printed(means(found), slots, {grid.cell.backbone: grid.handover for grid in tables}):
+        console.print(table)
+    if not all(grid.timed for grid in tables):
+        console.print("The grid ran with timed: false: its seconds are no measurement, and not to be compared.")
+    for line in left_out:
+        console.print(f"left out: {line}")
+    files = write_report([from_storage(store)], folder, replays=found)
+    for name, path in sorted({"replay.csv": file, **files}.items()):
+        console.print(f"{name:22} {short(path)}")
+    return 0
+
+
+def means(found: pd.DataFrame, after: Sequence[int] = AFTER) -> pd.DataFrame:
+    """Mean accuracy and seconds of each method after some numbers of configurations, over seeds and repetitions.
+
+    Columns: source, dataset, backbone, n, prior, method, repetitions, after (0: all), hours, test_acc, wall_hours. A
+    mean of which any part is unknown is NaN.
+    """
+    place = ["source", "dataset", "backbone", "n", "prior", "method"]
+    keys = [*place, "seed", "repetition"]
+    last = found.groupby(keys, sort=False, dropna=False)["number"].transform("max")
+    parts = [found[found["number"] == k].assign(after=k) for k in after]
+    parts.append(found[found["number"] == last].assign(after=0))
+    rows = pd.concat(parts, ignore_index=True)
+    grouped = rows.groupby([*place, "after"], sort=False, dropna=False)
+    table = grouped[["hours", "test_acc", "wall_hours"]].agg(lambda values: values.mean(skipna=False))
+    table["repetitions"] = grouped["repetition"].nunique()
+    return in_order(table.reset_index(), "after")
+
+
+def _printed(table: pd.DataFrame, slots: int, handovers: Mapping[str, float | None]) -> Iterator[Table]:
+    """A table for each dataset, N and backbone, with a line for each prior and method; below it, what is not paid."""
+    what, column = ("compute", "hours") if slots == 1 else (f"wall-clock time on {slots} slots", "wall_hours")
+    for (dataset, backbone, n), block in table.groupby(["dataset", "backbone", "n"], sort=False):
+        printed = Table(
+            title=f"{dataset_name(dataset)}, N = {n}, {backbone}: mean test accuracy and {what}, after configurations",
+            title_justify="left",
+            caption=f"Not counted: choosing what to try next{_handing_over(handovers[backbone])}",
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
+        for name in ("", "method"):
+            printed.add_column(name, no_wrap=True)
+        for k in (*AFTER, 0):
+            printed.add_column(str(k or "all"), justify="right", no_wrap=True)
+        for (prior, method), lines in block.groupby(["prior", "method"], sort=False):
+            by = lines.set_index("after")
+            cells = [_cell(by.loc[k, "test_acc"], by.loc[k, column]) if k in by.index else "" for k in (*AFTER, 0)]
+            printed.add_row(PRIOR_NAMES[prior], method_name(method), *cells)
+        yield printed
+
+
+def _handing_over(seconds: float | None) -> str:
+    if seconds is None:
+        return "; handing parts of runs over, as the storage has no part of a tuning run."
+    return f". Handing a part of a run over counts {seconds:.2g} s, the storage's median."
+
+
+def _cell(accuracy: float, hours: float) -> str:
+    return f"{'-' if pd.isna(accuracy) else f'{accuracy:.1%}'} {_time(hours)}"
+
+
+def _time(hours: float) -> str:
+    seconds = hours * 3600
+    if seconds < 1000:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{hours:,.1f} h"

@@ -1,0 +1,116 @@
+"""What is looked at before anything starts: does the configuration fit what exists?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bench.config.benchmark import EMBEDDED, Benchmark
+from bench.exceptions import ConfigError
+from bench.methods.base import Method
+from deelbo.data import TASKS, crop_size, load_task
+from deelbo.data.splits import check_size
+from deelbo.pretrained.backbones import BACKBONES, replace_head, shapes_only
+from deelbo.pretrained.weights import VERSIONS
+
+__all__ = ["check", "check_data", "check_packages"]
+
+
+def check(benchmark: Benchmark) -> None:
+    """What the configuration's types cannot say: that dataset, backbone, head and sizes exist and fit together.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    for name in benchmark.datasets:
+        if name not in TASKS:
+            raise ConfigError(f"dataset = {name!r}: expected one of {', '.join(sorted(TASKS))}")
+    for name, settings in benchmark.backbones.items():
+        if name not in BACKBONES:
+            raise ConfigError(f"backbone = {name!r}: expected one of {', '.join(sorted(BACKBONES))}")
+        if (settings.weights or "").startswith("IMAGENET") and settings.weights not in VERSIONS:
+            raise ConfigError(
+                f"backbones.{name}.weights = {settings.weights!r}: expected {' or '.join(VERSIONS)}, or a local file"
+            )
+        if "ptyl" in benchmark.priors and settings.ptyl is None and name != EMBEDDED:
+            raise ConfigError(
+                f"prior ptyl needs backbones.{name}.ptyl, a file of mean, variance and factor: "
+                "`deelbo-bench swag` makes one, or take ptyl out of priors"
+            )
+    _check_methods(benchmark)
+    try:
+        for name, sizes in benchmark.datasets.items():
+            for n in sizes:
+                _check_size(name, n, TASKS[name].pool_size)
+            crop_size(name, benchmark.training.image_size)
+        for name, settings in benchmark.backbones.items():
+            model, head = shapes_only(name, benchmark.training.image_size)
+            replace_head(model, settings.head or head, 10)
+        _check_channels(benchmark)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    gpus = benchmark.resources.gpus_per_trial
+    if gpus > 1:
+        raise ConfigError(f"resources.gpus_per_trial = {gpus:g}: a trial uses 1 at most")
+    if benchmark.timed and 0 < gpus < 1:  # not in the types: a storage of version 0.1 may have it, and is still read
+        raise ConfigError(
+            f"resources.gpus_per_trial = {gpus:g} with timed: true, expected 1 or 0, as trials that share a GPU slow "
+            "each other down: set it to 1, or timed: false"
+        )
+
+
+def _check_methods(benchmark: Benchmark) -> None:
+    """Raises ConfigError where an entry under ``methods`` fits no prior, or not its own budget."""
+    for name, settings in benchmark.methods.items():
+        if not any(map(settings.runs_on, benchmark.priors)):
+            raise ConfigError(
+                f"methods.{name}.priors = {', '.join(settings.priors or ())}, none of which is among the benchmark's "
+                f"({', '.join(benchmark.priors)}): name one of those, or take {name} out of methods"
+            )
+        for prior in filter(settings.runs_on, benchmark.priors):
+            if (problem := settings.problem(prior)) is not None:
+                raise ConfigError(f"methods.{name}: {problem}")
+
+
+def check_packages(methods: Iterable[Method]) -> None:
+    """Raises ConfigError where one of these, which are about to run, needs a package that is not installed."""
+    for method in methods:
+        if (missing := method.settings.missing_package()) is not None:
+            raise ConfigError(
+                f"methods.{method.name} needs the package {missing}, which is not installed: "
+                f"pip install 'deelbo[methods]', or take {method.name} out of methods"
+            )
+
+
+def _check_size(name: str, n: int, pool: int) -> None:
+    try:
+        check_size(n, pool, TASKS[name].num_classes)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def check_data(benchmark: Benchmark, datasets: Iterable[str]) -> dict[str, str]:
+    """Reads the datasets as the trials will: all is there and every N fits. A hash of the images of each.
+
+    Raises:
+        ConfigError, deelbo.data.DataError: it is not; one line.
+    """
+    found = {}
+    for name in datasets:
+        if TASKS[name].folder is not None:  # others come with an installed package
+            task = load_task(name, benchmark.data, benchmark.training.image_size, benchmark.verify_data)
+            for n in benchmark.datasets[name]:
+                _check_size(name, n, task.pool_size)
+            found[name] = task.fingerprint
+    return found
+
+
+def _check_channels(benchmark: Benchmark) -> None:
+    """Raises ValueError where a network takes images of another number of channels than a dataset has."""
+    for name in benchmark.backbones:
+        taken = 1 if name == EMBEDDED else 3
+        for dataset in benchmark.datasets:
+            if TASKS[dataset].channels != taken:
+                raise ValueError(
+                    f"{name} takes images of {taken} channel{'s' * (taken > 1)}, those of {dataset} have "
+                    f"{TASKS[dataset].channels}: choose another backbone or dataset"
+                )

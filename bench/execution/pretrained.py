@@ -1,0 +1,45 @@
+"""Where training starts: each backbone's pretrained weights, and PTYL's posterior of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench.config.benchmark import Benchmark
+from bench.config.sections import BackboneSettings, SWAGFiles
+from bench.exceptions import ConfigError
+from bench.methods.base import Method
+from deelbo.data import crop_size
+from deelbo.pretrained.embedded import Pretrained
+from deelbo.pretrained.weights import load_backbone
+
+__all__ = ["load_starts"]
+
+
+def load_starts(
+    benchmark: Benchmark, methods: Sequence[Method], say: Callable[[str], object] | None = None
+) -> dict[str, Pretrained]:
+    """What the backbones of ``methods`` start from, by backbone; PTYL's files only where one of them needs them.
+
+    Raises:
+        ConfigError: a file is missing or not what it should be.
+    """
+    starts = {}
+    size = min(crop_size(dataset, benchmark.training.image_size) for dataset in benchmark.datasets)
+    for name, settings in benchmark.backbones.items():
+        priors = {method.cell.prior for method in methods if method.cell.backbone == name}
+        if not priors:
+            continue
+        try:
+            starts[name] = load_backbone(name, settings.weights, _swag(settings, priors), say, size)
+        except ValueError as error:
+            raise ConfigError(f"backbones.{name}: {error}") from error
+    return starts
+
+
+def _swag(settings: BackboneSettings, priors: set[str]) -> str | dict[str, Path] | None:
+    if "ptyl" not in priors:
+        return None
+    if isinstance(settings.ptyl, SWAGFiles):
+        return {name: Path(path) for name, path in settings.ptyl}
+    return settings.ptyl

@@ -1,0 +1,237 @@
+"""Bayesian optimisation: each configuration is chosen in the light of all before it, by Optuna's samplers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import AfterValidator, Field
+
+from bench.methods.base import by_validation
+from bench.methods.sequential import Ordered, OrderedSettings, seeded
+from bench.trials.record import TrialRecord
+from bench.trials.spec import TrialSpec
+from bench.types import Count, Positive
+
+if TYPE_CHECKING:
+    from bench.trials.spec import TrialTemplate
+
+__all__ = ["Axis", "BayesianOptimisation", "Observation", "suggest"]
+
+
+Point = dict[str, float]
+Sampler = Literal["gp", "tpe"]
+
+
+def _box(box: Any) -> Any:
+    if box[0] >= box[1]:
+        raise ValueError("must be [least, most], least below most")
+    return box
+
+
+Box = Annotated[tuple[Positive, Positive], AfterValidator(_box)]
+Axis = tuple[float, ...]
+"""Least and most of a box; or the points of a grid, rising."""
+
+
+class BayesianSettings(OrderedSettings):
+    """Optuna's samplers over the logarithms of learning rate and strengths, or over a grid.
+
+    Attributes:
+        trials: 36 where not given.
+        sampler: a Gaussian process with expected improvement, or the tree-structured Parzen estimator.
+        startup: how many results at random are there before the sampler decides.
+        learning_rate, alpha, beta: boxes, [least, most]; alpha is the backbone's strength, beta the head's.
+        lambda_: ``lambda``, a box for the scale of PTYL's prior, which stands in alpha's place there.
+        tied: one strength for backbone and head, alpha's box; PTYL always has lambda and beta.
+        grid: only points of the grid, whose lists are `Grid`'s, and each at most once.
+    """
+
+    method: Literal["bo"] = "bo"
+    packages: ClassVar[tuple[str, ...]] = ("optuna",)
+    trials: Count = 36
+    sampler: Sampler = "gp"
+    startup: Count = 10
+    learning_rate: Box = (1e-4, 1e-1)
+    alpha: Box = (1e-6, 1e-2)
+    beta: Box = (1e-6, 1e-2)
+    lambda_: Annotated[Box | None, Field(alias="lambda")] = None
+    tied: Annotated[bool, Field(strict=True)] = False
+    grid: Annotated[bool, Field(strict=True)] = False
+
+    def problem(self, prior: str) -> str | None:
+        if self.trials < 2:
+            return f"trials = {self.trials}, which leaves nothing to learn from: set trials to 2 or more"
+        if self.startup >= self.trials:
+            return (
+                f"startup = {self.startup} of trials = {self.trials}, which leaves none to the sampler: set startup to "
+                f"{self.trials - 1} or less, or trials higher"
+            )
+        if self.grid and self.trials > (size := self.size(prior)):
+            return (
+                f"trials = {self.trials} on a grid of {size} with prior {prior}, each point once: set trials to {size} "
+                "or fewer, or make the grid larger"
+            )
+        if prior == "ptyl" and not self.grid and self.lambda_ is None:
+            return (
+                "prior ptyl, whose scale lambda needs a box of its own: give lambda, such as [1, 1e9], or set priors "
+                "to l2-zero and l2-sp"
+            )
+        return super().problem(prior)
+
+    def axes(self, prior: str) -> dict[str, Axis]:
+        """What is chosen with that prior: fields of `TrialSpec`, without the head's where it is tied to the
+        backbone's."""
+        if self.grid:
+            decays: Axis = tuple(sorted(self.weight_decays))
+            rates: Axis = tuple(sorted(self.learning_rates))
+            alpha, beta, scale = decays, decays, tuple(sorted(self.ptyl_lambdas))
+            tied = prior not in self.untied
+        else:
+            rates, alpha, beta, scale, tied = self.learning_rate, self.alpha, self.beta, self.lambda_ or (), self.tied
+        if prior == "ptyl":
+            return {"learning_rate": rates, "prior_scale": scale, "head_weight_decay": beta}
+        strengths = {"weight_decay": alpha} if tied else {"weight_decay": alpha, "head_weight_decay": beta}
+        return {"learning_rate": rates, **strengths}
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What came of a configuration.
+
+    Attributes:
+        point: its place on each axis.
+        value: validation NLL in nats; inf where it diverged; None where it failed.
+    """
+
+    point: Point
+    value: float | None
+
+
+def suggest(
+    axes: Mapping[str, Axis], history: Sequence[Observation], sampler: Sampler, startup: int, seed: int, grid: bool
+) -> Point:
+    """The next point by a fresh Optuna study that is told the history; depends on the arguments alone.
+
+    On a grid each axis is the place of a value in its list. A point that was tried gives the nearest that was not: by
+    the sum of steps over the axes, of equals the one whose values are first in the lists.
+
+    A run that diverged is told as worse than the worst, by a tenth of the range seen. Optuna would leave a failed trial
+    out, and might go where runs diverge again and again; an infinite or a huge value would make all differences among
+    the others vanish.
+
+    Raises:
+        ValueError: every point of the grid was tried.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    places = {name: {value: i for i, value in enumerate(values)} for name, values in axes.items()}
+    space: dict[str, optuna.distributions.BaseDistribution] = {
+        name: optuna.distributions.IntDistribution(0, len(values) - 1)
+        if grid
+        else optuna.distributions.FloatDistribution(values[0], values[1], log=True)
+        for name, values in axes.items()
+    }
+    make = optuna.samplers.GPSampler if sampler == "gp" else optuna.samplers.TPESampler
+    if sampler == "gp":
+        import torch
+
+        torch.set_num_threads(1)  # beside trials whose seconds count
+    study = optuna.create_study(sampler=make(seed=seed, n_startup_trials=startup))
+    finite = [seen.value for seen in history if seen.value is not None and np.isfinite(seen.value)]
+    worse = max(finite) + ((max(finite) - min(finite)) / 10 or 1.0) if finite else 0.0
+    for seen in history:
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState.FAIL if seen.value is None else optuna.trial.TrialState.COMPLETE,
+                params={name: places[name][value] if grid else value for name, value in seen.point.items()},
+                distributions=space,
+                value=seen.value if seen.value is None or np.isfinite(seen.value) else worse,
+            )
+        )
+    found: dict[str, Any] = study.ask(space).params
+    if not grid:
+        return found
+    tried = {tuple(places[name][value] for name, value in seen.point.items()) for seen in history}
+    left = [place for place in product(*map(range, map(len, axes.values()))) if place not in tried]
+    if not left:
+        raise ValueError(f"all {len(tried)} points of the grid were tried: ask for fewer trials")
+    nearest = min(left, key=lambda place: sum(abs(i - found[name]) for i, name in zip(place, axes, strict=True)))
+    return {name: values[i] for i, (name, values) in zip(nearest, axes.items(), strict=True)}
+
+
+class BayesianOptimisation(Ordered):
+    """Strictly one after the other: a configuration is chosen when the one before it is known.
+
+    Number i's choice is a function of settings, cell and the i results before it. Choices that were made before are
+    read from their records (`recall`): a benchmark that goes on elsewhere keeps them, whatever the last digits of a
+    Gaussian process are there, and the report of a finished one needs no Optuna.
+    """
+
+    name = "bo"
+    title = "BO"
+    Settings = BayesianSettings
+    settings: BayesianSettings
+
+    def __init__(self, template: TrialTemplate, settings: BayesianSettings, name: str | None = None) -> None:
+        self._axes = settings.axes(template.cell.prior)
+        self._options = {
+            "axes": self._axes,
+            "grid": settings.grid,
+            "sampler": settings.sampler,
+            "seed": settings.seed,
+            "startup": settings.startup,
+        }
+        self._history: list[Observation] = []
+        self._kept: dict[int, Point] = {}
+        self._next = 0
+        super().__init__(template, settings, name)
+
+    def first(self) -> Iterable[TrialSpec]:
+        return ()  # even the first is chosen when it is asked for: its record may be told of before
+
+    def recall(self, records: Sequence[TrialRecord]) -> None:
+        for record in records:
+            number = record.spec.number
+            if record.spec.stage != "tune" or number is None:
+                continue
+            point = {name: getattr(record.spec, name) for name in self._axes}
+            if None not in point.values() and record.spec == self._spec(number, point):
+                self._kept[number] = point
+
+    def ask(self) -> TrialSpec | None:
+        if (spec := super().ask()) is not None:
+            return spec
+        if self._next == self.size or self._next > len(self._history):
+            return None
+        number = self._next
+        self._next += 1
+        if (point := self._kept.get(number)) is None:
+            # a report has no use for the next choice, and loads neither Optuna nor torch to find it
+            anywhere = {name: values[0] for name, values in self._axes.items()}
+            point = anywhere if self.only_looking else self._choose(number)
+        return self._spec(number, point)
+
+    def then(self, record: TrialRecord) -> Iterable[TrialSpec]:
+        if record.spec.stage == "tune":
+            failed, value = by_validation(record)
+            point = {name: getattr(record.spec, name) for name in self._axes}
+            self._history.append(Observation(point, None if failed else value))
+        return super().then(record)
+
+    def tunes(self) -> int:
+        return self.size
+
+    def _choose(self, number: int) -> Point:
+        settings = self.settings
+        seed = seeded(settings.seed, self.cell, number).getrandbits(32)
+        return suggest(self._axes, self._history, settings.sampler, settings.startup, seed, settings.grid)
+
+    def _spec(self, number: int, point: Point) -> TrialSpec:
+        head = point.get("head_weight_decay", point.get("weight_decay"))
+        fields: dict[str, Any] = point | {"head_weight_decay": head}
+        return self.spec("tune", number=number, options=self._options, **fields)

@@ -1,0 +1,51 @@
+"""DE ELBo without a learning rate: exactly one run, by an optimiser that finds its own step size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from bench.methods.base import Method
+from bench.methods.de_elbo import Emphasis
+from bench.trials.spec import TrialSpec
+from bench.types import Positive
+
+__all__ = ["DEELBoFree"]
+
+
+PACKAGES = {"prodigy": "prodigyopt", "schedule-free": "schedulefree"}
+
+
+class FreeSettings(Emphasis):
+    """One run.
+
+    Attributes:
+        optimiser: Prodigy (Mishchenko and Defazio 2023), or schedule-free (Defazio et al. 2024).
+        learning_rate: what the optimiser's own step size is multiplied by.
+    """
+
+    method: Literal["deelbo-free"] = "deelbo-free"
+    optimiser: Literal["prodigy", "schedule-free"] = "prodigy"
+    learning_rate: Positive = 1.0
+
+    @property
+    def packages(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What must be installed for this optimiser."""
+        return (PACKAGES[self.optimiser],)
+
+    def most_trials(self, prior: str) -> int:
+        return 1
+
+
+class DEELBoFree(Method):
+    """The DE ELBo's one run is its result: nothing is chosen, so nothing is tried twice."""
+
+    name = "deelbo-free"
+    title = "DE ELBo, no rate"
+    bayesian = True
+    Settings = FreeSettings
+    settings: FreeSettings
+
+    def first(self) -> Iterable[TrialSpec]:
+        fields = {"optimiser": self.settings.optimiser} | self.settings.fields
+        return [self.spec("run", self.settings.learning_rate, **fields)]

@@ -1,0 +1,145 @@
+"""The trainable: a process of Ray that runs trials, one after the other, and keeps their records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from ray import tune
+
+from bench.config.benchmark import Benchmark
+from bench.execution.run_trial import Series
+from bench.ray_backend.concurrency import Running
+from bench.storage.lock import Owner
+from bench.storage.records import RecordStore
+from bench.storage.retry import OUTAGE, Patience
+from bench.trials.record import TrialRecord
+from bench.trials.spec import TrialSpec
+from bench.utils.text import one_line
+from deelbo.pretrained.embedded import Pretrained
+from deelbo.training.checkpoint import Checkpoint
+from deelbo.training.handover import Handover
+
+__all__ = ["RunTrial", "TrialActor"]
+
+
+RunTrial = Callable[..., tuple[TrialRecord, Series]]
+"""`bench.execution.run_trial.execute`, or what a test or a measurement puts in its place."""
+
+
+class TrialActor(tune.Trainable):
+    """Runs one trial a `step`; kept for the next trial, so that a process is started once a slot.
+
+    The worker writes the record itself where its storage is the driver's, which it knows by the token in
+    ``lock.json``: a driver that dies loses no finished trial.
+    """
+
+    def setup(  # type: ignore[override]  # tune.with_parameters adds to it
+        self,
+        config: dict[str, Any],
+        pretrained: Mapping[str, Pretrained],
+        storage: str,
+        token: str,
+        benchmark: Benchmark,
+        slots: int,
+        data: str | None,
+        run_trial: RunTrial,
+        running: Running,
+    ) -> None:
+        torch.set_num_threads(benchmark.resources.cpus_per_trial)
+        self.device = torch.device("cuda" if benchmark.resources.gpus_per_trial else "cpu")
+        self.pretrained, self.benchmark, self.slots, self.data = pretrained, benchmark, slots, data
+        self.run_trial, self.running = run_trial, running
+        self.store = RecordStore(storage)
+        self.store.patience = Patience(OUTAGE)
+        self.token = token
+        self.shares_storage = self._shares()
+        self.running.meet()
+
+    def _shares(self) -> bool | None:
+        """Whether the driver's name is in the storage; None where it cannot be read: this node lacks credentials or
+        a package, or there is an outage."""
+        try:
+            owner = Owner.read(self.store)
+        except OSError:
+            return None
+        return owner is not None and owner.token == self.token
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        return True
+
+    def step(self) -> dict[str, Any]:
+        spec = TrialSpec(**self.config["spec"])
+        if self.shares_storage is None:
+            self.shares_storage = self._shares()
+        name = Running.name(spec.key, self.config["attempt"])
+        self.running.begin(name)
+        record, series = self.run_trial(
+            spec,
+            self.pretrained.get(spec.backbone),
+            self.device,
+            self.slots,
+            self.config["attempt"],
+            self.data,
+            self.benchmark.verify_data,
+            self.benchmark.timed,
+            self.config["lost_seconds"],
+            self._checkpoint(spec),
+            self._handover(spec),
+        )
+        if (took := self.config["choosing_seconds"]) > 0:
+            record = replace(record, seconds=record.seconds | {"choose": took})
+        record = self.running.end(name, record)
+        written = bool(self.shares_storage) and self._write(record, series)
+        if record.status == "failed" and self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.synchronize(
+                self.device
+            )  # raises where the error broke the process: the next trial gets a new one
+        return {"record": record.to_json(), "series": series, "written": written, "done": True}
+
+    def _write(self, record: TrialRecord, series: Series) -> bool:
+        """Whether the record is kept; if not, the driver tries, and stops where it cannot either."""
+        try:
+            self.store.write(record, series)
+            if self.benchmark.checkpoint_minutes is not None and record.succeeded:
+                self.store.remove(f"checkpoints/{record.key}.pt")
+        except Exception:
+            return False
+        return True
+
+    def _checkpoint(self, spec: TrialSpec) -> Checkpoint | None:
+        minutes = self.benchmark.checkpoint_minutes
+        if minutes is None or not self.shares_storage:
+            return None
+        name = f"checkpoints/{spec.key}.pt"
+        return Checkpoint(
+            60 * minutes,
+            partial(self._tried, self.store.write_file, name),
+            partial(self._tried, self.store.read_file, name),
+        )
+
+    def _handover(self, spec: TrialSpec) -> Handover | None:
+        """Where the part of a run before this one was left, and where this one is left, if another may come."""
+        if (spec.since, spec.until) == (0.0, 1.0) or not self.shares_storage:
+            return None
+
+        def read() -> bytes | None:
+            if spec.since == 0:
+                return None
+            content: bytes | None = self._tried(self.store.read_file, f"rungs/{spec.kept_as(spec.since)}.pt")
+            return content
+
+        write = partial(self._tried, self.store.write_file, f"rungs/{spec.kept_as(spec.until)}.pt")
+        return Handover(read, write)
+
+    @staticmethod
+    def _tried(call: Callable[..., Any], *arguments: Any) -> Any:
+        """An object store's own errors as OSError: a checkpoint that cannot be kept is no reason to end a run."""
+        try:
+            return call(*arguments)
+        except Exception as error:
+            raise OSError(one_line(error)) from error

@@ -1,0 +1,101 @@
+"""Frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from bench.labels import METHOD_NAMES, PRIOR_NAMES, REPLAYED
+from bench.trials.record import TrialRecord
+
+__all__ = ["frame_of", "in_order"]
+
+
+def in_order(table: pd.DataFrame, *last: str) -> pd.DataFrame:
+    """Rows by dataset, backbone and N, then priors and methods as `bench.methods.METHODS` lists them, entries of other
+    names behind them by the alphabet, a replayed method behind itself; sources side by side."""
+    by = [name for name in ("dataset", "backbone", "n", "prior", "method", "source", *last) if name in table]
+    return table.sort_values(by, key=_rank, ignore_index=True, kind="stable")
+
+
+def _rank(column: pd.Series) -> pd.Series:
+    if column.name not in ("prior", "method"):
+        return column
+    ranks = {name: _place(name, str(column.name)) for name in column.unique()}
+    places = {rank: i for i, rank in enumerate(sorted(set(ranks.values())))}
+    return column.map(lambda name: places[ranks[name]])
+
+
+def _place(name: str, kind: str) -> tuple[int, str, bool]:
+    """By what a prior or method is sorted: its place, its name where it has none, whether it was replayed."""
+    known = list(PRIOR_NAMES if kind == "prior" else METHOD_NAMES)
+    entry = name.removesuffix(REPLAYED)
+    place = known.index(entry) if entry in known else len(known)
+    return place, "" if entry in known else entry, entry != name
+
+
+COLUMNS = {
+    "source": "str",
+    "key": "str",
+    "dataset": "str",
+    "backbone": "str",
+    "method": "str",
+    "prior": "str",
+    "n": "int64",
+    "seed": "int64",
+    "stage": "str",
+    "learning_rate": "float64",
+    "weight_decay": "float64",
+    "head_weight_decay": "float64",
+    "prior_scale": "float64",
+    "kappa": "float64",
+    "kappa_share": "float64",
+    "groups": "str",
+    "optimiser": "str",
+    "until": "float64",
+    "since": "float64",
+    "number": "float64",
+    "options": "str",
+    "status": "str",
+    "val_nll": "float64",
+    "val_acc": "float64",
+    "test_nll": "float64",
+    "test_acc": "float64",
+    "objective": "float64",
+    "nll_under_q": "float64",
+    "train_seconds": "float64",
+    "evaluate_seconds": "float64",
+    "select_seconds": "float64",
+    "adapt_seconds": "float64",
+    "checkpoint_seconds": "float64",
+    "choose_seconds": "float64",
+    "total_seconds": "float64",
+    "started": "float64",
+    "finished": "float64",
+}
+"""The schema that curves, tables and figures read: one row a trial. docs/records.md says what each column means."""
+
+
+def frame_of(records: list[TrialRecord], source: str = "") -> pd.DataFrame:
+    """One row a record: the columns of `COLUMNS`, then the learned state (``state_*``).
+
+    ``source``: what to call the storage beside others."""
+    rows = []
+    for record in records:
+        row: dict[str, Any] = {name: getattr(record.spec, name, None) for name in COLUMNS}
+        row |= {
+            "source": source,
+            "key": record.key,
+            "status": record.status,
+            "started": record.started,
+            "finished": record.finished,
+        }
+        row |= {name: value for name, value in record.metrics.items() if name in COLUMNS}
+        row |= {f"{phase}_seconds": value for phase, value in record.seconds.items()}
+        row |= {f"state_{name}": value for name, value in record.state.items()}
+        rows.append(row)
+    frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
+    for name, kind in COLUMNS.items():
+        frame[name] = frame[name].astype(kind)
+    return frame.sort_values(["dataset", "prior", "n", "seed", "method", "stage", "key"], ignore_index=True)

@@ -1,0 +1,103 @@
+"""The training runs that `speed` times, on synthetic images: each method and prior, and the naive baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from bench.speed.baseline import NaiveRun
+from deelbo._vectors import flatten
+from deelbo.data import Split
+from deelbo.data.images import Geometry, Images, Normalisation, resize_side
+from deelbo.groups import make_groups, split_at_head
+from deelbo.objectives.base import Objective
+from deelbo.objectives.elbo import DataEmphasizedELBO
+from deelbo.objectives.map import MAP
+from deelbo.pretrained.backbones import build_backbone
+from deelbo.priors import GaussianPrior, LowRank
+from deelbo.training.numerics import Numerics
+from deelbo.training.run import Run
+from deelbo.training.schedule import Schedule
+
+__all__ = ["CLASSES", "METHODS", "Setting", "fast_run", "naive_run", "split_of"]
+
+
+METHODS = ("map", "de-elbo")
+RANK = 5
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is timed, and how.
+
+    Attributes:
+        backbone, batch, size: the network, images a step, and the side of what it sees.
+        channels: of the images; what the backbone takes where None.
+        stored: side of the images in memory: they are brought to 8/7 of ``size``, cropped at random and flipped, as
+            CIFAR-10's; None keeps them at ``size``, moved by one pixel, as the digits.
+        priors: which of l2-zero, l2-sp, ptyl.
+        rounds, steps: rounds of measurement, and steps of each variant in a round.
+        naive_steps: steps of the baseline in each of its two rounds; 0 leaves it out.
+        workers: of the baseline's loader.
+        profile: whether to say where the device's time goes.
+    """
+
+    backbone: str = "digits-resnet"
+    batch: int = 50
+    size: int = 16
+    channels: int | None = None
+    stored: int | None = None
+    priors: tuple[str, ...] = ("l2-zero", "l2-sp", "ptyl")
+    rounds: int = 20
+    steps: int = 20
+    naive_steps: int = 0
+    workers: int = 0
+    threads: int = 1
+    profile: bool = False
+    numerics: Numerics = field(default_factory=Numerics)
+
+
+def split_of(setting: Setting, device: torch.device) -> Split:
+    """One batch of random images, on the device."""
+    random = torch.Generator().manual_seed(0)
+    side = setting.stored or setting.size
+    channels = setting.channels or (1 if setting.backbone == "digits-resnet" else 3)
+    shape = (setting.batch, channels, side, side)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
+    images = Images(pixels, torch.randint(0, CLASSES, (setting.batch,), generator=random), CLASSES).to(device)
+    geometry = Geometry(setting.size, setting.size, pad=1)
+    if setting.stored:
+        geometry = Geometry(resize_side(setting.size), setting.size, flip=True)
+    return Split(images, None, images, Normalisation.of(images), geometry)
+
+
+def fast_run(setting: Setting, name: str, device: torch.device) -> Run:
+    """A run as `deelbo.fit` trains; ``name`` is a method and a prior, such as "map l2-sp"."""
+    method, prior = name.split(" ")
+    model, head = build_backbone(setting.backbone, CLASSES, image_size=setting.size)
+    model.to(device)
+    chosen: str | GaussianPrior = prior
+    if prior == "ptyl":
+        mean = flatten(split_at_head(model, head)[0])
+        random = torch.Generator(device).manual_seed(0)
+        factor = torch.randn(len(mean), RANK, generator=random, device=device).mul_(0.01)
+        chosen = LowRank(mean, torch.full_like(mean, 1e-4), factor)
+    groups = make_groups(model, head, chosen)
+    objective: Objective
+    if method == "map":
+        objective = MAP(groups, setting.batch, {"backbone": 1e-3, "head": 1e-3})
+    else:
+        objective = DataEmphasizedELBO(groups, setting.batch)
+    schedule = Schedule(0.001, steps=10**6, batch_size=setting.batch)
+    return Run(model.train(), split_of(setting, device), objective, schedule, 0, setting.numerics)
+
+
+def naive_run(setting: Setting, method: str, device: torch.device) -> NaiveRun:
+    """The baseline on the same network and images, with L2-SP's prior."""
+    model, head = build_backbone(setting.backbone, CLASSES, image_size=setting.size)
+    split = split_of(setting, torch.device("cpu"))
+    images = split.train.take(torch.arange(setting.batch).repeat(20))  # epochs of 20 steps, so that workers stay up
+    split = Split(images, None, images, split.normalisation, split.geometry)
+    return NaiveRun(model.to(device), head, split, method, setting.batch, setting.workers)

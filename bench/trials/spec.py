@@ -1,0 +1,149 @@
+"""A trial: what is asked for (`TrialSpec`) and what came of it (`TrialRecord`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+from bench.trials.json_fields import kinds_of, plain
+
+__all__ = ["Cell", "TrialSpec", "TrialTemplate", "plain"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Where methods compete: a dataset, a backbone, a prior, a number of training images, a split seed."""
+
+    dataset: str
+    backbone: str
+    prior: str
+    n: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One training run, by everything that determines its result.
+
+    Attributes:
+        method: the entry under ``methods`` that asked for it.
+        stage: "tune" (trained on 4/5 of N, judged on the fifth), "retrain" (on all N, after tuning), or "run" (on all
+            N, no tuning needed).
+        weight_decay: alpha, MAP's L2 strength of the backbone; None for PTYL and for learned strengths.
+        head_weight_decay: beta, MAP's L2 strength of the head; None for learned strengths.
+        prior_scale: lambda of PTYL's prior in MAP; None elsewhere.
+        kappa: of the ELBo; None stands for ``kappa_share`` D/N, and for MAP, which has none.
+        image_size: side of what the network sees; the task's own where None.
+        precision, channels_last, compile: see `deelbo.Numerics`.
+        learner: the method of `bench.methods` whose own objective is minimised; None: MAP with the given strengths,
+            or in stage "run" the (DE) ELBo.
+        groups: which weights share a learned prior variance: "backbone+head", or "layer".
+        optimiser: "sgd", or a name of `bench.execution.optimizers`.
+        until: the share of the run's epochs after which this trial stops, its schedule that of the whole run.
+        since: the share that another trial of the same run has trained before, from whose end this one goes on.
+        number: the place of its configuration in the order of a method that decides one after the other.
+        options: a method's own settings that determine the result, as JSON.
+    """
+
+    dataset: str
+    backbone: str
+    head: str | None
+    method: str
+    prior: str
+    n: int
+    seed: int
+    stage: str
+    learning_rate: float
+    weight_decay: float | None
+    head_weight_decay: float | None
+    prior_scale: float | None
+    kappa: float | None
+    steps: int
+    batch_size: int
+    momentum: float
+    clip_norm: float
+    sigma: float
+    posterior_passes: int
+    series_points: int
+    image_size: int | None = None
+    precision: str = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    learner: str | None = None
+    kappa_share: float = 1.0
+    groups: str = "backbone+head"
+    optimiser: str = "sgd"
+    until: float = 1.0
+    since: float = 0.0
+    number: int | None = None
+    options: str = "{}"
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of all fields: the trial's name wherever it is kept.
+
+        A field that came later counts only where it is not at its default, so that older records keep their names.
+        """
+        values = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}  # asdict copies: ten times as slow
+        content = {name: value for name, (value, default) in values.items() if default is MISSING or value != default}
+        words = json.dumps(content, sort_keys=True, allow_nan=False)
+        return hashlib.sha256(words.encode()).hexdigest()[:20]
+
+    def kept_as(self, share: float) -> str:
+        """The name under which this run is kept for whoever goes on with it, where ``share`` of it is trained."""
+        return replace(self, until=share, since=0.0).key
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.dataset, self.backbone, self.prior, self.n, self.seed)
+
+    def describe(self) -> str:
+        """A short name for people."""
+        strengths = [("wd", self.weight_decay), ("lambda", self.prior_scale), ("head wd", self.head_weight_decay)]
+        if self.weight_decay == self.head_weight_decay:
+            strengths.pop()
+        words = [f"{name} {value:g}" for name, value in strengths if value is not None]
+        words += [f"no. {self.number}"] if self.number is not None else []
+        words += [f"{100 * self.since:g}% to {100 * self.until:g}%"] if (self.since, self.until) != (0.0, 1.0) else []
+        where = f"{self.dataset} {self.backbone} {self.prior} n={self.n} seed={self.seed}"
+        text = f"{where} {self.method} {self.stage} lr {self.learning_rate:g}"
+        return " ".join([text, *words])
+
+
+SPEC_KINDS = kinds_of(TrialSpec)
+
+
+@dataclass(frozen=True)
+class TrialTemplate:
+    """Fields that all trials of one cell share.
+
+    Attributes:
+        cell: dataset, backbone, prior, number of training images and split seed.
+        head: name of the backbone's classification layer; the backbone's own default where None.
+        training: the fields of `TrialSpec` that the configuration sets under ``training``.
+    """
+
+    cell: Cell
+    head: str | None
+    training: Mapping[str, Any]
+
+    def make(self, method: str, stage: str, learning_rate: float, **settings: Any) -> TrialSpec:
+        """Return a trial.
+
+        Args:
+            method: name of the configured method that asks for it.
+            stage: "tune", "retrain" or "run", see `TrialSpec`.
+            learning_rate: initial learning rate.
+            settings: other fields of `TrialSpec`; ``options`` may be a mapping.
+        """
+        values: dict[str, Any] = dict.fromkeys(("weight_decay", "head_weight_decay", "prior_scale", "kappa"))
+        values |= {**self.training, **settings}
+        if isinstance(options := values.get("options"), dict):
+            values["options"] = json.dumps(options, sort_keys=True, separators=(",", ":"))
+        return TrialSpec(
+            **asdict(self.cell), head=self.head, method=method, stage=stage, learning_rate=learning_rate, **values
+        )

@@ -1,0 +1,129 @@
+"""CIFAR-10's batches, which are pickles, read without running code: no function that a file names is ever called.
+
+An official batch is made of dictionaries, lists, texts, numbers and one array; pickle rebuilds the array by calling
+functions of numpy, which trust what they are told. What stands for them here keeps the few facts that they would be
+told, and only where these are the facts of a plain array of numbers is numpy asked for one.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Batch", "read_batch", "read_pickle"]
+
+
+PIXELS = 3 * 32 * 32
+KINDS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+
+
+class Batch(NamedTuple):
+    """One file. ``pixels``: (n, 3072), red, green and blue planes of 32 x 32, uint8 officially; ``labels``: from 0."""
+
+    pixels: npt.NDArray[Any]
+    labels: list[int]
+
+
+def read_batch(path: Path) -> Batch:
+    """The images and labels of a batch.
+
+    Raises:
+        pickle.UnpicklingError, EOFError: no pickle, or one that names anything but the parts of an array.
+        KeyError, TypeError, ValueError: a pickle of something else.
+    """
+    held = read_pickle(path)
+    pixels, labels = held["data"], held["labels"]
+    if not isinstance(pixels, _Array):
+        raise TypeError(f"data of {path.name} is a {type(pixels).__name__}, expected an array")
+    if type(labels) is not list or not all(type(label) is int for label in labels):
+        raise TypeError(f"labels of {path.name} are no list of whole numbers")
+    array = pixels.array()
+    if array.ndim != 2 or array.shape[1] != PIXELS:
+        raise ValueError(f"data of {path.name} has shape {array.shape}, expected (n, {PIXELS})")
+    return Batch(array, labels)
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """What such a file holds, its arrays as `_Array`. Raises as `read_batch`."""
+    with path.open("rb") as file:
+        held: object = _Unpickler(file, encoding="latin1").load()
+    if type(held) is not dict:
+        raise TypeError(f"{path.name} holds a {type(held).__name__}, expected a dictionary")
+    return held
+
+
+class _Type:
+    """Stands for a numpy.dtype: its code, such as u1, and its order of bytes."""
+
+    code: object = None
+    order: object = "|"
+
+    def __init__(self, code: object = None, *flags: object) -> None:
+        self.code = code
+
+    def __setstate__(self, state: object) -> None:
+        # (version, order, ...): the others are of types with fields, which are none of those that are taken
+        self.order = state[1] if type(state) is tuple and len(state) > 1 else None
+
+    def dtype(self) -> np.dtype[Any]:
+        if self.code not in KINDS or self.order not in ("|", "<", ">", "="):
+            raise ValueError("an array of something else than plain numbers")
+        return np.dtype(f"{self.order}{self.code}")
+
+
+class _Array:
+    """Stands for a numpy.ndarray, made by numpy's `_reconstruct` and then told its shape, type and bytes."""
+
+    state: object = None
+
+    def __init__(self, *told: object) -> None:
+        """What it is made of is no more than an empty array."""
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def array(self) -> npt.NDArray[Any]:
+        if type(self.state) is not tuple or len(self.state) != 5:
+            raise ValueError("an array without its content")
+        _, shape, kind, fortran, raw = self.state
+        if type(raw) is str:  # bytes of Python 2
+            raw = raw.encode("latin1")
+        elif type(raw) is bytearray:
+            raw = bytes(raw)
+        if type(shape) is not tuple or not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError("an array without a shape")
+        if not isinstance(kind, _Type) or type(raw) is not bytes:
+            raise ValueError("an array of something else than plain numbers")
+        return np.frombuffer(raw, kind.dtype()).reshape(shape, order="F" if fortran is True else "C").copy()
+
+
+class _Buffer(_Array):
+    """Stands for numpy's `_frombuffer`, which is told all at once."""
+
+    def __init__(self, raw: object = None, kind: object = None, shape: object = None, order: object = None) -> None:
+        self.state = (1, shape, kind, order == "F", raw)
+
+
+TAKEN: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,  # as numpy 2 calls it
+    ("numpy.core.numeric", "_frombuffer"): _Buffer,
+    ("numpy._core.numeric", "_frombuffer"): _Buffer,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Type,
+    ("_codecs", "encode"): str.encode,  # bytes of Python 3 in a format that has none
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return TAKEN[module, name]
+        except KeyError:
+            words = f"{module}.{name}"[:60]
+            shown = words if words.isprintable() else repr(words)
+            raise pickle.UnpicklingError(f"it names {shown}, which is not read as it could run code") from None

@@ -1,0 +1,132 @@
+"""JPEG files as one uint8 tensor of one size: decoded by many threads, once, and kept beside the data.
+
+The cached file is named by the set, the size, and a hash of every file's name, size, time and label, so that images
+that have changed are decoded anew. It may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+from torch import Tensor
+
+from deelbo.data.integrity import DataError
+
+__all__ = ["CACHE", "Listing", "decode", "decoded", "open_photograph"]
+
+
+CACHE = "deelbo-cache"
+"""The folder, below that of the datasets, that decoded images are kept in."""
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+"""What may be behind a photograph's name, whatever that says: not all of the official files are JPEG."""
+THREADS = min(os.cpu_count() or 1, 32)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The image files of a dataset with their labels from 0, in the official order."""
+
+    training: list[Path]
+    training_labels: list[int]
+    test: list[Path]
+    test_labels: list[int]
+
+    def digest(self, folder: Path) -> str:
+        """16 hex digits over what decides the pixels: each file's name below ``folder``, size, time and label, and the
+        decoder's version."""
+        digest = hashlib.sha256(f"1 Pillow {PIL.__version__}\n".encode())
+        for files, labels in ((self.training, self.training_labels), (self.test, self.test_labels)):
+            digest.update(f"{len(files)}\n".encode())
+            for file, label in zip(files, labels, strict=True):
+                stat = file.stat()
+                words = f"{file.relative_to(folder).as_posix()} {stat.st_size} {stat.st_mtime_ns} {label}\n"
+                digest.update(words.encode())
+        return digest.hexdigest()[:16]
+
+
+def open_photograph(path: str | Path) -> Image.Image:
+    """The image in RGB. Only formats that Pillow decodes itself: an EPS of that name would start Ghostscript."""
+    with Image.open(path, formats=FORMATS) as image:
+        return image.convert("RGB")
+
+
+def decode(files: Sequence[Path], side: int) -> Tensor:
+    """The images as RGB, resized to side x side as torchvision's Resize does a PIL image; uint8 (n, 3, side, side).
+
+    Raises:
+        DataError: a file cannot be decoded; it is named.
+    """
+    pixels = torch.empty(len(files), 3, side, side, dtype=torch.uint8)
+
+    def place(i: int) -> None:
+        try:
+            resized = open_photograph(files[i]).resize((side, side), Image.Resampling.BILINEAR)
+        except Exception as error:
+            raise DataError(
+                f"{files[i]} cannot be decoded ({type(error).__name__}): put the official file in its place, or delete"
+                " it and run `deelbo-bench prepare CONFIG` where there is a network"
+            ) from error
+        pixels[i] = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+    # threads, not processes: Pillow lets go of the interpreter while it decodes and resizes
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(place, range(len(files))):
+            pass
+    return pixels
+
+
+def decoded(listing: Listing, side: int, name: str, root: Path, folder: Path) -> tuple[Tensor, Tensor]:
+    """Training and test images at side x side: read from the cache below ``root`` if there, else made and put there.
+
+    What is read is mapped into memory, so that processes of one machine share it. A damaged file is made again; where
+    nothing can be written, the images are kept in memory alone.
+    """
+    path = root / CACHE / f"{name}-{side}-{listing.digest(folder)}.pt"
+    shapes = {"training": (len(listing.training), 3, side, side), "test": (len(listing.test), 3, side, side)}
+    pixels = _read(path, shapes)
+    if pixels is None:
+        pixels = {"training": decode(listing.training, side), "test": decode(listing.test, side)}
+        if _write(path, pixels, like=listing.training[0]):
+            pixels = _read(path, shapes) or pixels
+    return pixels["training"], pixels["test"]
+
+
+def _read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
+    try:
+        pixels = torch.load(path, weights_only=True, mmap=True)
+        found = {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in pixels.items()}
+    except Exception:  # not there, cut short, or no such file at all: in each case it is made again
+        return None
+    return pixels if found == {key: (shape, torch.uint8) for key, shape in shapes.items()} else None
+
+
+def _write(path: Path, pixels: dict[str, Tensor], like: Path) -> bool:
+    """Whether it could be written. Readers see all of the file or none of it; it may be read by whom ``like`` may."""
+    temporary = None
+    try:
+        path.parent.mkdir(exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            torch.save(pixels, file)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.copymode(like, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError):  # read-only or full; torch reports a full disk as RuntimeError
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        return False
+    return True

@@ -1,0 +1,59 @@
+"""The N training images of a seed, and the fifth of them that a method may hold out. Never depends on the method."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+__all__ = ["balanced_draw", "check_size", "stratified_subset", "validation_fifth"]
+
+
+Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+def check_size(n: int, pool: int, num_classes: int) -> None:
+    """Raises ValueError where N images cannot be drawn in equal numbers a class, or their fifth would miss a class."""
+    if n > pool:
+        raise ValueError(f"n = {n} is larger than the pool of {pool} training images: choose n <= {pool}")
+    if n < pool and n % num_classes:
+        lower = max(n // num_classes, 5) * num_classes
+        raise ValueError(
+            f"n = {n} is not a multiple of the {num_classes} classes, as stratification needs: try {lower}"
+        )
+    if n // 5 < num_classes:
+        raise ValueError(
+            f"n = {n} leaves {n // 5} validation images for {num_classes} classes: choose n >= {5 * num_classes}"
+        )
+
+
+def balanced_draw(labels: Indices, a_class: int, num_classes: int, seed: int) -> Indices:
+    """Indices of ``a_class`` images of every class: the pool of that seed; shape (a_class * num_classes,).
+
+    One ``numpy.random.RandomState(seed)`` chooses from the indices of class 0 without replacement, then from those of
+    class 1, and so on; the classes follow one another in what comes.
+
+    Raises:
+        ValueError: a class has fewer images.
+    """
+    random = np.random.RandomState(seed)
+    of_class = [np.flatnonzero(labels == c) for c in range(num_classes)]
+    for c, indices in enumerate(of_class):
+        if len(indices) < a_class:
+            raise ValueError(f"class {c} has {len(indices)} images, {a_class} a class were to be drawn: draw fewer")
+    return np.concatenate([random.choice(indices, a_class, replace=False) for indices in of_class])
+
+
+def stratified_subset(labels: Indices, n: int, seed: int) -> Indices:
+    """Indices of the N training images: all of them, in order, where N is the whole pool."""
+    everything = np.arange(len(labels))
+    if n == len(labels):
+        return everything
+    chosen, _ = train_test_split(everything, train_size=n, stratify=labels, random_state=seed)
+    return np.asarray(chosen)
+
+
+def validation_fifth(indices: Indices, labels: Indices, seed: int) -> tuple[Indices, Indices]:
+    """``indices`` (N,) as (training, validation), validation being int(N/5) of them. ``labels``: the whole pool's."""
+    size = len(indices) // 5
+    training, validation = train_test_split(indices, test_size=size, stratify=labels[indices], random_state=seed)
+    return np.asarray(training), np.asarray(validation)

@@ -1,0 +1,166 @@
+"""Pretrained weights and their SWAG posterior: the mean of L2-SP, and the mean, variance and factor of PTYL."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deelbo.data.digits import SIZE, load_uci
+from deelbo.data.images import Geometry, Images, Normalisation
+from deelbo.groups import split_at_head
+from deelbo.pretrained.backbones import build_backbone
+from deelbo.pretrained.swag import SWAG, recompute_batchnorm
+
+__all__ = ["Pretrained", "Recipe", "cache_folder", "load_pretrained", "pretrain"]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained network. State dicts are of the whole network, vectors over the backbone's weights in order.
+
+    Attributes:
+        weights: the end of ordinary training, where L2-zero and L2-SP start.
+        swag_weights: SWAG's mean, BatchNorm statistics recomputed there, where PTYL starts.
+        variance: SWAG's s; shape (D_w,).
+        factor: SWAG's Q; shape (D_w, K). These last three are None where there is no SWAG posterior.
+    """
+
+    weights: dict[str, Tensor]
+    swag_weights: dict[str, Tensor] | None = None
+    variance: Tensor | None = None
+    factor: Tensor | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all its numbers."""
+        vectors = [vector for vector in (self.variance, self.factor) if vector is not None]
+        return _hash([*self.weights.values(), *(self.swag_weights or {}).values(), *vectors])
+
+    @cached_property
+    def weights_fingerprint(self) -> str:
+        """A hash of ``weights`` alone: all that a run with another prior than PTYL's starts from."""
+        return _hash(self.weights.values())
+
+
+def _hash(tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().reshape(-1).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the embedded backbone is pretrained on its source task. Its hash names the cached file."""
+
+    backbone: str = "digits-resnet"
+    epochs: int = 15
+    swag_epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 0.1
+    swag_learning_rate: float = 0.02
+    weight_decay: float = 5e-4
+    most_shift: int = 1
+    rank: int = 5
+    seed: int = 0
+
+
+def cache_folder() -> Path:
+    """Where pretrained weights are kept: $DEELBO_CACHE, or ``deelbo`` in the user's cache folder."""
+    if folder := os.environ.get("DEELBO_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deelbo"
+
+
+def cache_path(recipe: Recipe) -> Path:
+    """The recipe's file, named by what decides its bits: the recipe, the network's shapes, torch's version."""
+    model, _ = build_backbone(recipe.backbone, 10)
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    words = json.dumps([asdict(recipe), shapes, torch.__version__], sort_keys=True)
+    return cache_folder() / f"{recipe.backbone}-{hashlib.sha256(words.encode()).hexdigest()[:16]}.pt"
+
+
+def load_pretrained(recipe: Recipe | None = None, say: Callable[[str], object] | None = None) -> Pretrained:
+    """The embedded backbone pretrained by ``recipe``: from the user's cache, or made now and put there.
+
+    ``say`` is told once where it has to be made. Raises ValueError where the cached file is damaged.
+    """
+    recipe = recipe or Recipe()
+    path = cache_path(recipe)
+    if path.exists():
+        try:
+            return Pretrained(**torch.load(path, weights_only=True))
+        except Exception as error:
+            raise ValueError(
+                f"{path} cannot be read ({type(error).__name__}): delete it, it will be made again"
+            ) from error
+    if say is not None:
+        say(f"pretraining {recipe.backbone} on its source task, once for this user")
+    made = pretrain(recipe)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    with os.fdopen(handle, "wb") as file:
+        torch.save({name: getattr(made, name) for name in Pretrained.__dataclass_fields__}, file)
+    os.replace(temporary, path)
+    return made
+
+
+def pretrain(recipe: Recipe) -> Pretrained:
+    """Trains the recipe's backbone on the source digits, then SWAG. One thread, one seed: the same bits every time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _pretrain(recipe, load_uci())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _pretrain(recipe: Recipe, source: Images) -> Pretrained:
+    model, head = build_backbone(recipe.backbone, source.num_classes, seed=recipe.seed)
+    normalise = Normalisation.of(source)
+    geometry = Geometry(side=SIZE, crop=SIZE, pad=recipe.most_shift)
+    random = torch.Generator().manual_seed(recipe.seed)
+    optimiser = torch.optim.SGD(
+        model.parameters(), recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True
+    )
+    an_epoch = len(source) // recipe.batch_size
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=recipe.epochs * an_epoch)
+
+    def train_epoch() -> None:
+        model.train()
+        for indices in torch.randperm(len(source), generator=random).split(recipe.batch_size)[:an_epoch]:
+            drawn = geometry.draw(len(indices), random)
+            x = normalise(geometry.training(source.pixels[indices], drawn))
+            optimiser.zero_grad()
+            F.cross_entropy(model(x), source.labels[indices]).backward()
+            optimiser.step()
+
+    for _ in range(recipe.epochs):
+        train_epoch()
+        for _ in range(an_epoch):
+            cosine.step()
+    weights = _copied(model)
+    backbone, _ = split_at_head(model, head)
+    swag = SWAG(backbone, recipe.rank)
+    for group in optimiser.param_groups:
+        group["lr"] = recipe.swag_learning_rate
+    for _ in range(recipe.swag_epochs):
+        train_epoch()
+        swag.collect()
+    swag.load_mean()
+    recompute_batchnorm(model, normalise(source.pixels).split(256))
+    return Pretrained(weights, _copied(model), swag.variance, swag.factor)
+
+
+def _copied(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

@@ -1,0 +1,83 @@
+"""SWAG: a Gaussian from the iterates of SGD at a constant learning rate, and BatchNorm's statistics at its mean.
+
+SWAG (Maddox et al. 2019, "A Simple Baseline for Bayesian Uncertainty in Deep Learning") fits N(mean, 1/2 diag(s) +
+Q Q^T / (2K - 2)) to the iterates w_1..w_T of SGD at a constant learning rate: mean = 1/T sum w_t; s = 1/T sum w_t^2 -
+mean^2; the columns of Q are w_t - (mean of the first t iterates) for the last K.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from deelbo._vectors import flatten, write
+
+__all__ = ["SWAG", "recompute_batchnorm"]
+
+
+class SWAG:
+    """Collects iterates of a list of weights.
+
+    Attributes:
+        rank: K, how many deviations are kept.
+    """
+
+    def __init__(self, weights: list[nn.Parameter], rank: int = 5) -> None:
+        if rank < 2:
+            raise ValueError(f"SWAG's rank must be at least 2, got {rank}")
+        self.weights, self.rank, self.count = weights, rank, 0
+        self._mean = torch.zeros_like(flatten(weights))
+        self._square = torch.zeros_like(self._mean)
+        self._deviations: deque[Tensor] = deque(maxlen=rank)
+
+    def collect(self) -> None:
+        """Takes in the weights as they are now."""
+        now = flatten(self.weights)
+        self.count += 1
+        self._mean.add_((now - self._mean) / self.count)
+        self._square.add_((now.square() - self._square) / self.count)
+        self._deviations.append(now - self._mean)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the iterates; shape (D,)."""
+        return self._mean.clone()
+
+    @property
+    def variance(self) -> Tensor:
+        """s, not negative; shape (D,)."""
+        return (self._square - self._mean.square()).clamp_min(0)
+
+    @property
+    def factor(self) -> Tensor:
+        """Q, the last K deviations, newest last; shape (D, K). ValueError where fewer than K were collected."""
+        if len(self._deviations) < self.rank:
+            raise ValueError(f"SWAG of rank {self.rank} needs as many iterates, {len(self._deviations)} were collected")
+        return torch.stack(list(self._deviations), 1)
+
+    def load_mean(self) -> None:
+        """Puts the mean into the weights. BatchNorm's statistics are then to be recomputed."""
+        write(self.weights, self._mean)
+
+
+@torch.no_grad()
+def recompute_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Running statistics of every BatchNorm at the weights as they are: the plain average over ``batches``.
+
+    Without BatchNorm nothing is done, and no batch is asked for.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    model.train()
+    for batch in batches:
+        model(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

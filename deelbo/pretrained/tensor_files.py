@@ -1,0 +1,87 @@
+"""Tensors from .pt, .pth and .safetensors files, read without running code that such a file may contain."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import reprlib
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["SUFFIXES", "one_line", "read_file", "read_tensors"]
+
+
+SUFFIXES = (".pt", ".pth", ".safetensors")
+
+
+def read_file(path: str | Path) -> object:
+    """What a .pt, .pth or .safetensors file holds, on the CPU; running no code that it may contain.
+
+    Raises:
+        ValueError: no such file, another suffix, a damaged file, one that holds more than tensors and plain values,
+            or a .safetensors file where safetensors is not installed.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: tensors are read from {', '.join(SUFFIXES)} files, got the suffix {path.suffix!r}")
+    if not path.is_file():
+        raise ValueError(f"{path} is not there, or no file: give the path of a {path.suffix} file")
+    try:
+        return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{path} needs {error.name}: pip install {error.name}") from error
+    except Exception as error:  # torch.load lets through whatever the bytes led to, KeyError among others
+        text = str(error)
+        if isinstance(error, pickle.UnpicklingError | RuntimeError) and re.search("GLOBAL|TorchScript", text):
+            what = re.search(r"GLOBAL ([\w.]+)", text)
+            raise ValueError(
+                f"{path} holds {what[1][:60] if what else 'a program'}, which is not read as it could run code: save "
+                f"its state dict alone, torch.save(model.state_dict(), path)"
+            ) from error
+        raise ValueError(f"{path} is damaged or no {path.suffix} file ({one_line(error)}): copy it again") from error
+
+
+def _load_torch(path: Path) -> object:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it thinks of a file is said by its error, if by anything
+        loaded: object = torch.load(path, map_location="cpu", weights_only=True)
+    return loaded
+
+
+def _load_safetensors(path: Path) -> object:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def one_line(error: Exception) -> str:
+    """The kind of an error and the first line of what it says, cut short."""
+    words = (str(error).splitlines() or [""])[0][:120]
+    if not words.isprintable():  # of a file that may say anything to the terminal
+        words = repr(words)
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file by name; also where they lie under "state_dict" or "model".
+
+    Raises:
+        ValueError: as `read_file`, or the file holds anything but tensors by name.
+    """
+    held = read_file(path)
+    for wrapper in ("state_dict", "model"):
+        if isinstance(held, dict) and isinstance(held.get(wrapper), dict):
+            held = held[wrapper]
+            break
+    if not isinstance(held, dict):
+        raise ValueError(f"{path} holds a {type(held).__name__}, expected tensors by name: give a state dict")
+    if not held:
+        raise ValueError(f"{path} holds nothing: give a state dict")
+    for name, tensor in held.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            kind = type(tensor).__name__
+            raise ValueError(f"{path}: {reprlib.repr(name)} is a {kind}, expected a tensor: give a state dict")
+    return {name: tensor.detach() for name, tensor in held.items()}

@@ -1,0 +1,184 @@
+"""Pretrained weights of a backbone: torchvision's ImageNet weights or a local state dict, and PTYL's posterior."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deelbo.pretrained.backbones import EMBEDDING, shapes_only, vit_image_size
+from deelbo.pretrained.embedded import Pretrained, load_pretrained
+from deelbo.pretrained.swag_files import SwagSource, read_swag, weights_at_mean
+from deelbo.pretrained.tensor_files import one_line, read_tensors
+
+__all__ = ["download_weights", "imagenet_file", "load_backbone", "read_tensors", "read_weights"]
+
+
+VERSIONS = ("IMAGENET1K_V1", "IMAGENET1K_V2")  # vit_b_16 has others, which are not for commercial use
+OLD_NAMES = {"mlp.linear_1.": "mlp.0.", "mlp.linear_2.": "mlp.3."}  # in the published vit_b_16 file
+
+
+def load_backbone(
+    name: str,
+    weights: str | Path | None = None,
+    ptyl: SwagSource | None = None,
+    say: Callable[[str], object] | None = None,
+    image_size: int | None = None,
+) -> Pretrained:
+    """The named backbone's pretrained weights and, where asked for, its SWAG posterior. Never downloads.
+
+    Args:
+        name: a key of `deelbo.pretrained.backbones.BACKBONES`. digits-resnet is pretrained by
+            `deelbo.pretrained.embedded`.
+        weights: as for `read_weights`; None is IMAGENET1K_V1.
+        ptyl: files as for `deelbo.pretrained.swag_files.read_swag`; None: no SWAG posterior.
+        say: told once where digits-resnet has to be pretrained.
+        image_size: of the images to be trained on, where known: a vit_b_16 posterior must be of that size, as its
+            variance cannot be interpolated.
+
+    Raises:
+        ValueError: an unknown name, or a file that is missing, damaged or of another network.
+    """
+    if name == "digits-resnet":
+        if weights is not None or ptyl is not None:
+            given = "weights" if weights is not None else "ptyl"
+            raise ValueError(f"digits-resnet is pretrained by deelbo itself: leave out `{given}`")
+        return load_pretrained(say=say)
+    read = read_weights(name, weights)
+    if ptyl is None:
+        return Pretrained(read)
+    posterior = read_swag(ptyl, name)
+    if image_size is not None and posterior.image_size not in (None, image_size):
+        raise ValueError(
+            f"the PTYL files of {name} are for images of {posterior.image_size} px, this task has {image_size} px: "
+            f"fit SWAG again with image_size {image_size}"
+        )
+    return Pretrained(read, weights_at_mean(read, posterior, name), posterior.variance, posterior.factor)
+
+
+def imagenet_file(backbone: str, version: str) -> Path:
+    """Where torchvision keeps these weights, the file being there and whole. Never downloads.
+
+    Args:
+        backbone: resnet50, vit_b_16 or convnext_tiny.
+        version: IMAGENET1K_V1 or, where torchvision has it, IMAGENET1K_V2.
+
+    Raises:
+        ValueError: no such weights, or the file is missing or not what its name says (the first eight digits of its
+            SHA-256 hash).
+    """
+    path, _ = _published(backbone, version)
+    if not path.is_file():
+        raise ValueError(
+            f"the {version} weights of {backbone} are not at {path}: run `deelbo-bench prepare CONFIG` where there is "
+            f"a network, or set `weights` to a local file"
+        )
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(_hash_prefix(path)):
+        raise ValueError(f"{path} is half-downloaded or changed: delete it and run `deelbo-bench prepare CONFIG`")
+    return path
+
+
+def download_weights(backbone: str, version: str) -> Path:
+    """As `imagenet_file`, but a missing file is fetched from torchvision's server and its hash checked.
+
+    Raises:
+        ValueError: as `imagenet_file`, or the download failed.
+    """
+    path, url = _published(backbone, version)
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), _hash_prefix(path))
+        except (OSError, RuntimeError, HTTPException) as error:
+            raise ValueError(
+                f"{url} could not be downloaded to {path} ({one_line(error)}): try again where there is a network, "
+                f"or set `weights` to a local file"
+            ) from error
+    return imagenet_file(backbone, version)
+
+
+def _published(backbone: str, version: str) -> tuple[Path, str]:
+    shapes_only(backbone)  # an unknown name is an error that lists those that exist
+    if backbone == "digits-resnet":
+        raise ValueError("digits-resnet has no published weights: deelbo pretrains it itself")
+    from torchvision.models import get_model_weights
+
+    known = {entry.name: entry.url for entry in get_model_weights(backbone) if entry.name in VERSIONS}
+    if version not in known:
+        raise ValueError(f"{backbone} has the weights {', '.join(known)}, or those of a local file; got {version!r}")
+    return Path(torch.hub.get_dir()) / "checkpoints" / known[version].rpartition("/")[2], known[version]
+
+
+def _hash_prefix(path: Path) -> str:
+    return path.stem.rpartition("-")[2]
+
+
+def read_weights(backbone: str, source: str | Path | None = None) -> dict[str, Tensor]:
+    """Pretrained weights of a torchvision backbone as a state dict in the network's order; float32, nothing shared.
+
+    Args:
+        backbone: resnet50, vit_b_16 or convnext_tiny.
+        source: IMAGENET1K_V1 (where None) or IMAGENET1K_V2, as for `imagenet_file`; else the path of a state dict, bare
+            or under "state_dict" or "model", with or without the prefix "module.". The head's tensors may be absent
+            or of any number of classes, BatchNorm's num_batches_tracked absent, and vit_b_16's positional embedding
+            of any square number of patches.
+
+    Raises:
+        ValueError: the file is missing or damaged, its weights are not all of this network's by name and shape, or a
+            number is not finite.
+    """
+    source = "IMAGENET1K_V1" if source is None else source
+    model, head = shapes_only(backbone)
+    if str(source).startswith("IMAGENET1K_") and not Path(source).suffix:
+        source = imagenet_file(backbone, str(source))
+    found = {_todays_name(name): tensor for name, tensor in read_tensors(source).items()}
+    if all(name.startswith("module.") for name in found):
+        found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    own, differences, weights = model.state_dict(), [], {}
+    for name, expected in own.items():
+        of_head = name.startswith(f"{head}.")
+        if name not in found:
+            if name.endswith(".num_batches_tracked"):
+                weights[name] = torch.zeros_like(expected, device="cpu")
+            elif not of_head or f"{head}.weight" in found:
+                differences.append(f"{name} is missing")
+        elif difference := _difference(name, found[name], expected, of_head):
+            differences.append(difference)
+        else:
+            weights[name] = found[name].to(expected.dtype, copy=True, memory_format=torch.contiguous_format)
+    differences += [f"{name} is unknown" for name in found if name not in own]
+    if differences:
+        more = len(differences) - 1
+        also = f" (and {more} more difference{'s' if more > 1 else ''})" if more else ""
+        raise ValueError(f"{source} is not a {backbone}: {differences[0]}{also}: give the weights of a {backbone}")
+    for name, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{source}: {name} holds NaN or infinity: give weights that are finite")
+    return weights
+
+
+def _todays_name(name: str) -> str:
+    for old, new in OLD_NAMES.items():
+        name = name.replace(old, new)
+    return name
+
+
+def _difference(name: str, tensor: Tensor, expected: Tensor, of_head: bool) -> str | None:
+    if tensor.is_floating_point() != expected.is_floating_point():
+        return f"{name} holds {str(tensor.dtype).removeprefix('torch.')}"
+    shape, wanted = tuple(tensor.shape), tuple(expected.shape)
+    if of_head and len(shape) == len(wanted) and shape[1:] == wanted[1:]:
+        return None  # the head is replaced, whatever its number of classes
+    if name == EMBEDDING and len(shape) == 3 and (shape[0], shape[2]) == (wanted[0], wanted[2]):
+        try:
+            vit_image_size(shape[1] - 1)
+        except ValueError:
+            return f"{name} has shape {shape}, expected a square number of patches and one more as its length"
+        return None
+    return None if shape == wanted else f"{name} has shape {shape}, expected {wanted}"

@@ -1,0 +1,207 @@
+"""What `plan` says: how many trials each method takes, every trial, and the hours, by hand counts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.cli.plan import plan
+from bench.config.benchmark import make_methods
+from bench.config.loading import load_benchmark
+from bench.exceptions import ConfigError
+
+Row = dict[str, str]
+Told = Callable[..., str]
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Told:
+    """Plans, and gives what was printed."""
+
+    def call(*arguments: Any, **named: Any) -> str:
+        assert plan(*arguments, **named) == 0
+        return capsys.readouterr().out
+
+    return call
+
+
+def table(text: str) -> list[Row]:
+    """The lines of the table that hold numbers, by column: a number belongs to the heading that it ends under."""
+    lines = text.splitlines()
+    at = next(i for i, line in enumerate(lines) if re.search(r"\bmethod\b.*\btune\b", line))
+    ends = {found.end(): found[0] for found in re.finditer(r"\S+", lines[at])}
+    rows, where = [], ""
+    for line in lines[at + 2 :]:
+        words = re.split(r"\s{2,}", line.strip())
+        numbers = {ends[found.end()]: found[0] for found in re.finditer(r"\S+", line) if found.end() in ends}
+        numbers.pop("method", None)
+        if not numbers and "N = " in line:
+            where = " ".join(words)
+        elif numbers:
+            rows.append(numbers | {"where": where, "first": words[0], "second": words[1]})
+        elif line and rows and "all " in rows[-1]["first"]:
+            break
+    return rows
+
+
+def count(row: Row, stage: str) -> int:
+    return int(row.get(stage, "0").replace(",", ""))
+
+
+def test_plan_counts_the_quickstart(told: Told) -> None:
+    """The plan of the quickstart: 3 seeds of 24 + 24, 4 and 4 trials, 168 in all; nothing runs."""
+    text = told("quickstart")
+    rows = table(text)
+    assert [(row["first"], row["second"]) for row in rows[:-1]] == [
+        ("L2-SP", "MAP + GS"),
+        ("L2-SP", "DE ELBo"),
+        ("L2-SP", "ELBo"),
+    ]
+    assert {row["where"] for row in rows[:-1]} == {"mnist-digits, N = 100 digits-resnet"}
+    assert [[count(row, stage) for stage in ("tune", "retrain", "run")] for row in rows] == [
+        [72, 72, 0],
+        [0, 0, 12],
+        [0, 0, 12],
+        [72, 72, 24],
+    ]
+    assert rows[-1]["first"] == "all 168 trials"
+    assert "3 cells of (dataset, N, seed): 72 tuning runs, 72 retrainings, 12 DE ELBo runs, 12 ELBo runs." in text
+
+
+POSTER = {"tune": 5184, "retrain": 468, "run": 216}
+
+
+def test_the_poster_is_the_papers(play: Any) -> None:
+    """The paper has 18 cells of (dataset, N, seed), and a race of the poster asks for just 5,184 tuning runs,
+    468 retrainings and 216 runs of the DE ELBo."""
+    benchmark = load_benchmark("poster")
+    methods = make_methods(benchmark)
+    assert len({(method.cell.dataset, method.cell.n, method.cell.seed) for method in methods}) == 18
+    assert sum((method.stages() for method in methods), Counter()) == POSTER
+    specs = [record.spec for record in play(benchmark)]
+    assert Counter(spec.stage for spec in specs) == POSTER
+    assert len({spec.key for spec in specs}) == len(specs) == 5868
+    assert {spec.method for spec in specs if spec.stage == "run"} == {"de-elbo"}
+    retrained = Counter(spec.prior for spec in specs if spec.stage == "retrain")
+    assert retrained == {"l2-sp": 18 * 24, "l2-zero": 18, "ptyl": 18}
+
+
+def test_plan_counts_the_poster(told: Told) -> None:
+    """The printed table has a block for each of 6 (dataset, N), whose numbers add up to the totals it gives, which are
+    the paper's; the sentence says the same."""
+    text = told("poster")
+    *rows, total = table(text)
+    assert len({row["where"] for row in rows}) == 6
+    assert len(rows) == 6 * 3 * 2
+    for stage, expected in POSTER.items():
+        assert sum(count(row, stage) for row in rows) == count(total, stage) == expected
+    by_prior = Counter[str]()
+    for row in rows:
+        by_prior[row["first"]] += count(row, "retrain")
+    assert by_prior == {"L2-SP": 432, "L2-zero": 18, "PTYL": 18}
+    assert total["first"] == "all 5,868 trials"
+    words = "18 cells of (dataset, N, seed): 5,184 tuning runs, 468 retrainings, 216 DE ELBo runs."
+    assert words in text.splitlines()
+
+
+def test_plan_lists_the_poster(told: Told) -> None:
+    """`plan --trials` has a line for each of 5,868 trials, among them the retrainings that are chosen later, by prior:
+    432 of L2-SP, 18 of L2-zero and 18 of PTYL."""
+    lines = told("poster", trials=True).splitlines()
+    words = [line.split() for line in lines]
+    stages = Counter(next(word for word in line if word in POSTER) for line in words)
+    assert stages == POSTER
+    assert len(lines) == 5868
+    priors = Counter(next(w for w in line if w in ("l2-zero", "l2-sp", "ptyl")) for line in words if "retrain" in line)
+    assert priors == {"l2-sp": 432, "l2-zero": 18, "ptyl": 18}
+    keys = [line[0] for line in words if line[0] != "(chosen"]
+    assert len(set(keys)) == len(keys) == 5868 - 36
+    assert all(re.fullmatch(r"[0-9a-f]{20}", key) for key in keys)
+    assert sum("retrain the best of 240" in line for line in lines) == 18
+
+
+def test_plan_counts_the_follow_up(told: Told, play: Any) -> None:
+    """The follow-up: 2 backbones in 24 cells, 48 grids of 144 points: 6,912 tuning runs, 48 retrainings, 192 runs."""
+    benchmark = load_benchmark("followup")
+    methods = make_methods(benchmark)
+    cells = {method.cell for method in methods}
+    assert len(cells) == 48
+    assert [method.stages()["tune"] for method in methods if method.name == "map-gs"] == [144] * 48
+    expected = {"tune": 6912, "retrain": 48, "run": 192}
+    assert Counter(record.spec.stage for record in play(benchmark)) == expected
+    text = told("followup")
+    total = table(text)[-1]
+    assert {stage: count(total, stage) for stage in expected} == expected
+    assert "24 cells of (dataset, N, seed): 6,912 tuning runs, 48 retrainings, 192 DE ELBo runs." in text.splitlines()
+
+
+def test_plan_of_a_part(told: Told) -> None:
+    """With ``--only`` and ``--set`` the plan is of that part, of the benchmark so changed."""
+    text = told("poster", overrides=["seeds=[1001]"], only="prior=ptyl,dataset=CIFAR-10,n=100")
+    *rows, total = table(text)
+    assert [(row["first"], row["second"]) for row in rows] == [("PTYL", "MAP + GS"), ("PTYL", "DE ELBo")]
+    assert [count(total, stage) for stage in ("tune", "retrain", "run")] == [240, 1, 4]
+    lines = told("poster", overrides=["seeds=[1001]"], only="prior=ptyl,dataset=CIFAR-10,n=100", trials=True)
+    assert len(lines.splitlines()) == 245
+
+
+def test_plan_gives_hours(told: Told) -> None:
+    """At 100 training images a second, an image that is looked at counting a third of one trained on: a tuning run of
+    the quickstart trains on 200 x 50 and looks 20 times at 20, a retraining at 1,000 for the test, a run also ten times
+    at its 100."""
+    rows = table(told("quickstart", rate=100.0))
+    grid = 72 * (10_000 + 400 / 3) + 72 * (10_000 + 1000 / 3)
+    runs = 12 * (10_000 + 2000 / 3)
+    hours = [value / 100 / 3600 for value in (grid, runs, runs, grid + 2 * runs)]
+    assert [row["hours"] for row in rows] == [f"{value:.2f}" for value in hours] == ["4.09", "0.36", "0.36", "4.80"]
+    for bad in (0.0, -1.0, float("nan")):
+        with pytest.raises(ConfigError, match="--images-per-second must be a positive number"):
+            plan("quickstart", rate=bad)
+
+
+def test_plan_gives_hours_as_measured(told: Told, tmp_path: Path) -> None:
+    """With measured rates each method has its own; a total is given only where all hours are known."""
+    rates = {"map l2-sp": 100.0, "de-elbo l2-sp": 50.0}
+    file = tmp_path / "speed.json"
+    setting = {"size": 16, "batch": 50, "numerics": {"precision": "float32", "channels_last": False, "compile": False}}
+    content = {"backbone": "digits-resnet", "environment": {"cpu": "abacus"}, "images_a_second": rates}
+    content |= {"setting": setting}
+    file.write_text(json.dumps(content))
+    text = told("quickstart", measured=[file])
+    assert [row["hours"] for row in table(text)] == ["4.09", "0.71", "0.71", "5.52"]
+    assert "hours of digits-resnet: 50 to 100 images a second, measured on abacus\n" in text
+    file.write_text(json.dumps(content | {"images_a_second": {"map l2-sp": 100.0}}))
+    assert [row.get("hours") for row in table(told("quickstart", measured=[file]))] == ["4.09", None, None, None]
+
+
+def test_plan_says_where_its_hours_come_from(told: Told) -> None:
+    """Each backbone has a line: the published runs' rate is assumed for ResNet-50, others have none unless given."""
+    assert "GPU-hours of resnet50: 320 images a second, assumed: the published runs' on an A100" in told("poster")
+    unknown = told("followup")
+    for name in ("vit_b_16", "convnext_tiny"):
+        assert f"GPU-hours of {name}: not known: give --images-per-second, or --speed FILE" in unknown
+    assert all("GPU-hours" not in row for row in table(unknown))
+    given = told("followup", rate=1000.0)
+    assert "GPU-hours of vit_b_16: 1000 images a second, as given" in given
+    assert all("GPU-hours" in row for row in table(given))
+
+
+def test_hours_follow_the_seeds(told: Told) -> None:
+    """One seed of three takes a third of the hours."""
+    whole, third = (table(told("poster", overrides=change))[-1] for change in ([], ["seeds=[1001]"]))
+    hours = [float(row["GPU-hours"].replace(",", "")) for row in (whole, third)]
+    assert hours[1] == pytest.approx(hours[0] / 3, abs=0.5)
+
+
+def test_plan_checks_first(content: dict[str, Any], tmp_path: Path) -> None:
+    """A plan of what cannot run is refused as the run would be."""
+    file = tmp_path / "a.yaml"
+    file.write_text(json.dumps(content | {"n": [5000]}))
+    with pytest.raises(ConfigError, match="pool of 4000"):
+        plan(str(file))

@@ -1,0 +1,165 @@
+"""`prepare`: what a benchmark reads is there, or one line says what is not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bench.cli.main import main
+
+CONTENT: dict[str, Any] = {
+    "name": "rehearsal",
+    "datasets": {"CIFAR-10": [100, 400], "Oxford-IIIT_Pet": [370], "Flowers-102": [510]},
+    "backbones": {"resnet50": {}},
+    "priors": ["l2-sp"],
+    "seeds": [1],
+    "methods": {"de-elbo": {}},
+    "training": {"steps": 2, "image_size": 32},
+    "verify_data": False,
+}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is in the places where data and weights are looked for, and no network is reached: what is asked for goes
+    to a port of this machine at which nobody listens."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DEELBO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv("DEELBO_DATA", raising=False)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def written(tmp_path: Path, **change: Any) -> str:
+    """The configuration as a file."""
+    file = tmp_path / "rehearsal.yaml"
+    file.write_text(yaml.safe_dump(CONTENT | change, sort_keys=False))
+    return str(file)
+
+
+def refused(capsys: pytest.CaptureFixture[str], config: str) -> tuple[str, str]:
+    """Exit code 2 and one line on stderr; it, and what was printed before."""
+    assert main(["prepare", config]) == 2
+    out, error = capsys.readouterr()
+    assert error.startswith("deelbo-bench: ")
+    assert len(error.splitlines()) == 1
+    return error, out
+
+
+def files_of(root: Path) -> list[Path]:
+    """The files of the datasets, decoded images apart."""
+    return sorted(path for path in root.rglob("*") if "deelbo-cache" not in path.parts)
+
+
+def test_what_is_there_is_read_once(
+    data_root: Path, resnet50: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where everything is there, `prepare` says how many images each dataset has and what its data and the weights are
+    called, needs no network, and leaves the data as they are, but for what is decoded once."""
+    before = files_of(data_root)
+    config = written(tmp_path, data=str(data_root), backbones={"resnet50": {"weights": str(resnet50)}})
+    assert main(["prepare", config]) == 0
+    out, error = capsys.readouterr()
+    assert error == ""
+    patterns = [
+        r"CIFAR-10: 400 training and 60 test images, data [0-9a-f]{16}",
+        r"Oxford-IIIT_Pet: 4\d\d training and 74 test images, data [0-9a-f]{16}",
+        r"Flowers-102: 510 training and 102 test images, data [0-9a-f]{16}",
+        r"resnet50: pretrained weights [0-9a-f]{16}",
+    ]
+    lines = out.splitlines()
+    assert len(lines) == len(patterns)
+    for line, pattern in zip(lines, patterns, strict=True):
+        assert re.fullmatch(pattern, line), line
+    assert files_of(data_root) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rehearsal.yaml"]
+    assert main(["prepare", config]) == 0
+    assert capsys.readouterr().out == out
+
+
+def test_the_embedded_benchmark_needs_nothing(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The digits' images and network come with the package, PTYL's posterior too: `prepare` has nothing to fetch."""
+    monkeypatch.setenv("DEELBO_CACHE", str(cache))
+    assert main(["prepare", "digits"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("mnist-digits: 4,000 training and 1,000 test images, data ")
+    assert second.startswith("digits-resnet: pretrained weights ")
+
+
+def test_a_missing_file_of_weights(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file of weights that is not there is one line, which says that the datasets are ready."""
+    config = written(tmp_path, data=str(data_root), backbones={"resnet50": {"weights": "mine/weights.pt"}})
+    error, out = refused(capsys, config)
+    assert "backbones.resnet50: " in error
+    assert "mine/weights.pt" in error
+    assert error.endswith("; the datasets are ready\n")
+    assert out.count("training and") == 3
+
+
+def test_a_missing_posterior(
+    data_root: Path, resnet50: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PTYL's file that is not there is one line, once the datasets are ready."""
+    settings = {"weights": str(resnet50), "ptyl": "swag.safetensors"}
+    config = written(tmp_path, data=str(data_root), backbones={"resnet50": settings}, priors=["l2-sp", "ptyl"])
+    error, _ = refused(capsys, config)
+    assert "swag.safetensors" in error
+    assert error.endswith("; the datasets are ready\n")
+
+
+def test_a_missing_dataset_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With verify_data: false the official data are not fetched in place of the missing: one line names the folder."""
+    error, out = refused(capsys, written(tmp_path, data=str(tmp_path / "mine")))
+    assert "CIFAR-10" in error
+    assert str(tmp_path / "mine") in error
+    assert out == ""
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize(("dataset", "n"), [("CIFAR-10", 100), ("Oxford-IIIT_Pet", 370), ("Flowers-102", 510)])
+def test_a_dataset_without_a_network(dataset: str, n: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the network does not answer, a dataset that is missing is one line that says what to do instead."""
+    config = written(tmp_path, datasets={dataset: [n]}, data=str(tmp_path / "data"), verify_data=True)
+    error, _ = refused(capsys, config)
+    assert f"{dataset} could not be downloaded to {tmp_path / 'data'}" in error
+    assert "network" in error
+
+
+def test_weights_without_a_network(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the network does not answer, ImageNet weights that are missing are one line, after the datasets' lines."""
+    error, out = refused(capsys, written(tmp_path, data=str(data_root)))
+    assert "resnet50" in error
+    assert "could not be downloaded" in error
+    assert "set `weights` to a local file" in error
+    assert out.count("training and") == 3
+    assert not list((tmp_path / "torch").rglob("*.pth"))
+
+
+def test_what_cannot_run_is_not_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A configuration that makes no sense is refused before anything is fetched."""
+    config = written(tmp_path, datasets={"CIFAR-10": [105]}, verify_data=True)
+    error, out = refused(capsys, config)
+    assert "n = 105" in error
+    assert out == ""
+    assert not (tmp_path / "cache").exists()
+
+
+def test_run_does_not_fetch(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`run` never downloads: a missing dataset, and missing weights, are one line that names `prepare`; nothing is
+    claimed."""
+    for change in ({"data": str(tmp_path / "data"), "verify_data": True}, {"data": str(data_root)}):
+        assert main(["run", written(tmp_path, **change), "--storage", "storage"]) == 2
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == 1
+        assert "deelbo-bench prepare" in error
+    assert not Path("storage").exists()
+    assert not Path("torch").exists()

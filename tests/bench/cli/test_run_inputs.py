@@ -1,0 +1,88 @@
+"""What `run` asks of the images before a trial starts: all there, enough of them, and those that earlier trials saw."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.config.benchmark import Benchmark, make_methods
+from bench.config.loading import parse_benchmark
+from bench.config.validation import check_data
+from bench.exceptions import ConfigError, RecordError
+from bench.ray_backend.tuner import _data
+from bench.scheduling.resume import check_records
+from bench.storage.records import RecordStore
+from deelbo.data import load_task
+
+
+def benchmark_on(root: Path, **change: Any) -> Benchmark:
+    content = {
+        "name": "at-hand",
+        "datasets": {"CIFAR-10": [100]},
+        "backbones": {"resnet50": {}},
+        "priors": ["l2-sp"],
+        "seeds": [1001],
+        "methods": {"de-elbo": {"learning_rates": [0.1]}},
+        "training": {"image_size": 32},
+        "data": str(root),
+        "verify_data": False,
+    }
+    return parse_benchmark(content | change, "x")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RecordStore:
+    return RecordStore(str(tmp_path / "storage"))
+
+
+def test_images_that_fit_are_accepted(data_root: Path) -> None:
+    """Sizes that the folder has, and no earlier trials: nothing to say."""
+    check_data(benchmark_on(data_root), ["CIFAR-10"])
+
+
+def test_a_size_beyond_the_folder(data_root: Path) -> None:
+    """An N that the dataset allows and this small folder does not have is refused before any trial."""
+    with pytest.raises(ConfigError, match=r"^CIFAR-10: n = 1000 is larger than the pool of 400"):
+        check_data(benchmark_on(data_root, datasets={"CIFAR-10": [1000]}), ["CIFAR-10"])
+
+
+def test_an_image_that_cannot_be_decoded(data_root: Path, tmp_path: Path) -> None:
+    """A damaged photograph is named before any trial."""
+    shutil.copytree(data_root / "oxford-iiit-pet", tmp_path / "data" / "oxford-iiit-pet")
+    victim = sorted((tmp_path / "data" / "oxford-iiit-pet" / "images").iterdir())[0]
+    victim.write_bytes(b"no photograph")
+    benchmark = benchmark_on(tmp_path / "data", datasets={"Oxford-IIIT_Pet": [370]})
+    with pytest.raises(ValueError, match=victim.name) as caught:
+        check_data(benchmark, ["Oxford-IIIT_Pet"])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_other_images_than_before(
+    data_root: Path, store: RecordStore, tmp_path: Path, fake: Any, cifar10_writer: Callable[..., Path]
+) -> None:
+    """A storage whose trials saw other images is not continued; with the same images, or none on record, it is."""
+    benchmark = benchmark_on(data_root)
+    (spec,) = make_methods(benchmark)[0].first()
+    seen = load_task("CIFAR-10", data_root, 32, verify=False).fingerprint
+    records = [fake(spec), fake(spec, versions={"data": seen})]
+    check_records(store, records, check_data(benchmark, ["CIFAR-10"]), {})
+    cifar10_writer(tmp_path / "other", seed=1)
+    with pytest.raises(RecordError, match=f"saw other images of CIFAR-10: {seen}, here "):
+        check_records(store, records, check_data(benchmark_on(tmp_path / "other"), ["CIFAR-10"]), {})
+
+
+def test_workers_are_told_a_whole_path(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative folder, given or from the environment, reaches the workers, who run elsewhere, as an absolute one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DEELBO_DATA", "mine")
+    assert _data(benchmark_on(Path("data")), None) == _data(benchmark_on(Path("data")), "a:1") == str(tmp_path / "data")
+    assert _data(benchmark_on(data_root, data=None), None) == str(tmp_path / "mine")
+
+
+def test_a_node_of_a_cluster_has_its_own_folder(data_root: Path) -> None:
+    """Where nothing is configured, a cluster's nodes look where their own environment says."""
+    assert _data(benchmark_on(data_root, data=None), "head:6379") is None

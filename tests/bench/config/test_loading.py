@@ -1,0 +1,353 @@
+"""A benchmark's configuration: what is read, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.config.benchmark import Benchmark, make_methods
+from bench.config.loading import load_benchmark, parse_benchmark, preset_names
+from bench.config.sections import LEAST_SIGMA
+from bench.exceptions import ConfigError
+from deelbo import posterior
+
+NAN, INF = float("nan"), float("inf")
+
+
+def changed(content: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
+    """The content with the dotted key ``where`` set to ``value``."""
+    content = copy.deepcopy(content)
+    *folders, last = where.split("/")
+    inner = content
+    for folder in folders:
+        inner = inner[folder]
+    inner[last] = value
+    return content
+
+
+@pytest.mark.parametrize("name", ["digits", "followup", "poster", "quickstart"])
+def test_every_preset_loads(name: str) -> None:
+    """A preset is found by its name, and its name is the benchmark's."""
+    assert name in preset_names()
+    assert load_benchmark(name).name == name
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_content_is_read_back_equal(name: str) -> None:
+    """What a storage keeps of a preset, through JSON, is read as the same benchmark."""
+    benchmark = load_benchmark(name)
+    assert parse_benchmark(json.loads(json.dumps(benchmark.content(), allow_nan=False)), "x") == benchmark
+
+
+def test_quickstart_is_what_was_promised() -> None:
+    """The quickstart: L2-SP, N = 100, three seeds; a seed takes 24 tuning runs, 24 retrainings, and twice 4 runs."""
+    benchmark = load_benchmark("quickstart")
+    assert (benchmark.priors, benchmark.seeds) == (("l2-sp",), (1001, 2001, 3001))
+    assert benchmark.datasets == {"mnist-digits": (100,)}
+    specs: list[Any] = []
+    for method in make_methods(benchmark):
+        while (spec := method.ask()) is not None:
+            specs.append(spec)
+    asked = [(spec.method, spec.stage) for spec in specs if spec.seed == 1001]
+    counts = {what: asked.count(what) for what in set(asked)}
+    assert counts == {("map-gs", "tune"): 24, ("map-gs", "retrain"): 24, ("de-elbo", "run"): 4, ("elbo", "run"): 4}
+
+
+def test_default_grids_are_the_protocols() -> None:
+    """Grids that nobody gave are those of PROTOCOL section 4."""
+    methods = {"map-gs": {}, "de-elbo": None, "elbo": {}}
+    content = {"name": "a", "dataset": "b", "backbone": "c", "priors": ["ptyl"], "n": [1], "seeds": [1]}
+    made = parse_benchmark(content | {"methods": methods}, "x").methods
+    grid, ours, plain = (made[name] for name in methods)
+    rates = (0.1, 0.01, 0.001, 0.0001)
+    assert grid.learning_rates == ours.learning_rates == plain.learning_rates == rates
+    assert grid.weight_decays == (0.01, 0.001, 0.0001, 0.00001, 0.000001, 0)
+    assert grid.ptyl_lambdas == (1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9)
+    assert grid.retrains("ptyl") == "best"
+    assert ours.kappa == "D/N"
+
+
+def test_default_training_is_the_protocols() -> None:
+    """Training settings that nobody gave are those of PROTOCOL section 3."""
+    content = {"name": "a", "dataset": "b", "backbone": "c", "priors": ["ptyl"], "n": [1], "seeds": [1]}
+    training = parse_benchmark(content | {"methods": {"elbo": {}}}, "x").training
+    assert (training.steps, training.batch_size, training.momentum, training.clip_norm) == (6000, 128, 0.9, 1.0)
+    assert (training.sigma, training.posterior_passes) == (1e-4, 10)
+
+
+@pytest.mark.parametrize(
+    ("backbones", "given", "expected"),
+    [
+        ({"backbone": "digits-resnet"}, {}, 0),
+        ({"backbones": ["digits-resnet"]}, {"resources": {"slots": 2}}, 0),
+        ({"backbone": "resnet50"}, {}, 1),
+        ({"backbone": "resnet50"}, {"resources": {"slots": 2}}, 1),
+        ({"backbone": "resnet50"}, {"resources": {"accelerator": "H100"}}, 1),
+        ({"backbones": {"vit_b_16": {}, "digits-resnet": None}}, {"resources": {}}, 1),
+        ({"backbone": "resnet50"}, {"resources": {"gpus_per_trial": 0}}, 0),
+        ({"backbone": "resnet50"}, {"timed": False, "resources": {"gpus_per_trial": 0.5}}, 0.5),
+        ({"backbone": "digits-resnet"}, {"resources": {"gpus_per_trial": 1}}, 1),
+    ],
+)
+def test_a_trial_gets_a_whole_gpu_unless_its_network_needs_none(
+    backbones: dict[str, Any], given: dict[str, Any], expected: float
+) -> None:
+    """Where nobody said how many GPUs a trial takes it is one, and none for the embedded network alone; what is given
+    is taken. The number is in what a storage keeps, and read back."""
+    rest = {"name": "a", "dataset": "b", "priors": ["l2-sp"], "n": [1], "seeds": [1], "methods": {"elbo": {}}}
+    before = copy.deepcopy(content := rest | backbones | given)
+    benchmark = parse_benchmark(content, "x")
+    assert content == before
+    kept = benchmark.content()["resources"]["gpus_per_trial"]
+    assert (benchmark.resources.gpus_per_trial, kept) == (expected, expected)
+    assert isinstance(kept, float)
+    assert parse_benchmark(benchmark.content(), "x") == benchmark
+
+
+def test_scientific_notation_of_yaml_1_1_is_a_number(tmp_path: Path) -> None:
+    """1e-4, which YAML 1.1 reads as text, is read as 0.0001."""
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "{name: a, dataset: b, backbone: c, priors: [l2-sp], n: [100], seeds: [1], "
+        "methods: {map-gs: {weight_decays: [1e-4, 1e-1]}, de-elbo: {kappa: 1e2}}, training: {sigma: 1e-3}}"
+    )
+    benchmark = load_benchmark(str(file))
+    assert benchmark.methods["map-gs"].weight_decays == (0.0001, 0.1)
+    assert benchmark.methods["de-elbo"].kappa == 100.0
+    assert benchmark.training.sigma == 0.001
+
+
+def test_the_least_sigma_is_the_posteriors(content: dict[str, Any]) -> None:
+    """The least sigma that a configuration may have is that of the posterior, which is not imported to say so; it is
+    accepted, and less is not."""
+    assert LEAST_SIGMA == posterior.LEAST_SIGMA
+    accepted = parse_benchmark(changed(content, "training/sigma", LEAST_SIGMA), "x")
+    assert accepted.training.sigma == LEAST_SIGMA
+    with pytest.raises(ConfigError, match=r"training\.sigma"):
+        parse_benchmark(changed(content, "training/sigma", LEAST_SIGMA / 2), "x")
+
+
+RETRAIN = "methods/map-gs/retrain"
+RATES = "methods/map-gs/learning_rates"
+DECAYS = "methods/map-gs/weight_decays"
+REFUSED = [
+    ("colour", "red", ["colour", "unknown key", "seeds"]),
+    ("methods/mine", {}, ["methods.mine", "no method 'mine'", "map-gs, de-elbo, elbo", "methods.mine.method"]),
+    ("methods/map-gs/decays", [1], ["methods.map-gs.decays", "unknown key", "weight_decays"]),
+    ("methods/de-elbo/kapa", 1, ["methods.de-elbo.kapa", "unknown key", "kappa"]),
+    ("methods/elbo/kappa", 1, ["methods.elbo.kappa", "unknown key", "learning_rates"]),
+    ("training/epochs", 3, ["training.epochs", "unknown key", "steps"]),
+    ("resources/memory", 3, ["resources.memory", "unknown key", "slots"]),
+    ("resources/accelerator", "H100", ["resources", "accelerator = H100", "gpus_per_trial = 0", "set gpus_per_trial"]),
+    ("resources", None, ["resources", "None", "dictionary"]),
+    ("resources", {"gpus_per_trial": None}, ["resources.gpus_per_trial", "None", "number"]),
+    ("resources/accelerator", "two words", ["resources.accelerator", "'two words'"]),
+    ("resources/accelerator", 100, ["resources.accelerator", "100", "string"]),
+    (RATES, [0.1, -0.01], [f"{RATES.replace('/', '.')}.1", "-0.01", "greater than 0"]),
+    (RATES, [0], [RATES.replace("/", "."), "0", "greater than 0"]),
+    (DECAYS, [-1e-3], [DECAYS.replace("/", "."), "-0.001", "greater than or equal to 0"]),
+    (DECAYS, ["big"], [DECAYS.replace("/", "."), "'big'", "must be a number"]),
+    (DECAYS, [NAN], [DECAYS.replace("/", "."), "nan"]),
+    (DECAYS, [INF], [DECAYS.replace("/", "."), "inf", "finite"]),
+    (DECAYS, [".nan"], [DECAYS.replace("/", "."), "'.nan'", "must be a number"]),
+    (DECAYS, [True], [DECAYS.replace("/", "."), "True", "must be a number"]),
+    (DECAYS, [], [DECAYS.replace("/", "."), "[]", "at least one"]),
+    (DECAYS, [0.1, "1e-1"], [DECAYS.replace("/", ".").rpartition(".")[2], "twice", "0.1"]),
+    (DECAYS, 0.1, [DECAYS.replace("/", "."), "0.1"]),
+    (RETRAIN, "none", [RETRAIN.replace("/", "."), "'none'", "best or all"]),
+    ("methods/map-gs/ptyl_lambdas", [0], ["ptyl_lambdas", "greater than 0"]),
+    ("methods/de-elbo/kappa", -1, ["methods.de-elbo.kappa", "-1"]),
+    ("methods", {}, ["methods", "at least one of map-gs, de-elbo, elbo"]),
+    ("methods", None, ["methods", "None", "dictionary"]),
+    ("methods", ["elbo"], ["methods", "['elbo']", "dictionary"]),
+    ("priors", ["l2-one"], ["priors", "'l2-one'", "'l2-zero', 'l2-sp' or 'ptyl'"]),
+    ("priors", [], ["priors", "[]", "at least one"]),
+    ("priors", ["l2-sp", "l2-sp"], ["priors", "twice"]),
+    ("n", 100, ["n = 100"]),
+    ("n", [0], ["n.0", "0", "greater than or equal to 1"]),
+    ("n", [100.0], ["n.0", "100.0", "integer"]),
+    ("n", [100, 100], ["n = ", "twice"]),
+    ("seeds", [True], ["seeds.0", "True", "integer"]),
+    ("seeds", ["1001"], ["seeds.0", "'1001'", "integer"]),
+    ("seeds", [-1], ["seeds.0", "-1", "greater than or equal to 0"]),
+    ("training", None, ["training", "None", "dictionary"]),
+    ("training/steps", True, ["training.steps", "True", "integer"]),
+    ("training/steps", "many", ["training.steps", "'many'", "integer"]),
+    ("training/momentum", 1, ["training.momentum", "1", "less than 1"]),
+    ("training/clip_norm", 0, ["training.clip_norm", "0", "greater than 0"]),
+    ("resources/slots", 0, ["resources.slots", "0", "greater than or equal to 1"]),
+    ("name", "../elsewhere", ["name", "'../elsewhere'"]),
+    ("name", "<b>bold</b>", ["name", "'<b>bold</b>'"]),
+    ("name", "good\n", ["name"]),
+    ("max_failures", -1, ["max_failures", "-1"]),
+    ("timed", "no", ["timed", "'no'", "boolean"]),
+    ("timed", 0, ["timed", "0", "boolean"]),
+    ("timed", None, ["timed", "None", "boolean"]),
+    ("checkpoint_minutes", 0, ["checkpoint_minutes", "0", "greater than 0"]),
+    ("checkpoint_minutes", INF, ["checkpoint_minutes", "inf", "finite"]),
+    ("checkpoint_minutes", True, ["checkpoint_minutes", "True", "must be a number"]),
+    ("checkpoint_minutes", 2.5, ["checkpoint_minutes = 2.5", "timed: true", "expected timed: false", "leave"]),
+]
+
+
+@pytest.mark.parametrize(("where", "value", "expected"), REFUSED, ids=[f"{w}={v!r}"[:50] for w, v, _ in REFUSED])
+def test_nonsense_is_refused_by_name(content: dict[str, Any], where: str, value: Any, expected: list[str]) -> None:
+    """A value that makes no sense is refused in one line with the file, the key, what came and what was expected."""
+    with pytest.raises(ConfigError) as caught:
+        parse_benchmark(changed(content, where, value), "my.yaml")
+    message = str(caught.value)
+    assert message.startswith("my.yaml: ")
+    assert len(message.splitlines()) == 1
+    for word in expected:
+        assert word in message
+
+
+def test_checkpoints_belong_to_runs_that_are_not_timed(content: dict[str, Any]) -> None:
+    """Runs are timed and keep no checkpoints unless a configuration says so; with ``timed: false`` it may give minutes,
+    and it is the same storage and the same trials as before."""
+    plain = parse_benchmark(content, "x")
+    untimed = parse_benchmark(content | {"timed": False, "checkpoint_minutes": "1e1"}, "x")
+    assert (plain.timed, plain.checkpoint_minutes) == (True, None)
+    assert (untimed.timed, untimed.checkpoint_minutes) == (False, 10)
+    assert parse_benchmark(content | {"timed": False}, "x").checkpoint_minutes is None
+    assert parse_benchmark(untimed.content(), "x") == untimed
+    assert untimed.settings_that_bind() == plain.settings_that_bind()
+    keys = [{spec.key for m in make_methods(b) for spec in iter(m.ask, None)} for b in (plain, untimed)]
+    assert keys[0] == keys[1]
+    assert len(keys[0]) == 8
+
+
+@pytest.mark.parametrize("key", ["name", "dataset", "backbone", "priors", "n", "seeds", "methods"])
+def test_a_key_without_default_must_be_there(content: dict[str, Any], key: str) -> None:
+    """A key that has no default and is left out is named, a backbone's by the key for several."""
+    del content[key]
+    named = "backbones" if key == "backbone" else key
+    with pytest.raises(ConfigError, match=rf"^x: key {named} is missing"):
+        parse_benchmark(content, "x")
+
+
+@pytest.mark.parametrize("where", ["methods/map-gs/retrain", "methods/de-elbo/kappa"])
+def test_a_choice_of_types_is_not_shown_to_people(content: dict[str, Any], where: str) -> None:
+    """Of a key that may be of two types the message gives the key alone, no name of a type checker's branch."""
+    with pytest.raises(ConfigError) as caught:
+        parse_benchmark(changed(content, where, "x"), "x")
+    assert f"{where.replace('/', '.')} = 'x'" in str(caught.value)
+
+
+FILES = [
+    ("just words", ["got str"]),
+    ("- a\n- b\n", ["got list"]),
+    ("", ["got nothing"]),
+    ("name: a\nname: b\n", ["the key name is there twice", "keep one"]),
+    ("n: {a: 1, b: {c: 1, c: 2}}\n", ["the key c is there twice"]),
+    ("a: [1, 2", ["not a YAML file"]),
+    ("a: !!python/object:os.system x", ["not a YAML file"]),
+    ("name: 2024-13-45", ["not a YAML file"]),
+    ("\x00", ["not a YAML file"]),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), FILES, ids=[repr(text) for text, _ in FILES])
+def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, expected: list[str]) -> None:
+    """A file that is not YAML, or holds no keys, is refused in one line that names it."""
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_benchmark(str(file))
+    message = str(caught.value)
+    assert message.startswith(str(file))
+    assert len(message.splitlines()) == 1
+    for word in expected:
+        assert word in message
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    """Bytes that are not UTF-8 are refused as a file that cannot be read."""
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not a YAML file"):
+        load_benchmark(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize("name", ["quickstat", "missing/file.yaml", "n" * 300])
+def test_a_missing_file_lists_the_presets(name: str) -> None:
+    """What is neither a preset nor a file is named beside the presets that exist."""
+    with pytest.raises(ConfigError) as caught:
+        load_benchmark(name)
+    assert repr(name[:50])[:-1] in str(caught.value)
+    assert "digits, followup, poster, quickstart" in str(caught.value)
+
+
+def test_a_folder_is_no_file() -> None:
+    """Something of that name that cannot be read as a file is named as that."""
+    with pytest.raises(ConfigError, match=r"^\. is no file: give a YAML file"):
+        load_benchmark(".")
+
+
+def test_a_name_says_what_it_may_have(content: dict[str, Any]) -> None:
+    """In words, not as a pattern."""
+    with pytest.raises(ConfigError, match="name = 'a/b': expected up to 64 letters"):
+        parse_benchmark(content | {"name": "a/b"}, "x")
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=3)
+SHORT_FORM = ["dataset", "n", "backbone", "head"]
+INNER = ["map-gs", "de-elbo", "elbo", "kappa", "retrain", "steps", "weights", "ptyl", "mean", "mnist-digits"]
+KEYS = st.sampled_from([*Benchmark.model_fields, *SHORT_FORM, *INNER]) | st.text()
+WILD = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.integers(), inner, max_size=4),
+    max_leaves=12,
+)
+SENSIBLE = {
+    "name": "tiny",
+    "priors": ["l2-sp"],
+    "seeds": [1],
+    "methods": {"map-gs": {}, "de-elbo": {}, "elbo": {}},
+    "training": {},
+    "resources": {},
+}
+IN_SHORT = SENSIBLE | {"dataset": "mnist-digits", "n": [100], "backbone": "digits-resnet"}
+IN_FULL = SENSIBLE | {"datasets": {"mnist-digits": [100]}, "backbones": {"digits-resnet": {}}}
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    wild=st.dictionaries(KEYS, WILD, max_size=3) | WILD,
+    where=st.sampled_from(["", "methods", "training", "datasets", "backbones"]),
+    sensible=st.sampled_from([IN_SHORT, IN_FULL]),
+)
+def test_anything_is_read_or_refused_in_one_line(wild: Any, where: str, sensible: dict[str, Any]) -> None:
+    """Whatever stands in a file, the answer is a benchmark or one line of complaint."""
+    content = wild
+    if isinstance(wild, dict):
+        content = sensible | ({where: sensible.get(where, {}) | wild} if where else wild)
+    complaint = "one line"
+    try:
+        parse_benchmark(content, "x")
+    except ConfigError as error:
+        complaint = str(error)
+    assert len(complaint.splitlines()) == 1
+
+
+def test_an_alias_bomb_is_refused_at_once(content: dict[str, Any]) -> None:
+    """A YAML whose aliases stand for 10^12 values is refused in one short line, without spelling them out."""
+    bomb: list[Any] = ["x"] * 10
+    for _ in range(12):
+        bomb = [bomb] * 10
+    with pytest.raises(ConfigError, match="name = ") as refused:
+        parse_benchmark(content | {"name": bomb}, "x")
+    assert len(str(refused.value)) < 500
+
+
+def test_a_huge_file_is_refused(tmp_path: Path) -> None:
+    """A file of more than a megabyte is no benchmark, and is not read."""
+    path = tmp_path / "huge.yaml"
+    path.write_text("seeds: [" + "1, " * 400_000 + "1]")
+    with pytest.raises(ConfigError, match="a benchmark is a short YAML file"):
+        load_benchmark(str(path))

@@ -1,0 +1,220 @@
+"""Datasets and backbones in a configuration: one in short, several in full, and errors in the words people wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bench.config.benchmark import Benchmark
+from bench.config.loading import load_benchmark, parse_benchmark
+from bench.config.sections import BackboneSettings, SWAGFiles
+from bench.exceptions import ConfigError
+from bench.methods.grid_search import GridSearchSettings
+
+REST: dict[str, Any] = {"name": "a", "priors": ["l2-sp"], "seeds": [1], "methods": {"elbo": {}}}
+DATASET: dict[str, Any] = {"datasets": {"CIFAR-10": [100]}}
+BACKBONE: dict[str, Any] = {"backbones": {"resnet50": {}}}
+
+
+def read(*parts: dict[str, Any]) -> Benchmark:
+    """What a file with those keys beside the others says."""
+    content = dict(REST)
+    for part in parts:
+        content |= part
+    return parse_benchmark(content, "my.yaml")
+
+
+def refusal(*parts: dict[str, Any]) -> str:
+    """The one line with which they are refused."""
+    with pytest.raises(ConfigError) as caught:
+        read(*parts)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value).removeprefix("my.yaml: ")
+
+
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        (
+            {"dataset": "CIFAR-10", "n": [100, 1000], "backbone": "resnet50"},
+            {"datasets": {"CIFAR-10": [100, 1000]}, "backbones": {"resnet50": {}}},
+        ),
+        (
+            {"dataset": "mnist-digits", "n": [100], "backbone": "digits-resnet", "head": "fc"},
+            {"datasets": {"mnist-digits": [100]}, "backbones": {"digits-resnet": {"head": "fc"}}},
+        ),
+        (
+            {"dataset": "mnist-digits", "n": [100], "backbone": "digits-resnet", "head": None},
+            {"datasets": {"mnist-digits": [100]}, "backbones": {"digits-resnet": {}}},
+        ),
+        (
+            {"dataset": "CIFAR-10", "n": [100], "backbones": ["resnet50"]},
+            {"datasets": {"CIFAR-10": [100]}, "backbones": {"resnet50": {"weights": None, "ptyl": None}}},
+        ),
+    ],
+)
+def test_short_and_long_forms_agree(short: dict[str, Any], long: dict[str, Any]) -> None:
+    """One dataset and one backbone may be named in short: it is the same benchmark, and is kept in full."""
+    assert read(short) == read(long)
+    assert read(short).content() == read(long).content()
+    assert {"datasets", "backbones"} <= set(read(short).content())
+
+
+def test_what_is_read_is_left_as_it_is() -> None:
+    """Reading the short form does not change what was read from the file."""
+    content = REST | {"dataset": "CIFAR-10", "n": [100], "backbone": "resnet50", "head": "fc"}
+    before = yaml.safe_dump(content)
+    parse_benchmark(content, "x")
+    assert yaml.safe_dump(content) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"dataset": "CIFAR-10", "n": [100]} | DATASET, "dataset and datasets are both given: keep one"),
+        ({"n": [100]} | DATASET, "n and datasets are both given: keep one"),
+        ({"backbone": "resnet50"} | DATASET | BACKBONE, "backbone and backbones are both given: keep one"),
+        ({"head": "fc"} | DATASET | BACKBONE, "head and backbones are both given: keep one"),
+    ],
+)
+def test_both_forms_at_once_are_refused(given: dict[str, Any], words: str) -> None:
+    """A key of the short form beside the long one is refused by its name: which of the two counts is not guessed."""
+    assert refusal({"backbone": "resnet50"} if "backbones" not in given else {}, given) == words
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"n": [100]} | BACKBONE, "key dataset is missing: add it"),
+        ({"dataset": "CIFAR-10"} | BACKBONE, "key n is missing: add it"),
+        ({"head": "fc"} | DATASET, "key backbone is missing: add it"),
+        (BACKBONE, "key datasets is missing: add it"),
+        (DATASET, "key backbones is missing: add it"),
+    ],
+)
+def test_half_a_form_is_refused(given: dict[str, Any], words: str) -> None:
+    """N without a dataset, a dataset without N, and a head without a backbone miss the other half."""
+    assert refusal(given) == words
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"dataset": "CIFAR-10", "n": [0]} | BACKBONE, "n.0 = 0: "),
+        ({"dataset": "CIFAR-10", "n": [100, 100]} | BACKBONE, "n = [100, 100]: must not hold a value twice"),
+        ({"dataset": "CIFAR-10", "n": 100} | BACKBONE, "n = 100: must be a list"),
+        ({"dataset": "CIFAR-10", "n": None} | BACKBONE, "n = None: must be a list"),
+        ({"dataset": ["CIFAR-10"], "n": [100]} | BACKBONE, "dataset = ['CIFAR-10']: must be a name"),
+        ({"backbone": 50} | DATASET, "backbone = 50: must be a name"),
+        ({"backbone": "resnet50", "head": 3} | DATASET, "head = 3: "),
+        ({"datasets": {"CIFAR-10": [100], "Flowers-102": [0]}} | BACKBONE, "datasets.Flowers-102.0 = 0: "),
+        ({"datasets": {"CIFAR-10": 100}} | BACKBONE, "datasets.CIFAR-10 = 100: must be a list"),
+        ({"datasets": {"CIFAR-10": None}} | BACKBONE, "datasets.CIFAR-10 = None: must be a list"),
+        ({"datasets": {}} | BACKBONE, "datasets: must hold at least one value"),
+        ({"datasets": ["CIFAR-10"]} | BACKBONE, "datasets = ['CIFAR-10']: "),
+        ({"backbones": {}} | DATASET, "backbones: must hold at least one value"),
+        ({"backbones": {"resnet50": {"head": 3}}} | DATASET, "backbones.resnet50.head = 3: "),
+        ({"backbones": {"resnet50": {"colour": 1}}} | DATASET, "unknown key backbones.resnet50.colour: "),
+        ({"backbones": {"resnet50": "V1"}} | DATASET, "backbones.resnet50 = 'V1': "),
+        ({"backbones": "resnet50"} | DATASET, "backbones = 'resnet50': "),
+        ({"backbones": {"resnet50": {"ptyl": 3}}} | DATASET, "backbones.resnet50.ptyl = 3: "),
+    ],
+)
+def test_errors_are_in_the_words_people_wrote(given: dict[str, Any], words: str) -> None:
+    """A mistake is named by the key that stands in the file, in short (``n``) or in full (``datasets.NAME``)."""
+    assert refusal(given).startswith(words)
+
+
+@pytest.mark.parametrize("given", [["resnet50", "resnet50"], []])
+def test_a_bad_list_of_backbones_is_named(given: list[str]) -> None:
+    """A list of backbones that is empty, or names one twice, is refused by the key's name."""
+    assert refusal(DATASET, {"backbones": given}).startswith("backbones")
+
+
+@pytest.mark.parametrize("name", ["strength", "structure"])
+def test_an_unknown_key_is_named_whatever_it_is(name: str) -> None:
+    """A key that does not exist is named even where its name begins like one of Python's types."""
+    assert refusal(DATASET, BACKBONE, {name: 1}).startswith(f"unknown key {name}: ")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["resnet50", "vit_b_16"],
+        {"resnet50": {}, "vit_b_16": {}},
+        {"resnet50": None, "vit_b_16": {"head": None}},
+    ],
+)
+def test_backbones_are_a_list_or_a_mapping(given: Any) -> None:
+    """Backbones that need no settings are listed, or stand in a mapping with nothing behind them, in order."""
+    benchmark = read(DATASET, {"backbones": given})
+    assert list(benchmark.backbones.items()) == [("resnet50", BackboneSettings()), ("vit_b_16", BackboneSettings())]
+
+
+def test_a_backbone_with_nothing_behind_it(tmp_path: Path) -> None:
+    """In YAML ``resnet50:`` with nothing behind it is the backbone as it is by default."""
+    file = tmp_path / "a.yaml"
+    file.write_text(yaml.safe_dump(REST | DATASET) + "backbones:\n  resnet50:\n  convnext_tiny: {weights: a.pt}\n")
+    found = load_benchmark(str(file)).backbones
+    assert found == {"resnet50": BackboneSettings(), "convnext_tiny": BackboneSettings(weights="a.pt")}
+
+
+def test_ptyl_is_a_file_or_three() -> None:
+    """PTYL's prior is the path of one file, or a file each for mean, variance and factor; both are kept as given."""
+    files = {"mean": "m.pt", "variance": "v.pt", "factor": "q.pt"}
+    benchmark = read(DATASET, {"backbones": {"resnet50": {"ptyl": "swag.pt"}, "vit_b_16": {"ptyl": files}}})
+    assert benchmark.backbones["resnet50"].ptyl == "swag.pt"
+    assert benchmark.backbones["vit_b_16"].ptyl == SWAGFiles(mean="m.pt", variance="v.pt", factor="q.pt")
+    assert benchmark.content()["backbones"] == {"resnet50": {"ptyl": "swag.pt"}, "vit_b_16": {"ptyl": files}}
+    assert parse_benchmark(benchmark.content(), "x") == benchmark
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"factor": None}, "backbones.resnet50.ptyl"),
+        ({"factor": "q.pt", "rank": 5}, "backbones.resnet50.ptyl"),
+    ],
+)
+def test_three_files_are_three(change: dict[str, Any], words: str) -> None:
+    """Two files of the three, or a fourth key, are refused where they stand."""
+    files = {"mean": "m.pt", "variance": "v.pt"} | {name: value for name, value in change.items() if value is not None}
+    assert words in refusal(DATASET, {"backbones": {"resnet50": {"ptyl": files}}})
+
+
+def test_an_unknown_key_is_told_what_there_is() -> None:
+    """Beside a key that does not exist stand those that do: at the top both forms, in a backbone its settings."""
+    top = refusal(DATASET, BACKBONE, {"colour": "red"})
+    assert {"datasets", "backbones", "dataset", "n", "backbone", "head"} <= set(
+        top.rpartition("one of ")[2].split(", ")
+    )
+    inner = refusal(DATASET, {"backbones": {"resnet50": {"colour": 1}}})
+    assert inner.endswith("use one of weights, ptyl, head")
+
+
+def test_untied_priors_are_named() -> None:
+    """Priors whose alpha and beta are searched apart are a list of priors, none by default."""
+    assert GridSearchSettings().untied == ()
+    made = read(DATASET, BACKBONE, {"methods": {"map-gs": {"untied": ["l2-sp", "l2-zero"]}}}).methods["map-gs"]
+    assert made.untied == ("l2-sp", "l2-zero")
+    assert "methods.map-gs.untied" in refusal(DATASET, BACKBONE, {"methods": {"map-gs": {"untied": ["l1"]}}})
+    assert refusal(DATASET, BACKBONE, {"methods": {"map-gs": {"untied": "l2-sp"}}}).startswith("methods.map-gs.untied")
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"precision": "fp16"}, ["training.precision = 'fp16'", "'float32', 'tf32' or 'bf16'"]),
+        ({"channels_last": 1}, ["training.channels_last = 1", "boolean"]),
+        ({"compile": "yes please"}, ["training.compile = 'yes please'", "boolean"]),
+        ({"image_size": 0}, ["training.image_size = 0", "greater than or equal to 1"]),
+        ({"image_size": 64.0}, ["training.image_size = 64.0", "integer"]),
+    ],
+)
+def test_how_it_is_computed_is_checked(training: dict[str, Any], words: list[str]) -> None:
+    """Precision, memory layout, compilation and image size are of their types, or refused by name."""
+    message = refusal(DATASET, BACKBONE, {"training": training})
+    assert all(word in message for word in words)

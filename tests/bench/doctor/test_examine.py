@@ -1,0 +1,272 @@
+"""`doctor` against real clusters: two nodes with disks of their own, behind a token; and one of another Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import pytest
+import ray
+
+from bench.cli.main import main
+from bench.config.loading import load_benchmark
+from bench.doctor.cluster_report import Facts
+from bench.doctor.examine import examine
+from tests.bench.probe.test_probe import INVALID, healthy_but, serving
+from tests.faults.processes import CHILD, GONE, Process, alive, descendants, until
+
+NODE = Path(__file__).resolve().parents[3] / "cluster" / "local" / "node.py"
+TOKEN = "a-token-of-the-tests-0123456789abcdef"
+AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
+BARE = ["--num-cpus", "1", "--object-store-memory", "100000000", "--min-worker-port", "0", "--max-worker-port", "0"]
+
+
+def free_port() -> str:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Two:
+    """A head, and a worker that has a folder of its own where the head has another."""
+
+    gcs: str
+    dashboard: str
+    shared: Path
+    private: Path
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
+    """A cluster of two nodes of two loopback addresses, with token authentication, up while this file's tests run."""
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not make a mount namespace")
+    folder = tmp_path_factory.mktemp("two")
+    session = tempfile.mkdtemp(prefix="rd", dir="/tmp")
+    gcs, dashboard = free_port(), free_port()
+    found = Two(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", folder / "shared", folder / "private")
+    found.shared.mkdir()
+    found.private.mkdir()
+    head = ["--head", "--node-ip-address", "127.0.0.1", "--port", gcs, "--temp-dir", session, *BARE, "--block"]
+    head += ["--dashboard-host", "127.0.0.1", "--dashboard-port", dashboard, "--ray-client-server-port", free_port()]
+    head += ["--dashboard-agent-listen-port", free_port()]
+    joins = [sys.executable, str(NODE), "--address", found.gcs, "--node-ip-address", "127.0.0.2", *BARE, "--block"]
+    joins += ["--dashboard-agent-listen-port", free_port()]
+    apart = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(found.private), *joins]
+    nodes = []
+    try:
+        nodes.append(_started([sys.executable, str(NODE), *head], folder / "head.log"))
+        until(lambda: _nodes(found) == 1 or _ended(nodes, folder), "the head answers", 90, 0.5)
+        nodes.append(_started(apart, folder / "worker.log"))
+        until(lambda: _nodes(found) == 2 or _ended(nodes, folder), "the worker has joined", 90, 0.5)
+        yield found
+    finally:
+        for node in reversed(nodes):
+            _end(node)
+        shutil.rmtree(session, ignore_errors=True)
+
+
+def _started(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as file:
+        environment = os.environ | CHILD | AUTH
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+
+
+def _ended(nodes: list[subprocess.Popen[bytes]], folder: Path) -> bool:
+    """Raises AssertionError where a node is gone: nothing more will come."""
+    for node in nodes:
+        if node.poll() is not None:
+            raise AssertionError("\n".join(log.read_text(errors="replace")[-900:] for log in folder.glob("*.log")))
+    return False
+
+
+def _nodes(found: Two) -> int:
+    """How many nodes the dashboard knows to be alive."""
+    asked = Request(f"{found.dashboard}/nodes?view=summary", headers={"Authorization": f"Bearer {TOKEN}"})  # noqa: S310
+    try:
+        with urlopen(asked, timeout=5) as answer:  # noqa: S310 - loopback
+            summary = json.load(answer)["data"]["summary"]
+    except (URLError, HTTPError, TimeoutError, ConnectionError):
+        return 0
+    return sum(node["raylet"].get("state") == "ALIVE" for node in summary)
+
+
+def _end(node: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, as `ray start --block` takes it, and then SIGKILL to whatever of it is left."""
+    started = descendants(node.pid)
+    node.send_signal(signal.SIGTERM)
+    try:
+        node.wait(30)
+    except subprocess.TimeoutExpired:
+        node.kill()
+        node.wait()
+    for pid in alive(started):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not alive(started), "the node's processes are gone", GONE)
+
+
+def doctor(folder: Path, *arguments: str) -> tuple[int, dict[str, list[dict[str, Any]]], str]:
+    """`deelbo-bench doctor --json` as a process; its exit code, its findings by check, and all it said."""
+    command = ["bench", "doctor", *arguments, "--json"]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (AUTH | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}).items():
+            patch.setenv(name, value)
+        with Process(command, folder, "doctor") as process:
+            code = process.end()
+    assert "Traceback" not in process.complained, process.tail()
+    found: dict[str, list[dict[str, Any]]] = {}
+    for finding in json.loads(process.said)["findings"]:
+        found.setdefault(finding["check"], []).append(finding)
+    assert TOKEN not in process.said + process.complained
+    return code, found, process.said
+
+
+def failed(found: dict[str, list[dict[str, Any]]]) -> set[str]:
+    """The checks that failed."""
+    return {check for check, some in found.items() if any(finding["verdict"] == "fail" for finding in some)}
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_a_cluster_that_fits(two: Two, tmp_path: Path) -> None:
+    """With a shared folder and MLflow's database in it nothing fails, and no file of the look is left."""
+    place = ["--storage", str(two.shared / "new" / "runs")]
+    code, found, _ = doctor(tmp_path, "quickstart", "--address", two.dashboard, *place)
+    assert (code, failed(found)) == (0, set())
+    assert found["storage"][0]["found"].endswith("is shared by all 2 nodes")
+    assert found["access"][0]["verdict"] == "ok"
+    assert list(two.shared.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_what_is_wrong_with_a_cluster(two: Two, tmp_path: Path) -> None:
+    """A folder that each node has for itself, no GPU, missing data and weights, and an MLflow that answers 403 at its
+    API and 200 at /health are all found by one job."""
+    with serving(healthy_but(403, INVALID)) as (uri, _), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEELBO_DATA", str(tmp_path))
+        patch.setenv("TORCH_HOME", str(tmp_path))
+        change = ["--set", "priors=[l2-sp]", "--set", "resources={cpus_per_trial: 1, gpus_per_trial: 0}"]
+        env = ["--env", "DEELBO_DATA", "--env", "TORCH_HOME"]
+        place = ["--storage", str(two.private / "runs"), "--tracking-uri", uri]
+        code, found, said = doctor(tmp_path, "poster", "--address", two.dashboard, *place, *change, *env)
+    assert code == 1
+    assert failed(found) == {"storage", "MLflow", "data", "weights"}
+    assert "writable but not shared: no other node sees" in found["storage"][0]["found"]
+    assert "CIFAR-10 is not there" in found["data"][0]["found"]
+    assert found["data"][0]["found"].endswith("on all 2 nodes")
+    assert str(tmp_path) in found["weights"][0]["found"]
+    facts = json.loads(said)["facts"]
+    assert f"refuses the driver (status 403): {INVALID}" in found["MLflow"][0]["found"]
+    assert facts["driver"]["mlflow"]["status"] == 403
+    assert INVALID in facts["driver"]["mlflow"]["words"]
+    assert list(two.private.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_from_a_machine_of_the_cluster(two: Two, tmp_path: Path) -> None:
+    """The same is found where `doctor` joins the cluster itself; a GPU that is asked for and not there fails."""
+    change = ["--set", "resources.gpus_per_trial=1"]
+    where = ["--address", two.gcs, "--storage", str(two.private)]
+    code, found, _ = doctor(tmp_path, "quickstart", *where, *change)
+    assert code == 1
+    assert failed(found) == {"storage", "GPUs"}
+    assert found["GPUs"][0]["found"] == "none, and each trial takes 1"
+    assert found["access"][0]["found"].endswith("wants a token")
+
+
+def another_ray(version: str) -> Any:
+    """A dashboard's answers, of a cluster without tokens."""
+    answers: dict[str, Any] = {
+        "/api/authentication_mode": {"authentication_mode": "disabled"},
+        "/api/version": {"version": "4", "ray_version": version, "ray_commit": "", "session_name": ""},
+    }
+    return lambda path, _: (200, json.dumps(answers[path])) if path in answers else (500, "not to be asked for")
+
+
+def test_a_cluster_of_another_ray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster of another version of Ray fails in one row, and no job is started there."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with serving(another_ray("2.9.3")) as (address, asked):
+        assert main(["doctor", "--address", address]) == 1
+        facts, findings = examine(address, None, None, None)
+    assert (facts.ray, facts.nodes) == ("2.9.3", ())
+    assert [(one.check, one.verdict) for one in findings] == [("access", "ok"), ("Ray", "fail")]
+    assert len(asked) == 4
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 100
+    assert f"{ray.__version__} here, 2.9.3 on the cluster" in " ".join(out.split())
+
+
+def test_what_the_methods_import_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages of the extra `methods` are looked for on the nodes where a method of the benchmark takes them."""
+    asked = []
+
+    def seen(address: str, questions: dict[str, Any]) -> Facts:
+        asked.append(questions["modules"])
+        return Facts(address, None, None, {"python": "3", "ray": None, "torch": None, "deelbo": None})
+
+    monkeypatch.setattr("bench.doctor.examine._from_inside", seen)
+    for preset in ("digits", "quickstart"):
+        examine("127.0.0.1:1", load_benchmark(preset), None, None)
+    assert asked == [["curvlinops", "laplace", "optuna", "prodigyopt"], []]
+
+
+def test_a_cluster_that_wants_a_token_lets_nobody_in(tmp_path: Path) -> None:
+    """From one of its machines, without a token: a line that says where it goes, and exit code 2."""
+    nowhere = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    nowhere |= {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
+    command = [sys.executable, "-m", "bench", "doctor", "--address", "127.0.0.1:1"]
+    done = subprocess.run(command, env=nowhere, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"deelbo-bench: .* wants its token \(.*\): put it into \$RAY_AUTH_TOKEN.*\n", done.stderr)
+
+
+def test_a_job_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster of this Ray that takes no job is told of in one line, as other bad input."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with (
+        serving(another_ray(ray.__version__)) as (address, _),
+        pytest.raises(ValueError, match="not to be asked") as refused,
+    ):
+        examine(address, None, None, None)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--address", "http://127.0.0.1:1"], "no Ray cluster answers at http://127.0.0.1:1"),
+        (["--address", "ray://127.0.0.1:1"], "expected http://HOST:8265"),
+        (["--address", "http://127.0.0.1:1", "--set", "n=[3]"], "expected a configuration that it changes"),
+        (["--address", "http://127.0.0.1:1", "--tracking-uri", "mlflow:5000"], "--tracking-uri 'mlflow:5000'"),
+        (
+            ["--address", "http://127.0.0.1:1", "--storage", "sftp://me:secret@h/x"],
+            "sftp://me:***@h/x has a password in",
+        ),
+        (["nowhere", "--address", "http://127.0.0.1:1"], "no preset or file 'nowhere'"),
+    ],
+)
+def test_bad_input(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What cannot be looked at is one line and exit code 2."""
+    assert main(["doctor", *arguments]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert len(error.splitlines()) == 1
+    assert words in error

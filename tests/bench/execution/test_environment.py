@@ -1,0 +1,35 @@
+"""What a trial ran on, as its record says it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bench.execution.environment import hardware, versions
+from bench.trials.json_fields import facts
+
+
+def test_a_cpu_repeats_a_trial() -> None:
+    """On a CPU the same trial is promised to give the same metrics to the bit."""
+    found = hardware(torch.device("cpu"))
+    assert found["repeatable"] is True
+    assert found["threads"] == torch.get_num_threads()
+
+
+def test_a_gpu_promises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it is not promised; the GPU is named, and its memory in GiB."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100\n")
+    properties = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    found = hardware(torch.device("cuda"))
+    assert (found["repeatable"], found["gpu"], found["gpu_gib"]) == (False, "NVIDIA A100", 80.0)
+
+
+def test_a_record_may_hold_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the machine calls itself, its facts and the versions can be read back from a record."""
+    monkeypatch.setattr("platform.node", lambda: "\x1b[31mnode\n" * 100)
+    found = hardware(torch.device("cpu"))
+    assert facts("hardware", found) == found
+    assert facts("versions", versions(), texts=True) == versions()

@@ -1,0 +1,234 @@
+"""One trial, for real: digits, a small network, four steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench.execution.objectives import make_objective
+from bench.execution.run_trial import execute, make_model
+from bench.trials.spec import TrialSpec
+from deelbo.data import load_task
+from deelbo.objectives.elbo import ELBO, DataEmphasizedELBO
+from deelbo.objectives.map import MAP
+from deelbo.pretrained.embedded import Pretrained
+from deelbo.training.checkpoint import Checkpoint
+from deelbo.training.clock import PHASES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+SPEC = TrialSpec(
+    dataset="mnist-digits",
+    backbone="digits-resnet",
+    head=None,
+    method="map-gs",
+    prior="l2-sp",
+    n=100,
+    seed=1001,
+    stage="tune",
+    learning_rate=0.01,
+    weight_decay=0.01,
+    head_weight_decay=0.01,
+    prior_scale=None,
+    kappa=None,
+    steps=4,
+    batch_size=50,
+    momentum=0.9,
+    clip_norm=1.0,
+    sigma=1e-4,
+    posterior_passes=2,
+    series_points=2,
+)
+PTYL = replace(SPEC, prior="ptyl", weight_decay=None, prior_scale=10.0)
+DE_ELBO = replace(SPEC, method="de-elbo", stage="run", weight_decay=None, head_weight_decay=None)
+ELBO_RUN = replace(DE_ELBO, method="elbo", kappa=1.0)
+
+MAP_SPECS = [
+    replace(spec, stage=stage) for spec in (SPEC, replace(SPEC, prior="l2-zero"), PTYL) for stage in ("tune", "retrain")
+]
+ELBO_SPECS = [replace(spec, prior=prior) for spec in (DE_ELBO, ELBO_RUN) for prior in ("l2-zero", "l2-sp", "ptyl")]
+
+
+def name(spec: TrialSpec) -> str:
+    return f"{spec.method}-{spec.prior}-{spec.stage}"
+
+
+@pytest.mark.parametrize("spec", MAP_SPECS + ELBO_SPECS, ids=name)
+def test_every_kind_of_trial_runs(spec: TrialSpec, pretrained: Pretrained) -> None:
+    """A trial of every stage, prior and method completes, measures what its stage may see, and no more."""
+    record, series = execute(spec, pretrained, CPU, concurrency=3, attempt=2)
+    assert record.status == "completed", record.error
+    expected = {"train_nll"}
+    expected |= {"val_nll", "val_acc"} if spec.stage == "tune" else {"test_nll", "test_acc"}
+    expected |= {"objective", "nll_under_q"} if spec.stage == "run" else set()
+    assert set(record.metrics) == expected
+    assert all(math.isfinite(value) for value in record.metrics.values())
+    assert (record.spec, record.concurrency, record.attempt, record.error) == (spec, 3, 2, None)
+    assert [row["step"] for row in series] == [2, 4]
+    learned = {"scale_backbone", "scale_head", "sigma"} <= set(record.state)
+    assert learned is (spec.stage == "run")
+
+
+@pytest.mark.parametrize("spec", [SPEC, DE_ELBO], ids=name)
+def test_seconds_by_phase_make_up_the_total(spec: TrialSpec, pretrained: Pretrained) -> None:
+    """Every second of a trial is booked under a phase: their sum is the total, and what was not done took none."""
+    load_task("mnist-digits")
+    record, _ = execute(spec, pretrained, CPU)
+    assert set(record.seconds) == {*PHASES, "total"}
+    phases = {phase: record.seconds[phase] for phase in PHASES}
+    total = record.seconds["total"]
+    assert sum(phases.values()) == pytest.approx(total, rel=0.1, abs=0.05)
+    assert sum(phases.values()) <= total
+    assert record.finished - record.started == pytest.approx(total, rel=0.1, abs=0.05)
+    assert phases["train"] > 0
+    assert (phases["select"] > 0) is (spec.stage == "run")
+    assert (phases["test"] > 0) is (spec.stage == "run")
+
+
+@pytest.mark.parametrize("spec", [SPEC, PTYL, DE_ELBO], ids=name)
+def test_a_trial_repeats_to_the_bit(spec: TrialSpec, pretrained: Pretrained) -> None:
+    """The same spec gives the same numbers, bit for bit, whatever random numbers others draw."""
+    first, first_series = execute(spec, pretrained, CPU)
+    torch.manual_seed(99)
+    torch.rand(7)
+    second, second_series = execute(spec, pretrained, CPU)
+    assert first.metrics == second.metrics
+    assert first.state == second.state
+    timeless = [[{**row, "train_seconds": 0} for row in series] for series in (first_series, second_series)]
+    assert timeless[0] == timeless[1]
+
+
+class Killed(BaseException):
+    """What no trial can catch."""
+
+
+@pytest.mark.parametrize("spec", [SPEC, DE_ELBO], ids=name)
+def test_a_trial_that_goes_on_from_a_checkpoint(spec: TrialSpec, pretrained: Pretrained) -> None:
+    """Its numbers are those of the undisturbed trial to the bit; the record says where it went on, what that had cost
+    before, which is in ``total`` too, and what was lost."""
+    kept: list[bytes] = []
+
+    def die(data: bytes) -> None:
+        kept.append(data)
+        if len(kept) == 2:
+            raise Killed
+
+    spec = replace(spec, steps=6, series_points=3)
+    once, once_series = execute(spec, pretrained, CPU, checkpoint=Checkpoint(0, kept.append, lambda: None))
+    kept.clear()
+    with pytest.raises(Killed):
+        execute(spec, pretrained, CPU, checkpoint=Checkpoint(0, die, lambda: None))
+    checkpoint = Checkpoint(0, kept.append, lambda: kept[-1])
+    again, series = execute(spec, pretrained, CPU, attempt=2, timed=False, lost_seconds=3.5, checkpoint=checkpoint)
+    assert (again.status, again.error, again.metrics) == (once.status, None, once.metrics)
+    assert [{**row, "train_seconds": 0} for row in series] == [{**row, "train_seconds": 0} for row in once_series]
+    before = {"resumed_at_step": 2 if spec.stage == "tune" else 4, "resumed_seconds": checkpoint.resumed_seconds}
+    assert again.state == once.state | before
+    assert "resumed_at_step" not in once.state
+    assert (once.timed, once.lost_seconds, again.timed, again.lost_seconds) == (
+        True,
+        0,
+        False,
+        max(3.5 - checkpoint.resumed_seconds, 0),
+    )
+    phases = sum(again.seconds[phase] for phase in PHASES)
+    assert again.finished - again.started < phases <= again.seconds["total"]
+    assert type(again).from_json(again.to_json()) == again
+
+
+def test_a_trial_that_fails_says_where_it_went_on(pretrained: Pretrained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record of a trial that failed after it went on from a checkpoint says so, and what it was told to say."""
+    kept: list[bytes] = []
+    execute(DE_ELBO, pretrained, CPU, checkpoint=Checkpoint(0, kept.append, lambda: None))
+    monkeypatch.setattr("deelbo.training.run.Run.nll_under_posterior", lambda _: 1 / 0)
+    checkpoint = Checkpoint(0, kept.append, lambda: kept[0])
+    record, _ = execute(DE_ELBO, pretrained, CPU, timed=False, lost_seconds=1.0, checkpoint=checkpoint)
+    assert record.status == "failed"
+    assert record.state == {"resumed_at_step": 2, "resumed_seconds": checkpoint.resumed_seconds}
+    assert (record.timed, record.lost_seconds) == (False, 1.0 - checkpoint.resumed_seconds)
+
+
+def test_a_trial_leaves_the_pretrained_network_alone(pretrained: Pretrained) -> None:
+    """Training starts from a copy: the pretrained numbers are the same after a trial."""
+    before = pretrained.fingerprint
+    execute(DE_ELBO, pretrained, CPU)
+    assert pretrained.fingerprint == before
+
+
+def test_the_seed_matters(pretrained: Pretrained) -> None:
+    """Another seed is another split and another order: other numbers."""
+    first, _ = execute(SPEC, pretrained, CPU)
+    second, _ = execute(replace(SPEC, seed=2001), pretrained, CPU)
+    assert first.metrics["val_nll"] != second.metrics["val_nll"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"dataset": "atlantis"}, "atlantis"), ({"head": "nose"}, "nose"), ({"n": 101}, "101"), ({"n": 5000}, "5000")],
+)
+def test_an_error_becomes_a_record(change: dict[str, object], words: str, pretrained: Pretrained) -> None:
+    """A trial that cannot run is a record of status failed that keeps the traceback; nothing is raised."""
+    record, series = execute(replace(SPEC, **change), pretrained, CPU)  # type: ignore[arg-type]
+    assert (record.status, record.metrics, series) == ("failed", {}, [])
+    assert record.error is not None
+    assert "Traceback" in record.error
+    assert words in record.error.splitlines()[-1]
+    assert record.seconds["total"] > 0
+
+
+@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, stage="retrain"), DE_ELBO], ids=name)
+def test_a_run_that_explodes_is_a_result(spec: TrialSpec, pretrained: Pretrained) -> None:
+    """A learning rate that makes the loss infinite or NaN gives a record of status diverged, with its seconds."""
+    record, _ = execute(replace(spec, learning_rate=1e30, clip_norm=1e9, steps=20), pretrained, CPU)
+    assert (record.status, record.error) == ("diverged", None)
+    assert not all(math.isfinite(value) for value in record.metrics.values())
+    assert record.seconds["train"] > 0
+    assert type(record).from_json(record.to_json()).status == "diverged"
+
+
+def objective_of(spec: TrialSpec, pretrained: Pretrained, num_examples: int) -> MAP | ELBO:
+    model, head = make_model(spec, pretrained, 10, CPU)
+    made = make_objective(spec, model, head, pretrained, num_examples)
+    assert isinstance(made, MAP | ELBO)
+    return made
+
+
+@pytest.mark.parametrize(("stage", "train"), [("tune", 80), ("retrain", 100)])
+def test_ptyl_turns_lambda_into_alpha(
+    stage: str, train: int, pretrained: Pretrained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PTYL's backbone strength is 1 / (N lambda), N being the images trained on: 80 of 100 while tuning."""
+    seen: list[tuple[int, dict[str, float]]] = []
+
+    def spy(groups: object, num_examples: int, strengths: dict[str, float]) -> MAP:
+        seen.append((num_examples, strengths))
+        return MAP(groups, num_examples, strengths)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("bench.execution.run_trial.MAP", spy)
+    record, _ = execute(replace(PTYL, stage=stage), pretrained, CPU)
+    assert record.status == "completed", record.error
+    assert seen == [(train, {"backbone": pytest.approx(1 / (train * 10.0)), "head": 0.01})]
+
+
+def test_kappa_is_d_over_n_unless_given(pretrained: Pretrained) -> None:
+    """DE ELBo counts the likelihood D/N times, ELBo once, and a number given for kappa is taken."""
+    de_elbo = objective_of(DE_ELBO, pretrained, 100)
+    assert isinstance(de_elbo, DataEmphasizedELBO)
+    assert de_elbo.kappa == pytest.approx(de_elbo.dim / 100)
+    assert objective_of(ELBO_RUN, pretrained, 100).kappa == 1.0  # type: ignore[union-attr]
+    assert objective_of(replace(DE_ELBO, kappa=12.0), pretrained, 100).kappa == 12.0  # type: ignore[union-attr]
+
+
+def test_each_prior_starts_where_it_is_centred(pretrained: Pretrained) -> None:
+    """L2-zero and L2-SP start at the pretrained weights, PTYL at SWAG's mean; the head's seed is the trial's."""
+    for spec, weights in ((SPEC, pretrained.weights), (PTYL, pretrained.swag_weights)):
+        model, head = make_model(spec, pretrained, 10, CPU)
+        assert head == "fc"
+        for key, value in model.state_dict().items():
+            if not key.startswith("fc."):
+                assert torch.equal(value, weights[key]), key
+        again, _ = make_model(replace(spec, seed=2001), pretrained, 10, CPU)
+        assert not torch.equal(model.get_submodule("fc").weight, again.get_submodule("fc").weight)  # type: ignore[arg-type]

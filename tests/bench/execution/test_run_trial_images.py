@@ -1,0 +1,150 @@
+"""One trial on photographs and in other numerics, for real: what it records, and what it says where it cannot run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.execution import run_trial as executing
+from bench.execution.run_trial import execute
+from bench.trials.record import TrialRecord
+from bench.trials.spec import TrialSpec
+from deelbo.pretrained.embedded import Pretrained
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+DIGITS = TrialSpec(
+    dataset="mnist-digits",
+    backbone="digits-resnet",
+    head=None,
+    method="map-gs",
+    prior="l2-sp",
+    n=100,
+    seed=1001,
+    stage="tune",
+    learning_rate=0.01,
+    weight_decay=0.01,
+    head_weight_decay=0.001,
+    prior_scale=None,
+    kappa=None,
+    steps=4,
+    batch_size=50,
+    momentum=0.9,
+    clip_norm=1.0,
+    sigma=1e-4,
+    posterior_passes=1,
+    series_points=1,
+)
+PHOTOGRAPHS = replace(DIGITS, dataset="CIFAR-10", backbone="resnet50", n=50, batch_size=20, steps=1, image_size=32)
+BF16 = {"precision": "bf16", "channels_last": True}
+RUN = {"method": "de-elbo", "stage": "run", "weight_decay": None, "head_weight_decay": None}
+
+
+@pytest.fixture(scope="module")
+def photographic(resnet50: Path) -> Pretrained:
+    """Weights of ResNet-50, no posterior."""
+    return Pretrained(torch.load(resnet50, weights_only=True))
+
+
+def last_line(record: TrialRecord) -> str:
+    assert record.error is not None
+    return record.error.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("change", [{}, RUN], ids=["map", "de-elbo"])
+def test_bf16_is_what_runs_and_is_recorded(
+    change: dict[str, object], pretrained: Pretrained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial in bf16 computes in bf16, training and evaluation, keeps its weights in float32, and gives other numbers
+    than float32, near to it; its record says in which precision it ran."""
+    seen: set[torch.dtype] = set()
+    make = executing.make_model
+
+    def watching(*arguments: object) -> tuple[nn.Module, str]:
+        model, head = make(*arguments)  # type: ignore[arg-type]
+
+        def note(_: nn.Module, __: tuple[Tensor, ...], logits: Tensor) -> None:
+            seen.add(logits.dtype)
+            assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+        model.register_forward_hook(note)
+        return model, head
+
+    monkeypatch.setattr(executing, "make_model", watching)
+    plain, _ = execute(replace(DIGITS, **change), pretrained, CPU)  # type: ignore[arg-type]
+    assert seen == {torch.float32}
+    seen.clear()
+    half, _ = execute(replace(DIGITS, **change, **BF16), pretrained, CPU)  # type: ignore[arg-type]
+    assert half.status == "completed", half.error
+    assert seen == {torch.bfloat16}
+    assert half.metrics["train_nll"] != plain.metrics["train_nll"]
+    assert half.metrics["train_nll"] == pytest.approx(plain.metrics["train_nll"], rel=0.05)
+    read = TrialRecord.from_json(half.to_json())
+    assert (read.spec.precision, read.spec.channels_last) == ("bf16", True)
+    assert read.key != plain.key
+
+
+def test_a_large_network_sees_photographs(data_root: Path, photographic: Pretrained) -> None:
+    """ResNet-50 runs on CIFAR-10's images brought to another size, in bf16, channels last; the record has the hash of
+    the data and of the weights that it started from."""
+    record, series = execute(replace(PHOTOGRAPHS, **BF16), photographic, CPU, data=str(data_root), verify=False)
+    assert record.status == "completed", record.error
+    assert len(series) == 1
+    assert all(math.isfinite(value) for value in record.metrics.values())
+    assert record.state["dim_backbone"] + record.state["dim_head"] == 23_528_522
+    assert record.versions["pretrained"] == photographic.fingerprint
+    assert len(record.versions["data"]) == 16
+    assert TrialRecord.from_json(record.to_json()).spec.image_size == 32
+
+
+@pytest.mark.parametrize("stage", ["tune", "run"])
+def test_ptyl_without_its_files_fails_with_their_key(stage: str, pretrained: Pretrained) -> None:
+    """A trial of PTYL whose backbone has no posterior is a failed record whose last line names the missing setting."""
+    change = RUN if stage == "run" else {"weight_decay": None, "prior_scale": 10.0}
+    spec = replace(DIGITS, prior="ptyl", **change)  # type: ignore[arg-type]
+    record, _ = execute(spec, Pretrained(pretrained.weights), CPU)
+    assert record.status == "failed"
+    expected = "ValueError: prior ptyl needs backbones.digits-resnet.ptyl: its mean, variance and factor"
+    assert last_line(record) == expected
+
+
+def test_images_that_are_not_there_fail_in_one_line(photographic: Pretrained, tmp_path: Path) -> None:
+    """On a node without the data a trial is a failed record whose last line names the folder."""
+    record, _ = execute(PHOTOGRAPHS, photographic, CPU, data=str(tmp_path))
+    assert record.status == "failed"
+    assert str(tmp_path) in last_line(record)
+    assert "data" not in record.versions
+
+
+def test_out_of_memory_says_what_to_lower(data_root: Path, photographic: Pretrained, pretrained: Pretrained) -> None:
+    """Images for which no machine has memory make a failed record, whose last line names batch, image size and what to
+    lower; the process goes on with the next trial."""
+    absurd = replace(PHOTOGRAPHS, image_size=1_000_000)  # 3e14 bytes a batch: beyond any address space
+    record, series = execute(absurd, photographic, CPU, data=str(data_root), verify=False)
+    assert (record.status, record.metrics, series) == ("failed", {}, [])
+    line = last_line(record)
+    assert line.startswith("out of memory: resnet50 with training.batch_size = 20, training.image_size = 1000000 ")
+    assert line.endswith("lower training.batch_size or training.image_size, or set training.precision to bf16")
+    assert "Traceback" in (record.error or "")
+    assert line in record.describe_failure()
+    following, _ = execute(DIGITS, pretrained, CPU)
+    assert following.status == "completed", following.error
+
+
+def test_in_bf16_there_is_no_smaller_precision_to_take(data_root: Path, photographic: Pretrained) -> None:
+    """Out of memory in bf16 already, only batch and image size are left to lower."""
+    absurd = replace(PHOTOGRAPHS, image_size=1_000_000, **BF16)
+    record, _ = execute(absurd, photographic, CPU, data=str(data_root), verify=False)
+    assert last_line(record).endswith(": lower training.batch_size or training.image_size")
+
+
+def test_another_error_is_not_out_of_memory(pretrained: Pretrained) -> None:
+    """An error that has nothing to do with memory keeps its own last line."""
+    record, _ = execute(replace(DIGITS, head="nose"), pretrained, CPU)
+    assert record.status == "failed"
+    assert "out of memory" not in (record.error or "")

@@ -1,0 +1,102 @@
+"""docs/methods.md says that a method is one file and one line: done as it says, on a copy."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench.storage.records import RecordStore
+from tests.helpers.tiny import CONTENT
+
+ROOT = Path(__file__).resolve().parents[3]
+GUIDE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The packages with what the guide adds, and a configuration that asks for it."""
+    for name in ("bench", "deelbo"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (file,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    (line,) = re.findall(r"The line, in `METHODS`.*?\n\n(    \w+,\n)", GUIDE)
+    (tmp_path / "bench" / "methods" / "rule_of_thumb.py").write_text(file)
+    registry = tmp_path / "bench" / "methods" / "__init__.py"
+    text = registry.read_text()
+    assert text.count("METHODS: tuple[type[Method], ...] = (\n") == 1
+    text = text.replace(
+        "METHODS: tuple[type[Method], ...] = (\n", f"METHODS: tuple[type[Method], ...] = (\n{line}", 1
+    ).replace(
+        "from bench.trials.spec", "from bench.methods.rule_of_thumb import RuleOfThumb\nfrom bench.trials.spec", 1
+    )
+    registry.write_text(text)
+    methods = {"rule-of-thumb": None, "thumb-0.1": {"method": "rule-of-thumb", "learning_rate": 0.1}}
+    content = CONTENT | {"methods": methods | {"elbo": {"learning_rates": [0.1]}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path
+
+
+def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A Python of its own, that sees the copy alone."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+RUN = """
+import torch
+from bench.config import load_benchmark
+from bench.execute import execute
+from bench.methods import make_methods
+from bench.race import Race
+from bench.records import RecordStore
+from bench.report import write_report
+from bench.results import from_storage
+from deelbo.pretraining import load_pretrained
+from pathlib import Path
+
+benchmark, store, start = load_benchmark("mine.yaml"), RecordStore("storage"), load_pretrained()
+store.write_benchmark(benchmark.content())
+race = Race(make_methods(benchmark))
+while (spec := race.ask()) is not None:
+    record, series = execute(spec, start, torch.device("cpu"))
+    store.write(record, series)
+    race.tell(record)
+write_report([from_storage(store)], Path("report"))
+"""
+
+
+@pytest.mark.slow
+def test_a_method_is_one_file_and_one_line(copy: Path) -> None:
+    """With the guide's file and line alone the method and a variant of it are planned, run, and reported by title."""
+    planned = call(copy, "-m", "bench", "plan", "mine.yaml")
+    assert planned.returncode == 0, planned.stderr
+    assert "Rule of thumb" in planned.stdout
+    assert "thumb-0.1" in planned.stdout
+    ran = call(copy, "-c", RUN)
+    assert ran.returncode == 0, ran.stderr
+    records = list(RecordStore(str(copy / "storage")).records())
+    assert {(record.spec.method, record.status) for record in records} == {
+        (name, "completed") for name in ("rule-of-thumb", "thumb-0.1", "elbo")
+    }
+    mine = next(record for record in records if record.spec.method == "rule-of-thumb")
+    assert mine.state["weight_decay_backbone"] == mine.state["weight_decay_head"] == 1e-4
+    page = (copy / "report" / "report.html").read_text()
+    assert "Rule of thumb" in page
+    assert "thumb-0.1" in page
+
+
+@pytest.mark.slow
+def test_its_misfit_is_refused_by_name(copy: Path) -> None:
+    """A prior that the guide's method says it does not fit is refused before anything starts, with its words."""
+    refused = call(copy, "-m", "bench", "plan", "mine.yaml", "--set", "priors=[l2-sp, ptyl]")
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "methods.rule-of-thumb: there is no rule for prior ptyl" in refused.stderr

@@ -1,0 +1,148 @@
+"""DE ELBo by halving, and by an optimiser without a learning rate: what is asked for, and what it costs."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from bench.methods.de_elbo_halving import DEELBoHalving
+from bench.methods.de_elbo_lr_free import DEELBoFree
+from bench.trials.record import TrialRecord
+from bench.trials.spec import TrialSpec
+from tests.helpers.method_trials import FAILED, drive, make, waiting
+
+NAN = math.nan
+RATES = (0.1, 0.01, 0.001, 0.0001)
+
+
+def play(values: dict[tuple[float, float], float | None], order: int | None = None, **given: Any) -> list[TrialRecord]:
+    """Runs it where a rate's objective at a rung is that of ``values``, and 1 where it is not among them."""
+    return drive(make(DEELBoHalving, **given), lambda spec: values.get((spec.learning_rate, spec.until), 1.0), order)
+
+
+def stretches(records: list[TrialRecord]) -> dict[float, list[tuple[float, float]]]:
+    """What each rate was trained, from where to where, the shortest first."""
+    found: dict[float, list[tuple[float, float]]] = {}
+    for record in records:
+        found.setdefault(record.spec.learning_rate, []).append((record.spec.since, record.spec.until))
+    return {rate: sorted(parts) for rate, parts in found.items()}
+
+
+@pytest.mark.parametrize("order", [None, *range(5)])
+def test_four_rates_two_one(order: int | None) -> None:
+    """Four rates begin, the better two at the first rung go on, the best of those at the second ends: 1.5 runs of
+    training in 7 trials, in whatever order answers come."""
+    values = {(0.01, 0.125): 0.5, (0.0001, 0.125): 0.7, (0.0001, 0.25): 0.3, (0.01, 0.25): 0.4, (0.1, 0.25): 0.0}
+    records = play(values, order)
+    assert stretches(records) == {
+        0.1: [(0.0, 0.125)],
+        0.01: [(0.0, 0.125), (0.125, 0.25)],
+        0.001: [(0.0, 0.125)],
+        0.0001: [(0.0, 0.125), (0.125, 0.25), (0.25, 1.0)],
+    }
+    assert sum(record.spec.until - record.spec.since for record in records) == 1.5
+    assert {(record.spec.stage, record.spec.kappa, record.spec.number) for record in records} == {("run", None, None)}
+
+
+def test_it_waits_for_all_of_a_rung() -> None:
+    """Nothing goes on before every rate that reached the rung is known there."""
+    method = make(DEELBoHalving)
+    for i, spec in enumerate(asked := waiting(method)):
+        assert waiting(method) == []
+        method.tell(TrialRecord(spec, "completed", {"objective": float(i)}, {}, {"train": 1.0}, 1.0, 2.0))
+    assert [spec.learning_rate for spec in waiting(method)] == [spec.learning_rate for spec in asked[:2]]
+
+
+@pytest.mark.parametrize("order", range(3))
+def test_of_equals_the_first_in_the_list_goes_on(order: int) -> None:
+    """Where objectives are equal, the order of the configuration decides, and not that of the answers."""
+    assert stretches(play({}, order))[0.1][-1] == (0.25, 1.0)
+    assert stretches(play({}, order, learning_rates=RATES[::-1]))[0.0001][-1] == (0.25, 1.0)
+
+
+def test_diverged_and_failed_runs_stop() -> None:
+    """What diverged or failed at a rung does not go on while anything completed there, though places are left."""
+    values = {(0.1, 0.125): NAN, (0.01, 0.125): FAILED, (0.001, 0.125): NAN}
+    assert stretches(play(values)) == {
+        rate: [(0.0, 0.125), *([(0.125, 0.25), (0.25, 1.0)] if rate == 0.0001 else [])] for rate in RATES
+    }
+
+
+def test_where_all_diverge_one_goes_on() -> None:
+    """Where nothing completed, the first that diverged goes on to the end: its result is a result. Where all failed,
+    nothing does."""
+    diverged = {(rate, 0.125): NAN for rate in RATES} | {(0.01, share): NAN for share in (0.25, 1.0)}
+    records = play(diverged | {(0.1, 0.125): FAILED})
+    assert stretches(records)[0.01] == [(0.0, 0.125), (0.125, 0.25), (0.25, 1.0)]
+    assert len(records) == 4 + 2
+    assert len(play({(rate, 0.125): FAILED for rate in RATES})) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "entrants"),
+    [
+        ({}, [4, 2, 1]),
+        ({"rungs": [0.1]}, [4, 1]),
+        ({"rungs": [0.1, 0.2, 0.4]}, [4, 2, 1, 1]),
+        ({"learning_rates": [1, 2, 3, 4, 5], "eta": 3}, [5, 2, 1]),
+        ({"learning_rates": [1, 2, 3, 4, 5]}, [5, 3, 1]),
+    ],
+)
+def test_trials_are_counted_beforehand(given: dict[str, Any], entrants: list[int]) -> None:
+    """So many train up to each rung and to the end, as is said before anything runs; and so many runs they come to."""
+    method = make(DEELBoHalving, **given)
+    expected = method.stages()
+    parts = [b - a for a, b in zip([0.0, *method.settings.rungs], [*method.settings.rungs, 1.0], strict=True)]
+    assert method.settings.entrants() == entrants
+    assert method.settings.most_trials("l2-sp") == expected["run"] == sum(entrants)
+    assert method.shares()["run"] == pytest.approx(sum(a * b for a, b in zip(entrants, parts, strict=True)))
+    records = drive(method, lambda spec: random.Random(spec.describe()).random())  # noqa: S311
+    assert Counter(record.spec.stage for record in records) == expected
+
+
+def test_kappa_and_groups_reach_every_trial() -> None:
+    """The emphasis and the grouping of the configuration are those of all rungs, and of the run without a rate."""
+    for kind in (DEELBoHalving, DEELBoFree):
+        specs = [r.spec for r in drive(make(kind, kappa="0.1 D/N", groups="layer"), lambda _: 1.0)]
+        assert {(spec.kappa, spec.kappa_share, spec.groups) for spec in specs} == {(None, 0.1, "layer")}
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    """Fewer rates than eta, and what the DE ELBo refuses, are refused in one clause; so are rungs that do not rise."""
+    assert make(DEELBoHalving, learning_rates=[0.1]).settings.problem("l2-sp") == (
+        "learning_rates = [0.1] with eta = 2, of which one in 2 goes on from a rung: give 2 learning_rates or more, or "
+        "use de-elbo"
+    )
+    assert make(DEELBoHalving).settings.problem("ptyl") is None
+    for kind in (DEELBoHalving, DEELBoFree):
+        assert "groups = layer" in (make(kind, groups="layer").settings.problem("ptyl") or "")
+    for wrong in ({"rungs": []}, {"rungs": [0.5, 0.25]}, {"rungs": [1.0]}, {"eta": 1}, {"eta": 2.5}):
+        with pytest.raises(ValidationError):
+            make(DEELBoHalving, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("given", "optimiser", "package"),
+    [({}, "prodigy", "prodigyopt"), ({"optimiser": "schedule-free"}, "schedule-free", "schedulefree")],
+)
+def test_one_run_without_a_rate(given: dict[str, Any], optimiser: str, package: str) -> None:
+    """Exactly one run on all images, its rate a factor of 1, by an optimiser whose package is named."""
+    method = make(DEELBoFree, **given)
+    (spec,) = (record.spec for record in drive(method, lambda _: 1.0))
+    assert (spec.stage, spec.learning_rate, spec.optimiser, spec.until) == ("run", 1.0, optimiser, 1.0)
+    assert (method.settings.packages, method.settings.most_trials("l2-sp")) == ((package,), 1)
+
+
+def test_the_best_final_run_is_not_chosen_again() -> None:
+    """Nothing is trained twice: each stretch of each rate is one trial, and no trial is asked for again."""
+
+    def judge(spec: TrialSpec) -> float:
+        return spec.learning_rate * spec.until
+
+    keys = [record.key for record in drive(make(DEELBoHalving), judge)]
+    assert len(keys) == len(set(keys)) == 7

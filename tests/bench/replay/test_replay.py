@@ -1,0 +1,521 @@
+"""Other methods on a finished grid: answered from its table, and the same as if they had run."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.cli._replay_arguments import add_replay
+from bench.cli.main import main
+from bench.cli.replay import means
+from bench.config.benchmark import Benchmark, make_methods, trial_template
+from bench.config.loading import load_benchmark, parse_benchmark
+from bench.exceptions import RecordError
+from bench.methods import method_named
+from bench.methods.grid_search import MAPGridSearch
+from bench.replay.grid_table import GridTable, grid_tables
+from bench.replay.settings import entries
+from bench.replay.simulation import anytime, drive, replay
+from bench.results.configurations import configurations
+from bench.results.curves import exact_curve
+from bench.results.frame import frame_of
+from bench.results.makespan import Jobs, makespan
+from bench.scheduling.queue import Race
+from bench.storage.records import RecordStore
+from bench.trials.record import TrialRecord
+from bench.trials.spec import Cell, TrialSpec
+
+EPOCHS = 20
+CELL = Cell("mnist-digits", "digits-resnet", "l2-sp", 100, 1001)
+GRID = {
+    "learning_rates": [0.1, 0.01, 0.001, 0.0001],
+    "weight_decays": [1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 0],
+    "retrain": "all",
+}
+SMALL = GRID | {"learning_rates": [0.1, 0.01], "weight_decays": [0.01, 0.001, 0]}
+Rows = list[dict[str, float]]
+
+
+def make(grid: dict[str, Any] = GRID, **change: Any) -> Benchmark:
+    """A benchmark of that grid alone."""
+    content = {"name": "grid", "dataset": "mnist-digits", "n": [100], "backbone": "digits-resnet", "priors": ["l2-sp"]}
+    content |= {"seeds": [1001], "methods": {"map-gs": grid}, "training": {"steps": 20, "batch_size": 50}}
+    return parse_benchmark(content | change, "grid.yaml")
+
+
+class Grid:
+    """Records and series of a grid that nobody ran: learning curves that cross and rise again, seconds that differ."""
+
+    def __init__(self, benchmark: Benchmark, seed: int = 0) -> None:
+        self.random = random.Random(seed)  # noqa: S311
+        self.series: dict[str, Rows] = {}
+        (method,) = [one for one in make_methods(benchmark) if isinstance(one, MAPGridSearch)]
+        self.method, self.benchmark = method, benchmark
+        self.tuned = [self._tuned(spec) for spec in method.grid]
+        self.retrained = [self._retrained(method.retrained(spec)) for spec in method.grid]
+
+    def _tuned(self, spec: TrialSpec) -> TrialRecord:
+        end, speed, step, rise = (self.random.uniform(0.5, 2) for _ in range(4))
+        rows = [
+            {
+                "epoch": float(e),
+                "train_seconds": step * e,
+                "train_nll": end,
+                "val_nll": end + 2 * math.exp(-speed * e) + rise * e / EPOCHS,  # overfits
+                "val_acc": 0.5,
+            }
+            for e in range(1, EPOCHS + 1)
+        ]
+        self.series[spec.key] = rows
+        metrics = {name: rows[-1][name] for name in ("train_nll", "val_nll", "val_acc")}
+        seconds = {"train": step * EPOCHS + 0.01, "evaluate": 0.25, "select": 0.0, "monitor": 3.0, "setup": 9.0}
+        return TrialRecord(spec, "completed", metrics, {}, seconds, 0.0, 100.0)
+
+    def _retrained(self, spec: TrialSpec) -> TrialRecord:
+        seconds = {"train": self.random.uniform(20, 40), "evaluate": 0.0, "select": 0.0, "test": 5.0}
+        return TrialRecord(spec, "completed", {"test_acc": self.random.random()}, {}, seconds, 0.0, 50.0)
+
+    def diverge(self, place: int, epoch: int) -> None:
+        """Lets a tuning run diverge before that epoch is done."""
+        record = self.tuned[place]
+        nan = {"train_nll": math.nan, "val_nll": math.nan, "val_acc": 0.1}
+        rows = [*self.series[record.key][: epoch - 1], self.series[record.key][epoch - 1] | nan]
+        self.series[record.key] = rows
+        seconds = {"train": rows[-1]["train_seconds"], "evaluate": 0.25 if epoch == EPOCHS else 0.0}
+        self.tuned[place] = replace(record, status="diverged", metrics=dict(nan), seconds=seconds)
+
+    @property
+    def table(self) -> GridTable:
+        return GridTable(self.method, self.tuned, self.retrained, self.series.__getitem__)
+
+    def method_for(self, name: str, **settings: Any) -> Any:
+        """A method with the grid's lists, every configuration of it tried unless said otherwise."""
+        kind = method_named(name)
+        lists = {key: getattr(self.method.settings, key) for key in ("learning_rates", "weight_decays")}
+        return kind(self.benchmark, CELL, kind.Settings(**{"trials": len(self.method.grid)} | lists | settings))
+
+    def store(self, folder: Path, without: Callable[[TrialRecord], bool] = lambda record: False) -> str:
+        """A storage of it, without some records."""
+        store = RecordStore(str(folder / "storage"))
+        store.write_benchmark(self.benchmark.content())
+        for record in [*self.tuned, *self.retrained]:
+            if not without(record):
+                store.write(record, self.series.get(record.key, []))
+        return store.url
+
+
+@pytest.fixture(scope="module")
+def grid() -> Grid:
+    return Grid(make())
+
+
+def test_random_search_agrees_with_the_exact_curve(grid: Grid) -> None:
+    """The mean over repetitions of replayed random search is the expected curve over all subsets, in accuracy and in
+    hours, within four standard errors at every k, and the same where the whole grid is drawn."""
+    table = grid.table
+    settings = grid.method_for("random").settings
+    found = replay(grid.benchmark, table, "random", settings, 250)
+    ((_, tried),) = configurations(frame_of([*grid.tuned, *grid.retrained]), "full")
+    exact = exact_curve(tried).set_index("k")
+    groups = found.groupby("number")[["test_acc", "hours"]]
+    mean, error = groups.mean(), groups.std() / math.sqrt(250)
+    for ours, theirs in (("test_acc", "expected_test_acc"), ("hours", "expected_hours")):
+        away = (mean[ours] - exact[theirs]).abs()
+        assert (away.iloc[:-1] < 4 * error[ours].iloc[:-1]).all()
+        assert away.iloc[-1] < 1e-12
+        assert away.iloc[0] > 0  # a mean, not the formula
+
+
+@pytest.mark.parametrize("name", ["random", "asha"])
+def test_a_prefix_costs_what_it_tried_and_one_retraining(grid: Grid, name: str) -> None:
+    """After k configurations a method has spent the seconds of all their trials, and of retraining the best of them by
+    validation NLL among those that went furthest; its accuracy is that one's."""
+    records = drive(grid.method_for(name), grid.table)
+    accuracy = {(r.spec.learning_rate, r.spec.weight_decay): r for r in grid.retrained}
+    for step in anytime(records):
+        tried = [r for r in records if r.spec.stage == "tune" and r.spec.number < step.number]
+        furthest = max(r.spec.until for r in tried)
+        best = min((r for r in tried if r.spec.until == furthest), key=lambda r: r.metrics["val_nll"]).spec
+        again = accuracy[best.learning_rate, best.weight_decay]
+        assert step.accuracy == again.metrics["test_acc"]
+        spent = sum(r.seconds["train"] + r.seconds["evaluate"] for r in tried) + again.seconds["train"]
+        assert step.seconds == pytest.approx(spent, rel=1e-12)
+
+
+def test_on_one_slot_wall_time_is_compute_time(grid: Grid) -> None:
+    """Random search on one slot is over when all of it is spent; on four when list scheduling would end."""
+    for step in anytime(drive(grid.method_for("random"), grid.table)):
+        assert step.wall_seconds == pytest.approx(step.seconds, rel=1e-12)
+    records = drive(grid.method_for("random"), grid.table, 4)
+    *_, last = anytime(records)
+    seconds = {r.spec.number: r.seconds["train"] + r.seconds["evaluate"] for r in records if r.spec.stage == "tune"}
+    jobs = [Jobs(tuple(seconds[number] for number in range(len(seconds))))]
+    again = last.seconds - sum(seconds.values())
+    assert last.wall_seconds == pytest.approx(makespan(jobs, 4) + again, rel=1e-12)
+    assert last.wall_seconds < last.seconds / 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_slots_change_wall_time_alone(grid: Grid, seed: int) -> None:
+    """ASHA tries, keeps and spends the same on any number of slots, and is done sooner on more."""
+    one, many = (list(anytime(drive(grid.method_for("asha", seed=seed), grid.table, slots))) for slots in (1, 5))
+    assert [(s.number, s.accuracy) for s in one] == [(s.number, s.accuracy) for s in many]
+    assert [s.seconds for s in one] == pytest.approx([s.seconds for s in many])
+    assert many[-1].wall_seconds < one[-1].wall_seconds / 2
+
+
+def test_a_rung_is_a_part_of_its_run(grid: Grid) -> None:
+    """A trial that stops early has the validation NLL of that epoch, the seconds of training since the rung before, and
+    those of one pass over the validation images; all rungs together train as long as the run did."""
+    table = grid.table
+    run = grid.tuned[3]
+    rows = grid.series[run.key]
+    parts = [table.record(replace(run.spec, since=a, until=b), 7.0) for a, b in ((0, 0.07), (0.07, 0.3), (0.3, 1.0))]
+    assert [p.metrics["val_nll"] for p in parts] == [rows[e - 1]["val_nll"] for e in (2, 6, EPOCHS)]  # 0.07 x 20: 2
+    assert sum(p.seconds["train"] for p in parts) == pytest.approx(run.seconds["train"], rel=1e-12)
+    assert parts[1].seconds["train"] == rows[5]["train_seconds"] - rows[1]["train_seconds"]
+    assert [p.seconds["evaluate"] for p in parts] == [0.25] * 3
+    assert parts[1].finished - 7.0 == pytest.approx(sum(parts[1].seconds.values()))
+
+
+def test_a_run_that_diverges_is_whole_until_then() -> None:
+    """A rung before the epoch of divergence completes, its look timed as others'; one at or after it has diverged, and
+    took no longer than the run did."""
+    grid = Grid(make())
+    grid.diverge(2, 9)
+    spec = grid.tuned[2].spec
+    before, after, rest = (
+        grid.table.record(replace(spec, since=a, until=b), 0.0) for a, b in ((0, 0.4), (0.4, 0.5), (0.4, 1.0))
+    )
+    assert (before.status, after.status, rest.status) == ("completed", "diverged", "diverged")
+    assert before.metrics["val_nll"] == grid.series[spec.key][7]["val_nll"]
+    assert before.seconds["evaluate"] == 0.25
+    assert after.seconds["evaluate"] == 0
+    assert before.seconds["train"] + after.seconds["train"] == pytest.approx(grid.tuned[2].seconds["train"])
+
+
+def test_a_rung_between_two_looks_is_refused(tmp_path: Path) -> None:
+    """Where the grid's series have no row at a rung's epoch, the cell, the rung and the epochs that there are are
+    named."""
+    grid = Grid(make(SMALL))
+    for rows in grid.series.values():
+        rows[:] = rows[4::5]
+    with pytest.raises(
+        RecordError, match=r"digits-resnet l2-sp N = 100.* 0\.1 of the run.*epoch 2 of 20.*5, 10, 15, 20"
+    ):
+        drive(grid.method_for("asha"), grid.table)
+    assert len(drive(grid.method_for("asha", rungs=[0.25]), grid.table)) > 6
+
+
+def test_a_grid_without_series_is_refused_only_where_they_are_needed(tmp_path: Path) -> None:
+    """Without series random search is replayed, and ASHA is refused in one line."""
+    grid = Grid(make(SMALL))
+    kept = GridTable(grid.method, grid.tuned, grid.retrained, lambda key: [])
+    kept.check("random", grid.method_for("random").settings)
+    assert len(list(anytime(drive(grid.method_for("random"), kept)))) == 6
+    with pytest.raises(RecordError, match="has no series of epochs"):
+        drive(grid.method_for("asha"), kept)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["random.trials=7"], "trials = 7 drawn from a grid of 6"),
+        (["bo.grid=false"], "set bo.grid to true"),
+        (["bo.rungs=[0.1]"], "unknown key methods.bo.rungs"),
+        (["asha.rungs=[0.5, 0.2]"], "must rise"),
+        (["elbo.kappa=1"], "elbo is not replayed: use one of random, bo, asha"),
+        (["bo.trials"], "--set takes KEY=VALUE"),
+        (["bo=5"], "--set bo=5: bo has keys, such as bo.trials=12"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes: list[str], words: str) -> None:
+    """What no method can do, or no grid can answer, is refused before anything is replayed."""
+    grid = Grid(make(SMALL))
+    with pytest.raises(ValueError, match=re.escape(words)):
+        entries(grid.benchmark, grid.table, ["random", "bo", "asha"], changes)
+
+
+@pytest.mark.parametrize(("name", "words"), [("de-elbo", "de-elbo cannot be replayed"), ("what", "no method 'what'")])
+def test_only_what_a_grid_can_answer_is_replayed(name: str, words: str) -> None:
+    """A method that learns its strengths, or that does not exist, is refused by name."""
+    grid = Grid(make(SMALL))
+    with pytest.raises(ValueError, match=words):
+        entries(grid.benchmark, grid.table, [name])
+
+
+def test_an_entry_is_replayed_as_the_benchmark_has_it() -> None:
+    """An entry of the benchmark keeps its settings; a method it does not have gets the grid's lists and all of it."""
+    grid = Grid(make(methods={"map-gs": SMALL, "random": {"trials": 3, "retrain": "best"}}))
+    found = entries(grid.benchmark, grid.table, ["random", "asha", "late"], ["late.method=asha", "late.rungs=[0.5]"])
+    assert (found["random"].trials, found["random"].retrain) == (3, "incumbents")
+    assert (found["asha"].trials, found["asha"].weight_decays) == (6, (0.01, 0.001, 0.0))
+    assert (found["asha"].rungs, found["late"].rungs) == ((0.1, 0.3), (0.5,))
+    off = entries(grid.benchmark, grid.table, ["random"], ["random.weight_decays=[0.5, 0.1, 0.01]"])
+    with pytest.raises(ValueError, match=r"wd 0\.\d.* is not in the grid of 6 configurations"):
+        replay(grid.benchmark, grid.table, "random", off["random"], 5)
+
+
+@pytest.mark.parametrize("prior", ["l2-zero", "l2-sp", "ptyl"])
+def test_the_preset_digits_is_replayed_by_default(prior: str) -> None:
+    """The default methods fit each grid of the preset digits: its BO, which chooses from boxes, takes the whole grid
+    and its own sampler, seed and startup; random search and ASHA are the preset's own."""
+    benchmark = load_benchmark("digits", ["methods.bo.seed=5", "methods.bo.sampler=tpe", "methods.bo.startup=7"])
+    grids = [one for one in make_methods(benchmark) if isinstance(one, MAPGridSearch) and one.cell.prior == prior]
+    tuned = [TrialRecord(spec, "completed", {"val_nll": 1.0}, {}, {"train": 1.0}, 0.0, 1.0) for spec in grids[0].grid]
+    table = GridTable(grids[0], tuned, [], lambda key: [])
+    found = entries(benchmark, table, ["random", "bo", "asha"])
+    bo = found["bo"]
+    assert (bo.grid, bo.trials, bo.sampler, bo.seed, bo.startup) == (True, len(table), "tpe", 5, 7)
+    assert [found[name] for name in ("random", "asha")] == [benchmark.methods[name] for name in ("random", "asha")]
+    for settings in (found["random"], bo):
+        table.check("any", settings)
+
+
+def test_startup_fits_the_trials() -> None:
+    """Where an entry leaves the boxes for the grid, no more results at random come first than half of the trials."""
+    grid = Grid(make(methods={"map-gs": SMALL, "bo": {"trials": 36}}))
+    found = (entries(grid.benchmark, grid.table, ["bo"], changes)["bo"] for changes in ([], ["bo.trials=4"]))
+    assert [(bo.trials, bo.startup) for bo in found] == [(6, 3), (4, 2)]
+
+
+def test_cells_that_cannot_be_replayed_are_named(tmp_path: Path) -> None:
+    """A cell of which a tuning run or a retraining is missing is left out by name; where no cell is left that is an
+    error."""
+    grid = Grid(make(SMALL))
+    whole, lines = grid_tables(RecordStore(grid.store(tmp_path / "a")), grid.benchmark)
+    assert ([len(table) for table in whole], lines) == ([6], [])
+    more = make(SMALL, seeds=[1001, 2001])
+    whole, lines = grid_tables(RecordStore(grid.store(tmp_path / "b")), more)
+    assert len(whole) == 1
+    assert lines == ["map-gs mnist-digits digits-resnet l2-sp N = 100 seed 2001: 0 of 6 configurations are tuned"]
+    lost = {"tune": grid.tuned[0].key, "retrain": grid.retrained[0].key}
+    for stage, words in (("tune", "5 of 6 configurations are tuned"), ("retrain", "5 of 6 configurations are trained")):
+        url = grid.store(tmp_path / stage, lambda record, stage=stage: record.key == lost[stage])
+        with pytest.raises(RecordError, match=f"no finished grid to replay.*{words}"):
+            grid_tables(RecordStore(url), grid.benchmark)
+
+
+def run_command(*arguments: str) -> int:
+    """`replay` as the command line calls it."""
+    parser = argparse.ArgumentParser()
+    add_replay(lambda name, call, text: _with(parser, call))
+    options = parser.parse_args(list(arguments))
+    return int(options.call(options))
+
+
+def _with(parser: argparse.ArgumentParser, call: Any) -> argparse.ArgumentParser:
+    parser.set_defaults(call=call)
+    return parser
+
+
+@pytest.mark.usefixtures("sketch")
+def test_the_command_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`replay` writes a row for each repetition and number of configurations, prints the means of it, and draws the
+    report in which the replayed methods are named."""
+    grid = Grid(make(SMALL))
+    storage = grid.store(tmp_path)
+    asked = ["--methods", "random,asha", "--set", "asha.rungs=[0.2]", "--repetitions", "7", "--slots", "2"]
+    assert run_command(storage, *asked) == 0
+    found = pd.read_csv(Path(storage) / "replay" / "replay.csv")
+    assert len(found) == 2 * 7 * 6
+    assert set(found["method"]) == {"random", "asha"}
+    assert found["cost"].eq("full").all()
+    assert (found["wall_hours"] < found["hours"])[found["number"] == 6].all()
+    assert (found.groupby(["method", "repetition"])["hours"].diff().dropna() != 0).all()
+    table = means(found, (1, 4)).set_index(["method", "after"])
+    last = found[(found["method"] == "asha") & (found["number"] == 6)]
+    assert table.loc[("asha", 0), "test_acc"] == pytest.approx(last["test_acc"].mean())
+    assert table.loc[("asha", 0), "repetitions"] == 7
+    printed = capsys.readouterr().out
+    assert "replay.csv" in printed
+    assert "ASHA (replayed)" in (Path(storage) / "replay" / "report.html").read_text()
+    assert f"{last['test_acc'].mean():.1%}" in printed
+
+
+@pytest.mark.parametrize("parts", [(), (0.5, 0.3, 0.1)])
+def test_what_is_not_paid_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, parts: tuple[float, ...]
+) -> None:
+    """A part of a run pays the median of what parts of tuning runs took that were really trained in the storage, whole
+    runs nothing; without such parts the table says that handing over is not counted. BO's being on the grid is said."""
+    monkeypatch.setattr("bench.replay.settings.write_report", lambda *given, **more: {})
+    grid = Grid(make(methods={"map-gs": SMALL, "bo": {"trials": 36}}))
+    storage = grid.store(tmp_path)
+    for i, seconds in enumerate(parts):
+        spec = replace(grid.tuned[i].spec, method="asha", number=i, until=0.5)
+        ran = TrialRecord(spec, "completed", {"val_nll": 1.0}, {}, {"train": 1.0, "checkpoint": seconds}, 0.0, 1.0)
+        RecordStore(storage).write(ran, [])
+    spec = grid.tuned[0].spec
+    for other in (replace(spec, method="random", number=0), replace(spec, method="halving", stage="run", until=0.5)):
+        RecordStore(storage).write(replace(grid.tuned[0], spec=other, seconds={"train": 1.0, "checkpoint": 9.0}), [])
+    assert run_command(storage, "--methods", "bo,asha", "--set", "bo.sampler=tpe", "--repetitions", "1") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "bo is replayed on the grid" in printed
+    assert "asha is replayed" not in printed
+    assert "Not counted: choosing what to try next" in printed
+    assert ("counts 0.3 s" in printed, "no part of a tuning run" in printed) == (bool(parts), not parts)
+    (table,), _ = grid_tables(RecordStore(storage), grid.benchmark)
+    for since, until in ((0.0, 0.2), (0.2, 0.5), (0.5, 1.0)):
+        found = table.record(replace(spec, since=since, until=until), 0.0)
+        assert found.finished == pytest.approx(found.seconds["train"] + 0.25 + (0.3 if parts else 0.0))
+    assert table.record(spec, 0.0).seconds["checkpoint"] == 0
+
+
+def _without_series(grid: Grid) -> None:
+    grid.series.clear()
+
+
+def _nothing(grid: Grid) -> None:
+    pass
+
+
+def _few_looks(grid: Grid) -> None:
+    rows = grid.series[grid.tuned[-1].key]
+    rows[:] = rows[4::5]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "change", "words"),
+    [
+        (_without_series, "asha.rungs=[0.2]", "l2-sp N = 100 seed 1001: the grid's run .* has no series of epochs"),
+        (_few_looks, "asha.rungs=[0.25, 0.3]", "seed 1001: a stop at 0.3 .* epoch 6 of 20.*have epochs 5, 10, 15, 20"),
+        (_nothing, "asha.weight_decays=[0.5, 0.01, 0]", "seed 1001: asha may try .*weight_decay 0.5.* grid of 6"),
+    ],
+)
+def test_nothing_is_replayed_where_one_method_cannot_be(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Grid], None],
+    change: str,
+    words: str,
+) -> None:
+    """Whatever a table cannot answer to the last of the methods is found before the first of them is driven once: the
+    command ends with exit code 2 and one line, which names the cell and what is missing there."""
+    driven: list[str] = []
+    monkeypatch.setattr("bench.replay.simulation.drive", lambda method, *more: driven.append(method.name))
+    grid = Grid(make(SMALL))
+    spoil(grid)
+    assert main(["replay", grid.store(tmp_path), "--methods", "random,asha", "--set", change]) == 2
+    said = capsys.readouterr().err
+    assert re.search(words, said)
+    assert said.count("\n") == 1
+    assert driven == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--repetitions", "0"], "--repetitions must be 1 to 100000, got 0"),
+        (["--slots", "0"], "--slots must be"),
+        (["--methods", "random,,asha"], "--methods takes names"),
+        (["--methods", "asha,asha"], "--methods takes names"),
+    ],
+)
+def test_options_are_checked(arguments: list[str], words: str, tmp_path: Path) -> None:
+    """An option that makes no sense is refused before anything is read."""
+    with pytest.raises(ValueError, match=words):
+        run_command(str(tmp_path), *arguments)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method whose package is not installed is refused before anything is replayed."""
+    monkeypatch.setattr("bench.methods.base.find_spec", lambda name: None)
+    grid = Grid(make(SMALL))
+    assert set(entries(grid.benchmark, grid.table, ["random"])) == {"random"}
+    with pytest.raises(ValueError, match="bo needs the package optuna"):
+        entries(grid.benchmark, grid.table, ["bo"])
+
+
+def test_replaying_needs_no_torch() -> None:
+    """What reads a table loads neither torch, nor Ray, nor Optuna."""
+    words = "import sys, bench.replay.settings; print(*{'torch', 'ray', 'optuna'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""
+
+
+def test_a_place_that_is_no_storage_is_refused(tmp_path: Path) -> None:
+    """A folder without a benchmark is an error in one line."""
+    with pytest.raises(RecordError, match="holds no benchmark"):
+        run_command(str(tmp_path))
+
+
+LIVE = {
+    "map-gs": {"learning_rates": [0.1, 0.01], "weight_decays": [0.1, 0], "retrain": "all"},
+    "random": {"learning_rates": [0.1, 0.01], "weight_decays": [0.1, 0], "trials": 3},
+    "bo": {"learning_rates": [0.1, 0.01], "weight_decays": [0.1, 0], "trials": 4, "startup": 2}
+    | {"sampler": "tpe", "grid": True},
+    "asha": {"learning_rates": [0.1, 0.01], "weight_decays": [0.1, 0], "rungs": [0.2, 0.5], "eta": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def live(
+    tmp_path_factory: pytest.TempPathFactory,
+    pretrained: Any,
+) -> RecordStore:
+    """A storage of a grid, random search, BO and ASHA, each of whose trials was really trained here."""
+    import torch
+
+    from bench.execution.run_trial import execute
+    from deelbo.training.handover import Handover
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    benchmark = make(methods=LIVE, training={"steps": 10, "batch_size": 40})
+    store = RecordStore(str(tmp_path_factory.mktemp("live") / "storage"))
+    store.write_benchmark(benchmark.content())
+    race = Race(make_methods(benchmark))
+    kept: dict[str, bytes] = {}
+    while (spec := race.ask()) is not None:
+        before, after = spec.kept_as(spec.since), spec.kept_as(spec.until)
+        rung = Handover(
+            lambda name=before: kept.get(name),  # type: ignore[misc]
+            lambda content, name=after: kept.__setitem__(name, content),  # type: ignore[misc]
+        )
+        part = (spec.since, spec.until) != (0.0, 1.0)
+        record, series = execute(spec, pretrained, torch.device("cpu"), handover=rung if part else None)
+        store.write(record, series)
+        race.tell(record)
+    torch.set_num_threads(threads)
+    return store
+
+
+@pytest.mark.parametrize("name", ["random", "bo", "asha"])
+def test_a_replayed_method_is_the_method(live: RecordStore, name: str) -> None:
+    """Replayed from the grid's records a method asks for the very trials that it ran, in the same order, rung for rung,
+    trains the same ones again, and has the same validation NLL and test accuracy to the bit. Its seconds are others',
+    measured once on another run: only their size is compared."""
+    benchmark = parse_benchmark(live.read_benchmark(), "live")
+    (table,), lines = grid_tables(live, benchmark)
+    assert lines == []
+    settings = entries(benchmark, table, [name])[name]
+    assert settings == benchmark.methods[name]
+    method = method_named(name)(trial_template(benchmark, table.cell), settings, name)
+    ours = {record.key: record for record in drive(method, table)}
+    theirs = {record.key: record for record in live.records() if record.spec.method == name}
+    assert ours.keys() == theirs.keys()  # numbers are part of a key
+    for key, record in ours.items():
+        assert record.status == theirs[key].status
+        for metric in ("val_nll", "val_acc") if record.spec.stage == "tune" else ("test_acc", "test_nll"):
+            np.testing.assert_equal(record.metrics[metric], theirs[key].metrics[metric])
+        assert 0.05 < record.seconds["train"] / theirs[key].seconds["train"] < 20
+        assert record.seconds["evaluate"] > 0 or record.spec.stage == "retrain"
+    replayed, run = list(anytime(ours.values())), list(anytime(theirs.values()))
+    assert [(step.number, step.accuracy) for step in replayed] == [(step.number, step.accuracy) for step in run]
+    if name == "asha":
+        assert {record.spec.until for record in ours.values()} == {0.2, 0.5, 1.0}
+        assert len(ours) < 3 * 4 + 1  # some were given up

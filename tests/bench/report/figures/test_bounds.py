@@ -1,0 +1,234 @@
+"""Figure 1: its formula against real objectives and dense Gaussians, its runs, and what is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.optimize import minimize_scalar
+from torch import nn
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
+
+from bench.report.figures.bounds import best_scale, bound, figure1, pairs
+from bench.results.frame import COLUMNS, frame_of
+from deelbo._vectors import flatten
+from deelbo.groups import make_groups
+from deelbo.objectives.elbo import ELBO, DataEmphasizedELBO
+from deelbo.priors import LowRank
+
+pytestmark = pytest.mark.filterwarnings("error")
+N = 7
+D = 25
+ROW: dict[str, Any] = {"source": "", "dataset": "d", "backbone": "b", "prior": "l2-sp", "n": N, "seed": 1}
+ROW |= {"stage": "run", "status": "completed", "test_acc": 0.5, "train_seconds": 1.0, "nll_under_q": 1.25}
+KINDS = ["l2-zero", "l2-sp", "ptyl"]
+
+
+class Learned:
+    """An objective over a small network whose weights have moved, and its prior's dense covariance."""
+
+    def __init__(self, method: str, prior: str = "l2-sp", seed: int = 0, **settings: Any) -> None:
+        torch.manual_seed(seed)
+        net = nn.Sequential(OrderedDict(body=nn.Linear(4, 3), head=nn.Linear(3, 2, bias=False), scale=nn.Linear(1, 2)))
+        net = net.double()
+        start = flatten([*net.body.parameters(), *net.scale.parameters()])  # 19 weights of the backbone, 6 of the head
+        self.sigma_matrix = torch.eye(19, dtype=torch.float64)
+        if prior == "ptyl":
+            variance, factor = torch.rand(19, dtype=torch.float64), torch.randn(19, 5, dtype=torch.float64)
+            self.sigma_matrix = torch.diag(variance / 2 + 0.1) + factor @ factor.T / 8
+            groups = make_groups(net, "head", LowRank(start, variance, factor))
+        else:
+            groups = make_groups(net, "head", prior)
+        kind = ELBO if method == "elbo" else DataEmphasizedELBO
+        self.objective = kind(groups, N, sigma=0.3 if method == "elbo" else 0.05, **settings)
+        with torch.no_grad():
+            for weights in net.parameters():
+                weights += 0.5 * torch.randn_like(weights)
+        self.method, self.prior = method, prior
+
+    def row(self, objective: float = 0.0, **more: Any) -> dict[str, Any]:
+        """The run as a row of the records."""
+        state = {f"state_{name}": value for name, value in self.objective.describe().items()}
+        return ROW | {"method": self.method, "prior": self.prior, "objective": objective} | state | more
+
+
+def results(*rows: dict[str, Any]) -> pd.DataFrame:
+    """Results in the schema of the records."""
+    filled = [dict.fromkeys(COLUMNS) | {"key": str(i)} | row for i, row in enumerate(rows)]
+    return pd.DataFrame(filled).astype({name: kind for name, kind in COLUMNS.items() if kind != "str"})
+
+
+@pytest.mark.parametrize("prior", KINDS)
+@pytest.mark.parametrize(("method", "kappa"), [("elbo", 1.0), ("de-elbo", D / N)])
+def test_its_kl_is_the_objectives(method: str, kappa: float, prior: str) -> None:
+    """Each group alone, at its own closed-form scale: together what the objective itself adds to the NLL."""
+    learned = Learned(method, prior)
+    total = 0.0
+    for name, other in (("backbone", "head"), ("head", "backbone")):
+        without = {f"state_{what}_{other}": 0.0 for what in ("dim", "squared_distance", "trace_precision", "log_det")}
+        scale = np.array([learned.objective.scales()[name]])
+        total += 1.25 + bound(pd.Series(learned.row() | without), scale, kappa).item()
+    assert -total == pytest.approx(float(learned.objective.regulariser()), rel=1e-10)
+
+
+@pytest.mark.parametrize("prior", KINDS)
+@pytest.mark.parametrize("kappa", [1.0, D / N])
+def test_its_kl_is_that_of_dense_gaussians(prior: str, kappa: float) -> None:
+    """At any lambda = tau: torch's KL of N(w, sigma^2 I) from N(mu, s Sigma), of N(v, sigma^2 I) from N(0, s I)."""
+    learned = Learned("elbo", prior)
+    body, head = learned.objective.groups
+    w, v, eye = flatten(body.weights), flatten(head.weights), torch.eye(19, dtype=torch.float64)
+    for s in (1e-3, 0.2, 1.0, 50.0):
+        kl = kl_divergence(
+            MultivariateNormal(w, 0.09 * eye), MultivariateNormal(body.prior.mean, s * learned.sigma_matrix)
+        )
+        kl += kl_divergence(Normal(v, 0.3), Normal(torch.zeros_like(v), math.sqrt(s))).sum()
+        value = bound(pd.Series(learned.row()), np.array([s]), kappa).item()
+        assert value == pytest.approx(-1.25 - kl.item() / (kappa * N), rel=1e-10)
+
+
+@pytest.mark.parametrize("prior", KINDS)
+@pytest.mark.parametrize("kappa", [1.0, D / N])
+def test_the_best_scale_is_the_optimum(prior: str, kappa: float) -> None:
+    """A numerical search for the highest bound ends at the closed form, whatever kappa is."""
+    run = pd.Series(Learned("de-elbo", prior).row())
+    search = minimize_scalar(
+        lambda x: -bound(run, np.exp([x]), kappa).item(), bounds=(-10, 10), options={"xatol": 1e-9}
+    )
+    assert best_scale(run) == pytest.approx(math.exp(search.x), rel=1e-5)
+
+
+def test_the_best_scale_lies_between_those_of_the_groups() -> None:
+    """It is the mean of lambda* and tau*, each counted by its weights."""
+    learned = Learned("de-elbo")
+    scales = learned.objective.scales()
+    assert best_scale(pd.Series(learned.row())) == pytest.approx((19 * scales["backbone"] + 6 * scales["head"]) / D)
+
+
+BOTH = [Learned("elbo", seed=1).row(), Learned("de-elbo", seed=2).row()]
+
+
+def test_a_pair_is_both_methods_chosen_runs() -> None:
+    """Of each method's runs in a cell the one with the least objective; a grid beside them has no q."""
+    rows = [Learned(name, seed=s).row(objective=(5.0, 3.0, 4.0)[s]) for name in ("elbo", "de-elbo") for s in range(3)]
+    grid = ROW | {"method": "map-gs", "stage": "tune", "val_nll": 0.0}
+    found = pairs(results(*rows, grid))
+    assert found["method"].tolist() == ["de-elbo", "elbo"]
+    assert found["objective"].tolist() == [3, 3]
+    assert found["key"].tolist() == ["4", "1"]
+
+
+@pytest.mark.parametrize("other", [{"seed": 2}, {"n": 8}, {"dataset": "e"}, {"backbone": "c"}, {"source": "s"}])
+def test_a_cell_needs_both(other: dict[str, Any]) -> None:
+    """Where one of the two methods is missing there is no pair, and runs of two cells or sources are none."""
+    alone = Learned("de-elbo", kappa=D / other.get("n", N)).row()
+    assert len(pairs(results(*BOTH))) == 2
+    assert pairs(results(BOTH[0], alone | other)).empty
+    assert sorted(pairs(results(*BOTH, alone | other))["key"]) == ["0", "1"]
+
+
+@pytest.mark.parametrize("kappa", [1.0, 0.99 * D / N, 2 * D / N])
+def test_another_kappa_is_another_method(kappa: float) -> None:
+    """A DE ELBo trained with another kappa than D/N gives no pair."""
+    assert pairs(results(BOTH[0], Learned("de-elbo", kappa=kappa).row())).empty
+
+
+def test_a_diverged_run_has_no_q() -> None:
+    """A cell whose only run of a method diverged gives no pair, with or without a state; a better one is shown."""
+    lost = [BOTH[1] | {"status": "diverged"}, BOTH[1] | {"nll_under_q": math.nan}, BOTH[1] | {"state_sigma": math.inf}]
+    for one in lost:
+        assert pairs(results(BOTH[0], one)).empty
+    assert len(pairs(results(*BOTH, lost[0] | {"objective": -9.0}))) == 2
+
+
+def test_published_runs_give_no_figure() -> None:
+    """Files without a learned state, and no results at all, give no pair."""
+    published = ROW | {"method": "map-gs", "stage": "tune", "val_nll": 0.0}
+    assert pairs(results(published)).empty
+    assert pairs(results(published, *BOTH[:1])).empty
+    assert pairs(frame_of([])).empty
+
+
+def drawn(*rows: dict[str, Any]) -> tuple[Figure, pd.DataFrame]:
+    """The figure, its canvas drawn, and its runs."""
+    runs = pairs(results(*rows))
+    figure = figure1(runs)
+    figure.canvas.draw()
+    return figure, runs
+
+
+def title(axis: Axes) -> str:
+    return str(axis.get_title("left") or axis.get_title())
+
+
+def test_what_is_drawn() -> None:
+    """Left the ELBo, right the DE ELBo; in both a dashed line of the ELBo's q and a solid one of the DE ELBo's, a dot
+    on each at its highest point, within the panel."""
+    figure, runs = drawn(*BOTH)
+    assert len(figure.axes) == 2
+    for axis, kappa in zip(figure.axes, (1.0, D / N), strict=True):
+        assert axis.get_xscale() == "log"
+        lines = [line for line in axis.lines if len(line.get_xdata()) > 1]
+        dots = [line for line in axis.lines if len(line.get_xdata()) == 1]
+        assert len(lines) == len(dots) == 2
+        assert [line.get_linestyle() for line in lines] == ["-", "--"]
+        for line, dot, (_, run) in zip(lines, dots, runs.iterrows(), strict=True):
+            np.testing.assert_allclose(line.get_ydata(), bound(run, line.get_xdata(), kappa))
+            assert dot.get_xdata()[0] == best_scale(run)
+            assert line.get_xdata()[0] < best_scale(run) < line.get_xdata()[-1]
+            assert max(line.get_ydata()) <= dot.get_ydata()[0] == pytest.approx(max(line.get_ydata()), rel=1e-2)
+            assert axis.get_ylim()[0] < dot.get_ydata()[0] < axis.get_ylim()[1]
+    left, right = map(title, figure.axes)
+    assert headings(figure) == [f"d, N = {N}, L2-SP; test accuracy: ELBo 50.0 %, DE ELBo 50.0 %"]
+    assert "ELBo (kappa = 1)" in left
+    assert "DE ELBo (kappa = D/N = 4)" in right
+
+
+def headings(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.texts if "N = " in text.get_text()]
+
+
+def test_a_row_for_each_cell() -> None:
+    """A row for each dataset, backbone, N, prior and source, in the papers' order; split seeds share one."""
+    named = [row | {"source": "r"} for row in BOTH]
+    changes = [("prior", "ptyl"), ("prior", "l2-zero"), ("backbone", "c"), ("source", "s"), ("seed", 2)]
+    figure, _ = drawn(*[row | {name: value} for name, value in changes for row in named], *named)
+    names = ["L2-zero, b, r", "L2-SP, b, r", "L2-SP, b, s", "PTYL, b, r", "L2-SP, c, r"]
+    for heading, name in zip(headings(figure), names, strict=True):
+        assert f"d, N = {N}, {name}" in heading
+    assert [len(axis.lines) for axis in figure.axes] == [4, 4, 8, 8, 4, 4, 4, 4, 4, 4]
+
+
+def test_it_says_how_they_test() -> None:
+    """The legend tells the two q apart; each row has their test accuracies, from least to most of several splits."""
+    rows = [row | {"test_acc": acc} for row, acc in zip(BOTH, (0.25, 0.9), strict=True)]
+    again = [row | {"test_acc": acc, "seed": 2} for row, acc in zip(BOTH, (0.2, 0.95), strict=True)]
+    for shown, words in (
+        (rows, "ELBo 25.0 %, DE ELBo 90.0 %"),
+        ([*rows, *again], "ELBo 20.0-25.0 %, DE ELBo 90.0-95.0 %"),
+    ):
+        figure, _ = drawn(*shown)
+        (legend,) = figure.legends
+        assert [line.get_linestyle() for line in legend.get_lines()] == ["--", "-"]
+        assert [" DE ELBo" in text.get_text() for text in legend.get_texts()] == [False, True]
+        (heading,) = headings(figure)
+        assert heading.endswith(words)
+
+
+@pytest.mark.parametrize("cells", [1, 3])
+def test_nothing_covers_anything(cells: int) -> None:
+    """Legend, titles and panels keep clear of each other, and within the figure."""
+    figure, _ = drawn(*[row | {"prior": prior, "dataset": "mnist-digits"} for prior in KINDS[:cells] for row in BOTH])
+    boxes = [legend.get_window_extent() for legend in figure.legends]
+    boxes += [axis.get_tightbbox() for axis in figure.axes] + [text.get_window_extent() for text in figure.texts]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert all(figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)

@@ -1,0 +1,411 @@
+"""The report: all its files, from whatever results there are."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from bench.config.benchmark import Benchmark
+from bench.config.loading import parse_benchmark
+from bench.exceptions import ConfigError, RecordError
+from bench.labels import method_name
+from bench.report.build import write_report
+from bench.results.curves import curves
+from bench.results.frame import frame_of
+from bench.results.sources import Results, from_published, from_storage, gather
+from bench.results.tables import table2, table3
+from bench.scheduling.run_summary import Ended, outcome_of
+from bench.storage.records import RecordStore
+from bench.trials.record import TrialRecord
+from tests.helpers.result_frames import many_methods, replayed
+
+Fake = Callable[..., TrialRecord]
+Publish = Callable[..., tuple[Path, Path]]
+TABLES = {"table2", "table3", "equal_compute", "regularisation", "paired_tests"}
+FIGURES = {f"{name}.{kind}" for name in ("figure2", "figure2_full") for kind in ("png", "pdf")}
+RACE = {"anytime.csv", "budgets.csv", "rank_pairs.csv", "figure_race.png", "figure_race.pdf"}
+RACE |= {f"{name}.{kind}" for name in ("winners", "time_to", "ranking") for kind in ("csv", "md")}
+FILES = {"report.html", "curves.csv", *FIGURES, *(f"{name}.{kind}" for name in TABLES for kind in ("csv", "md"))}
+
+
+def report(store: RecordStore, out: Path, **options: Any) -> dict[str, Path]:
+    """The report of one storage."""
+    return write_report([from_storage(store)], out, **options)
+
+
+def page_of(files: dict[str, Path]) -> str:
+    return files["report.html"].read_text(encoding="utf-8")
+
+
+def test_all_files_are_made(storage: RecordStore, tmp_path: Path) -> None:
+    """The page, the figures as PNG and PDF, the tables as CSV and Markdown, the curves; each is named. Of the paper's
+    methods alone there is no race."""
+    files = report(storage, tmp_path / "deep" / "out")
+    assert set(files) == FILES
+    assert {path.name for path in (tmp_path / "deep" / "out").iterdir()} == set(files)
+    for name in ("figure2", "figure2_full"):
+        assert files[f"{name}.png"].read_bytes().startswith(b"\x89PNG")
+        assert files[f"{name}.pdf"].read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.usefixtures("sketch")
+def test_the_csv_files_are_the_tables(storage: RecordStore, tmp_path: Path) -> None:
+    """What the CSV files hold is what the records say, to the last digit."""
+    files = report(storage, tmp_path)
+    frame = frame_of(list(storage.records()))
+    for name, table in (("curves.csv", curves(frame)), ("table2.csv", table2(frame)), ("table3.csv", table3(frame))):
+        read = pd.read_csv(files[name], keep_default_na=False, na_values={c: "" for c in table if c != "source"})
+        pd.testing.assert_frame_equal(read, table, check_dtype=False)
+
+
+def test_the_page_stands_alone(storage: RecordStore, tmp_path: Path) -> None:
+    """The page refers to no other file and no server: images are inside, and there is one script, inside too."""
+    page = page_of(report(storage, tmp_path))
+    outside = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "data:", page)
+    assert page.count("data:image/png;base64,") == 2
+    assert re.findall(r"""(?:src|href)\s*=\s*["']?(?!["']?(?:data:|#))""", outside) == []
+    assert "http:" not in outside
+    assert "https:" not in outside
+    assert outside.count("<script") == outside.count("<script>") == 1
+    assert "<link" not in outside
+    assert "@import" not in outside
+
+
+@pytest.mark.usefixtures("sketch")
+def test_the_page_says_what_was_run(storage: RecordStore, tiny: Benchmark, play: Any, tmp_path: Path) -> None:
+    """The page has the benchmark's name, its configuration, how many trials there are, and each run's account."""
+    outcome = outcome_of([Ended.of(record) for record in play(tiny)], 0, 0, 2, 990.0)
+    storage.write_run("20250101", asdict(outcome) | {"account": outcome.describe()})
+    page = page_of(report(storage, tmp_path))
+    assert "<h1>tiny" in page
+    assert "digits-resnet" in page
+    assert "9 trials: 9 completed" in page
+    assert "Unfinished" not in page
+    assert "What if more had run at once" not in page
+    assert "Input that could not be used" not in page
+    assert "9 trials in 24 s: 2 slots busy" in page
+
+
+@pytest.mark.usefixtures("sketch")
+def test_the_page_compares_the_methods(storage: RecordStore, tmp_path: Path) -> None:
+    """A sentence says what DE ELBo, MAP + grid search and the plain ELBo reached, as table 3 does."""
+    page = page_of(report(storage, tmp_path))
+    accuracy = table3(frame_of(list(storage.records()))).set_index("method")["mean"]
+    assert f"DE ELBo reaches {accuracy['de-elbo']:.1f} %" in page
+    assert f"the plain ELBo (kappa = 1) {accuracy['elbo']:.1f} %" in page
+
+
+def test_html_cannot_come_in_by_the_name(content: dict[str, Any]) -> None:
+    """A benchmark's name cannot hold HTML."""
+    with pytest.raises(ConfigError, match="name"):
+        parse_benchmark(content | {"name": "<script>"}, "x")
+
+
+@pytest.mark.usefixtures("sketch")
+def test_html_from_the_records_is_escaped(storage: RecordStore, tmp_path: Path) -> None:
+    """HTML in a file that somebody else wrote comes out as text; the page's own script is the only one."""
+    storage.write_run("20250101", {"account": "<script>x</script>"})
+    page = page_of(report(storage, tmp_path / "out"))
+    assert page.count("<script") == 1
+    assert "&lt;script&gt;x" in page
+
+
+@pytest.mark.usefixtures("sketch")
+@pytest.mark.parametrize("left_out", ["map-gs", "de-elbo", "elbo"])
+def test_a_method_may_be_missing(left_out: str, content: dict[str, Any], play: Any, fill: Any, tmp_path: Path) -> None:
+    """A benchmark without one of the methods has its report all the same."""
+    del content["methods"][left_out]
+    benchmark = parse_benchmark(content, "x")
+    files = report(fill(RecordStore(str(tmp_path / "s")), benchmark, play(benchmark)), tmp_path / "out")
+    assert set(pd.read_csv(files["curves.csv"])["method"]) == {"map-gs", "de-elbo", "elbo"} - {left_out}
+
+
+@pytest.mark.usefixtures("sketch")
+def test_several_panels_and_priors(content: dict[str, Any], play: Any, fill: Any, tmp_path: Path) -> None:
+    """Three priors, two sizes and two seeds make one figure with two panels."""
+    content |= {"priors": ["l2-zero", "l2-sp", "ptyl"], "n": [100, 1000], "seeds": [1, 2]}
+    content["methods"]["map-gs"] |= {"retrain": {"l2-sp": "all"}, "ptyl_lambdas": [1, 10]}
+    benchmark = parse_benchmark(content, "x")
+    files = report(fill(RecordStore(str(tmp_path / "s")), benchmark, play(benchmark)), tmp_path / "out")
+    assert len(pd.read_csv(files["table3.csv"])) == 3 * 2 * 3
+    assert len(pd.read_json(files["figure2.png"], typ="series")) == 2
+
+
+@pytest.mark.usefixtures("sketch")
+@pytest.mark.parametrize("status", ["diverged", "failed"])
+def test_what_went_wrong_is_in_the_report(
+    status: str, tiny: Benchmark, fake: Fake, play: Any, fill: Any, tmp_path: Path
+) -> None:
+    """With diverged or failed runs among them there is a report, which counts them."""
+
+    def judge(spec: Any) -> TrialRecord:
+        return fake(spec, status if spec.learning_rate == 0.1 else "completed")
+
+    store = fill(RecordStore(str(tmp_path / "s")), tiny, play(tiny, judge))
+    assert f"4 {status}" in page_of(report(store, tmp_path / "out"))
+
+
+@pytest.mark.usefixtures("sketch")
+def test_an_interrupted_run_has_a_report(tiny: Benchmark, play: Any, fill: Any, tmp_path: Path) -> None:
+    """Before the retraining, the grid has no curve yet, and the other methods have theirs."""
+    records = [record for record in play(tiny) if record.spec.stage != "retrain"]
+    files = report(fill(RecordStore(str(tmp_path / "s")), tiny, records), tmp_path / "out")
+    assert set(pd.read_csv(files["curves.csv"])["method"]) == {"de-elbo", "elbo"}
+    assert "Unfinished, 1 trials left" in page_of(files)
+
+
+def test_no_benchmark_no_report(tmp_path: Path) -> None:
+    """A folder that is not there, is empty, or holds something else is refused, and nothing is written."""
+    with pytest.raises(RecordError, match="holds no benchmark"):
+        report(RecordStore(str(tmp_path / "a")), tmp_path / "out")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "notes").write_text("x")
+    with pytest.raises(RecordError, match="holds no benchmark"):
+        report(RecordStore(str(tmp_path / "b")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_records_no_report(tiny: Benchmark, fake: Fake, play: Any, fill: Any, tmp_path: Path) -> None:
+    """A storage without any record, or where all trials failed, is refused, and nothing is written."""
+    for name, records in (("a", []), ("b", play(tiny, lambda spec: fake(spec, "failed")))):
+        with pytest.raises(RecordError, match="no method can be reported yet"):
+            report(fill(RecordStore(str(tmp_path / name)), tiny, records), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("sketch")
+def test_only_what_is_asked_for_is_reported(content: dict[str, Any], play: Any, fill: Any, tmp_path: Path) -> None:
+    """After the configuration was narrowed, or kappa changed, earlier trials do not count in the tables."""
+    wide = parse_benchmark(content, "x")
+    content["methods"]["de-elbo"] |= {"kappa": 50}
+    content["methods"]["map-gs"] |= {"weight_decays": [0.01], "retrain": "all"}
+    narrow = parse_benchmark(content, "x")
+    store = fill(RecordStore(str(tmp_path / "s")), wide, play(wide))
+    fill(store, narrow, play(narrow))
+    runs = pd.read_csv(report(store, tmp_path / "out")["table2.csv"]).set_index("method")["num_runs"]
+    assert runs.to_dict() == {"map-gs": 2, "de-elbo": 2, "elbo": 2}
+
+
+@pytest.mark.usefixtures("sketch")
+def test_two_storages_stand_side_by_side(
+    storage: RecordStore, tiny: Benchmark, play: Any, fill: Any, tmp_path: Path
+) -> None:
+    """Every table has a column source with both labels, as many rows of each as it has alone; the page names both."""
+    other = fill(RecordStore(str(tmp_path / "other")), tiny, play(tiny))
+    alone = report(storage, tmp_path / "alone", slots=2)
+    results, _ = gather([storage.url, other.url], [])
+    files = write_report(results, tmp_path / "both", slots=2)
+    assert set(files) == set(alone)
+    for name in (file for file in files if file.endswith(".csv")):
+        counts = pd.read_csv(files[name])["source"].value_counts().to_dict()
+        assert counts == dict.fromkeys(["storage", "other"], len(pd.read_csv(alone[name]))), name
+    assert "| source |" in files["table2.md"].read_text()
+    assert "| source |" not in alone["table2.md"].read_text()
+    page = page_of(files)
+    assert "<h1>storage and other" in page
+    assert "<th class=text>source</th>" in page
+    assert page.count("storage: ") >= 2
+    assert page.count("other: ") >= 2
+
+
+@pytest.mark.usefixtures("sketch")
+def test_a_sampled_report_is_the_same_for_the_same_seed(
+    content: dict[str, Any], play: Any, fill: Any, tmp_path: Path
+) -> None:
+    """The sampled curves and figure are added on request; the seed alone decides what they are, the rest is exact."""
+    content["methods"]["map-gs"]["retrain"] = "all"
+    benchmark = parse_benchmark(content, "x")
+    store = fill(RecordStore(str(tmp_path / "s")), benchmark, play(benchmark))
+    one, same, other = (
+        report(store, tmp_path / name, subsamples=7, seed=seed) for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
+    sampled = {"curves_sampled.csv", "figure2_sampled.png", "figure2_sampled.pdf"}
+    assert set(one) == FILES | sampled
+    for name in set(one) - {"report.html"}:
+        assert one[name].read_bytes() == same[name].read_bytes(), name
+        assert (one[name].read_bytes() == other[name].read_bytes()) == (name not in sampled), name
+    exact, drawn = (pd.read_csv(one[name]) for name in ("curves.csv", "curves_sampled.csv"))
+    assert list(drawn.columns) == list(exact.columns)
+    assert len(drawn) == len(exact)
+    assert "The same from 7 random subsets of each size" in page_of(one)
+
+
+@pytest.mark.usefixtures("sketch")
+def test_an_earlier_reports_files_go(storage: RecordStore, tmp_path: Path) -> None:
+    """What an earlier report had and this one has not is removed; files that no report makes stay."""
+    out = tmp_path / "out"
+    before = report(storage, out, subsamples=2, slots=3)
+    stale = {"figure1.png", "figure1.pdf", *RACE}
+    foreign = {"notes.txt", "table4.csv", "figure2.svg", "report.html.bak"}
+    for name in stale | foreign:
+        (out / name).write_text("x")
+    after = report(storage, out)
+    assert {"what_if.csv", "what_if.md", "curves_sampled.csv", "figure2_sampled.pdf"} <= set(before) - set(after)
+    assert {path.name for path in out.iterdir()} == set(after) | foreign
+
+
+@pytest.mark.usefixtures("sketch")
+def test_where_no_report_was_nothing_goes(storage: RecordStore, tmp_path: Path) -> None:
+    """In a folder that holds no earlier report, a file of a name that a report may have stays, if it is not made; and
+    where the page would take the place of somebody else's, nothing is written."""
+    mine = [tmp_path / name for name in ("figure1.png", "what_if.csv", "curves_sampled.csv")]
+    page = tmp_path / "report.html"
+    for path in [*mine, page]:
+        path.write_text("<title>mine</title>")
+    with pytest.raises(ValueError, match=r"report\.html was not made by `report`.*give another --out"):
+        report(storage, tmp_path)
+    assert {path for path in tmp_path.iterdir() if path.is_file()} == {*mine, page}
+    page.unlink()
+    report(storage, tmp_path)
+    assert {path.read_text() for path in mine} == {"<title>mine</title>"}
+
+
+@pytest.mark.usefixtures("sketch")
+def test_the_page_says_first_what_is_left(tiny: Benchmark, play: Any, fill: Any, tmp_path: Path) -> None:
+    """Of an unfinished benchmark the first paragraph says how much is left."""
+    records = [record for record in play(tiny) if record.spec.stage != "retrain"]
+    page = page_of(report(fill(RecordStore(str(tmp_path / "s")), tiny, records), tmp_path / "out"))
+    assert re.findall("<p>([^<]*)</p>", page)[0].startswith("Unfinished: trials left to run: 1.")
+
+
+@pytest.mark.usefixtures("sketch")
+def test_a_missing_figure_1_is_explained(storage: RecordStore, tmp_path: Path) -> None:
+    """Where an ELBo and a DE ELBo ran and make no pair, the page says what figure 1 needs."""
+    page = page_of(report(storage, tmp_path / "out"))
+    assert "Not drawn: it needs, in one cell" in page
+
+
+@pytest.mark.usefixtures("sketch")
+def test_a_failed_report_leaves_the_earlier_one(
+    storage: RecordStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report is made as a whole: where drawing fails, the earlier one stands, and nothing lies beside it."""
+    report(storage, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+    def fail(*_: Any) -> list[Path]:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr("bench.report.build.save", fail)
+    with pytest.raises(ValueError, match="no ink"):
+        report(storage, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert not list(tmp_path.glob(".report-*"))
+
+
+@pytest.mark.usefixtures("sketch")
+def test_a_winner_never_trained_again_has_its_times_alone(publish: Publish, tmp_path: Path) -> None:
+    """Of published files whose best was never trained again there are mean times and no figure, and the page says
+    why."""
+    files = write_report([from_published([publish(retrained=0)])], tmp_path / "out")
+    (row,) = pd.read_csv(files["table2.csv"]).to_dict("records")
+    assert (row["mean_run_seconds"], row["num_runs"]) == (101.5, 4)
+    assert pd.isna(row["total_seconds"])
+    assert not any(name.startswith("figure") for name in files)
+    assert len(pd.read_csv(files["curves.csv"])) == len(pd.read_csv(files["table3.csv"])) == 0
+    page = page_of(files)
+    assert "the best configuration has no retrained run" in page
+    assert "<img" not in page
+    assert ">1 min 42 s</td>" in page
+
+
+@pytest.mark.usefixtures("sketch")
+def test_published_files_have_no_full_cost(publish: Publish, tmp_path: Path) -> None:
+    """Of published files there is figure 2 of training time, none of the full cost, and none that nobody ran."""
+    files = write_report([from_published([publish()])], tmp_path / "out")
+    assert {name for name in files if name.startswith("figure")} == {"figure2.png", "figure2.pdf"}
+    assert "as the paper prints it" in page_of(files)
+
+
+@pytest.mark.usefixtures("sketch")
+def test_what_could_not_be_used_is_on_the_page(publish: Publish, tmp_path: Path) -> None:
+    """Input that was left out, of an origin or an origin as a whole, is listed on the page."""
+    spoilt = from_published([publish(cells=[(100, 1), (100, 2)], runtime=-1)])
+    page = page_of(write_report([spoilt], tmp_path / "out", left_out=["runs/lost: no such place"]))
+    assert "Input that could not be used" in page
+    assert "left out: l2-sp, N = 100, seed 1</li>" in page
+    assert "<li>runs/lost: no such place</li>" in page
+
+
+@pytest.mark.usefixtures("sketch")
+def test_slots_add_the_makespan(storage: RecordStore, tmp_path: Path) -> None:
+    """On request there is what_if.csv, for so many slots, and its table on the page; else neither."""
+    files = report(storage, tmp_path, slots=3)
+    assert set(files) == FILES | {"what_if.csv", "what_if.md"}
+    assert set(pd.read_csv(files["what_if.csv"])["slots"]) == {3}
+    assert "What if more had run at once" in page_of(files)
+
+
+@pytest.mark.usefixtures("sketch")
+def test_figure_1_needs_both_runs(content: dict[str, Any], fake: Fake, play: Any, fill: Any, tmp_path: Path) -> None:
+    """Figure 1 is drawn where an ELBo and a DE ELBo kept what it needs, and not where one of them is missing."""
+    parts = {"dim": 500.0, "squared_distance": 2.0, "trace_precision": 400.0, "log_det": -3.0}
+    state = {f"{name}_{group}": value for name, value in parts.items() for group in ("backbone", "head")}
+
+    def judge(spec: Any) -> TrialRecord:
+        kappa = 1.0 if spec.method == "elbo" else 1000 / spec.n
+        return fake(spec, state=state | {"sigma": 0.01, "kappa": kappa})
+
+    for name in ("both", "one"):
+        benchmark = parse_benchmark(content, "x")
+        files = report(
+            fill(RecordStore(str(tmp_path / name)), benchmark, play(benchmark, judge)), tmp_path / f"{name}-out"
+        )
+        assert ({"figure1.png", "figure1.pdf"} <= set(files)) == (name == "both")
+        assert ("<h2>Figure 1" in page_of(files)) == (name == "both")
+        content["methods"].pop("elbo", None)
+
+
+@pytest.mark.usefixtures("sketch")
+def test_other_methods_are_raced(tmp_path: Path) -> None:
+    """Where a method is there that the paper does not have, the page has the race: its figure, tables and files; figure
+    2 shows the paper's alone, and says so. Every entry is named in tables 2 and 3."""
+    frame = many_methods(("l2-sp",), (100,), 2)
+    frame = frame[~frame["method"].isin(["bo-tpe", "laplace", "de-elbo-kappa"])].reset_index(drop=True)
+    files = write_report([Results("", "all", frame, [], [], [])], tmp_path)
+    assert set(files) == FILES | RACE
+    page = page_of(files)
+    for words in (
+        "<h2>The race",
+        "Best at each budget",
+        "Time to within 0.5 points",
+        "<h3>Ranking",
+        "left to the next",
+    ):
+        assert words in page
+    assert page.index("Best for d, N = 100, L2-SP") < page.index("<h2>")
+    lines = json.loads(files["figure2.png"].read_text())
+    assert sum(len(line) == 1 for (axis,) in [lines] for line in axis) == 2 * 3
+    for table in ("table2.csv", "table3.csv", "anytime.csv", "ranking.csv", "time_to.csv"):
+        assert set(pd.read_csv(files[table])["method"]) == set(frame["method"]), table
+    assert '<td class="text">de-elbo-layer</td>' in page
+
+
+@pytest.mark.usefixtures("sketch")
+def test_replays_stand_beside_the_runs(tmp_path: Path) -> None:
+    """Replayed methods are in the race under a name of their own, not in the tables of what was run."""
+    frame = many_methods(("l2-sp",), (100,), 2)
+    frame = frame[frame["method"].isin(["map-gs", "de-elbo"])].reset_index(drop=True)
+    files = write_report([Results("", "x", frame, [], [], [])], tmp_path, replays=replayed(frame, 3))
+    anytime = pd.read_csv(files["anytime.csv"])
+    assert set(anytime["method"]) == {"map-gs", "de-elbo", "random (replayed)"}
+    assert set(anytime.loc[anytime["method"] == "random (replayed)", "curves"]) == {6}
+    assert set(pd.read_csv(files["table3.csv"])["method"]) == {"map-gs", "de-elbo"}
+    assert f"{method_name('random')} (replayed)</th>" in page_of(files)
+
+
+@pytest.mark.usefixtures("sketch")
+def test_a_source_without_the_papers_methods(tmp_path: Path) -> None:
+    """Where none of the paper's methods was run there is no figure 2, and all else."""
+    frame = many_methods(("l2-sp",), (100,), 2)
+    frame = frame[frame["method"].isin(["bo", "bo-tpe"])].reset_index(drop=True)
+    files = write_report([Results("", "x", frame, [], [], [])], tmp_path, subsamples=3)
+    assert {name for name in files if name.startswith("figure")} == {"figure_race.png", "figure_race.pdf"}
+    assert "relative to the best method&#x27;s at its end" in page_of(files)

@@ -1,0 +1,336 @@
+"""The reader of the published result files, on small tables in their format; and what the papers print."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from bench.results.curves import curves
+from bench.results.frame import COLUMNS
+from bench.results.paper import TABLE2, TABLE3
+from bench.results.published import read_published
+from bench.results.tables import table2, table3
+
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "published"
+here = pytest.mark.skipif(not SHARED.is_dir(), reason="the published files are not here")
+
+L2SP = "l2-sp_lr_0=0.1_n=370_random_state=1001_tau=0.01"
+OTHER = "l2-sp_lr_0=0.1_n=370_random_state=1001_tau=0.001"
+PTYL = "ptyl_lambda=100.0_lr_0=0.01_n=370_random_state=1001_tau=1e-05"
+LATER = "l2-sp_alpha=0.01_beta=0.001_lr_0=0.1_n=370_random_state=1001"
+
+
+def rows(
+    name: str | None, metric: str, prior: str | None = "l2-sp", column: str = "method", **given: Any
+) -> dict[str, Any]:
+    row = {"model_name": name, column: prior, "n": 370, "random_state": 1001, "runtime": 100.0}
+    return row | {f"{metric}_acc": 0.8, f"{metric}_nll": 0.5} | given
+
+
+def files(folder: Path, tuned: list[dict[str, Any]], retrained: list[dict[str, Any]]) -> tuple[Path, Path]:
+    paths = folder / "tuned_Pet.csv", folder / "retrained_Pet.csv"
+    for path, table in zip(paths, (tuned, retrained), strict=True):
+        pd.DataFrame(table).to_csv(path, index=False)
+    return paths
+
+
+def cells(frame: pd.DataFrame) -> set[tuple[Any, ...]]:
+    return {(row.prior, row.n, row.seed, row.stage) for row in frame.itertuples()}
+
+
+def test_both_files_become_one_table(tmp_path: Path) -> None:
+    """Names, priors and settings are read into the schema of our own records, tuning and retraining apart."""
+    pair = files(tmp_path, [rows(L2SP, "val"), rows(PTYL, "val", "ptyl")], [rows(L2SP, "test", runtime=50.0)])
+    frame, problems, _ = read_published(*pair)
+    assert problems == []
+    assert list(frame.columns) == list(COLUMNS)
+    assert {name: str(kind) for name, kind in frame.dtypes.items()} == {
+        name: str(kind) for name, kind in pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS).dtypes.items()
+    }
+    first, second, third = frame.to_dict("records")
+    assert (first["stage"], third["stage"], first["dataset"], first["seed"]) == ("tune", "retrain", "Pet", 1001)
+    assert (first["method"], first["backbone"], first["source"]) == ("map-gs", "resnet50", "published")
+    assert (first["learning_rate"], first["weight_decay"], first["head_weight_decay"]) == (0.1, 0.01, 0.01)
+    assert (second["prior"], second["prior_scale"], second["head_weight_decay"]) == ("ptyl", 100.0, 1e-5)
+    assert pd.isna(second["weight_decay"])
+    assert (third["train_seconds"], third["test_acc"]) == (50.0, 0.8)
+    assert pd.isna(third["val_nll"])
+
+
+@pytest.mark.parametrize("column", ["method", "criterion"])
+@pytest.mark.parametrize(("name", "strengths"), [(L2SP, [0.01, 0.01]), (LATER, [0.01, 0.001])])
+def test_later_names_are_read(tmp_path: Path, column: str, name: str, strengths: list[float]) -> None:
+    """Names with tau, or with alpha and beta, and a column method or criterion: each is read with the other."""
+    pair = files(tmp_path, [rows(name, "val", column=column)], [rows(name, "test", column=column)])
+    frame, problems, _ = read_published(*pair, dataset="Flowers", source="later")
+    assert problems == []
+    assert frame[["weight_decay", "head_weight_decay"]].to_numpy().tolist() == [strengths, strengths]
+    assert frame[["prior", "dataset", "source"]].iloc[0].tolist() == ["l2-sp", "Flowers", "later"]
+    assert len(curves(frame)) == 1
+
+
+@pytest.mark.parametrize("nll", [float("nan"), float("inf")])
+def test_placeholders_are_left_out_and_diverged_runs_kept(tmp_path: Path, nll: float) -> None:
+    """A row without a runtime is no run; one with a runtime and no finite NLL diverged."""
+    tuned = [rows(L2SP, "val"), rows(OTHER, "val", val_nll=nll), rows(PTYL, "val", "ptyl", runtime=None)]
+    frame, problems, notes = read_published(*files(tmp_path, tuned, [rows(L2SP, "test")]))
+    assert frame["status"].tolist() == ["completed", "diverged", "completed"]
+    assert problems == []
+    assert notes == ["tuned_Pet.csv: 1 rows without a runtime are placeholders, and left out."]
+
+
+def test_the_full_cost_is_not_made_up(tmp_path: Path) -> None:
+    """The files hold training seconds alone: there is no curve and no total of the full cost."""
+    frame, *_ = read_published(*files(tmp_path, [rows(L2SP, "val")], [rows(L2SP, "test")]))
+    assert set(curves(frame)["cost"]) == {"train"}
+    assert table2(frame)["total_seconds_full"].isna().all()
+
+
+SPOILT = {
+    "name": (rows("resnet", "val"), "model_name 'resnet' cannot be read"),
+    "number in its name": (rows(L2SP.replace("0.01", "1e-"), "val"), "cannot be read"),
+    "name without its n": (rows(L2SP.replace("_n=370", ""), "val"), "cannot be read"),
+    "PTYL without its lambda": (rows(L2SP, "val", "ptyl"), "cannot be read"),
+    "prior": (rows(L2SP, "val", "l1"), "expected a prior of l2-zero, l2-sp, ptyl"),
+    "no prior": (rows(L2SP, "val", prior=None), "expected a prior"),
+    "another prior": (rows(L2SP, "val", "l2-zero"), "says another prior, n or random_state than the columns"),
+    "another n": (rows(L2SP, "val", n=740), "says another prior, n or random_state than the columns"),
+    "another seed": (rows(L2SP, "val", random_state=1), "says another prior, n or random_state than the columns"),
+    "word for a runtime": (rows(L2SP, "val", runtime="soon"), "has a number that cannot be read"),
+    "word for an NLL": (rows(L2SP, "val", val_nll="low"), "has a number that cannot be read"),
+    "negative runtime": (rows(L2SP, "val", runtime=-1.0), "has a runtime that is not above 0"),
+    "no time at all": (rows(L2SP, "val", runtime=0.0), "has a runtime that is not above 0"),
+    "infinite runtime": (rows(L2SP, "val", runtime="inf"), "has a runtime that is not above 0"),
+}
+
+
+@pytest.mark.parametrize(("bad", "words"), SPOILT.values(), ids=SPOILT)
+def test_a_file_of_such_rows_is_refused(tmp_path: Path, bad: dict[str, Any], words: str) -> None:
+    """Where no row can be read the pair is refused in one line: the file, the row and why."""
+    with pytest.raises(ValueError, match=words) as refused:
+        read_published(*files(tmp_path, [bad], [rows(L2SP, "test", runtime=None)]))
+    assert "tuned_Pet.csv: model_name " in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("bad", "words"), SPOILT.values(), ids=SPOILT)
+def test_a_bad_row_takes_its_grid_with_it(tmp_path: Path, bad: dict[str, Any], words: str) -> None:
+    """A grid of which a row cannot be read is left out: without the row it would pass for a smaller grid. Where the
+    row's name says another cell than its columns, the row is missing in the one that its name says. Other splits stay.
+    """
+    elsewhere = L2SP.replace("=1001", "=2001"), {"random_state": 2001}
+    tuned = [bad, rows(OTHER, "val"), rows(elsewhere[0], "val", **elsewhere[1])]
+    retrained = [rows(OTHER, "test"), rows(elsewhere[0], "test", **elsewhere[1])]
+    frame, problems, _ = read_published(*files(tmp_path, tuned, retrained))
+    assert cells(frame) == {("l2-sp", 370, 2001, "tune"), ("l2-sp", 370, 2001, "retrain")}
+    (problem,) = problems
+    assert re.search(words, problem)
+    assert "l2-sp, N = 370, seed 1001" in problem
+
+
+@pytest.mark.parametrize("file", [0, 1])
+@pytest.mark.parametrize("again", [L2SP, L2SP.replace("0.01", "1e-2")], ids=["same name", "other spelling"])
+def test_rows_that_disagree_take_their_cell_alone(tmp_path: Path, file: int, again: str) -> None:
+    """Two results of one run, its numbers spelled alike or not, in either file: the cell goes from both, no other."""
+    pair: tuple[list[Any], list[Any]] = ([], [])
+    for table, metric in zip(pair, ("val", "test"), strict=True):
+        table += [rows(L2SP, metric), rows(OTHER, metric), rows(PTYL, metric, "ptyl")]
+        for n, seed in ((370, 2001), (3441, 1001)):
+            name = L2SP.replace("n=370", f"n={n}").replace("state=1001", f"state={seed}")
+            table.append(rows(name, metric, n=n, random_state=seed))
+    pair[file].append(rows(again, ("val", "test")[file], runtime=101.0))
+    frame, problems, _ = read_published(*files(tmp_path, *pair))
+    left = [("ptyl", 370, 1001), ("l2-sp", 370, 2001), ("l2-sp", 3441, 1001)]
+    assert cells(frame) == {(*cell, stage) for cell in left for stage in ("tune", "retrain")}
+    (problem,) = problems
+    assert ("tuned_Pet.csv", "retrained_Pet.csv")[file] in problem
+    assert f"{L2SP!r} has two rows that disagree" in problem
+    assert problem.endswith("left out: l2-sp, N = 370, seed 1001")
+
+
+@pytest.mark.parametrize("again", [L2SP, L2SP.replace("0.01", "1e-2")], ids=["same name", "other spelling"])
+def test_a_row_twice_is_one_run(tmp_path: Path, again: str) -> None:
+    """A row that stands twice, with the same results, counts once, however its numbers are spelled."""
+    tuned = [rows(L2SP, "val"), rows(again, "val")]
+    frame, problems, _ = read_published(*files(tmp_path, tuned, [rows(L2SP, "test")]))
+    assert len(frame) == 2
+    assert problems == []
+
+
+def test_a_run_without_its_name_is_not_passed_over(tmp_path: Path) -> None:
+    """A row with a runtime and no model_name is no placeholder: it cannot be read, and its cell goes."""
+    with pytest.raises(ValueError, match="left out: l2-sp, N = 370, seed 1001"):
+        read_published(*files(tmp_path, [rows(L2SP, "val"), rows(None, "val")], [rows(L2SP, "test")]))
+
+
+@pytest.mark.parametrize("column", ["n", "random_state"])
+@pytest.mark.parametrize("value", ["many", 370.5, -1, None, "inf", 1e20])
+def test_a_cell_that_is_none_is_refused(tmp_path: Path, column: str, value: Any) -> None:
+    """A run whose n or seed is no whole number belongs nowhere: the file is refused by name, with what stands there."""
+    pair = files(tmp_path, [rows(L2SP, "val"), rows(OTHER, "val", **{column: value})], [rows(L2SP, "test")])
+    with pytest.raises(ValueError, match=rf"tuned_Pet\.csv: {column} = .* is no whole number .*: mend the file"):
+        read_published(*pair)
+
+
+def test_nothing_but_placeholders_is_refused(tmp_path: Path) -> None:
+    """A pair without any run is refused, both files named."""
+    pair = files(tmp_path, [rows(L2SP, "val", runtime=None)], [rows(L2SP, "test", runtime=None)])
+    with pytest.raises(ValueError, match=r"tuned_Pet\.csv and .*retrained_Pet\.csv hold no run"):
+        read_published(*pair)
+
+
+@pytest.mark.parametrize("lost", ["model_name", "method", "n", "random_state", "runtime", "val_nll", "val_acc"])
+def test_a_missing_column_is_named(tmp_path: Path, lost: str) -> None:
+    """A table without one of the columns is refused with its name, and what was expected."""
+    row = {name: value for name, value in rows(L2SP, "val").items() if name != lost}
+    with pytest.raises(
+        ValueError, match=rf"tuned_Pet\.csv has no column .*{lost}.*: give the published tuning results"
+    ):
+        read_published(*files(tmp_path, [row], [rows(L2SP, "test")]))
+
+
+@pytest.mark.parametrize("content", [None, b"\x80\x04\x95\xff\x00", b"", b"a,b\n1,2,3\n1,2,3,4\n"])
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    """No file, or one that is no text, empty, or ragged, is refused in one line with its name."""
+    there, _ = files(tmp_path, [rows(L2SP, "val")], [rows(L2SP, "test")])
+    bad = tmp_path / "bad.csv"
+    if content is not None:
+        bad.write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad\.csv cannot be read") as refused:
+        read_published(there, bad)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def read(name: str) -> pd.DataFrame:
+    frame, problems, _ = read_published(SHARED / f"tuned_{name}.csv", SHARED / f"retrained_{name}.csv")
+    assert problems == []
+    return frame
+
+
+@here
+def test_table_2_of_the_paper() -> None:
+    """From the published files, L2-SP and PTYL at N = 50000, seed 1001, are the paper's table 2 to the second."""
+    frame = read("CIFAR-10")
+    table = table2(frame).set_index(["prior", "n", "split_seed"])
+    assert len(frame) == 1299
+    l2sp, ptyl = table.loc[("l2-sp", 50000, 1001)], table.loc[("ptyl", 50000, 1001)]
+    assert (round(l2sp["mean_run_seconds"]), int(l2sp["total_seconds"])) == (39 * 60 + 11, 16 * 3600 + 15 * 60 + 55)
+    assert (round(ptyl["mean_run_seconds"]), int(ptyl["total_seconds"])) == (37 * 60 + 15, 149 * 3600 + 36 * 60 + 5)
+    assert (l2sp["num_runs"], ptyl["num_runs"]) == (24, 240)
+    for row in (l2sp, ptyl):
+        assert abs(row["mean_run_seconds"] - row["published_run_seconds"]) < 0.5
+        assert 0 <= row["total_seconds"] - row["published_total_seconds"] < 60
+        assert row["num_runs"] == row["published_runs"]
+
+
+@here
+@pytest.mark.parametrize("n", [370, 3441])
+def test_pets_tables_are_those_of_the_csv_files(n: int) -> None:
+    """Oxford-IIIT Pet, every seed: mean run, runs, total and accuracy are what the CSV files alone come to."""
+    tuned, retrained = (pd.read_csv(SHARED / f"{stage}_Oxford-IIIT_Pet.csv") for stage in ("tuned", "retrained"))
+    expected, accuracies = {}, []
+    for seed, grid in tuned[tuned["n"] == n].groupby("random_state"):
+        best = grid.loc[grid["val_nll"].idxmin(), "model_name"]
+        (again,) = retrained[retrained["model_name"] == best].to_dict("records")
+        expected[seed] = [grid["runtime"].mean(), 24, grid["runtime"].sum() + again["runtime"]]
+        accuracies.append(100 * again["test_acc"])
+    frame = read("Oxford-IIIT_Pet")
+    second, third = (table[table["n"] == n] for table in (table2(frame), table3(frame)))
+    found = second.set_index("split_seed")[["mean_run_seconds", "num_runs", "total_seconds"]]
+    assert set(found.index) == set(expected) == {1001, 2001, 3001}
+    for seed, numbers in expected.items():
+        assert found.loc[seed].tolist() == pytest.approx(numbers, rel=1e-12)
+    (row,) = third.to_dict("records")
+    mean = sum(accuracies) / 3
+    assert [row[name] for name in ("mean", "min", "max")] == pytest.approx([mean, min(accuracies), max(accuracies)])
+    assert row["seeds"] == 3
+
+
+PAPER = {
+    ("l2-zero", "map-gs"): "67.7 (66.0-68.6) | 87.8 (87.5-88.4) | 95.0 (94.4-95.5) | 97.2 (97.1-97.2)",
+    ("l2-zero", "de-elbo"): "60.9 (58.9-63.1) | 87.2 (87.0-87.4) | 91.2 (90.7-92.0) | 93.2 (93.0-93.3)",
+    ("l2-sp", "map-gs"): "68.1 (66.7-68.9) | 87.3 (87.2-87.3) | 95.3 (95.1-95.7) | 97.1 (97.0-97.1)",
+    ("l2-sp", "de-elbo"): "70.6 (68.7-72.7) | 87.2 (86.8-87.4) | 95.0 (94.8-95.2) | 96.8 (96.7-96.9)",
+    ("ptyl", "map-gs"): "67.5 (65.7-68.4) | 87.9 (86.9-89.2) | 95.2 (95.0-95.4) | 97.3 (97.3-97.3)",
+    ("ptyl", "de-elbo"): "70.6 (68.7-72.6) | 87.2 (86.9-87.6) | 95.1 (94.9-95.4) | 96.9 (96.8-96.9)",
+}
+
+
+@pytest.mark.parametrize(("prior", "method"), PAPER)
+def test_accuracies_are_the_papers(prior: str, method: str) -> None:
+    """Mean, least and most accuracy at each N are table 3's, digit by digit."""
+    ours = TABLE3[(TABLE3["prior"] == prior) & (TABLE3["method"] == method)].sort_values("n")
+    assert ours["n"].tolist() == [100, 1000, 10000, 50000]
+    names = ["published_mean", "published_min", "published_max"]
+    words = ["{:.1f} ({:.1f}-{:.1f})".format(*row) for row in ours[names].to_numpy().tolist()]
+    assert " | ".join(words) == PAPER[prior, method]
+    assert set(ours["dataset"]) == {"CIFAR-10"}
+    assert set(ours["backbone"]) == {"resnet50"}
+
+
+def test_times_are_the_papers() -> None:
+    """Run, number of runs and total are table 2's, to the second and to the minute."""
+    found = {}
+    for row in TABLE2.to_dict("records"):
+        run, total = int(row["published_run_seconds"]), int(row["published_total_seconds"])
+        assert total % 60 == 0
+        words = f"{run // 60} min {run % 60} s, {row['published_runs']}, {total // 3600} h {total % 3600 // 60} min"
+        found[row["prior"], row["method"], row["dataset"], row["backbone"], row["n"], row["split_seed"]] = words
+    where = ("CIFAR-10", "resnet50", 50000, 1001)
+    assert found == {
+        ("l2-sp", "map-gs", *where): "39 min 11 s, 24, 16 h 15 min",
+        ("l2-sp", "de-elbo", *where): "39 min 0 s, 4, 2 h 36 min",
+        ("ptyl", "map-gs", *where): "37 min 15 s, 240, 149 h 36 min",
+        ("ptyl", "de-elbo", *where): "40 min 0 s, 4, 2 h 39 min",
+    }
+
+
+@pytest.mark.parametrize("end", [-1, -30])
+def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, end: int) -> None:
+    """A file that ends in the middle of a row is refused: that row would pass for a run that diverged."""
+    tuned, retrained = files(tmp_path, [rows(L2SP, "val"), rows(OTHER, "val")], [rows(L2SP, "test")])
+    text = tuned.read_bytes()
+    tuned.write_bytes(text[:end])
+    if end == -1:  # the last line's end is no part of its row
+        assert len(read_published(tuned, retrained).frame) == 3
+        return
+    with pytest.raises(ValueError, match=r"tuned_Pet\.csv cannot be read .*ends in the middle of a row"):
+        read_published(tuned, retrained)
+
+
+def test_a_retrained_run_betrays_a_missing_one(tmp_path: Path) -> None:
+    """A run that was trained again without a tuning run means that the grid has holes: its cell goes, no other."""
+    elsewhere = rows(L2SP.replace("1001", "2001"), "val", random_state=2001)
+    pair = files(tmp_path, [rows(L2SP, "val"), elsewhere], [rows(L2SP, "test"), rows(OTHER, "test")])
+    frame, problems, _ = read_published(*pair)
+    assert cells(frame) == {("l2-sp", 370, 2001, "tune")}
+    (problem,) = problems
+    assert "1 retrained run without a tuning run" in problem
+    assert problem.endswith("left out: l2-sp, N = 370, seed 1001")
+
+
+def test_files_of_two_datasets_are_refused(tmp_path: Path) -> None:
+    """A tuned file of one dataset and a retrained one of another are refused by their names."""
+    tuned, retrained = files(tmp_path, [rows(L2SP, "val")], [rows(L2SP, "test")])
+    other = retrained.rename(tmp_path / "retrained_Flowers.csv")
+    with pytest.raises(ValueError, match="named after two datasets"):
+        read_published(tuned, other)
+
+
+@pytest.mark.parametrize("accuracy", [80.0, -0.1, float("inf")])
+def test_an_accuracy_is_a_share(tmp_path: Path, accuracy: float) -> None:
+    """A row whose accuracy is outside 0 to 1 cannot be used: percent would be shown as a hundred times as good."""
+    with pytest.raises(ValueError, match="has an accuracy outside 0 to 1"):
+        read_published(*files(tmp_path, [rows(L2SP, "val", val_acc=accuracy)], [rows(L2SP, "test")]))
+
+
+def test_a_huge_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file larger than any such table is refused before it fills the memory."""
+    pair = files(tmp_path, [rows(L2SP, "val")], [rows(L2SP, "test")])
+    monkeypatch.setattr("bench.results.published.LARGEST_FILE", 50)
+    with pytest.raises(ValueError, match=r"tuned_Pet\.csv cannot be read .*at most 50 are read"):
+        read_published(*pair)

@@ -1,0 +1,212 @@
+"""All methods as one stream of trials, from the beginning or from where it stopped."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bench.config.benchmark import Benchmark, make_methods
+from bench.config.loading import parse_benchmark
+from bench.scheduling.queue import Race, settle
+from bench.trials.record import TrialRecord
+from bench.trials.spec import TrialSpec
+
+Fake = Callable[..., TrialRecord]
+quick = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def test_every_trial_is_asked_once(tiny: Benchmark, play: Any) -> None:
+    """A race asks 4 tuning runs, one retraining, and twice 2 runs, none of them twice."""
+    records = play(tiny)
+    assert len({record.key for record in records}) == len(records) == 4 + 1 + 2 + 2
+
+
+@quick
+@given(data=st.data())
+def test_trials_may_end_in_any_order(data: st.DataObject, tiny: Benchmark, fake: Fake, play: Any) -> None:
+    """Several at a time and ending in any order, a race asks for the same trials, and counts them right."""
+    race = Race(make_methods(tiny))
+    out: list[TrialSpec] = []
+    told = 0
+    while not race.finished:
+        while len(out) < 3 and (spec := race.ask()) is not None:
+            out.append(spec)
+        assert (race.told, race.left, race.total) == (told, 9 - told, 9)
+        spec = out.pop(data.draw(st.integers(0, len(out) - 1)))
+        race.tell(fake(spec))
+        told += 1
+    assert (race.told, race.left, race.reused) == (9, 0, [])
+    assert race.ask() is None
+
+
+@quick
+@given(stop=st.integers(0, 9), order=st.integers(0, 100))
+def test_an_interrupted_race_goes_on(stop: int, order: int, tiny: Benchmark, play: Any) -> None:
+    """Continued from any set of existing records, a race asks for the others alone: together they are all."""
+    everything = play(tiny)
+    existing = random.Random(order).sample(everything, stop)  # noqa: S311
+    rest = play(tiny, known=existing)
+    assert not {record.key for record in rest} & {record.key for record in existing}
+    assert {record.key for record in [*rest, *existing]} == {record.key for record in everything}
+    assert len(rest) + stop == len(everything)
+
+
+def test_existing_records_are_counted(tiny: Benchmark, play: Any) -> None:
+    """Records that were there count as told and reused; with all of them there a race is finished at once."""
+    records = play(tiny)
+    race = Race(make_methods(tiny), records)
+    assert (race.finished, len(race.reused), race.told, race.left) == (True, 9, 9, 0)
+    assert race.ask() is None
+
+
+def test_records_of_other_trials_are_ignored(tiny: Benchmark, play: Any) -> None:
+    """Records of trials that no method asks for are neither reused nor told."""
+    others = play(tiny.model_copy(update={"seeds": (7,)}))
+    race = Race(make_methods(tiny), others)
+    assert (race.reused, race.told, race.left) == ([], 0, 9)
+
+
+def test_failed_trials_are_tried_again(tiny: Benchmark, fake: Fake, play: Any) -> None:
+    """A record of status failed from an earlier run is asked for again; a diverged one is not."""
+    records = play(tiny)
+    runs = [i for i, record in enumerate(records) if record.spec.stage == "run"]
+    records[runs[0]] = fake(records[runs[0]].spec, "failed")
+    records[runs[1]] = fake(records[runs[1]].spec, "diverged")
+    assert [record.key for record in play(tiny, known=records)] == [records[runs[0]].key]
+
+
+def test_failures_are_kept_in_sight(tiny: Benchmark, fake: Fake) -> None:
+    """A failed trial is told, listed, and does not hold up the race."""
+    race = Race(make_methods(tiny))
+    while (spec := race.ask()) is not None:
+        race.tell(fake(spec, "failed" if spec.method == "elbo" else "completed"))
+    assert race.finished
+    assert [record.spec.method for record in race.failed] == ["elbo", "elbo"]
+    assert race.left == 0
+
+
+def test_a_retraining_that_never_comes_is_not_left(tiny: Benchmark, fake: Fake) -> None:
+    """Where every tuning run failed there is nothing to retrain, and nothing is left at the end."""
+    race = Race(make_methods(tiny))
+    while (spec := race.ask()) is not None:
+        race.tell(fake(spec, "failed" if spec.stage == "tune" else "completed"))
+    assert race.finished
+    assert race.left == 0
+
+
+def test_order_depends_on_its_seed_alone(tiny: Benchmark, play: Any) -> None:
+    """The same order_seed gives the same order, another gives another one of the same trials."""
+
+    def order(seed: int) -> list[str]:
+        return [record.key for record in play(tiny.model_copy(update={"order_seed": seed}))]
+
+    assert order(3) == order(3)
+    assert order(3) != order(4)
+    assert sorted(order(3)) == sorted(order(4))
+
+
+def test_methods_are_mixed(tiny: Benchmark) -> None:
+    """No method gets the first or the last hours to itself: over order seeds, every trial comes first sometimes."""
+    first = set()
+    for seed in range(60):
+        spec = Race(make_methods(tiny), order_seed=seed).ask()
+        assert spec is not None
+        first.add(spec.method)
+    assert first == {"map-gs", "de-elbo", "elbo"}
+
+
+def test_settle_keeps_what_is_done_and_asked_for(tiny: Benchmark, play: Any, fake: Any) -> None:
+    """Records count where their method is done with the cell, failed ones too; elsewhere what is left is counted."""
+    records = play(tiny)
+    methods = make_methods(tiny)
+    assert sorted(r.key for r in settle(methods, records)[0]) == sorted(r.key for r in records)
+    lost = next(record for record in records if record.spec.method == "elbo")
+    kept, left, held = settle(make_methods(tiny), [record for record in records if record is not lost])
+    assert left == {("elbo", lost.spec.cell): 1}
+    assert held == sum(record.spec.method == "elbo" for record in records) - 1
+    assert {record.spec.method for record in kept} == {"map-gs", "de-elbo"}
+    failed = [fake(record.spec, "failed") if record is lost else record for record in records]
+    assert settle(make_methods(tiny), failed)[1] == {}
+    stranger = fake(replace(lost.spec, learning_rate=0.5))
+    assert stranger not in settle(make_methods(tiny), [*records, stranger])[0]
+
+
+@pytest.fixture
+def adaptive(content: dict[str, Any]) -> Benchmark:
+    """One cell of the methods that let results decide what is tried next."""
+    methods = {
+        "asha": {"trials": 6, "eta": 2, "weight_decays": [0.01, 0.001, 0]},
+        "bo": {"trials": 6, "startup": 3, "sampler": "tpe"},
+        "deelbo-halving": {},
+        "hypergradient": {"learning_rates": [0.1, 0.01]},
+        "random": {"trials": 6},
+    }
+    return parse_benchmark(content | {"methods": methods}, "x")
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_decisions_are_the_same_after_an_interruption(data: st.DataObject, adaptive: Benchmark, fake: Fake) -> None:
+    """Where results decide what is tried, a race from any part of its records, with answers in any order, asks for the
+    rest of what it would have asked for alone, whatever diverged or failed; and none of its parts of runs stays kept
+    that nobody will go on with."""
+    learned = {f"mean_weight_decay_{group}": 1e-3 for group in ("backbone", "head")}
+
+    def answer(spec: TrialSpec) -> TrialRecord:
+        chance = int(spec.key, 16) % 10
+        return fake(spec, "diverged" if chance == 0 else "completed", state=learned)
+
+    def run(known: list[TrialRecord]) -> tuple[dict[str, TrialRecord], set[str]]:
+        race = Race(make_methods(adaptive), known, order_seed=data.draw(st.integers(0, 99)))
+        out, done = [], {record.key: record for record in known}
+        kept = {record.spec.kept_as(record.spec.until) for record in known if record.spec.until < 1}
+        while not race.finished:
+            while len(out) < 3 and (spec := race.ask()) is not None:
+                out.append(spec)
+            record = answer(out.pop(data.draw(st.integers(0, len(out) - 1))))
+            done[record.key] = record
+            kept |= {record.spec.kept_as(record.spec.until)} if record.spec.until < 1 else set()
+            race.tell(record)
+            kept -= set(race.obsolete())
+        return done, kept - set(race.obsolete())
+
+    everything, kept = run([])
+    assert kept == set()
+    part = [record for record in everything.values() if data.draw(st.booleans())]
+    again, kept = run(part)
+    assert again.keys() == everything.keys()
+    assert kept == set()
+
+
+def test_what_is_decided_one_by_one_is_spread_over_the_race(content: dict[str, Any], play: Any) -> None:
+    """Trials of Bayesian optimisation, each of which waits for the one before it, are started throughout a race, and
+    not when everything else has ended."""
+    methods = {"bo": {"trials": 20, "sampler": "tpe", "retrain": "best"}, "map-gs": {"retrain": "all"}}
+    race = play(parse_benchmark(content | {"methods": methods, "seeds": [1, 2, 3, 4]}, "x"))
+    places = [place / len(race) for place, record in enumerate(race) if record.spec.method == "bo"]
+    assert len(places) == 4 * 21
+    assert 0.35 < sum(places) / len(places) < 0.65
+    assert max(b - a for a, b in pairwise([0.0, *places, 1.0])) < 0.15
+
+
+def test_a_part_that_failed_later_is_kept(adaptive: Benchmark, fake: Fake) -> None:
+    """A part of a run from which another started that failed is not named obsolete: the next run tries again."""
+    methods = [method for method in make_methods(adaptive) if method.name == "deelbo-halving"]
+    race = Race(methods)
+    named: list[str] = []
+    failed = None
+    while (spec := race.ask()) is not None:
+        fails = failed is None and spec.since > 0
+        failed = spec if fails else failed
+        race.tell(fake(spec, "failed" if fails else "completed"))
+        named += race.obsolete()
+    assert failed is not None
+    assert named
+    assert failed.kept_as(failed.since) not in named

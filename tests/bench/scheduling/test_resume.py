@@ -1,0 +1,318 @@
+"""What a run takes up in its storage: its own benchmark, extended or not; another one is refused, or forked from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.config.benchmark import Benchmark
+from bench.config.loading import parse_benchmark
+from bench.exceptions import RecordError
+from bench.execution.run_trial import start_fingerprint
+from bench.scheduling.resume import OtherBenchmarkError, check_records, check_settings, fork_of, inherit, take_up
+from bench.storage.records import RecordStore
+from deelbo.pretrained.embedded import Pretrained
+
+Starts = dict[str, Pretrained]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RecordStore:
+    return RecordStore(str(tmp_path / "a"))
+
+
+def check_starts(store: RecordStore, starts: Starts) -> None:
+    check_records(store, store.records(), {}, starts)
+
+
+def test_a_new_storage_fits(store: RecordStore, tiny: Benchmark) -> None:
+    """A storage that does not exist yet is anybody's, and asking makes none."""
+    check_settings(store, tiny)
+    assert not store.exists()
+
+
+def test_a_benchmark_may_be_extended(store: RecordStore, tiny: Benchmark, content: dict[str, Any]) -> None:
+    """More seeds, sizes, priors, datasets and backbones, another head and other resources keep the storage."""
+    store.write_benchmark(tiny.content())
+    del content["dataset"], content["n"], content["backbone"]
+    content |= {
+        "datasets": {"CIFAR-10": [100], "mnist-digits": [100, 1000]},
+        "backbones": {"resnet50": {"weights": "here.pt"}, "digits-resnet": {"head": "fc"}},
+        "priors": ["l2-sp", "ptyl"],
+        "seeds": [1001, 7],
+        "max_failures": 0,
+        "resources": {"slots": 1, "gpus_per_trial": 0},
+        "timed": False,
+        "checkpoint_minutes": 5,
+    }
+    check_settings(store, parse_benchmark(content, "x"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"resources": {"cpus_per_trial": 2}}, ["resources.cpus_per_trial was 1 and is now 2"]),
+        ({"name": "other"}, ["name was 'tiny' and is now 'other'"]),
+        ({"training": {"steps": 8, "batch_size": 50}}, ["(training.steps was 4 and is now 8)"]),
+        (
+            {"name": "b", "training": {"steps": 4, "batch_size": 50, "precision": "bf16"}},
+            ["name was 'tiny' and is now 'b'; training.precision was 'float32' and is now 'bf16'"],
+        ),
+        (
+            {"training": {"steps": 4, "batch_size": 50, "image_size": 16}},
+            ["training.image_size was None and is now 16"],
+        ),
+    ],
+)
+def test_another_benchmark_is_kept_out(
+    store: RecordStore, tiny: Benchmark, content: dict[str, Any], change: dict[str, Any], words: list[str]
+) -> None:
+    """A storage that holds another benchmark, or one trained otherwise, is refused with all that differs."""
+    store.write_benchmark(tiny.content())
+    with pytest.raises(
+        OtherBenchmarkError, match="set it back, choose another --storage, or run with --fork"
+    ) as refused:
+        check_settings(store, parse_benchmark(content | change, "x"))
+    assert all(word in str(refused.value) for word in words)
+
+
+def test_a_storage_of_version_0_1_is_continued(store: RecordStore, tiny: Benchmark) -> None:
+    """A storage whose benchmark.json was written in the short form, before precision and image size, is taken up."""
+    store.write_benchmark(tiny.content())
+    old = {
+        "name": "tiny",
+        "dataset": "mnist-digits",
+        "backbone": "digits-resnet",
+        "priors": ["l2-sp"],
+        "n": [100],
+        "seeds": [1001],
+        "methods": {"de-elbo": {"learning_rates": [0.1], "kappa": "D/N"}},
+        "training": {
+            "steps": 4,
+            "batch_size": 50,
+            "momentum": 0.9,
+            "clip_norm": 1.0,
+            "sigma": 0.0001,
+            "posterior_passes": 10,
+            "series_points": 20,
+        },
+        "head": None,
+    }
+    Path(store.path("benchmark.json")).write_text(json.dumps(old))
+    check_settings(store, tiny)
+
+
+def start(weight: float, *swag: float) -> Pretrained:
+    """A network of one weight, and of one number each in SWAG's parts where given."""
+    weights = {"w": torch.tensor([weight])}
+    if not swag:
+        return Pretrained(weights)
+    mean, variance, factor = (torch.tensor([value]) for value in swag)
+    return Pretrained(weights, {"w": mean}, variance, factor[None])
+
+
+def test_other_pretrained_weights_are_refused(store: RecordStore, tiny: Benchmark, play: Any, fake: Any) -> None:
+    """A storage whose trials started from other pretrained weights is not continued; records without a word are."""
+    one, other, *_ = [record.spec for record in play(tiny)]
+    abc, other_weights = start(1.0), start(2.0)
+    store.write(fake(one), [])
+    check_starts(store, {"digits-resnet": abc})
+    store.write(fake(other, versions={"pretrained": abc.fingerprint}), [])
+    check_starts(store, {"digits-resnet": abc})
+    words = f"pretrained weights {abc.fingerprint}, here they are {other_weights.fingerprint}"
+    with pytest.raises(RecordError, match=words):
+        check_starts(store, {"digits-resnet": other_weights})
+
+
+def test_only_the_backbones_at_hand_are_compared(store: RecordStore, tiny: Benchmark, play: Any, fake: Any) -> None:
+    """A trial is compared with the weights of its own backbone; one whose backbone does not run now is passed over."""
+    spec = play(tiny)[0].spec
+    store.write(fake(spec, versions={"pretrained": start(1.0).fingerprint}), [])
+    check_starts(store, {"resnet50": start(2.0)})
+    check_starts(store, {"resnet50": start(2.0), "digits-resnet": start(1.0)})
+    with pytest.raises(RecordError, match="choose another --storage"):
+        check_starts(store, {"resnet50": start(1.0), "digits-resnet": start(2.0)})
+
+
+def test_a_new_posterior_concerns_ptyl_alone(store: RecordStore, tiny: Benchmark, play: Any, fake: Any) -> None:
+    """Trials that did not start from SWAG's posterior go on whatever it is now; those that did are refused."""
+    spec = play(tiny)[0].spec
+    before, now = start(1.0, 2.0, 3.0, 4.0), start(1.0, 2.0, 3.0, 5.0)
+    store.write(fake(spec, versions={"pretrained": start_fingerprint("l2-sp", before)}), [])
+    check_starts(store, {"digits-resnet": now})
+    ptyl = replace(spec, prior="ptyl")
+    store.write(fake(ptyl, versions={"pretrained": start_fingerprint("ptyl", before)}), [])
+    check_starts(store, {"digits-resnet": before})
+    with pytest.raises(RecordError, match=f"here they are {now.fingerprint}"):
+        check_starts(store, {"digits-resnet": now})
+
+
+def test_a_part_without_ptyl_is_not_kept_out_by_ptyl(store: RecordStore, tiny: Benchmark, play: Any, fake: Any) -> None:
+    """Where PTYL's files are not read, as no trial of this call needs them, its trials in the storage do no harm."""
+    spec = replace(play(tiny)[0].spec, prior="ptyl", backbone="resnet50")
+    whole = start(1.0, 2.0, 3.0, 4.0)
+    store.write(fake(spec, versions={"pretrained": start_fingerprint("ptyl", whole)}), [])
+    check_starts(store, {"resnet50": start(1.0)})
+
+
+def test_other_images_are_refused(store: RecordStore, tiny: Benchmark, play: Any, fake: Any) -> None:
+    """A trial that saw other images of its dataset is refused; one of a dataset that is not read, that does not say, or
+    that failed, is not."""
+    spec = play(tiny)[0].spec
+    records = [fake(spec), fake(spec, versions={"data": "abc"}), fake(spec, "failed", versions={"data": "x"})]
+    check_records(store, records, {"mnist-digits": "abc"}, {})
+    check_records(store, records, {"CIFAR-10": "def"}, {})
+    with pytest.raises(OtherBenchmarkError, match="saw other images of mnist-digits: abc, here def"):
+        check_records(store, records, {"mnist-digits": "def"}, {})
+
+
+def test_whole_records_are_taken_up(storage: RecordStore, tiny: Benchmark, play: Any) -> None:
+    """Where all is whole every record is taken up, and nothing is said or moved."""
+    said: list[str] = []
+    records, set_aside = take_up(storage, tiny, said.append)
+    assert {record.key for record in records} == {record.key for record in play(tiny)}
+    assert set_aside == []
+    assert said == []
+    assert not storage.exists("damaged")
+
+
+@pytest.mark.parametrize("folder", ["records", "series"])
+def test_damaged_files_are_set_aside(storage: RecordStore, tiny: Benchmark, folder: str) -> None:
+    """A damaged record, or series, is named and moved, with what else there is of its trial; others are taken up."""
+    victim, *others = sorted(record.key for record in storage.records())
+    file = Path(storage.path(folder, f"{victim}.json"))
+    file.write_bytes(file.read_bytes()[:-7])
+    said: list[str] = []
+    records, set_aside = take_up(storage, tiny, said.append)
+    assert [record.key for record in records] == others
+    assert set_aside == [victim]
+    (line,) = said
+    assert f"{folder}/{victim}.json is damaged" in line
+    assert "its trial runs again" in line
+    names = storage.names("damaged")
+    assert len(names) == 2
+    assert all(f"{victim}.json" in name for name in names)
+    assert next(name for name in names if folder in name) in line
+    assert storage.read(victim) is None
+    assert storage.series(victim) == []
+
+
+def test_a_record_under_another_name_is_set_aside(storage: RecordStore, tiny: Benchmark) -> None:
+    """A record whose file is named for another trial is no record of either."""
+    one, other, *_ = (record.key for record in storage.records())
+    Path(storage.path("records", f"{other}.json")).write_bytes(
+        Path(storage.path("records", f"{one}.json")).read_bytes()
+    )
+    said: list[str] = []
+    keys = [record.key for record in take_up(storage, tiny, said.append)[0]]
+    assert one in keys
+    assert other not in keys
+    assert f"it holds the record of {one}" in said[0]
+
+
+def test_half_written_files_are_swept(storage: RecordStore, tiny: Benchmark) -> None:
+    """What a killed writer left under its temporary name is removed."""
+    part = Path(storage.path("records", "abc.json.0123.part"))
+    part.write_text("{")
+    take_up(storage, tiny, lambda line: None)
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("text", ["{", '{"nane": "tiny"}'])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_damaged_configuration_is_written_again(
+    storage: RecordStore, tiny: Benchmark, text: str, finished: bool
+) -> None:
+    """A damaged benchmark.json is named and set aside, and the records, if there are any, are taken up by the
+    configuration at hand; each time again."""
+    if not finished:
+        for folder in ("records", "series"):
+            shutil.rmtree(storage.path(folder))
+    Path(storage.path("benchmark.json")).write_text(text)
+    said: list[str] = []
+    assert len(take_up(storage, tiny, said.append)[0]) == 9 * finished
+    assert "benchmark.json" in said[0]
+    assert "set aside as damaged/" in said[0]
+    assert not storage.exists("benchmark.json")
+    assert len(take_up(storage, tiny, said.append)[0]) == 9 * finished
+    assert len(said) == 1
+
+
+def test_a_checkpoint_goes_with_its_result(storage: RecordStore, tiny: Benchmark) -> None:
+    """Checkpoints of trials that have a result are removed; others stay."""
+    done = f"checkpoints/{next(storage.records()).key}.pt"
+    for name in (done, "checkpoints/other.pt"):
+        storage.write_file(name, b"x")
+    take_up(storage, tiny, print)
+    assert storage.names("checkpoints") == ["checkpoints/other.pt"]
+
+
+def test_records_without_a_configuration_are_taken_up(storage: RecordStore, tiny: Benchmark) -> None:
+    """Where benchmark.json is gone the records, which name all that they depend on, still count."""
+    storage.remove("benchmark.json")
+    assert len(take_up(storage, tiny, lambda line: None)[0]) == 9
+
+
+@pytest.fixture
+def steps(content: dict[str, Any]) -> Callable[[int], Benchmark]:
+    """The tiny benchmark with another number of steps."""
+    return lambda count: parse_benchmark(content | {"training": {"steps": count, "batch_size": 50}}, "x")
+
+
+def test_a_fork_goes_beside(storage: RecordStore, tiny: Benchmark, steps: Callable[[int], Benchmark]) -> None:
+    """Each other benchmark has a fork of its own, the same each time; the storage's own benchmark needs none."""
+    assert fork_of(storage, tiny, {}, {}).url == storage.url
+    for count, name in ((8, "fork-1"), (16, "fork-2"), (8, "fork-1")):
+        fork = fork_of(storage, steps(count), {}, {})
+        assert fork.url == f"{storage.url}-{name}"
+        fork.write_benchmark(steps(count).content())
+
+
+def test_a_fork_inherits_what_holds(storage: RecordStore, content: dict[str, Any], tmp_path: Path) -> None:
+    """Under another name all trials hold; with other weights only those that did not start from them; failed ones
+    never do."""
+    renamed = parse_benchmark(content | {"name": "other"}, "x")
+    fork = RecordStore(str(tmp_path / "fork"))
+    assert inherit(fork, storage, renamed, {}, {}) == 9
+    assert list(fork.records()) == list(storage.records())
+    assert all(fork.series(r.key) == storage.series(r.key) for r in fork.records())
+    first, second, *_ = storage.records()
+    storage.write(replace(first, versions={"pretrained": start(1.0).weights_fingerprint}), [])
+    storage.write(replace(second, status="failed"), [])
+    assert inherit(RecordStore(str(tmp_path / "b")), storage, renamed, {}, {"digits-resnet": start(2.0)}) == 7
+
+
+def test_a_fork_with_other_training_inherits_nothing(
+    storage: RecordStore, steps: Callable[[int], Benchmark], tmp_path: Path
+) -> None:
+    """Trials of another training are other trials."""
+    assert inherit(RecordStore(str(tmp_path / "fork")), storage, steps(8), {}, {}) == 0
+
+
+def test_other_things_are_left_alone(tmp_path: Path, tiny: Benchmark) -> None:
+    """A folder with files of somebody else's is refused, and nothing in it is moved."""
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RecordError, match="holds no benchmark"):
+        take_up(RecordStore(str(tmp_path)), tiny, print)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_file_is_set_aside(storage: RecordStore, tiny: Benchmark, kind: str) -> None:
+    """A pipe, which would be waited for, or a folder in a record's place is damaged as any other."""
+    victim = next(storage.records()).key
+    path = Path(storage.path("records", f"{victim}.json"))
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    said: list[str] = []
+    assert take_up(storage, tiny, said.append)[1] == [victim]
+    assert "is damaged" in said[0]
+    assert not path.exists()

@@ -1,0 +1,123 @@
+"""The guard of `speed`: the fast path agrees with the plain formulas, and a wrong one does not get past it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.speed.equivalence import BOUNDS, Deviation, deviation
+from bench.speed.measure import measure
+from bench.speed.workloads import Setting
+from deelbo.objectives.elbo import DataEmphasizedELBO
+from deelbo.posterior import IsotropicPosterior
+from deelbo.pretrained.backbones import build_backbone
+from deelbo.training import run as training
+from deelbo.training.numerics import Numerics
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+SMALL = Setting(batch=8, rounds=1, steps=1, priors=("l2-sp",))
+
+
+def digits(numerics: Numerics, batch: int = 16) -> Deviation:
+    """How far the digits' network is off, computed so."""
+    random = torch.Generator().manual_seed(3)
+    x = torch.randn(batch, 1, 16, 16, generator=random)
+    model, head = build_backbone("digits-resnet", 10, seed=1)
+    return deviation(model, head, x, torch.arange(batch) % 10, 50, numerics)
+
+
+def test_float32_deviates_by_rounding_alone() -> None:
+    """In float32 loss, gradient and dL/drho are those of the plain formulas to a few digits of float32."""
+    found = digits(Numerics())
+    assert found.loss < 1e-5
+    assert found.gradient < 1e-3
+    assert found.rho < 1e-3
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_bf16_deviates_by_its_rounding(channels_last: bool) -> None:
+    """In bf16 there is a deviation, more than that of float32, and within the bound that its rounding has."""
+    found = digits(Numerics("bf16", channels_last))
+    assert found.beyond(BOUNDS["bf16"]) == []
+    assert found.gradient > 10 * digits(Numerics()).gradient
+
+
+def test_nothing_is_changed_by_looking() -> None:
+    """The model that is checked keeps its weights, its BatchNorm statistics and its mode."""
+    model, head = build_backbone("digits-resnet", 10)
+    model.eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    deviation(model, head, torch.randn(4, 1, 16, 16), torch.arange(4), 4, Numerics())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not model.training
+
+
+@pytest.mark.parametrize("part", ["loss", "gradient", "rho"])
+@pytest.mark.parametrize("value", [2.0, math.nan, math.inf])
+def test_every_part_has_its_bound(part: str, value: float) -> None:
+    """A part beyond the bound, or that is not a number, is named with how much it may be; at the bound is within it."""
+    bound = Deviation(1.0, 1.0, 1.0)
+    assert bound.beyond(bound) == []
+    assert replace(bound, **{part: value}).beyond(bound) == [f"{part} by {value:.2g} (at most 1)"]
+
+
+def no_kl(self: Any, mean: Tensor, gradient: Tensor) -> None:
+    """An objective that forgets the KL."""
+
+
+def double_kl(self: Any, mean: Tensor, gradient: Tensor) -> None:
+    """An objective that counts the KL twice."""
+    add_kl(self, mean, gradient)
+    before = torch.cat([p.grad.reshape(-1).clone() for p in self.weights])
+    add_kl(self, mean, before)
+
+
+def half_noise(self: Any) -> Tensor:
+    """A posterior whose draws are nearer to its mean than its sigma says."""
+    return sigma.fget(self) / 2  # type: ignore[misc]
+
+
+def mirrored(self: Numerics, x: Tensor) -> Tensor:
+    """A memory layout that is not only a layout: it turns the images over."""
+    return x.flip(3)
+
+
+add_kl = DataEmphasizedELBO._add_kl_gradient
+sigma = IsotropicPosterior.sigma
+WRONG: dict[str, tuple[Any, str, Any]] = {
+    "no KL": (DataEmphasizedELBO, "_add_kl_gradient", no_kl),
+    "KL twice": (DataEmphasizedELBO, "_add_kl_gradient", double_kl),
+    "half of sigma": (IsotropicPosterior, "sigma", property(half_noise)),
+    "other images": (Numerics, "laid_out", mirrored),
+}
+
+
+@pytest.mark.parametrize(("owner", "name", "wrong"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_wrong_fast_path_is_not_timed(
+    precision: str, owner: Any, name: str, wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fast path that computes something else is refused with how far it is off, before anything is timed."""
+    steps: list[int] = []
+    monkeypatch.setattr(training.Run, "step", lambda *_: steps.append(1))
+    monkeypatch.setattr(owner, name, wrong)
+    with pytest.raises(ValueError, match="the fast path of digits-resnet deviates from plain float32") as refused:
+        measure(replace(SMALL, numerics=Numerics(precision)), CPU)
+    assert len(str(refused.value).splitlines()) == 1
+    assert steps == []
+
+
+@pytest.mark.parametrize("numerics", [Numerics(), Numerics("bf16", channels_last=True)], ids=["float32", "bf16"])
+def test_the_true_fast_path_is_timed(numerics: Numerics) -> None:
+    """The fast path as it is gets past the guard, and the result says how far off it is."""
+    result = measure(replace(SMALL, numerics=numerics), CPU)
+    found = Deviation(**result["deviation_from_plain"])
+    assert found.beyond(BOUNDS[numerics.precision]) == []
+    assert found.gradient > 0

@@ -1,0 +1,182 @@
+"""The step times that `speed` measures; what they must be is not for a unit test to say."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.cli.main import main
+from bench.speed.baseline import NaiveRun
+from bench.speed.measure import measure, write
+from bench.speed.workloads import Setting
+from deelbo.training.numerics import Numerics
+
+CPU = torch.device("cpu")
+PRIORS = ["l2-zero", "l2-sp", "ptyl"]
+SMALL = Setting(batch=4, rounds=1, steps=1)
+NAIVE = Setting(batch=4, rounds=1, steps=1, priors=("l2-sp",), naive_steps=1, numerics=Numerics("bf16", True))
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    return measure(SMALL, CPU)
+
+
+@pytest.fixture(scope="module")
+def beside_naive() -> dict[str, Any]:
+    return measure(NAIVE, CPU)
+
+
+def test_every_method_and_prior_is_timed(measured: dict[str, Any]) -> None:
+    """MAP and DE ELBo are timed with each prior, and compared with each; the baseline only where it is asked for."""
+    names = {f"{method} {prior}" for method in ("map", "de-elbo") for prior in PRIORS}
+    assert set(measured["milliseconds_a_step"]) == set(measured["images_a_second"]) == names
+    assert list(measured["de_elbo_over_map"]) == PRIORS
+    assert "naive" not in measured
+    assert "profile" not in measured
+
+
+def test_a_ratio_is_that_of_one_round(measured: dict[str, Any]) -> None:
+    """With one round, a ratio is DE ELBo's time over MAP's, and all its statistics are the same."""
+    times = measured["milliseconds_a_step"]
+    for prior in PRIORS:
+        ratio = times[f"de-elbo {prior}"]["median"] / times[f"map {prior}"]["median"]
+        spread = measured["de_elbo_over_map"][prior]
+        assert spread["median"] == spread["min"] == spread["max"] == pytest.approx(ratio)
+        assert ratio > 0
+        assert measured["images_a_second"][f"map {prior}"] == pytest.approx(4000 / times[f"map {prior}"]["median"])
+
+
+def test_the_baseline_is_timed_beside(beside_naive: dict[str, Any]) -> None:
+    """With steps of the baseline, its times are a part of the result, and how much longer they are for each method."""
+    naive = beside_naive["naive"]
+    assert set(naive["milliseconds_a_step"]) == set(naive["images_a_second"]) == {"map", "de-elbo"}
+    for method, spread in naive["milliseconds_a_step"].items():
+        assert naive["images_a_second"][method] == pytest.approx(4000 / spread["median"])
+        assert 0 < naive["over_fast"][method]["min"] <= naive["over_fast"][method]["max"]
+    assert not any("naive" in name for name in beside_naive["images_a_second"])
+
+
+def test_a_part_that_breaks_off_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the baseline breaks off, the times that were taken are kept and what happened is said."""
+
+    def die(run: NaiveRun) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error")
+
+    monkeypatch.setattr(NaiveRun, "step", die)
+    result = measure(NAIVE, CPU)
+    assert "Bus error" in result["naive"]["error"]
+    assert result["images_a_second"]["map l2-sp"] > 0
+
+
+def test_without_its_prior_the_baseline_has_no_ratio() -> None:
+    """The baseline has L2-SP's prior: where that is not timed there is nothing to compare it with."""
+    result = measure(Setting(batch=4, rounds=1, steps=1, priors=("l2-zero",), naive_steps=1), CPU)
+    assert result["naive"]["over_fast"] == {}
+    assert result["naive"]["images_a_second"]["map"] > 0
+
+
+def test_a_measurement_says_where_it_was_taken(measured: dict[str, Any]) -> None:
+    """Beside the times stand the hardware, the versions, what was timed, and the deviation; no machine's name."""
+    environment = measured["environment"]
+    assert (environment["device"], environment["threads"]) == ("cpu", 1)
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert "node" not in environment
+    assert platform.node() not in environment.values()
+    assert measured["backbone"] == "digits-resnet"
+    assert measured["setting"] == asdict(SMALL)
+    assert measured["weights"] == 18_626
+    assert set(measured["deviation_from_plain"]) == {"loss", "gradient", "rho"}
+
+
+def test_photographs_are_timed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images stored at another size are brought to 8/7 of what the network sees, in every step; others are left."""
+    brought: list[tuple[int, ...]] = []
+    resize = F.interpolate
+
+    def spy(pixels: Tensor, size: tuple[int, int], **how: Any) -> Tensor:
+        brought.append((*pixels.shape[2:], *size))
+        return resize(pixels, size, **how)
+
+    monkeypatch.setattr(F, "interpolate", spy)
+    measure(Setting(batch=4, rounds=1, steps=1, priors=("l2-sp",)), CPU)
+    assert brought == []
+    measure(Setting(batch=4, stored=10, rounds=1, steps=2, priors=("l2-sp",)), CPU)
+    guard, rounds = 1, 2  # the first round is not counted
+    assert brought == [(10, 10, 18, 18)] * (guard + rounds * 2 * 2)
+
+
+def test_a_profile_says_where_time_goes() -> None:
+    """With --profile each method and prior has its operations, those that take longest first."""
+    result = measure(Setting(batch=4, rounds=1, steps=1, priors=("l2-sp",), profile=True), CPU)
+    assert set(result["profile"]) == {"map l2-sp", "de-elbo l2-sp"}
+    for rows in result["profile"].values():
+        times = [row["milliseconds"] for row in rows]
+        assert times == sorted(times, reverse=True)
+        assert any("conv" in row["operation"] for row in rows)
+        assert min(times) > 0
+
+
+def test_the_number_of_threads_is_put_back() -> None:
+    """Measuring with one thread leaves the process with as many as it had, even where it fails."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ValueError, match="no-such-network"):
+            measure(Setting("no-such-network", rounds=1, steps=1), CPU)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_result_is_written_whole(
+    measured: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A result goes to its file, whose folder is made and whose path is said, or to the terminal: the same JSON."""
+    file = tmp_path / "new" / "speed.json"
+    write(measured, file)
+    assert capsys.readouterr().out == f"{file}\n"
+    write(measured, None)
+    printed = capsys.readouterr().out
+    assert json.loads(file.read_text()) == json.loads(printed) == json.loads(json.dumps(measured))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({}, "digits-resnet_16px_batch4_float32.json"),
+        ({"precision": "bf16", "channels_last": True}, "digits-resnet_16px_batch4_bf16_channels_last.json"),
+        ({"compile": True}, "digits-resnet_16px_batch4_float32_compile.json"),
+    ],
+)
+def test_a_folder_takes_several_results(
+    change: dict[str, Any], name: str, measured: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a folder that exists a result has a name that says on what it was measured, and in what numerics."""
+    numerics = measured["setting"]["numerics"] | change
+    environment = measured["environment"] | {"gpu": "ACME H9 (80 GB)"}
+    result = measured | {"environment": environment, "setting": measured["setting"] | {"numerics": numerics}}
+    write(result, tmp_path)
+    file = tmp_path / f"acme-h9-80-gb_{name}"
+    assert capsys.readouterr().out == f"{file}\n"
+    assert list(tmp_path.iterdir()) == [file]
+    assert json.loads(file.read_text())["setting"]["numerics"] == numerics
+
+
+def test_the_command_measures_as_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`speed` with --out prints the file's path alone, and the file says with which settings it measured."""
+    file = tmp_path / "speed.json"
+    options = "--batch 4 --rounds 1 --steps 1 --priors l2-sp --precision bf16 --channels-last --naive-steps 1"
+    assert main(["speed", *options.split(), "--out", str(file)]) == 0
+    assert capsys.readouterr().out == f"{file}\n"
+    result = json.loads(file.read_text())
+    assert result["setting"] == json.loads(json.dumps(asdict(NAIVE)))
+    assert result["naive"]["over_fast"]["map"]["median"] > 0

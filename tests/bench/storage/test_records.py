@@ -1,0 +1,286 @@
+"""Where records are kept: whole or not at all, on a disk or behind any URL."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.config.benchmark import Benchmark, make_methods
+from bench.exceptions import RecordError
+from bench.results.frame import COLUMNS, frame_of
+from bench.storage.records import RecordStore
+from bench.trials.record import TrialRecord
+from bench.trials.spec import TrialSpec
+
+Fake = Callable[..., TrialRecord]
+SERIES = [{"step": 2.0, "train_nll": 2.0}, {"step": 4.0, "train_nll": float("nan")}]
+
+
+@pytest.fixture
+def spec(tiny: Benchmark) -> TrialSpec:
+    found = make_methods(tiny)[0].ask()
+    assert found is not None
+    return found
+
+
+@pytest.fixture(params=["folder", "memory", "file"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> RecordStore:
+    """The same behaviour on a folder, a file:// URL, and an object store."""
+    urls = {"folder": str(tmp_path / "a"), "memory": f"memory://{uuid.uuid4().hex}/a", "file": f"file://{tmp_path}/a"}
+    return RecordStore(urls[request.param])
+
+
+def test_a_record_is_read_back(store: RecordStore, spec: TrialSpec, fake: Fake) -> None:
+    """What was written is read back equal, by its key and in the list of all."""
+    record = fake(spec)
+    assert store.read(spec.key) is None
+    assert list(store.records()) == []
+    store.write(record, SERIES)
+    assert store.read(spec.key) == record
+    assert list(store.records()) == [record]
+
+
+def test_a_series_is_read_back(store: RecordStore, spec: TrialSpec, fake: Fake) -> None:
+    """A trial's rows over the epochs are read back, NaN included; a trial without any has none."""
+    assert store.series(spec.key) == []
+    store.write(fake(spec), SERIES)
+    first, last = store.series(spec.key)
+    assert first == SERIES[0]
+    assert last["step"] == 4.0
+    assert np.isnan(last["train_nll"])
+
+
+def test_a_later_record_replaces_the_earlier(store: RecordStore, spec: TrialSpec, fake: Fake) -> None:
+    """A trial has one record: that of its latest attempt."""
+    store.write(fake(spec, "failed"), [])
+    store.write(fake(spec, attempt=2), SERIES)
+    assert [record.attempt for record in store.records()] == [2]
+
+
+def test_accounts_of_runs_are_in_order(store: RecordStore) -> None:
+    """The accounts of all calls of ``run`` come oldest first."""
+    for started in ("20250102T000000", "20250101T000000"):
+        store.write_run(started, {"started": started})
+    assert [run["started"] for run in store.runs()] == ["20250101T000000", "20250102T000000"]
+
+
+def test_the_benchmark_is_kept(store: RecordStore) -> None:
+    """A storage that does not exist yet holds no benchmark; then the one that was written."""
+    assert store.read_benchmark() is None
+    store.write_benchmark({"name": "a"})
+    assert store.read_benchmark() == {"name": "a"}
+
+
+def test_looking_creates_nothing(tmp_path: Path) -> None:
+    """Reading from a storage that does not exist does not make it."""
+    store = RecordStore(str(tmp_path / "a"))
+    assert (store.read_benchmark(), list(store.records()), store.runs()) == (None, [], [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_is_accepted(tmp_path: Path) -> None:
+    """An empty folder is a storage that holds nothing yet."""
+    assert RecordStore(str(tmp_path)).read_benchmark() is None
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".git", "data"])
+def test_a_folder_with_other_files_is_refused(tmp_path: Path, name: str) -> None:
+    """A folder that holds something but no benchmark is refused, hidden files included."""
+    (tmp_path / name).mkdir()
+    with pytest.raises(RecordError, match="holds no benchmark: choose another --storage"):
+        RecordStore(str(tmp_path)).read_benchmark()
+
+
+def test_a_file_is_no_storage(tmp_path: Path) -> None:
+    """A path that is a file is refused."""
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(RecordError, match="holds no benchmark"):
+        RecordStore(str(tmp_path / "a")).read_benchmark()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_damaged_benchmark_is_named(tmp_path: Path, text: str) -> None:
+    """A benchmark.json that is not an object is refused with its path."""
+    (tmp_path / "benchmark.json").write_text(text)
+    with pytest.raises(RecordError, match=rf"{tmp_path}/benchmark\.json is damaged"):
+        RecordStore(str(tmp_path)).read_benchmark()
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"\xff", b'{"key": 1'])
+def test_a_damaged_record_is_named(tmp_path: Path, spec: TrialSpec, fake: Fake, text: bytes) -> None:
+    """A record that cannot be read is refused with its path and what to do."""
+    store = RecordStore(str(tmp_path))
+    store.write(fake(spec), SERIES)
+    (tmp_path / "records" / f"{spec.key}.json").write_bytes(text)
+    with pytest.raises(RecordError, match=rf"{spec.key}\.json is damaged"):
+        list(store.records())
+    with pytest.raises(RecordError, match="is damaged"):
+        store.read(spec.key)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("started", None),
+        ("finished", "noon"),
+        ("concurrency", [1]),
+        ("hardware", None),
+        ("versions", ["torch"]),
+        ("status", 5),
+        ("metrics", {"test_acc": "high"}),
+        ("metrics", {"test_acc": 80.0}),
+        ("metrics", {"val_acc": "inf"}),
+        ("seconds", {"train": -1.0}),
+        ("seconds", {"train": 1.0, "select": 1e300}),
+        ("seconds", {"evaluate": 1.0}),
+        ("started", 1e300),
+    ],
+)
+def test_a_record_of_other_types_is_damaged(
+    tmp_path: Path, spec: TrialSpec, fake: Fake, name: str, value: object
+) -> None:
+    """A record with something in a field that cannot stand there is refused with its path, as one without the field."""
+    store = RecordStore(str(tmp_path))
+    store.write(fake(spec), SERIES)
+    path = tmp_path / "records" / f"{spec.key}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(RecordError, match=rf"{spec.key}\.json is damaged"):
+        list(store.records())
+
+
+def test_damaged_records_may_be_collected(store: RecordStore, tiny: Benchmark, fake: Fake) -> None:
+    """Asked to, `records` yields all others and gives a line for each damaged one."""
+    specs = [spec for method in make_methods(tiny) if (spec := method.ask()) is not None]
+    for one in specs:
+        store.write(fake(one), [])
+    with store._fs.open(store.path("records", f"{specs[0].key}.json"), "w") as file:
+        file.write("{")
+    damaged: list[str] = []
+    assert {record.key for record in store.records(damaged)} == {one.key for one in specs[1:]}
+    (line,) = damaged
+    assert f"{specs[0].key}.json is damaged" in line
+
+
+@pytest.mark.parametrize("moment", ["replace", "fsync"])
+def test_a_crash_leaves_no_half_record(
+    tmp_path: Path, spec: TrialSpec, fake: Fake, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """A write that dies before its last step leaves neither a record nor a file of its own behind."""
+    store = RecordStore(str(tmp_path))
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, moment, die)
+        with pytest.raises(KeyboardInterrupt):
+            store.write(fake(spec), SERIES)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert store.read(spec.key) is None
+
+
+def test_a_crash_leaves_the_record_that_was_there(
+    tmp_path: Path, spec: TrialSpec, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rewrite that dies leaves the earlier record as it was."""
+    store = RecordStore(str(tmp_path))
+    store.write(fake(spec), SERIES)
+
+    def die(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "replace", die)
+    with pytest.raises(OSError, match="no space"):
+        store.write(fake(spec, attempt=2), SERIES)
+    assert store.read(spec.key) == fake(spec)
+
+
+def test_a_leftover_of_a_killed_process_is_no_record(tmp_path: Path, spec: TrialSpec, fake: Fake) -> None:
+    """A temporary file that a killed process left behind is not taken for a record."""
+    store = RecordStore(str(tmp_path))
+    store.write(fake(spec), SERIES)
+    (tmp_path / "records" / "0123.json.abcdef.part").write_text("{")
+    assert len(list(store.records())) == 1
+
+
+def test_local_and_remote_are_told_apart(tmp_path: Path) -> None:
+    """A folder and a file:// URL are local and absolute; another URL is neither, and loses its last slash."""
+    assert RecordStore("some/folder").local
+    assert RecordStore("some/folder/").path("a") == os.path.abspath("some/folder/a")
+    assert RecordStore("some/folder").url == os.path.abspath("some/folder")
+    assert RecordStore(f"file://{tmp_path}").path("a") == str(tmp_path / "a")
+    assert not RecordStore("memory://some/folder").local
+    assert RecordStore("memory://some/folder/").url == "memory://some/folder"
+
+
+def test_frame_has_the_documented_columns(storage: RecordStore) -> None:
+    """The table of records has the schema's columns with its types, then the learned state."""
+    frame = frame_of(list(storage.records()))
+    assert list(frame.columns)[: len(COLUMNS)] == list(COLUMNS)
+    for name, kind in COLUMNS.items():
+        assert str(frame[name].dtype) == kind, name
+    assert frame["state_scale_backbone"].eq(0.5).all()
+    assert len(frame) == 9
+
+
+def test_frame_of_nothing_has_the_same_columns(tmp_path: Path) -> None:
+    """A storage without records gives an empty table of the same schema."""
+    frame = frame_of(list(RecordStore(str(tmp_path / "a")).records()))
+    assert list(frame.columns) == list(COLUMNS)
+    assert {name: str(kind) for name, kind in frame.dtypes.items()} == COLUMNS
+    assert frame.empty
+
+
+def test_frame_holds_what_the_records_say(tmp_path: Path, spec: TrialSpec, fake: Fake) -> None:
+    """A row is its record; what a trial does not have is missing, and a failed trial has a row."""
+    store = RecordStore(str(tmp_path))
+    record = fake(spec)
+    store.write(record, SERIES)
+    (row,) = frame_of(list(store.records())).to_dict("records")
+    assert row["key"] == spec.key
+    assert (row["val_nll"], row["train_seconds"]) == (record.metrics["val_nll"], record.seconds["train"])
+    assert (row["learning_rate"], row["weight_decay"]) == (spec.learning_rate, spec.weight_decay)
+    assert np.isnan([row["kappa"], row["prior_scale"], row["test_acc"]]).all()
+    store.write(fake(spec, "failed", seconds={}), [])
+    assert frame_of(list(store.records()))["status"].tolist() == ["failed"]
+
+
+def test_frame_says_where_the_records_come_from(storage: RecordStore) -> None:
+    """Each row has the name that its storage was given beside others, or none; an ELBo has its NLL under q."""
+    records = list(storage.records())
+    assert set(frame_of(records, "here")["source"]) == {"here"}
+    assert set(frame_of(records)["source"]) == {""}
+    frame = frame_of(records).set_index("key")
+    expected = [record.metrics.get("nll_under_q", float("nan")) for record in records]
+    assert np.isfinite(expected).sum() == 4
+    np.testing.assert_array_equal(frame.loc[[record.key for record in records], "nll_under_q"], expected)
+
+
+@pytest.mark.parametrize("damage", ["[1]", '"x"', "{"])
+def test_a_damaged_account_is_named(store: RecordStore, damage: str) -> None:
+    """The account of a call of `run` that is damaged is refused with its name."""
+    store.write_run("20250101", {"account": "x"})
+    with store._fs.open(store.path("runs", "20250101.json"), "w") as file:
+        file.write(damage)
+    with pytest.raises(RecordError, match=r"20250101\.json is damaged"):
+        store.runs()
+
+
+def test_a_storage_has_a_name_of_its_own(store: RecordStore, tmp_path: Path) -> None:
+    """Once it is claimed a storage is told from others by a name that stays; before, by its URL."""
+    assert store.identity == store.url
+    store.write_benchmark({"name": "a"})
+    name = store.identity
+    assert len(name) == 32
+    store.write_benchmark({"name": "b"})
+    assert store.identity == name
+    other = RecordStore(str(tmp_path / "other"))
+    other.write_benchmark({"name": "a"})
+    assert other.identity != name

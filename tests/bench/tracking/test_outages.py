@@ -1,0 +1,360 @@
+"""An MLflow server that is killed, hangs, forgets or refuses in mid-race is in nobody's way, and ends complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.config.benchmark import Benchmark, make_methods
+from bench.scheduling.queue import Race
+from bench.storage.records import RecordStore
+from bench.tracking.mirror import MLflowMirror, sync
+from bench.tracking.tracker import Tracker
+from bench.trials.record import TrialRecord
+
+Fake = Callable[..., TrialRecord]
+SERIES = [{"epoch": 1.0, "step": 2.0, "train_seconds": 0.1, "train_nll": 2.0, "sigma": 0.01}]
+START = 120.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """`mlflow server` on a port that stays its own over restarts."""
+
+    def __init__(self, folder: Path, database: Path) -> None:
+        self.folder, self.empty, self.port = folder, database, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.forget()
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
+        command += ["--default-artifact-root", str(self.folder / "artifacts")]
+        with (self.folder / "log.txt").open("ab") as log:  # a group of its own: a kill must reach its workers too
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        return self.process
+
+    def wait(self) -> None:
+        """Until it answers."""
+        until = time.monotonic() + START
+        while time.monotonic() < until:
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()  # noqa: S310 - loopback
+                return
+            except OSError:
+                time.sleep(0.1)
+        pytest.fail(f"no MLflow server within {START:g} s: {(self.folder / 'log.txt').read_text()[-2000:]}")
+
+    def signal(self, number: int) -> None:
+        os.killpg(self.process.pid, number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+
+    def forget(self) -> None:
+        """Its database is a new one."""
+        for file in self.folder.glob("mlflow.db*"):
+            file.unlink()
+        shutil.copy(self.empty, self.folder / "mlflow.db")
+
+
+@pytest.fixture(scope="module")
+def server(database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = Server(tmp_path_factory.mktemp("server"), database)
+    made.wait()
+    yield made
+    made.kill()
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What hangs is given up after a second, as a user may set it."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+
+def view(uri: str, benchmark: Benchmark, store: RecordStore) -> dict[str, Any]:
+    """All that can be seen of a storage's runs, by the trial's key, the benchmark's as '': what is there twice, or
+    RUNNING, shows."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(benchmark.name)
+    assert experiment is not None
+    words = f"tags.`deelbo.storage` = '{store.url}'"
+    found = client.search_runs([experiment.experiment_id], words, max_results=1000)
+    keys = [run.data.tags.get("deelbo.key", "") for run in found]
+    assert len(set(keys)) == len(keys)
+    parent = found[keys.index("")].info.run_id
+    seen: dict[str, Any] = {}
+    for key, run in zip(keys, found, strict=True):
+        history = {
+            name: sorted((p.step, p.timestamp, p.value) for p in client.get_metric_history(run.info.run_id, name))
+            for name in run.data.metrics
+        }
+        own = {name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")}
+        assert run.data.tags.get("mlflow.parentRunId", parent) == parent
+        seen[key] = (run.info.status, run.info.end_time, run.data.params, own, history)
+    return seen
+
+
+class Follower:
+    """A race of fake records that a tracker follows; keeps the time of the slowest call."""
+
+    def __init__(self, benchmark: Benchmark, store: RecordStore, tracker: Tracker, fake: Fake) -> None:
+        self.race, self.store, self.tracker, self.fake = Race(make_methods(benchmark)), store, tracker, fake
+        self.slowest = 0.0
+        self.timed(tracker.began, self.race, 2)
+
+    def timed(self, call: Callable[..., None], *arguments: Any) -> None:
+        since = time.perf_counter()
+        call(*arguments)
+        self.slowest = max(self.slowest, time.perf_counter() - since)
+
+    def run(self, trials: int | None = None) -> None:
+        """So many trials, or all that are left."""
+        while trials != 0 and (spec := self.race.ask()) is not None:
+            self.timed(self.tracker.started, spec)
+            record = self.fake(spec)
+            self.store.write(record, SERIES)
+            self.race.tell(record)
+            self.timed(self.tracker.finished, record)
+            trials = None if trials is None else trials - 1
+
+    def sent(self) -> None:
+        """Waits until nothing is queued."""
+        until = time.monotonic() + START
+        while self.tracker.left and time.monotonic() < until:
+            time.sleep(0.02)
+        assert not self.tracker.left, self.tracker.problem
+
+
+@pytest.fixture
+def store(tmp_path: Path, tiny: Benchmark, fill: Any) -> RecordStore:
+    made: RecordStore = fill(RecordStore(str(tmp_path / "storage")), tiny, [])
+    return made
+
+
+@pytest.fixture
+def follow(store: RecordStore, tiny: Benchmark, fake: Fake) -> Callable[..., Follower]:
+    def begin(uri: str, **given: Any) -> Follower:
+        tracker = Tracker(lambda: MLflowMirror(uri, tiny, store), **({"pause": 0.1, "grace": START} | given))
+        return Follower(tiny, store, tracker, fake)
+
+    return begin
+
+
+@pytest.fixture
+def complete(store: RecordStore, tiny: Benchmark, uri: str) -> Callable[[str], None]:
+    """Asserts that MLflow holds just what `sync` makes of the records in an MLflow of its own."""
+
+    def check(found: str) -> None:
+        assert sync(store, tiny, uri) == 9
+        assert view(found, tiny, store) == view(uri, tiny, store)
+
+    return check
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed(server: Server, follow: Any, complete: Any) -> None:
+    """Killed in the middle of a race and started again, a server ends with everything once; no call waits."""
+    follower = follow(server.uri)
+    follower.run(3)
+    follower.sent()
+    follower.run(1)
+    server.kill()
+    follower.run()
+    server.start()
+    assert follower.tracker.stop("FINISHED", {}) is True
+    assert follower.tracker.problem is None
+    assert follower.slowest < 0.05
+    complete(server.uri)
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs(server: Server, follow: Any, complete: Any, tiny: Benchmark, store: RecordStore) -> None:
+    """While a server takes connections and answers none, no call waits and a killed race ends within its seconds;
+    what the server did of requests that were given up is there once after it woke."""
+    follower = follow(server.uri)
+    follower.run(2)
+    follower.sent()
+    server.signal(signal.SIGSTOP)
+    try:
+        follower.run()
+        other = follow(server.uri, hurry=1.5)
+        since = time.perf_counter()
+        assert other.tracker.stop("KILLED", {}) is False
+        assert time.perf_counter() - since < 2
+        assert other.tracker.problem
+        assert len(other.tracker.problem.splitlines()) == 1
+    finally:
+        server.signal(signal.SIGCONT)
+    assert follower.tracker.stop("FINISHED", {}) is True
+    assert follower.slowest < 0.05
+    complete(server.uri)
+
+
+@pytest.mark.slow
+def test_a_server_that_forgets(server: Server, follow: Any, complete: Any) -> None:
+    """A server that comes back with an empty database gets all that was sent before, too."""
+    follower = follow(server.uri)
+    follower.run(3)
+    follower.sent()
+    server.kill()
+    server.forget()
+    server.start()
+    follower.run()
+    assert follower.tracker.stop("FINISHED", {}) is True
+    complete(server.uri)
+
+
+class Gate(ThreadingHTTPServer):
+    """Answers ``code`` as long as it is set, and lets through to a server where it is not; counts what it lets."""
+
+    daemon_threads = True
+    code: int | None = None
+    refused = 0
+    passed = 0
+
+    def __init__(self, behind: str) -> None:
+        self.behind = behind
+        super().__init__(("127.0.0.1", 0), GateHandler)
+
+
+class GateHandler(BaseHTTPRequestHandler):
+    server: Gate
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.server.code is not None:
+            self.server.refused += 1
+            return self._answer(self.server.code, b"<html>not now</html>", {"Retry-After": "3600"})
+        self.server.passed += 1
+        kind = {"Content-Type": self.headers.get("Content-Type", "application/json")}
+        request = urllib.request.Request(  # noqa: S310 - loopback
+            self.server.behind + self.path, body or None, kind, method=self.command
+        )
+        try:
+            with urllib.request.urlopen(request) as answer:  # noqa: S310
+                self._answer(answer.status, answer.read())
+        except urllib.error.HTTPError as error:
+            self._answer(error.code, error.read())
+
+    do_POST = do_PATCH = do_GET  # noqa: N815 - http.server's names
+
+    def _answer(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(code)
+        for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def gate(server: Server) -> Iterator[Gate]:
+    made = Gate(server.uri)
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [403, 429, 503])
+def test_a_server_that_refuses_for_a_while(
+    code: int, gate: Gate, server: Server, follow: Any, complete: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not allowed, too many requests, an error of the server: after it all is sent, however late the server asks to
+    be asked again."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    follower = follow(f"http://127.0.0.1:{gate.server_port}", pause=0.02)
+    follower.run(2)
+    follower.sent()
+    gate.code = code
+    follower.run()
+    until = time.monotonic() + START
+    while gate.refused < 4 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert follower.tracker.problem
+    gate.code = None
+    assert follower.tracker.stop("FINISHED", {}) is True
+    complete(server.uri)
+
+
+@pytest.mark.slow
+def test_a_trial_takes_five_requests(
+    gate: Gate, store: RecordStore, tiny: Benchmark, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial's start takes two requests, its end two and one for its data; once they are in MLflow, trials take
+    none."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    uri = f"http://127.0.0.1:{gate.server_port}"
+    spec = make_methods(tiny)[1].ask()
+    assert spec is not None
+    mirror = MLflowMirror(uri, tiny, store)
+    mirror.open()
+    assert mirror.runs.find(spec.key) is None
+    before = gate.passed
+    mirror.start(spec, 1000.0)
+    between = gate.passed
+    record = fake(spec, versions={"data": "f1a9"})
+    mirror.finish(record)
+    assert (between - before, gate.passed - between) == (2, 3)
+    again = MLflowMirror(uri, tiny, store)
+    assert again.runs.find(spec.key) is not None
+    before = gate.passed
+    again.finish(record)
+    assert gate.passed == before
+
+
+def test_a_server_that_is_gone_for_good(follow: Any, store: RecordStore, tiny: Benchmark, uri: str) -> None:
+    """With nobody at the address no call waits, the end comes within its seconds and says why; `sync` to another
+    MLflow has everything."""
+    follower = follow(f"http://127.0.0.1:{free_port()}", grace=0.3)
+    follower.run()
+    since = time.perf_counter()
+    assert follower.tracker.stop("FINISHED", {}) is False
+    assert time.perf_counter() - since < 3
+    assert "Connection refused" in (follower.tracker.problem or "")
+    assert follower.slowest < 0.05
+    assert sync(store, tiny, uri) == 9
+    assert {status for status, *_ in view(uri, tiny, store).values()} == {"FINISHED"}
+
+
+def test_a_database_that_cannot_be_written(
+    follow: Any, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read-only database is tried again, and the end says what it is."""
+    monkeypatch.chdir(tmp_path)  # MLflow takes the URI for a path as well, and makes its folder
+    path = uri.removeprefix("sqlite:///")
+    follower = follow(f"sqlite:///file:{path}?mode=ro&uri=true", grace=0.5)
+    follower.run(2)
+    assert follower.tracker.stop("FINISHED", {}) is False
+    assert "readonly" in (follower.tracker.problem or "")

@@ -1,0 +1,178 @@
+"""What MLflow's page says and offers of a benchmark: views, descriptions, and what it may not overwrite."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.config.benchmark import Benchmark
+from bench.config.loading import parse_benchmark
+from bench.storage.records import RecordStore
+from bench.tracking.descriptions import LONGEST, NOTE, experiment_note, is_ours, run_note
+from bench.tracking.mirror import MLflowMirror, log_report, sync
+from bench.tracking.views import CHOSEN, METHODS, PREFIX, TRIALS, link, saved
+from tests.helpers.tiny import CONTENT
+
+TABLE = "| Model | method | mean % |\n|---|---|---|\n| L2-SP | DE ELBo | 90.3 |\n"
+
+
+def state_of(text: str) -> dict[str, Any]:
+    """What the page reads in a saved view."""
+    packed = json.loads(text)["state"]
+    content: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(packed.removeprefix("deflate;"))))
+    return content
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    """A folder with a report's tables."""
+    folder = tmp_path / "report"
+    folder.mkdir()
+    for name in ("table2", "table3"):
+        (folder / f"{name}.md").write_text(TABLE)
+    (folder / "report.html").write_text("<p>done")
+    return folder
+
+
+def notes_of(mirror: MLflowMirror) -> tuple[str, str]:
+    """The descriptions of the experiment and of the benchmark's run."""
+    client, runs = mirror.runs.client, mirror.runs
+    experiment = client.get_experiment(runs.experiment).tags.get(NOTE, "")
+    return experiment, client.get_run(runs.parent).data.tags.get(NOTE, "")
+
+
+def test_views_fit_in_a_tag() -> None:
+    """A view is within 5,000 letters, which every store of MLflow's takes, also where there are a hundred entries, and
+    the same whenever it is made."""
+    names = [f"de-elbo-kappa-{share}" for share in range(100)]
+    assert saved(names) == saved(names)
+    assert set(saved(names)) == {f"{PREFIX}{view}" for view in (TRIALS, CHOSEN, METHODS)}
+    assert all(len(text) <= 5000 for text in saved(names).values())
+
+
+def test_a_table_begins_with_what_tells_trials_apart() -> None:
+    """Behind the name, which is wider than the page's own, come method, prior, N and seed, then the accuracy; groups
+    are closed, so that all of them are on the page."""
+    views = {name: state_of(text) for name, text in saved(["de-elbo", "mine"]).items()}
+    for state in views.values():
+        name, _, *columns = state["columnOrder"]
+        assert columns == state["selectedColumns"]
+        assert columns[:6] == [
+            *(f"params.`{p}`" for p in ("method", "prior", "n", "seed", "stage")),
+            "metrics.`test_acc`",
+        ]
+        assert state["columnWidths"][name] > 190
+    for view in (CHOSEN, METHODS):
+        closed = {"param.method.de-elbo": False, "param.method.mine": False}
+        assert views[f"{PREFIX}{view}"]["groupsExpanded"] == closed
+
+
+def test_a_view_asks_for_what_is_there(storage: RecordStore, tiny: Benchmark, uri: str) -> None:
+    """A view's filter and order are ones that MLflow takes, and find all trials, or those that were tested; its
+    columns and charts are of metrics and parameters that some trial has."""
+    sync(storage, tiny, uri)
+    client, experiment = (runs := MLflowMirror(uri, tiny, storage).runs).client, runs.experiment
+    tags = client.get_experiment(experiment).tags
+    everything = client.search_runs([experiment])
+    there = {f"metrics.`{name}`" for run in everything for name in run.data.metrics}
+    there |= {f"params.`{name}`" for run in everything for name in run.data.params} | {"tags.`status`"}
+    assert "metrics.`cost_seconds`" in there
+    learned = {f"metrics.`{name}`" for name in ("alpha", "beta", "tau", "val_nll")}  # fake records learn lambda alone
+    for view, count in ((TRIALS, 9), (CHOSEN, 3), (METHODS, 5)):
+        state = state_of(tags[f"{PREFIX}{view}"])
+        order = f"{state['orderByKey']} {'ASC' if state['orderByAsc'] else 'DESC'}"
+        assert len(client.search_runs([experiment], state["searchFilter"], order_by=[order])) == count
+        assert set(state["selectedColumns"]) <= there | learned
+        drawn = {name for chart in state["compareRunCharts"] for name in chart.get("selectedMetricKeys", [])}
+        assert {f"metrics.`{name}`" for name in drawn} <= there | learned
+        sections = {section["uuid"] for section in state["compareRunSections"]}
+        assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} <= sections
+
+
+def test_the_most_accurate_comes_first(storage: RecordStore, tiny: Benchmark, uri: str) -> None:
+    """The order of the trials' view is that of the records' test accuracy, as of numbers."""
+    sync(storage, tiny, uri)
+    runs = MLflowMirror(uri, tiny, storage).runs
+    state = state_of(saved(tuple(tiny.methods))[f"{PREFIX}{TRIALS}"])
+    found = runs.client.search_runs([runs.experiment], state["searchFilter"], order_by=[f"{state['orderByKey']} DESC"])
+    tested = [record for record in storage.records() if "test_acc" in record.metrics]
+    best = sorted(tested, key=lambda record: -record.metrics["test_acc"])
+    assert [run.data.tags["deelbo.key"] for run in found][: len(best)] == [record.key for record in best]
+
+
+def test_the_experiment_says_what_it_is(tiny: Benchmark) -> None:
+    """The description names methods, data, N and splits, and links the views and the report of this very run."""
+    note = experiment_note(tiny, "7", "abc")
+    assert "MAP + GS, DE ELBo and ELBo on mnist-digits, N = 100, 1 split, L2-SP" in note
+    links = set(re.findall(r"\((#[^)]*)\)", note))
+    assert links == {
+        link("7", TRIALS),
+        link("7", TRIALS, charts=True),
+        link("7", CHOSEN),
+        link("7", CHOSEN, charts=True),
+        link("7", METHODS),
+        link("7", METHODS, charts=True),
+        "#/experiments/7/runs/abc/artifacts/report/report.html",
+    }
+
+
+def test_the_description_tells_entries_apart() -> None:
+    """Of each entry it says which method that is, and in what it is unlike another of the same; a name with a comma in
+    it is set apart; of a hundred entries as many as there is room for."""
+
+    def note(methods: dict[str, Any]) -> str:
+        return experiment_note(parse_benchmark(CONTENT | {"methods": methods}, "x"), "7", "abc")
+
+    layers = {"method": "de-elbo", "groups": "layer", "priors": ["l2-sp"]}
+    said = note({"de-elbo": {}, "layers": layers, "deelbo-free": {}})
+    assert "DE ELBo; layers; DE ELBo, no rate on" in said
+    assert "| de-elbo | DE ELBo | kappa D/N, groups backbone+head |" in said
+    assert "| layers | DE ELBo | priors l2-sp, kappa D/N, groups layer |" in said
+    assert "optimiser prodigy" in said
+    many = note({f"entry-{i}": {"method": "de-elbo", "kappa": f"{i} D/N"} for i in range(1, 101)})
+    assert len(many) <= LONGEST
+    shown = many.count("| DE ELBo |")
+    assert 0 < shown < 100
+    assert f"{100 - shown} more are in `benchmark.json`" in many
+
+
+def test_the_run_tells_the_outcome(storage: RecordStore, tiny: Benchmark, uri: str, report: Path) -> None:
+    """The benchmark's run has the report's tables as its description once there is a report, also where that comes
+    later; until there is a new one, the last outcome stays."""
+    sync(storage, tiny, uri)
+    mirror = MLflowMirror(uri, tiny, storage)
+    assert "90.3" not in notes_of(mirror)[1]
+    log_report(storage, tiny, uri, sorted(report.iterdir()))
+    assert TABLE.strip() in notes_of(mirror)[1]
+    mirror.publish()
+    assert TABLE.strip() in notes_of(mirror)[1]
+    (report / "table3.md").write_text(TABLE.replace("90.3", "91.7"))
+    sync(storage, tiny, uri, report)
+    assert "91.7" in notes_of(mirror)[1]
+
+
+def test_what_somebody_wrote_stays(storage: RecordStore, tiny: Benchmark, uri: str, report: Path) -> None:
+    """A description that was written in the page, of the experiment or of the run, is not overwritten."""
+    sync(storage, tiny, uri)
+    mirror = MLflowMirror(uri, tiny, storage)
+    mirror.runs.client.set_experiment_tag(mirror.runs.experiment, NOTE, "ours, hands off")
+    mirror.runs.client.set_tag(mirror.runs.parent, NOTE, "mine")
+    sync(storage, tiny, uri, report)
+    assert notes_of(mirror) == ("ours, hands off", "mine")
+
+
+def test_a_long_outcome_is_cut(tiny: Benchmark, report: Path) -> None:
+    """Of tables of many cells as many rows are in the description as a tag takes, and the rest is counted."""
+    (report / "table3.md").write_text(TABLE + "| L2-SP | ELBo | 42.3 |\n" * 300)
+    note = run_note(tiny, "7", "abc", report)
+    assert len(note) <= LONGEST
+    assert is_ours(note)
+    assert "90.3" in note
+    kept = note.count("42.3")
+    assert f"{300 - kept} more rows are in the report" in note

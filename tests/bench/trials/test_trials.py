@@ -1,0 +1,212 @@
+"""A trial's key, and its record as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+import pytest
+
+from bench.trials.record import TrialRecord
+from bench.trials.spec import Cell, TrialSpec
+
+SPEC = TrialSpec(
+    dataset="mnist-digits",
+    backbone="digits-resnet",
+    head=None,
+    method="map-gs",
+    prior="l2-sp",
+    n=100,
+    seed=1001,
+    stage="tune",
+    learning_rate=0.1,
+    weight_decay=0.01,
+    head_weight_decay=0.01,
+    prior_scale=None,
+    kappa=None,
+    steps=200,
+    batch_size=50,
+    momentum=0.9,
+    clip_norm=1.0,
+    sigma=1e-4,
+    posterior_passes=10,
+    series_points=20,
+)
+
+
+def test_key_is_the_same_for_ever() -> None:
+    """The key of a given trial never changes: storages of earlier versions are continued by it."""
+    assert SPEC.key == "b2c4faf1a003d730a2d5"
+
+
+def test_equal_specs_have_equal_keys() -> None:
+    """Two specs with the same content have the same key, asked for or not."""
+    again = TrialSpec(**{field.name: getattr(SPEC, field.name) for field in fields(SPEC)})
+    assert again == SPEC
+    assert again.key == SPEC.key
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(TrialSpec)])
+def test_every_field_is_part_of_the_key(name: str) -> None:
+    """A spec that differs in any one field has another key."""
+    value = getattr(SPEC, name)
+    other: Any = f"{value}x" if isinstance(value, str) else 0.5 if value is None else value * 2 or 0.5
+    if name == "head":
+        other = "fc"
+    if isinstance(value, bool):
+        other = not value
+    assert replace(SPEC, **{name: other}).key != SPEC.key
+
+
+ADDED = {"image_size": 64, "precision": "bf16", "channels_last": True, "compile": True}
+ADDED |= {"learner": "laplace", "kappa_share": 0.1, "groups": "layer", "optimiser": "prodigy"}
+ADDED |= {"until": 0.3, "since": 0.1, "number": 0, "options": '{"every":10}'}
+
+
+def key_of_version_0_1(content: dict[str, Any]) -> str:
+    """How version 0.1, which had none of the added fields, named a trial: a hash of all its fields."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()[:20]
+
+
+@pytest.mark.parametrize("change", [{}, {"seed": 2001}, {"kappa": 0.1 + 0.2, "weight_decay": None}, {"head": "fc"}])
+def test_a_field_that_came_later_leaves_old_names(change: dict[str, Any]) -> None:
+    """A trial whose later fields are at their defaults has the key that version 0.1 gave it."""
+    spec = replace(SPEC, **change)
+    old = {name: value for name, value in asdict(spec).items() if name not in ADDED}
+    assert len(old) == len(fields(TrialSpec)) - len(ADDED)
+    assert spec.key == key_of_version_0_1(old)
+
+
+def test_a_field_that_came_later_counts_where_it_is_set() -> None:
+    """A later field off its default is part of the name as if it had always been there, each for itself."""
+    old = {name: value for name, value in asdict(SPEC).items() if name not in ADDED}
+    for name, value in ADDED.items():
+        assert replace(SPEC, **{name: value}).key == key_of_version_0_1(old | {name: value})
+    assert replace(SPEC, **ADDED).key == key_of_version_0_1(old | ADDED)
+
+
+def test_a_record_of_version_0_1_is_read() -> None:
+    """A record written before the later fields existed is read, with their defaults, under its old name."""
+    content = json.loads(record().to_json())
+    for name in ADDED:
+        del content["spec"][name]
+    read = TrialRecord.from_json(json.dumps(content))
+    assert read.spec == SPEC
+    assert read.key == content["key"]
+
+
+def test_a_record_has_room_for_every_layer() -> None:
+    """A state of 650 numbers, as a ResNet-50 has with a prior variance for each layer, is read back."""
+    state = {f"{what}_layer4.{i}.conv1": float(i) for what in ("scale", "weight_decay") for i in range(325)}
+    again = TrialRecord.from_json(replace(record(), state=state).to_json())
+    assert again.state == state
+
+
+def test_a_record_without_counts_is_read() -> None:
+    """A record written before anybody counted how many trials ran beside it is read, without counts, as the same."""
+    content = json.loads(record().to_json())
+    for name in ("concurrency_start", "concurrency_end"):
+        assert content.pop(name) is None
+    read = TrialRecord.from_json(json.dumps(content))
+    assert (read.concurrency_start, read.concurrency_end, read.key) == (None, None, SPEC.key)
+
+
+def test_counts_survive_json() -> None:
+    """How many trials ran at its begin and its end is read back as it was written."""
+    counted = replace(record(), concurrency_start=3, concurrency_end=1)
+    read = TrialRecord.from_json(counted.to_json())
+    assert (read.concurrency_start, read.concurrency_end) == (3, 1)
+
+
+@pytest.mark.parametrize("name", ["concurrency_start", "concurrency_end"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "2", True])
+def test_a_count_that_is_none_is_refused(name: str, value: Any) -> None:
+    """A trial counts itself, so a count below 1, or one that is no whole number, is no record's."""
+    content = json.loads(record().to_json()) | {name: value}
+    with pytest.raises(ValueError, match=name):
+        TrialRecord.from_json(json.dumps(content))
+
+
+def test_cell_is_where_methods_compete() -> None:
+    """A trial's cell is its dataset, backbone, prior, N and seed, whatever its method."""
+    cell = Cell("mnist-digits", "digits-resnet", "l2-sp", 100, 1001)
+    assert SPEC.cell == replace(SPEC, method="elbo", stage="run", learning_rate=1.0).cell == cell
+    assert replace(SPEC, dataset="CIFAR-10").cell != cell != replace(SPEC, backbone="resnet50").cell
+
+
+def test_description_names_a_tied_strength_once() -> None:
+    """For people, alpha = beta is one weight decay; PTYL's lambda and the head's own decay are two."""
+    where, what = "mnist-digits digits-resnet", "n=100 seed=1001 map-gs tune lr 0.1"
+    assert SPEC.describe() == f"{where} l2-sp {what} wd 0.01"
+    ptyl = replace(SPEC, prior="ptyl", weight_decay=None, prior_scale=10.0)
+    assert ptyl.describe() == f"{where} ptyl {what} lambda 10 head wd 0.01"
+    untied = replace(SPEC, head_weight_decay=0.0)
+    assert untied.describe() == f"{where} l2-sp {what} wd 0.01 head wd 0"
+
+
+def record() -> TrialRecord:
+    return TrialRecord(
+        spec=SPEC,
+        status="diverged",
+        metrics={"val_nll": math.inf, "train_nll": math.nan, "val_acc": 0.1},
+        state={"sigma": -math.inf, "lambda": 0.1 + 0.2},
+        seconds={"train": 1.5},
+        started=1700000000.123456,
+        finished=1700000001.654321,
+        attempt=3,
+        concurrency=2,
+        hardware={"device": "cpu", "threads": 1},
+        versions={"torch": "2.8"},
+        error="two\nlines",
+    )
+
+
+def test_record_survives_json() -> None:
+    """A record read back from its JSON is the record, to the last bit, NaN and infinities included."""
+    before, after = record(), TrialRecord.from_json(record().to_json())
+    assert math.isnan(after.metrics["train_nll"])
+    same = replace(after, metrics=after.metrics | {"train_nll": 0.0})
+    assert same == replace(before, metrics=before.metrics | {"train_nll": 0.0})
+
+
+def test_json_is_strict() -> None:
+    """Numbers that JSON does not have are written as words, so that any reader can read them."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    content = json.loads(record().to_json(), parse_constant=refuse)
+    assert content["metrics"] == {"val_nll": "inf", "train_nll": "nan", "val_acc": 0.1}
+    assert content["state"]["sigma"] == "-inf"
+    assert content["key"] == SPEC.key
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "null", "[]", "3", '"text"', "{}", '{"spec": 3}', '{"spec": {}}', record().to_json()[:-20]],
+)
+def test_damaged_text_is_refused(text: str) -> None:
+    """Text that is not a record is a ValueError, whatever is wrong with it."""
+    with pytest.raises(ValueError, match="not a trial record"):
+        TrialRecord.from_json(text)
+
+
+def test_a_number_that_is_none_is_refused() -> None:
+    """A metric that is not a number is a ValueError."""
+    with pytest.raises(ValueError, match=r"metrics\.val_nll = 'much', expected a number, or nan"):
+        TrialRecord.from_json(record().to_json().replace('"inf"', '"much"'))
+
+
+def test_a_record_whose_key_does_not_fit_is_refused() -> None:
+    """A record whose content was changed by hand no longer fits its key, and is refused."""
+    with pytest.raises(ValueError, match=f"key '{SPEC.key}' does not fit"):
+        TrialRecord.from_json(record().to_json().replace('"n": 100', '"n": 101'))
+
+
+@pytest.mark.parametrize(("status", "good"), [("completed", True), ("diverged", True), ("failed", False)])
+def test_a_diverged_run_is_a_result(status: str, good: bool) -> None:
+    """Completed and diverged runs are results; failed ones are not."""
+    assert replace(record(), status=status).succeeded is good

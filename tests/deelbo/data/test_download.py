@@ -1,0 +1,178 @@
+"""Downloading, from a server that is a function: what is fetched, what is not, and how a failure is said."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+import urllib.request
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+from torchvision import datasets
+
+from deelbo.data import download as download_module
+from deelbo.data import download_task
+from deelbo.data.download import download
+from deelbo.data.integrity import CIFAR10, FLOWERS, PET
+from deelbo.data.torchvision_datasets import check
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def packed(root: Path, *names: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name in names:
+            tar.add(root / name, arcname=Path(name).name)
+    return buffer.getvalue()
+
+
+class Answer(io.BytesIO):
+    """What urlopen gives."""
+
+    url: str | None = None
+
+    @property
+    def length(self) -> int:
+        return len(self.getvalue())
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> tuple[dict[str, bytes], list[str]]:
+    """The small sets as the official ones: file name to content, and which files were asked for, in order.
+
+    torchvision's checksums and the official numbers of images are made those of the small sets.
+    """
+    batches = data_root / "cifar-10-batches-py"
+    flowers = data_root / "flowers-102"
+    files = {
+        "cifar-10-python.tar.gz": packed(data_root, "cifar-10-batches-py"),
+        "images.tar.gz": packed(data_root / "oxford-iiit-pet", "images"),
+        "annotations.tar.gz": packed(data_root / "oxford-iiit-pet", "annotations"),
+        "102flowers.tgz": packed(flowers, "jpg"),
+        "imagelabels.mat": (flowers / "imagelabels.mat").read_bytes(),
+        "setid.mat": (flowers / "setid.mat").read_bytes(),
+    }
+    asked: list[str] = []
+
+    def answer(request: urllib.request.Request) -> Answer:
+        name = request.full_url.rpartition("/")[2]
+        if request.headers.get("Method") != "HEAD":
+            asked.append(name)
+        return Answer(files[name])
+
+    def summed(name: str) -> list[str]:
+        return [name, md5((batches / name).read_bytes())]
+
+    monkeypatch.setattr("urllib.request.urlopen", answer)
+    cifar10 = datasets.CIFAR10
+    monkeypatch.setattr(cifar10, "tgz_md5", md5(files["cifar-10-python.tar.gz"]))
+    monkeypatch.setattr(cifar10, "train_list", [summed(f"data_batch_{i}") for i in range(1, 6)])
+    monkeypatch.setattr(cifar10, "test_list", [summed("test_batch")])
+    monkeypatch.setattr(cifar10, "meta", cifar10.meta | {"md5": summed("batches.meta")[1]})
+    resources = [(url, md5(files[url.rpartition("/")[2]])) for url, _ in datasets.OxfordIIITPet._RESOURCES]
+    monkeypatch.setattr(datasets.OxfordIIITPet, "_RESOURCES", resources)
+    own = {key: (name, md5(files[name])) for key, (name, _) in datasets.Flowers102._file_dict.items()}
+    monkeypatch.setattr(datasets.Flowers102, "_file_dict", own)
+    for name, folder in SMALL.items():
+        monkeypatch.setattr(download_module, name, folder)
+    return files, asked
+
+
+SMALL = {
+    "CIFAR10": replace(CIFAR10, training_images=400, test_images=60),
+    "PET": replace(PET, training_images=441, test_images=74),
+    "FLOWERS": replace(FLOWERS, training_images=510, test_images=102),
+}
+FILES = {
+    "CIFAR10": ["cifar-10-python.tar.gz"],
+    "PET": ["images.tar.gz", "annotations.tar.gz"],
+    "FLOWERS": ["102flowers.tgz", "imagelabels.mat", "setid.mat"],
+}
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "CIFAR10": lambda folder: (folder / "batches.meta").unlink(),
+    "PET": lambda folder: next((folder / "images").iterdir()).unlink(),
+    "FLOWERS": lambda folder: next((folder / "jpg").iterdir()).write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_download(served: tuple[dict[str, bytes], list[str]], tmp_path: Path, name: str) -> None:
+    """What is missing is downloaded and unpacked, once: what is whole is not asked for again."""
+    folder, root = SMALL[name], tmp_path / "new" / "root"
+    for _ in range(2):
+        assert download(folder, root) == root / folder.folder
+        assert served[1] == FILES[name]
+        check(folder, root, verify=True)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_folder_that_is_half_there(served: tuple[dict[str, bytes], list[str]], tmp_path: Path, name: str) -> None:
+    """A folder that lacks a file is made whole, from the archive that lies beside it without asking for it again."""
+    folder = SMALL[name]
+    download(folder, tmp_path)
+    served[1].clear()
+    DAMAGE[name](tmp_path / folder.folder)
+    download(folder, tmp_path)
+    assert served[1] == []
+    check(folder, tmp_path, verify=True)
+
+
+def test_an_archive_that_was_cut_short(served: tuple[dict[str, bytes], list[str]], tmp_path: Path) -> None:
+    """Half an archive, as a broken download leaves it, is downloaded again."""
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(served[0]["cifar-10-python.tar.gz"][:1000])
+    download(SMALL["CIFAR10"], tmp_path)
+    assert served[1] == ["cifar-10-python.tar.gz"]
+
+
+def test_another_archive_than_the_official(served: tuple[dict[str, bytes], list[str]], tmp_path: Path) -> None:
+    """An archive with another checksum is refused, and not unpacked."""
+    served[0]["cifar-10-python.tar.gz"] += b"\0"
+    with pytest.raises(ValueError, match=r"^CIFAR-10 could not be downloaded to \S+ \(RuntimeError: [^\n]+$"):
+        download(SMALL["CIFAR10"], tmp_path)
+    assert not (tmp_path / "cifar-10-batches-py").exists()
+
+
+@pytest.mark.parametrize("name", ["CIFAR-10", "Oxford-IIIT_Pet", "Flowers-102"])
+@pytest.mark.parametrize(
+    "error", [URLError("Name or service\nnot known"), TimeoutError("timed out"), OSError(28, "full")]
+)
+def test_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, error: Exception) -> None:
+    """An error of the network or the disk is one line that says what to do instead."""
+
+    def fail(*given: object, **named: object) -> None:
+        raise error
+
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    with pytest.raises(
+        ValueError, match=rf"^{name} could not be downloaded to \S+ \({type(error).__name__}: "
+    ) as raised:
+        download_task(name, tmp_path)
+    said = str(raised.value)
+    assert "\n" not in said
+    assert "run it where there is a network, or bring" in said
+    assert said.endswith("set `data` / $DEELBO_DATA to the folder that holds it")
+
+
+def test_only_downloading_touches_the_network(monkeypatch: pytest.MonkeyPatch, data_root: Path, tmp_path: Path) -> None:
+    """Loading and checking open no connection, whether the data are there or not."""
+    from deelbo.data import check_task, load_task
+
+    def fail(*given: object, **named: object) -> None:
+        pytest.fail("the network was touched")
+
+    monkeypatch.setattr("socket.socket.connect", fail)
+    monkeypatch.setattr("socket.getaddrinfo", fail)
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    for name in ("CIFAR-10", "Oxford-IIIT_Pet", "Flowers-102"):
+        load_task(name, data_root, image_size=24, verify=False)
+        with pytest.raises(ValueError, match="is not there"):
+            check_task(name, tmp_path)
+    with pytest.raises(pytest.fail.Exception, match="touched"):
+        download_task("CIFAR-10", tmp_path)

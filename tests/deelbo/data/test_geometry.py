@@ -1,0 +1,149 @@
+"""Which pixels of an image the network sees, against torchvision's transforms and Pillow, an image at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from deelbo.data import Geometry, Images, Normalisation
+
+
+def pictures(n: int, side: int, channels: int = 3) -> Tensor:
+    return torch.randint(0, 256, (n, channels, side, side), dtype=torch.uint8)
+
+
+def drawn(geometry: Geometry, n: int, seed: int = 1) -> Tensor:
+    return geometry.draw(n, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("stored", "side", "crop"), [(8, 37, 32), (32, 37, 32), (48, 37, 32), (32, 256, 224)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_training_is_torchvisions_resize_crop_and_flip(stored: int, side: int, crop: int, flip: bool) -> None:
+    """A training image is what torchvision's resize, crop at the drawn place and horizontal flip make of it."""
+    pixels, geometry = pictures(6, stored), Geometry(side, crop, flip=flip)
+    plan = drawn(geometry, 6)
+    result = geometry.training(pixels, plan)
+    assert result.shape == (6, 3, crop, crop)
+    mirrored = plan[2].tolist() if flip else [0] * 6
+    assert set(mirrored) == ({0, 1} if flip else {0})
+    for i, image in enumerate(pixels):
+        resized = transforms.resize(image.float(), [side, side], antialias=True)
+        expected = transforms.crop(resized, int(plan[0, i]), int(plan[1, i]), crop, crop)
+        if mirrored[i]:
+            expected = transforms.horizontal_flip(expected)
+        torch.testing.assert_close(result[i], expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("stored", "side"), [(32, 256), (32, 37), (48, 37)])
+def test_resizing_is_pillows(stored: int, side: int) -> None:
+    """Resizing is bilinear as Pillow does it in floating point: half-pixel centres, averages where it gets smaller."""
+    pixels = pictures(2, stored, channels=1)
+    result = Geometry(side, side).evaluation(pixels)
+    for image, resized in zip(pixels[:, 0].numpy(), result[:, 0].numpy(), strict=True):
+        as_float = Image.fromarray(image.astype(np.float32))
+        expected = np.asarray(as_float.resize((side, side), Image.Resampling.BILINEAR))
+        np.testing.assert_allclose(resized, expected, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("side", [16, 17])
+def test_images_of_the_right_size_are_gathered_to_the_bit(side: int) -> None:
+    """Images stored at ``side`` stay uint8: what comes is a slice of each image, mirrored where that was drawn."""
+    pixels, geometry = pictures(50, side), Geometry(side, 12, flip=True)
+    plan = drawn(geometry, 50)
+    result = geometry.training(pixels, plan)
+    assert result.dtype == torch.uint8
+    for image, (row, column, mirrored), seen in zip(pixels.numpy(), plan.T.tolist(), result.numpy(), strict=True):
+        expected = image[:, row : row + 12, column : column + 12]
+        np.testing.assert_array_equal(seen, expected[:, :, ::-1] if mirrored else expected)
+
+
+def test_a_flip_alone_mirrors() -> None:
+    """Where the crop is the whole image, images are still mirrored, half of them about."""
+    pixels, geometry = pictures(400, 5), Geometry(5, 5, flip=True)
+    result = geometry.training(pixels, drawn(geometry, 400))
+    mirrored = (result == pixels.flip(3)).flatten(1).all(1)
+    kept = (result == pixels).flatten(1).all(1)
+    assert bool((mirrored ^ kept).all())
+    assert 150 < int(mirrored.sum()) < 250
+
+
+def test_padding_and_flip_together() -> None:
+    """With padding, the image is padded with zeros, cropped, and then mirrored."""
+    pixels, geometry = pictures(60, 6) | 1, Geometry(6, 6, pad=2, flip=True)
+    plan = drawn(geometry, 60)
+    for image, (row, column, mirrored), seen in zip(
+        pixels, plan.T.tolist(), geometry.training(pixels, plan), strict=True
+    ):
+        expected = transforms.crop(transforms.pad(image, [2, 2, 2, 2]), row, column, 6, 6)
+        assert torch.equal(seen, transforms.horizontal_flip(expected) if mirrored else expected)
+
+
+def test_every_place_comes_up() -> None:
+    """Rows and columns of the crop take every value from 0 to the slack and no other, independently; flips both."""
+    geometry = Geometry(8, 5, flip=True)
+    plan = drawn(geometry, 4000)
+    assert geometry.slack == 3
+    assert plan.dtype == torch.int64
+    seen = {tuple(place) for place in plan.T.tolist()}
+    assert seen == {(row, column, flip) for row in range(4) for column in range(4) for flip in (0, 1)}
+    counts = torch.bincount(plan[0] * 8 + plan[1] * 2 + plan[2], minlength=32)
+    assert int(counts.min()) > 4000 / 32 * 0.6
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_places_without_flip_use_the_random_numbers_they_always_did(most: int) -> None:
+    """Padding by ``most`` draws (2, n) integers from 0 to 2 most, and nothing else, so that old records still hold."""
+    generator, oracle = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
+    plan = Geometry(16, 16, pad=most).draw(40, generator)
+    assert torch.equal(plan, torch.randint(0, 2 * most + 1, (2, 40), generator=oracle))
+    assert torch.equal(generator.get_state(), oracle.get_state())
+
+
+def test_flips_do_not_change_the_places() -> None:
+    """With flips, the same seed gives the same places as without."""
+    assert torch.equal(drawn(Geometry(8, 5, flip=True), 30)[:2], drawn(Geometry(8, 5), 30))
+
+
+@pytest.mark.parametrize(("stored", "side", "crop"), [(32, 256, 224), (256, 256, 224), (37, 37, 32), (16, 16, 16)])
+def test_evaluation_is_torchvisions_centre_crop(stored: int, side: int, crop: int) -> None:
+    """An image is evaluated at its centre, as torchvision's CenterCrop takes it after a resize, without padding."""
+    pixels = pictures(3, stored)
+    resized = pixels if stored == side else transforms.resize(pixels.float(), [side, side], antialias=True)
+    expected = transforms.center_crop(resized, [crop, crop])
+    for geometry in (Geometry(side, crop, flip=True), Geometry(side, crop, pad=2)):
+        result = geometry.evaluation(pixels)
+        assert result.dtype == expected.dtype
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-3)
+
+
+def test_an_image_that_is_not_square() -> None:
+    """An image of another aspect is brought to side x side, its aspect not kept."""
+    pixels = torch.randint(0, 256, (2, 3, 20, 50), dtype=torch.uint8)
+    expected = transforms.resize(pixels.float(), [37, 37], antialias=True)
+    torch.testing.assert_close(Geometry(37, 37).evaluation(pixels), expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("stored", [32, 300])
+def test_normalising_and_resizing_commute(stored: int) -> None:
+    """Normalising and then resizing gives the same numbers as resizing and then normalising, but for rounding."""
+    pixels = pictures(3, stored)
+    normalise, geometry = Normalisation.of(Images(pixels, torch.zeros(3), 1)), Geometry(256, 224, flip=True)
+    plan = drawn(geometry, 3)
+    first = transforms.resize(normalise(pixels), [256, 256], antialias=True)
+    places = zip(first, plan.T.tolist(), strict=True)
+    cropped = torch.stack([transforms.crop(image, row, column, 224, 224) for image, (row, column, _) in places])
+    mirrored = plan[2, :, None, None, None] > 0
+    expected = torch.where(mirrored, cropped.flip(3), cropped)
+    torch.testing.assert_close(normalise(geometry.training(pixels, plan)), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(normalise(geometry.evaluation(pixels)), first[:, :, 16:240, 16:240], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "crop", "pad"), [(8, 9, 0), (8, 0, 0), (8, 8, -1), (8, 9, 2)])
+def test_a_crop_that_does_not_fit_is_refused(side: int, crop: int, pad: int) -> None:
+    """A crop larger than the image or empty, and a negative padding, raise ValueError that says what came."""
+    with pytest.raises(ValueError, match=f"got crop {crop} of side {side}, padded by {pad}"):
+        Geometry(side, crop, pad)

@@ -1,0 +1,268 @@
+"""Files of data and weights that would run code, or name files elsewhere: refused in one line, and nothing is run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import UnidentifiedImageError
+from safetensors.torch import save
+
+from deelbo.data import check_task, load_task
+from deelbo.data.cifar_pickle import read_batch
+from deelbo.data.decoding import decode, open_photograph
+from deelbo.data.integrity import DataError
+from deelbo.pretrained.swag_files import read_swag
+from deelbo.pretrained.tensor_files import read_tensors
+
+FUZZ = float(os.environ.get("DEELBO_FUZZ", "1"))
+CIFAR10 = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.fixture
+def bomb(tmp_path: Path) -> Iterator[Bomb]:
+    """A bomb that works, and did not go off in the test."""
+    target = tmp_path / "bombed"
+    pickle.loads(pickle.dumps(Bomb(target)))  # noqa: S301
+    target.rmdir()
+    yield Bomb(target)
+    assert not target.exists()
+
+
+@pytest.fixture
+def own(data_root: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of one dataset's folder, to be changed; its root is its parent."""
+    return lambda name: Path(shutil.copytree(data_root / name, tmp_path / name))
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """The one short line with which something is refused."""
+    with pytest.raises(ValueError, match=r"\S") as refused:
+        call()
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 900
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("file", CIFAR10)
+def test_a_batch_cannot_run_code(own: Callable[[str], Path], bomb: Bomb, file: str) -> None:
+    """A file of CIFAR-10 that would run code is refused by what it would call, verified or not; the code does not
+    run, wherever it stands in the file."""
+    path = own("cifar-10-batches-py") / file
+    good = pickle.loads(path.read_bytes())  # noqa: S301
+    for bad in (bomb, good | {"data": bomb}, good | {"more": [{"a": (bomb,)}]}):
+        for protocol in (0, 2, 5):
+            path.write_bytes(pickle.dumps(bad, protocol=protocol))
+            words = refusal(lambda: load_task("CIFAR-10", path.parent.parent, 32, verify=False))
+            assert "(UnpicklingError: it names posix.mkdir, which is not read as it could run code): run" in words
+            assert refusal(lambda: check_task("CIFAR-10", path.parent.parent, verify=False)) == words
+            assert "is another version" in refusal(lambda: check_task("CIFAR-10", path.parent.parent, verify=True))
+
+
+NAMES = [
+    "builtins eval",
+    "os system",
+    "numpy load",
+    "numpy.core.multiarray scalar",
+    "_codecs decode",
+    "\x1b[2J x",
+    "a b.c",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_what_an_array_is_made_of_is_taken(own: Callable[[str], Path], name: str) -> None:
+    """A batch that names any function but those of an array is refused, other functions of numpy among them."""
+    path = own("cifar-10-batches-py") / "test_batch"
+    module, function = name.split(" ")
+    path.write_bytes(f"c{module}\n{function}\n(S'1'\ntR.".encode())
+    words = refusal(lambda: check_task("CIFAR-10", path.parent.parent, verify=False))
+    assert repr(f"{module}.{function}").strip("'") in words
+
+
+def test_a_batch_of_python_2_is_read(tmp_path: Path) -> None:
+    """A batch as Python 2 and numpy 1 wrote the official ones, whose bytes are texts and whose numpy has its old
+    name, is read to the bit."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3072), dtype=np.uint8)
+    raw = pixels.tobytes()
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntU\x01btR"
+    kind = b"cnumpy\ndtype\n(U\x02u1I0\nI1\ntR(I3\nU\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffI0\ntb"
+    state = b"(I1\n(I2\nI3072\nt" + kind + b"I00\nT" + len(raw).to_bytes(4, "little") + raw + b"tb"
+    text = b"\x80\x02}(U\x06labels](I7\nI3\neU\x04data" + array + state + b"u."
+    (tmp_path / "old").write_bytes(text)
+    expected = pickle.loads(text, encoding="latin1")  # noqa: S301
+    batch = read_batch(tmp_path / "old")
+    assert batch.labels == expected["labels"] == [7, 3]
+    assert batch.pixels.dtype == np.uint8
+    np.testing.assert_array_equal(batch.pixels, pixels)
+    np.testing.assert_array_equal(expected["data"], pixels)
+
+
+ARRAYS = {
+    "objects": np.array([[1, "a"]], dtype=object),
+    "fields": np.zeros((2, 3), dtype=[("a", "u1"), ("b", "O")]),
+    "texts": np.array([["a" * 3072]]),
+    "times": np.zeros((1, 3072), dtype="M8[s]"),
+    "one dimension": np.zeros(3072, dtype=np.uint8),
+    "other images": np.zeros((2, 6144), dtype=np.uint8),
+    "no array": [1, 2],
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("data", ARRAYS.values(), ids=ARRAYS)
+def test_an_array_of_anything_else(own: Callable[[str], Path], data: Any) -> None:
+    """Data that are no array of 3,072 plain numbers an image are refused; numpy never sees what they are made of."""
+    path = own("cifar-10-batches-py") / "data_batch_1"
+    path.write_bytes(pickle.dumps({"data": data, "labels": [0, 1]}, protocol=2))
+    assert "CIFAR-10 cannot be read in" in refusal(lambda: check_task("CIFAR-10", path.parent.parent, verify=False))
+
+
+@pytest.mark.parametrize(
+    "labels", [[0.5] * 80, ["0"] * 80, [True] * 80, [[0]] * 80, "0" * 80, None, dict.fromkeys(range(80), 0)]
+)
+def test_labels_of_anything_else(own: Callable[[str], Path], labels: Any) -> None:
+    """Labels that are no list of whole numbers are refused."""
+    path = own("cifar-10-batches-py") / "data_batch_1"
+    path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes()) | {"labels": labels}, protocol=2))  # noqa: S301
+    words = refusal(lambda: check_task("CIFAR-10", path.parent.parent, verify=False))
+    assert "labels of data_batch_1 are no list of whole numbers" in words
+
+
+def test_arrays_in_any_order_of_bytes(tmp_path: Path) -> None:
+    """Arrays of other plain types, big-endian or column by column, are read as they are."""
+    for kind in ("u1", "<i4", ">i4", ">f8", "?"):
+        for order in ("C", "F"):
+            pixels = np.asarray(np.arange(2 * 3072).reshape(2, 3072) % 100, dtype=kind, order=order)  # type: ignore[call-overload]
+            (tmp_path / "a").write_bytes(pickle.dumps({"data": pixels, "labels": [0, 1]}, protocol=2))
+            found = read_batch(tmp_path / "a").pixels
+            np.testing.assert_array_equal(found, pixels)
+            assert found.dtype == pixels.dtype
+
+
+def changed(text: bytes, examples: int) -> Iterator[bytes]:
+    """The same bytes with some cut off, flipped, removed or doubled; the same changes every time."""
+    chance = random.Random(0)  # noqa: S311
+    for _ in range(round(examples * FUZZ)):
+        # most of such a file are numbers, in which any change is allowed: its ends say what it is
+        at = chance.choice(
+            [chance.randrange(min(len(text), 400)), len(text) - 1 - chance.randrange(min(len(text), 400))]
+        )
+        until = at + chance.randrange(1, 9)
+        yield chance.choice(
+            [
+                text[:at],
+                text[:at] + bytes(byte ^ (1 << chance.randrange(8)) for byte in text[at:until]) + text[until:],
+                text[:at] + text[until:],
+                text[:until] + text[at:],
+                text[:at] + chance.choice([b"cos\nsystem\n(S'x'\ntR", b"R", b"b", b"\x93", b"0" * 9]) + text[until:],
+            ]
+        )
+
+
+def test_changed_batches(own: Callable[[str], Path], tmp_path: Path) -> None:
+    """Whatever bytes a batch holds, it is images and labels, or one line."""
+    path = own("cifar-10-batches-py") / "data_batch_3"
+    refused = []
+    for text in changed(path.read_bytes(), 60):
+        path.write_bytes(text)
+        try:
+            check_task("CIFAR-10", tmp_path, verify=False)
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) > 10 * min(FUZZ, 1)
+    assert all(words.isprintable() and len(words) < 700 for words in refused)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_changed_weights(tmp_path: Path, suffix: str) -> None:
+    """Whatever bytes a file of weights holds, it is tensors by name, or one line."""
+    path = tmp_path / f"w{suffix}"
+    tensors = {"a": torch.arange(6.0), "b": torch.ones(2, 2)}
+    torch.save(tensors, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    good = path.read_bytes() if suffix == ".pt" else save(tensors)
+    refused = []
+    for text in changed(good, 60):
+        path.write_bytes(text)
+        try:
+            assert all(isinstance(tensor, torch.Tensor) for tensor in read_tensors(path).values())
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) > 10 * min(FUZZ, 1)
+    assert all(words.isprintable() and len(words) < 700 for words in refused)
+
+
+@pytest.mark.parametrize("zipped", [True, False, None])
+@pytest.mark.parametrize("where", ["whole", "state dict", "mean", "three files"])
+def test_weights_and_swag_cannot_run_code(tmp_path: Path, bomb: Bomb, where: str, zipped: bool | None) -> None:
+    """A pickle under the name of weights, or of a SWAG posterior in one file or three, is refused by what it would
+    call, in torch's formats or as a bare pickle, and is not run."""
+    path = tmp_path / "w.pt"
+    held = {"whole": bomb, "three files": bomb, "state dict": {"state_dict": {"a": bomb}}}.get(where, {"mean": bomb})
+    if zipped is None:
+        path.write_bytes(pickle.dumps(held, protocol=2))
+    else:
+        torch.save(held, path, _use_new_zipfile_serialization=zipped)
+    source: Any = dict.fromkeys(("mean", "variance", "factor"), path) if where == "three files" else path
+    assert "w.pt" in refusal(lambda: read_tensors(path))
+    assert "w.pt" in refusal(lambda: read_swag(source, "digits-resnet"))
+
+
+def test_a_name_of_many_characters_in_weights(tmp_path: Path) -> None:
+    """Names in a file of weights, however long or strange, are told in a short line."""
+    path = tmp_path / "w.pt"
+    torch.save({"x\x1b[2J" * 100_000: 1}, path)
+    assert "expected a tensor" in refusal(lambda: read_tensors(path))
+    path.write_bytes(b"c" + b"m" * 2_000 + b"\nx\x1b[2J\n.")
+    refusal(lambda: read_tensors(path))
+
+
+PLACES = ["../../secret", "{folder}/../secret", "/etc/passwd", "a/../Some_Breed00_0", "..\\secret", "\x1b[2J"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_list_names_no_file_elsewhere(own: Callable[[str], Path], tmp_path: Path, place: str) -> None:
+    """A list of Pet's that names anything but a file of its own folder is refused, also where that file is an image;
+    so that no other file is read."""
+    folder = own("oxford-iiit-pet")
+    shutil.copy(next((folder / "images").glob("*.jpg")), tmp_path / "secret.jpg")
+    with (folder / "annotations" / "trainval.txt").open("a") as lines:
+        lines.write(f"{place.format(folder=folder)} 1 1 1\n")
+    words = refusal(lambda: check_task("Oxford-IIIT_Pet", tmp_path, verify=False))
+    assert re.search("its lists name .*, expected names of images in", words)
+    assert refusal(lambda: load_task("Oxford-IIIT_Pet", tmp_path, 32, verify=False)) == words
+
+
+def test_a_photograph_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An EPS file under a photograph's name, which Pillow hands to Ghostscript, is no image; nothing is started."""
+    program, trace = tmp_path / "bin" / "gs", tmp_path / "trace"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {trace}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    photograph = tmp_path / "a.jpg"
+    photograph.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(DataError, match=r"a\.jpg cannot be decoded"):
+        decode([photograph], 8)
+    with pytest.raises(UnidentifiedImageError):
+        open_photograph(photograph)
+    assert not trace.exists()

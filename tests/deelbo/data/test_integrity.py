@@ -1,0 +1,299 @@
+"""Every way in which a folder is not the dataset: one line that says what came, what was expected and what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+from torchvision import datasets
+
+from deelbo.data import TASKS, check_task, load_task
+from deelbo.data import torchvision_datasets as official_module
+from deelbo.data.integrity import CIFAR10, FLOWERS, PET, Folder
+
+FOLDERS = {"CIFAR-10": "cifar-10-batches-py", "Oxford-IIIT_Pet": "oxford-iiit-pet", "Flowers-102": "flowers-102"}
+REMEDY = (
+    "run `deelbo-bench prepare CONFIG` where there is a network, or set `data` / $DEELBO_DATA to a folder that holds a"
+    " whole {}"
+)
+
+
+@pytest.fixture
+def own(data_root: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of one dataset's folder, to be damaged; its root is its parent."""
+
+    def copied(name: str) -> Path:
+        return Path(shutil.copytree(data_root / FOLDERS[name], tmp_path / FOLDERS[name]))
+
+    return copied
+
+
+def complaint(name: str, root: Path, verify: bool = False) -> str:
+    """What loading and checking say, which must be the same."""
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as loading:
+        load_task(name, root, image_size=32, verify=verify)
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as checking:
+        check_task(name, root, verify=verify)
+    assert str(loading.value) == str(checking.value)
+    return str(loading.value)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_that_is_not_there(name: str, tmp_path: Path, verify: bool) -> None:
+    """A root without the dataset's folder, or no root at all, is said with the folder that was expected."""
+    for root in (tmp_path, tmp_path / "none"):
+        said = complaint(name, root, verify)
+        assert said == f"{name} is not there: {root} has no folder {FOLDERS[name]}: {REMEDY.format(FOLDERS[name])}"
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_root_that_is_the_folder_itself(name: str, data_root: Path) -> None:
+    """Where the root is the dataset's own folder, the folder above it is named."""
+    said = complaint(name, data_root / FOLDERS[name])
+    assert said.endswith(f"set `data` / $DEELBO_DATA to the folder above it, {data_root}")
+
+
+@pytest.mark.parametrize(
+    ("name", "archive", "gone"),
+    [
+        ("CIFAR-10", "cifar-10-python.tar.gz", "cifar-10-batches-py"),
+        ("Oxford-IIIT_Pet", "oxford-iiit-pet/images.tar.gz", "oxford-iiit-pet/images"),
+        ("Oxford-IIIT_Pet", "oxford-iiit-pet/annotations.tar.gz", "oxford-iiit-pet/annotations"),
+        ("Flowers-102", "flowers-102/102flowers.tgz", "flowers-102/jpg"),
+    ],
+)
+def test_an_archive_that_is_not_unpacked(
+    own: Callable[[str], Path], tmp_path: Path, name: str, archive: str, gone: str
+) -> None:
+    """An archive that lies there without what it becomes is said to be not unpacked."""
+    own(name)
+    shutil.rmtree(tmp_path / gone)
+    (tmp_path / archive).write_bytes(b"an archive")
+    said = complaint(name, tmp_path)
+    assert said.startswith(
+        f"{name} is not unpacked: {tmp_path / archive} is there, {tmp_path / gone} is not: unpack it"
+    )
+
+
+def test_an_archive_beside_what_it_became(own: Callable[[str], Path], tmp_path: Path) -> None:
+    """An archive that was unpacked and kept is no fault."""
+    own("CIFAR-10")
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"an archive")
+    check_task("CIFAR-10", tmp_path, verify=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "gone", "said"),
+    [
+        ("CIFAR-10", ["data_batch_3"], "1 of 7 files are missing in {}, the first data_batch_3: "),
+        ("CIFAR-10", ["data_batch_2", "test_batch"], "2 of 7 files are missing in {}, the first data_batch_2: "),
+        ("CIFAR-10", ["batches.meta"], "1 of 7 files are missing in {}, the first batches.meta: "),
+        (
+            "Oxford-IIIT_Pet",
+            ["annotations/test.txt"],
+            "1 of 2 files are missing in {}, the first annotations/test.txt: ",
+        ),
+        (
+            "Flowers-102",
+            ["imagelabels.mat", "setid.mat"],
+            "2 of 2 files are missing in {}, the first imagelabels.mat: ",
+        ),
+    ],
+)
+def test_files_that_are_missing(own: Callable[[str], Path], name: str, gone: list[str], said: str) -> None:
+    """A half-downloaded folder is said to be incomplete, with how many of how many files and the first of them."""
+    folder = own(name)
+    for file in gone:
+        (folder / file).unlink()
+    assert complaint(name, folder.parent).startswith(f"{name} is incomplete: {said.format(folder)}")
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "listed"), [("Oxford-IIIT_Pet", "images", 515), ("Flowers-102", "jpg", 612)]
+)
+def test_images_that_are_missing(own: Callable[[str], Path], name: str, images: str, listed: int) -> None:
+    """Listed images that are missing or empty are counted, all of them where the whole folder is missing."""
+    folder = own(name)
+    task = official_module.list_photographs({"images": PET, "jpg": FLOWERS}[images], folder.parent, verify=False)
+    task.training[7].write_bytes(b"")
+    task.test[3].unlink()
+    said = complaint(name, folder.parent)
+    assert said.startswith(
+        f"{name} is incomplete: 2 of {listed} listed images are missing or empty in {folder}, the first"
+        f" {task.training[7].name}: "
+    )
+    shutil.rmtree(folder / images)
+    assert f"{listed} of {listed} listed images are missing" in complaint(name, folder.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "official"),
+    [
+        ("CIFAR-10", "data_batch_1", "c99cafc152244af753f735de768cd75f"),
+        ("Flowers-102", "imagelabels.mat", "e0620be6f572b9609742df49c70aed4d"),
+    ],
+)
+def test_another_version_by_its_checksum(data_root: Path, name: str, file: str, official: str) -> None:
+    """A file with another checksum than the official is named with both; not verified, it is taken."""
+    path = data_root / FOLDERS[name] / file
+    found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    said = complaint(name, data_root, verify=True)
+    assert said.startswith(f"{name} is another version: {path} has MD5 {found}, the official one {official}: run")
+    assert said.endswith("or take it with `verify_data: false`")
+    check_task(name, data_root, verify=False)
+
+
+@pytest.mark.parametrize("file", ["test_batch", "batches.meta", "data_batch_5"])
+def test_every_checksum_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, data_root: Path, own: Callable[[str], Path], file: str
+) -> None:
+    """A single byte more in any of CIFAR-10's files is another version."""
+    folder = own("CIFAR-10")
+    official = official_checksums(monkeypatch, folder)
+    official_module.check(official, folder.parent, verify=True)
+    with (folder / file).open("ab") as opened:
+        opened.write(b"\0")
+    with pytest.raises(ValueError, match=f"another version: {re.escape(str(folder / file))} has MD5 "):
+        official_module.check(official, folder.parent, verify=True)
+
+
+def official_checksums(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Folder:
+    """Makes torchvision take the small CIFAR-10 in ``folder`` for the official one."""
+
+    def summed(name: str) -> list[str]:
+        return [name, hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()]
+
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", [summed(f"data_batch_{i}") for i in range(1, 6)])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [summed("test_batch")])
+    meta = datasets.CIFAR10.meta | {"md5": summed("batches.meta")[1]}
+    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    return replace(CIFAR10, training_images=400, test_images=60)
+
+
+@pytest.mark.parametrize(("training", "test", "words"), [(3680, 74, "441 training"), (441, 3669, "74 test")])
+def test_another_version_by_its_number_of_images(data_root: Path, training: int, test: int, words: str) -> None:
+    """Another number of training or test images than the official is another version; the right ones are accepted."""
+    strict = replace(PET, training_images=training, test_images=test)
+    officially = training if "training" in words else test
+    with pytest.raises(
+        ValueError, match=rf"Pet is another version: {words} images in \S+, officially {officially}: run"
+    ):
+        official_module.check(strict, data_root, verify=True)
+    official_module.check(strict, data_root, verify=False)
+    official_module.check(replace(PET, training_images=441, test_images=74), data_root, verify=True)
+
+
+def test_small_sets_are_refused_unless_told_otherwise(data_root: Path) -> None:
+    """Data are verified unless said otherwise, for every task."""
+    for name in FOLDERS:
+        with pytest.raises(ValueError, match=f"^{name} is another version: "):
+            check_task(name, data_root)
+        with pytest.raises(ValueError, match=f"^{name} is another version: "):
+            load_task(name, data_root)
+
+
+def test_a_batch_that_is_no_pickle(own: Callable[[str], Path]) -> None:
+    """A batch that is not what it should be is said in one line with the kind of error."""
+    folder = own("CIFAR-10")
+    for content, kind in ((b"<html>\n<p>not found\n", "UnpicklingError"), (b"", "EOFError"), (None, "KeyError")):
+        (folder / "data_batch_2").write_bytes(pickle.dumps({"nothing": 1}) if content is None else content)
+        said = complaint("CIFAR-10", folder.parent)
+        assert said.startswith(f"CIFAR-10 cannot be read in {folder} ({kind}: ")
+        assert said.endswith(REMEDY.format("cifar-10-batches-py"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": [0] * 79}, "399 labels and 400 images of uint8, expected one label an image, uint8: run"),
+        (
+            {"data": np.zeros((80, 3072))},
+            "400 labels and 400 images of float64, expected one label an image, uint8: run",
+        ),
+        ({"labels": [*range(79), 10]}, r"label 10 among the training images of \S+, expected 0 to 9: run"),
+    ],
+)
+def test_batches_that_cannot_be(own: Callable[[str], Path], change: dict[str, object], words: str) -> None:
+    """Labels that are too few or out of range, and pixels that are no bytes, are said."""
+    folder = own("CIFAR-10")
+    batch = pickle.loads((folder / "data_batch_5").read_bytes())  # noqa: S301
+    (folder / "data_batch_5").write_bytes(pickle.dumps(batch | change))
+    assert re.search(words, complaint("CIFAR-10", folder.parent))
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("one two\n", "cannot be read in .* \\(ValueError: not enough values to unpack"),
+        ("Some_Breed00_0 breed 1 1\n", "cannot be read in .* \\(ValueError: invalid literal"),
+        ("Some_Breed00_0 38 1 1\n", "another version: label 37 among the training images of .*, expected 0 to 36: run"),
+        ("Some_Breed00_0 0 1 1\n", "another version: label -1 among the training images of .*, expected 0 to 36: run"),
+        ("Some_Breed00_0 1 1 1\n", "incomplete: no training image of class 1 in .*, expected 37 classes: run"),
+        ("", "incomplete: no training image of class 0 in .*, expected 37 classes: run"),
+    ],
+)
+def test_lists_that_cannot_be(own: Callable[[str], Path], lines: str, words: str) -> None:
+    """A list of Pet's in another format, with a class that is not there or without some class is said."""
+    folder = own("Oxford-IIIT_Pet")
+    (folder / "annotations" / "trainval.txt").write_text(lines)
+    assert re.match(f"Oxford-IIIT_Pet .*{words}", complaint("Oxford-IIIT_Pet", folder.parent))
+
+
+def test_a_test_set_that_is_empty(own: Callable[[str], Path]) -> None:
+    """A dataset without test images is incomplete."""
+    folder = own("Oxford-IIIT_Pet")
+    (folder / "annotations" / "test.txt").write_text("")
+    assert "is incomplete: no test image in" in complaint("Oxford-IIIT_Pet", folder.parent)
+
+
+def test_mat_files_that_cannot_be(own: Callable[[str], Path]) -> None:
+    """A .mat file that is none, or lacks a split, or numbers an image without a label, is said in one line."""
+    folder = own("Flowers-102")
+    savemat(folder / "setid.mat", {"trnid": np.array([[1, 2, 9999]]), "tstid": np.array([[3, 4]])})
+    assert complaint("Flowers-102", folder.parent).startswith(
+        f"Flowers-102 cannot be read in {folder} (KeyError: 9999)"
+    )
+    savemat(folder / "setid.mat", {"valid": np.array([[1, 2]])})
+    assert "(KeyError: 'trnid')" in complaint("Flowers-102", folder.parent)
+    (folder / "imagelabels.mat").write_text("<html>\nnot found\n" * 50)
+    assert "Flowers-102 cannot be read in" in complaint("Flowers-102", folder.parent)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch, own: Callable[[str], Path], name: str) -> None:
+    """What the system refuses is said in one line too."""
+    folder = own(name)
+
+    def refuse(*given: object, **named: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.is_dir", refuse)
+    said = complaint(name, folder.parent)
+    assert said.startswith(f"{name} cannot be read in {folder} (PermissionError: [Errno 13] Permission denied): run")
+
+
+def test_an_image_that_cannot_be_decoded(own: Callable[[str], Path]) -> None:
+    """An image that is there and no image stops the loading, with its name; the cheap check does not decode it."""
+    folder = own("Flowers-102")
+    path = sorted((folder / "jpg").glob("*.jpg"))[0]
+    path.write_bytes(path.read_bytes()[:100])
+    listing = official_module.list_photographs(FLOWERS, folder.parent, verify=False)
+    path = listing.test[5]
+    path.write_bytes(b"\xff\xd8 no more")
+    check_task("Flowers-102", folder.parent, verify=False)
+    with pytest.raises(ValueError, match=r"^\S+image_\d{5}\.jpg cannot be decoded \(\w+\): put the official file"):
+        load_task("Flowers-102", folder.parent, image_size=32, verify=False)
+
+
+def test_every_folder_of_the_catalogue_is_tested_here() -> None:
+    """A task with a folder on disk has its bad inputs tested."""
+    assert {name for name, entry in TASKS.items() if entry.folder is not None} == set(FOLDERS)

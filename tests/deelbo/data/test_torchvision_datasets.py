@@ -1,0 +1,228 @@
+"""CIFAR-10, Oxford-IIIT_Pet and Flowers-102 from small folders in their true formats: images, labels, sizes, names."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import loadmat
+from torch import Tensor
+from torchvision.transforms import v2 as transforms
+
+from deelbo.data import TASKS, Geometry, Images, Task, check_task, crop_size, data_folder, download_task, load_task
+from deelbo.data.images import resize_side
+
+NAMES = ["CIFAR-10", "Oxford-IIIT_Pet", "Flowers-102"]
+
+
+@pytest.fixture(scope="module")
+def cifar10(data_root: Path) -> Task:
+    return load_task("CIFAR-10", data_root, verify=False)
+
+
+@pytest.fixture(scope="module")
+def pet(data_root: Path) -> Task:
+    return load_task("Oxford-IIIT_Pet", data_root, image_size=32, verify=False)
+
+
+@pytest.fixture(scope="module")
+def flowers(data_root: Path) -> Task:
+    return load_task("Flowers-102", data_root, image_size=32, verify=False)
+
+
+def resized(path: Path, side: int) -> Tensor:
+    """The file as torchvision's own Resize and conversion make it."""
+    to_tensor = transforms.Compose([transforms.Resize((side, side)), transforms.PILToTensor()])
+    with Image.open(path) as image:
+        pixels: Tensor = to_tensor(image.convert("RGB"))
+    return pixels
+
+
+def test_cifar10_is_what_its_batches_hold(data_root: Path, cifar10: Task) -> None:
+    """CIFAR-10 is the five batches in order and the test batch, uint8 of 32x32 with red first, labels as filed."""
+    names = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]
+    for images, files in zip((cifar10.pool, cifar10.test), names, strict=True):
+        batches = [pickle.loads((data_root / "cifar-10-batches-py" / file).read_bytes()) for file in files]  # noqa: S301
+        assert images.labels.tolist() == [label for batch in batches for label in batch["labels"]]
+        assert images.labels.dtype == torch.int64
+        planes = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+        assert images.pixels.dtype == torch.uint8
+        np.testing.assert_array_equal(images.pixels.numpy(), planes)
+    assert (len(cifar10.pool), len(cifar10.test), cifar10.pool.num_classes) == (400, 60, 10)
+    assert cifar10.geometry == Geometry(side=256, crop=224, flip=True)
+    assert cifar10.balanced is None
+
+
+def test_pet_is_what_its_lists_name(data_root: Path, pet: Task) -> None:
+    """Pet is the images of trainval.txt and test.txt in order, resized as torchvision does it, labels from 0."""
+    folder = data_root / "oxford-iiit-pet"
+    for images, split in ((pet.pool, "trainval"), (pet.test, "test")):
+        lines = [line.split() for line in (folder / "annotations" / f"{split}.txt").read_text().splitlines()]
+        assert images.labels.tolist() == [int(label) - 1 for _, label, _, _ in lines]
+        expected = torch.stack([resized(folder / "images" / f"{name}.jpg", 37) for name, *_ in lines])
+        assert torch.equal(images.pixels, expected)
+    assert (len(pet.pool), len(pet.test), pet.pool.num_classes) == (441, 74, 37)
+    assert pet.geometry == Geometry(side=37, crop=32, flip=True)
+
+
+def test_flowers_are_what_the_mat_files_name(data_root: Path, flowers: Task) -> None:
+    """Flowers-102 is the images that trnid and tstid number, in order, with the labels of imagelabels.mat from 0."""
+    folder = data_root / "flowers-102"
+    ids, labels = loadmat(folder / "setid.mat"), loadmat(folder / "imagelabels.mat")["labels"][0]
+    for images, split in ((flowers.pool, "trnid"), (flowers.test, "tstid")):
+        numbers = ids[split][0].tolist()
+        assert images.labels.tolist() == [int(labels[number - 1]) - 1 for number in numbers]
+        expected = torch.stack([resized(folder / "jpg" / f"image_{number:05d}.jpg", 37) for number in numbers])
+        assert torch.equal(images.pixels, expected)
+    assert (len(flowers.pool), len(flowers.test), flowers.pool.num_classes) == (510, 102, 102)
+    assert flowers.pool_size == 510
+
+
+def test_pet_draws_as_many_a_class_as_it_can(pet: Task) -> None:
+    """A small Pet has a pool of its smallest class's count times 37, drawn anew by each seed."""
+    assert (pet.balanced, pet.pool_size) == (93, 370)
+    first, second = (pet.split(370, seed, validation=False).train for seed in (1001, 2001))
+    assert first.labels.tolist() == second.labels.tolist() == [c for c in range(37) for _ in range(10)]
+    assert not torch.equal(first.pixels, second.pixels)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_split_can_be_trained_on(name: str, data_root: Path) -> None:
+    """A split of each task gives training and evaluation batches of the size asked for, that can be told apart."""
+    task = load_task(name, data_root, image_size=32, verify=False)
+    split = task.split(task.pool_size, 1001, validation=True)
+    plan = split.geometry.draw(8, torch.Generator().manual_seed(0))
+    for batch in (
+        split.geometry.training(split.train.pixels[:8], plan),
+        split.geometry.evaluation(split.test.pixels[:8]),
+    ):
+        x = split.normalisation(batch)
+        assert (x.shape, x.dtype) == ((8, 3, 32, 32), torch.float32)
+        assert len(torch.unique(x.flatten(1).mean(1))) == 8
+    assert split.validation is not None
+    assert len(split.train) + len(split.validation) == task.pool_size
+
+
+@pytest.mark.parametrize(
+    ("name", "pool", "trained", "test", "classes"),
+    [
+        ("CIFAR-10", 50_000, 50_000, 10_000, 10),
+        ("Oxford-IIIT_Pet", 3441, 3680, 3669, 37),
+        ("Flowers-102", 1020, 1020, 6149, 102),
+    ],
+)
+def test_sizes_known_without_data(name: str, pool: int, trained: int, test: int, classes: int) -> None:
+    """The catalogue knows the official sizes, and that the network sees 224x224 RGB."""
+    entry = TASKS[name]
+    assert (entry.pool_size, entry.test_size, entry.num_classes) == (pool, test, classes)
+    assert (entry.image_size, entry.channels) == (224, 3)
+    assert entry.folder is not None
+    assert (entry.folder.training_images, entry.folder.test_images) == (trained, test)
+
+
+@pytest.mark.parametrize(("crop", "side"), [(224, 256), (32, 37), (64, 73), (28, 32), (1, 1)])
+def test_images_are_resized_in_proportion(crop: int, side: int) -> None:
+    """The side is 256 where the crop is 224, and in proportion rounded to whole pixels where it is another."""
+    assert resize_side(crop) == side
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "words"),
+    [
+        ("mnist-digits", 32, "image_size of mnist-digits must be 16, the size of its images, got 32: leave it out"),
+        ("CIFAR-10", 0, "image_size must be at least 1 pixel, got 0: 224 is usual"),
+        ("cifar", None, "dataset must be one of CIFAR-10, .*, got 'cifar'"),
+    ],
+)
+def test_image_sizes_that_are_refused(name: str, size: int | None, words: str) -> None:
+    """A size that a task does not have and an unknown task raise one line, before any image is read."""
+    for ask in (crop_size, lambda name, size: load_task(name, "/nowhere", size)):
+        with pytest.raises(ValueError, match=f"^{words}$"):
+            ask(name, size)
+
+
+def test_image_sizes_that_are_accepted() -> None:
+    """A task's own size stands where none is given."""
+    sizes = (
+        crop_size("CIFAR-10"),
+        crop_size("mnist-digits"),
+        crop_size("mnist-digits", 16),
+        crop_size("Flowers-102", 64),
+    )
+    assert sizes == (224, 16, 16, 64)
+
+
+def test_a_task_is_read_once(data_root: Path) -> None:
+    """The same folder, size and strictness give the same object, however they are written; another size another."""
+    task = load_task("CIFAR-10", data_root, verify=False)
+    assert load_task("CIFAR-10", str(data_root), image_size=224, verify=False) is task
+    assert load_task("CIFAR-10", data_root, image_size=32, verify=False) is not task
+
+
+def test_the_folder_of_the_datasets(monkeypatch: pytest.MonkeyPatch, data_root: Path, tmp_path: Path) -> None:
+    """Without a root it is $DEELBO_DATA, else data in $DEELBO_CACHE, else in deelbo of the user's cache folder."""
+    for name in ("DEELBO_DATA", "DEELBO_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert data_folder() == tmp_path / ".cache" / "deelbo" / "data"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert data_folder() == Path("/xdg/deelbo/data")
+    monkeypatch.setenv("DEELBO_CACHE", "/cache")
+    assert data_folder() == Path("/cache/data")
+    with pytest.raises(ValueError, match="/cache/data has no folder cifar-10-batches-py"):
+        check_task("CIFAR-10")
+    monkeypatch.setenv("DEELBO_DATA", str(data_root))
+    assert data_folder() == data_root
+    check_task("CIFAR-10", verify=False)
+
+
+def test_a_task_that_needs_no_folder(tmp_path: Path) -> None:
+    """The embedded task has nothing to check and nothing to download, and makes no folder."""
+    check_task("mnist-digits", tmp_path / "none")
+    assert download_task("mnist-digits", tmp_path / "none") == tmp_path / "none"
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("size", [(6, 1, 2, 2), (50, 3, 64, 64)])
+def test_a_fingerprint_tells_data_apart(monkeypatch: pytest.MonkeyPatch, size: tuple[int, ...]) -> None:
+    """The fingerprint is 16 hex digits, the same for the same data, and another for other labels, another order, other
+    pixels in any one image, or another test set; also where only a part of the pixels is hashed."""
+    monkeypatch.setattr("deelbo.data.dataset.HASHED_BYTES", 100_000)
+    pixels, labels = torch.randint(0, 256, size, dtype=torch.uint8), torch.arange(size[0]) % 3
+
+    def task(pixels: Tensor = pixels, labels: Tensor = labels, test: Tensor = pixels) -> Task:
+        return Task("any", Images(pixels, labels, 3), Images(test, labels, 3), Geometry(2, 2))
+
+    other = pixels.clone()
+    other[4] = 255 - other[4]
+    varied = [
+        task(),
+        task(labels=labels.flip(0)),
+        task(pixels=pixels.flip(0)),
+        task(pixels=other),
+        task(test=other),
+        task(pixels=pixels.transpose(1, 2)),
+    ]
+    prints = [made.fingerprint for made in varied]
+    assert len(set(prints)) == len(varied)
+    assert all(re.fullmatch("[0-9a-f]{16}", made) for made in prints)
+    assert task(pixels=pixels.clone()).fingerprint == prints[0]
+    assert replace(task(), name="b", geometry=Geometry(9, 9)).fingerprint == prints[0]
+
+
+def test_importing_the_library_is_light(data_root: Path) -> None:
+    """Importing deelbo and looking a task up imports neither torchvision's datasets nor Pillow."""
+    code = (
+        "import sys, deelbo, deelbo.data as t; t.TASKS['CIFAR-10'], t.crop_size('CIFAR-10');"
+        "print([m for m in ('torchvision.datasets', 'PIL.Image') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,129 @@
+"""What each objective learns where all is known: ridge regression, whose best strengths have closed forms.
+
+The bounds' q is isotropic, whose sigma sees the mean of the Hessian's eigenvalues alone. So the ELBo's strength is near
+the evidence's where the weights are fewer than the examples and the columns alike (8 % above, where this problem has
+it), and too strong where there are more weights than examples; the DE ELBo counts the likelihood D/N times, and is the
+other way round: near where D > N, too strong by more than N/D where D < N. There the prior's mean is a minimum of its
+own: the first problem that is tested stayed in it when trained at half the rate for twice the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deelbo import ELBO, MAP, DataEmphasizedELBO, Group, Isotropic
+from deelbo.objectives.base import Objective
+from deelbo.objectives.hypergradient import HypergradientMAP
+from tests.helpers.ridge import Ridge, ridge
+
+WIDE = {"num_examples": 30, "dim": 60}  # more weights than examples, as in a network
+TALL = {"num_examples": 60, "dim": 30}
+
+
+def weights(problem: Ridge) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(problem.dim, dtype=torch.float64))
+
+
+def group(weight: nn.Parameter) -> list[Group]:
+    return [Group("all", (weight,), Isotropic(torch.zeros_like(weight.detach())))]
+
+
+def nll_of(inputs: Tensor, outputs: Tensor, noise: float) -> Callable[[Tensor], Tensor]:
+    return lambda weight: (outputs - inputs @ weight).square().mean() / (2 * noise**2)
+
+
+def training_nll(problem: Ridge) -> Callable[[Tensor], Tensor]:
+    return nll_of(torch.tensor(problem.X), torch.tensor(problem.y), problem.noise)
+
+
+def trained(problem: Ridge, make: Callable[[list[Group], int], Objective], steps: int = 800) -> float:
+    """The strength after steps over all rows at a rate that falls to 0, as the noise of draws must."""
+    weight = weights(problem)
+    objective = make(group(weight), problem.num_examples)
+    optimiser = torch.optim.Adam([weight, *objective.parameters()], lr=0.1)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
+    nll = training_nll(problem)
+    for _ in range(steps):
+        with objective.step():
+            nll(weight).backward()
+        optimiser.step()
+        cosine.step()
+    return objective.weight_decay()["all"]
+
+
+def test_the_oracle_agrees_with_itself() -> None:
+    """Leave-one-out is what refitting without each row gives; the evidence's quadratic form and the solution are those
+    of MAP's own objective."""
+    problem, alpha = ridge(num_examples=12, dim=5), 0.1
+    left_out = []
+    for i in range(12):
+        rows = [j for j in range(12) if j != i]
+        inputs, outputs = problem.X[rows], problem.y[rows]
+        other = Ridge(inputs, outputs, problem.noise, problem.X[i : i + 1], problem.y[i : i + 1])
+        left_out.append(other.fresh_nll(other.solution(alpha * 12 / 11)))
+    assert problem.loo(alpha) == pytest.approx(sum(left_out) / 12, rel=1e-10)
+    weight = nn.Parameter(torch.tensor(problem.solution(alpha)))
+    objective = MAP(group(weight), 12, {"all": alpha})
+    with objective.step():
+        training_nll(problem)(weight).backward()
+    assert weight.grad is not None
+    assert float(weight.grad.abs().max()) < 1e-12
+    covariance = torch.eye(12).double() + torch.tensor(problem.X @ problem.X.T) / (12 * alpha)
+    density = torch.distributions.MultivariateNormal(torch.zeros(12).double(), covariance)
+    assert problem.evidence(alpha) == pytest.approx(float(density.log_prob(torch.tensor(problem.y))) / 12, rel=1e-10)
+    best = problem.best_alpha_evidence()
+    assert problem.evidence(best) >= max(problem.evidence(best * f) for f in (0.9, 1.1))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_de_elbo_with_more_weights_than_examples(seed: int) -> None:
+    """Within a tenth of the evidence's strength, and of 1 % above the least NLL on fresh rows. (The closed form's fixed
+    point is 1 % and 3 % off here; the rest is the noise of its draws.)"""
+    problem = ridge(seed=seed, **WIDE)
+    alpha = trained(problem, DataEmphasizedELBO)
+    assert alpha == pytest.approx(problem.best_alpha_evidence(), rel=0.1)
+    least = problem.fresh_nll(problem.solution(problem.best_alpha_fresh()))
+    assert problem.fresh_nll(problem.solution(alpha)) < 1.01 * least
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_fewer_weights_than_examples(seed: int) -> None:
+    """The ELBo is within a fifth of the evidence's strength (its fixed point: 9 % and 7 % above). The DE ELBo is not:
+    it is from N/D to 1.5 N/D times as strong."""
+    problem = ridge(seed=seed, **TALL)
+    evidence = problem.best_alpha_evidence()
+    assert trained(problem, ELBO) == pytest.approx(evidence, rel=0.2)
+    assert 2 < trained(problem, DataEmphasizedELBO) / evidence < 3
+
+
+def test_the_elbo_is_too_strong_with_more_weights_than_examples() -> None:
+    """Twice as strong as the evidence's, which is why the likelihood is counted more often in a network."""
+    problem = ridge(**WIDE)
+    assert 1.8 < trained(problem, ELBO) / problem.best_alpha_evidence() < 2.6
+
+
+@pytest.mark.parametrize("start", [1e-7, 1.0])
+def test_hypergradients_find_what_validates_best(start: float) -> None:
+    """From far above and far below, the learned strength's solution has an NLL on the validation rows of at most 2 %
+    above the least there is (one-step differentiation itself is 0.3 % off); the starts' have 65 % more and ten times
+    as much."""
+    problem = ridge(num_examples=60, dim=60, fresh=500)
+    weight = weights(problem)
+    objective = HypergradientMAP(group(weight), 60, {"all": start}, rate=0.1)
+    train = training_nll(problem)
+    validation = nll_of(torch.tensor(problem.fresh_x), torch.tensor(problem.fresh_y), problem.noise)
+    optimiser = torch.optim.SGD([weight], lr=0.2, momentum=0.9, nesterov=True)
+    for step in range(1500):
+        with objective.step():
+            train(weight).backward()
+        optimiser.step()
+        if step % 5 == 0:
+            slope = torch.autograd.grad(validation(weight), [weight])
+            objective.move(objective.directions(slope), 0.1 if step < 750 else 0.02)
+    least = problem.fresh_nll(problem.solution(problem.best_alpha_fresh()))
+    assert problem.fresh_nll(problem.solution(objective.weight_decay()["all"])) < 1.02 * least
+    assert problem.fresh_nll(problem.solution(start)) > 1.5 * least

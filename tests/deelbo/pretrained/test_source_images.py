@@ -1,0 +1,153 @@
+"""Source images in folders: streamed, cropped at random but repeatably, and refused by name where unreadable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from deelbo.pretrained.source_images import SourceImages
+
+Grey = Callable[[str, int, int], Path]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def grey(folder: Path) -> Grey:
+    """Writes one image of one grey level, or the two classes that most tests take."""
+
+    def write(name: str, level: int, side: int) -> Path:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (side, side + 3), level).save(path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def seven(grey: Grey, folder: Path) -> Path:
+    """Seven images of two classes, each of one grey level that says which it is."""
+    for number in range(7):
+        grey(f"{'cat' if number < 3 else 'dog'}/{number}.png", 30 * number + 20, 20 + 5 * number)
+    return folder
+
+
+def levels(x: Tensor) -> list[int]:
+    """The grey level of each normalised image."""
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    rgb = (x * std[:, None, None] + mean[:, None, None]) * 255
+    torch.testing.assert_close(rgb, rgb[:, :1, :1, :1].expand_as(rgb), rtol=0, atol=1e-3)
+    return [round(float(image.mean())) for image in rgb]
+
+
+def test_a_pass_sees_every_image_once(seven: Path) -> None:
+    """Images of any size come as ImageNet's normalised RGB crops, each once a pass, with its folder's class."""
+    images = SourceImages(seven, image_size=8)
+    assert (len(images), images.num_classes) == (7, 2)
+    seen: list[tuple[int, int]] = []
+    for x, y in images.batches(1, torch.Generator()):
+        assert x.shape == (1, 3, 8, 8)
+        assert x.dtype == torch.float32
+        seen += zip(levels(x), y.tolist(), strict=True)
+    assert sorted(seen) == [(30 * number + 20, int(number >= 3)) for number in range(7)]
+    assert seen != sorted(seen)
+
+
+def test_the_partial_batch_is_dropped(seven: Path) -> None:
+    """Seven images in batches of three are two batches; in batches of nine, one of seven."""
+    images = SourceImages(seven, 8)
+    assert [len(y) for _, y in images.batches(3, torch.Generator())] == [3, 3]
+    assert [len(y) for _, y in images.batches(9, torch.Generator())] == [7]
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(4, [2, 2]), (5, [2, 2]), (1, [2]), (100, [2, 2, 2])])
+def test_a_part_of_the_images(seven: Path, most: int, sizes: list[int]) -> None:
+    """A pass over at most so many images has whole batches, and one at least."""
+    assert [len(y) for _, y in SourceImages(seven, 8).batches(2, torch.Generator(), most=most)] == sizes
+
+
+@pytest.fixture
+def ramps(folder: Path) -> Path:
+    """Four images of two classes with a ramp from left to right, in which every crop and mirroring shows."""
+    for number in range(4):
+        path = folder / f"{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.linear_gradient("L").rotate(90).resize((40, 40)).save(path)
+    return folder
+
+
+def test_crops_are_repeatable(ramps: Path) -> None:
+    """The generator alone decides order and crops, whatever torch's global random numbers and the number of workers."""
+
+    def one_pass(seed: int, workers: int) -> Tensor:
+        torch.rand(seed + workers)  # moves the global generator
+        before = torch.random.get_rng_state()
+        batches = SourceImages(ramps, 8).batches(2, torch.Generator().manual_seed(seed), workers)
+        found = torch.cat([x for x, _ in batches])
+        assert torch.equal(torch.random.get_rng_state(), before)
+        return found
+
+    first = one_pass(1, workers=0)
+    assert torch.equal(one_pass(1, workers=0), first)
+    assert torch.equal(one_pass(1, workers=2), first)
+    assert not torch.equal(one_pass(2, workers=0), first)
+
+
+def test_crops_differ(ramps: Path) -> None:
+    """Equal images are cropped and mirrored differently, and differently again in the next pass."""
+    images, generator = SourceImages(ramps, 8), torch.Generator().manual_seed(0)
+    x = torch.cat([x for _ in range(4) for x, _ in images.batches(4, generator)])
+    assert len({image.numpy().tobytes() for image in x}) > 12
+    rising = (x[:, 0, 4, -1] > x[:, 0, 4, 0]).tolist()
+    assert 2 <= sum(rising) <= 14
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(ValueError, match=r".") as error:
+        SourceImages(folder, 8)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_folder_that_is_none(folder: Path) -> None:
+    """A folder that is missing, or a file, is refused by its path."""
+    assert f"{folder} is no folder" in refusal(folder)
+    folder.write_text("text")
+    assert f"{folder} is no folder" in refusal(folder)
+
+
+def test_a_folder_without_images(folder: Path, grey: Grey) -> None:
+    """A folder with no classes in it is refused, as is a class with no images, which is named."""
+    folder.mkdir()
+    assert f"any class folder in {folder}" in refusal(folder)
+    grey("cat/0.png", 9, 9)
+    (folder / "dog").mkdir()
+    (folder / "dog" / "notes.txt").write_text("text")
+    assert "for the classes dog: give a folder of images for each class" in refusal(folder)
+
+
+def test_one_class(grey: Grey, folder: Path) -> None:
+    """A single class is refused, and named."""
+    grey("cat/0.png", 9, 9)
+    assert f"{folder} has one class, cat" in refusal(folder)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("cut", [0, 60])
+def test_an_image_that_cannot_be_decoded(seven: Path, workers: int, cut: int) -> None:
+    """An image that is empty or cut short is named in one line, also where a worker met it."""
+    path = seven / "dog" / "5.png"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ValueError, match="cannot be decoded") as error:
+        list(SourceImages(seven, 8).batches(7, torch.Generator(), workers))
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,243 @@
+"""Fitting SWAG to a network on source images: what is written is the posterior of a plain loop's iterates."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deelbo._vectors import flatten
+from deelbo.groups import split_at_head
+from deelbo.pretrained import swag_fitting
+from deelbo.pretrained.backbones import BACKBONES, build_backbone
+from deelbo.pretrained.source_images import SourceImages
+from deelbo.pretrained.swag_files import read_swag
+from deelbo.pretrained.swag_fitting import fit_swag
+from deelbo.pretrained.weights import load_backbone, read_weights
+
+
+class Small(nn.Module):
+    """A network with BatchNorm and dropout for small images; its head has four classes and comes first."""
+
+    def __init__(self, image_size: int | None = None) -> None:
+        super().__init__()
+        self.fc = nn.Linear(5, 4)
+        self.conv = nn.Conv2d(3, 5, 3, 2)
+        self.bn = nn.BatchNorm2d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(F.dropout(self.bn(self.conv(x)).relu().mean((2, 3)), 0.1, self.training))
+        return logits
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of pretrained weights of the backbone "small"."""
+    monkeypatch.setitem(BACKBONES, "small", (Small, "fc"))
+    torch.save(Small().state_dict(), tmp_path / "w.pt")
+    return tmp_path / "w.pt"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten noisy images of three classes of different brightness."""
+    random = np.random.default_rng(0)
+    for number in range(10):
+        path = tmp_path / "source" / f"class{number % 3}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 100, (14, 12, 3)) + 70 * (number % 3)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return tmp_path / "source"
+
+
+Iterates = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def plain_loop(
+    backbone: str, weights: Path, folder: Path, epochs: int, every: int, batch_size: int, **given: Any
+) -> tuple[nn.Module, Iterates, torch.Generator]:
+    """SGD as the documentation says, and its iterates, collected every so many steps."""
+    seed, size = given.get("seed", 0), given.get("image_size", 224)
+    images, random = SourceImages(folder, size), torch.Generator().manual_seed(seed)
+    model, head = build_backbone(backbone, images.num_classes, read_weights(backbone, weights), seed, image_size=size)
+    options = {"lr": given.get("learning_rate", 0.001), "weight_decay": given.get("weight_decay", 1e-4)}
+    optimiser = torch.optim.SGD(model.parameters(), momentum=0.9, **options)
+    torch.manual_seed(seed)
+    model.train()
+    collected, step = [], 0
+    for _ in range(epochs):
+        for x, y in images.batches(batch_size, random):
+            optimiser.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimiser.step()
+            step += 1
+            if step % every == 0:
+                collected.append(flatten(split_at_head(model, head)[0]).double().numpy())
+    return model, np.stack(collected), random
+
+
+@pytest.mark.parametrize(("collect_every", "epochs"), [(None, 6), (2, 4)])
+def test_the_posterior_is_that_of_the_iterates(
+    weights: Path, folder: Path, tmp_path: Path, collect_every: int | None, epochs: int
+) -> None:
+    """Mean, variance and factor are numpy's of the iterates of a plain loop, one at each epoch's end or as asked."""
+    given: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": 3,
+        "learning_rate": 0.1,
+        "weight_decay": 0.01,
+        "image_size": 8,
+        "seed": 4,
+    }
+    out = fit_swag("small", folder, tmp_path / "s.pt", weights=weights, collect_every=collect_every, **given)
+    found = read_swag(out, "small")
+    _, iterates, _ = plain_loop("small", weights, folder, every=collect_every or 3, **given)
+    assert len(iterates) == 6
+    deviations = [iterates[t] - iterates[: t + 1].mean(0) for t in range(1, 6)]
+    np.testing.assert_allclose(found.mean, iterates.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.variance, iterates.var(0), rtol=1e-2, atol=1e-6)
+    np.testing.assert_allclose(found.factor, np.stack(deviations, 1), rtol=1e-4, atol=1e-6)
+    assert iterates.var(0).max() > 1e-4
+
+
+def test_batchnorm_is_recomputed_at_the_mean(weights: Path, folder: Path, tmp_path: Path) -> None:
+    """The buffers are the average over batches, of a part of the images, of each batch's statistics at the mean."""
+    given: dict[str, Any] = {"epochs": 5, "batch_size": 2, "learning_rate": 0.1, "image_size": 8}
+    out = fit_swag("small", folder, tmp_path / "s.pt", weights=weights, statistics_images=4, **given)
+    posterior = load_backbone("small", weights, out).swag_weights
+    assert posterior is not None
+    _, _, random = plain_loop("small", weights, folder, every=5, **given)
+    passed = [x for x, _ in SourceImages(folder, 8).batches(2, random, most=4)]
+    inputs = [F.conv2d(x, posterior["conv.weight"], posterior["conv.bias"], 2) for x in passed]
+    assert len(inputs) == 2
+    for name, statistic in (("mean", torch.mean), ("var", torch.var)):
+        expected = torch.stack([statistic(x, (0, 2, 3)) for x in inputs]).mean(0)
+        torch.testing.assert_close(posterior[f"bn.running_{name}"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_both_suffixes_and_any_workers_give_the_same(weights: Path, folder: Path, tmp_path: Path) -> None:
+    """A seed decides the posterior, not the suffix, the workers or torch's global random numbers, which stay."""
+
+    def fit(name: str, **options: Any) -> dict[str, Tensor]:
+        torch.rand(len(name))
+        before = torch.random.get_rng_state()
+        out = fit_swag("small", folder, tmp_path / name, weights=weights, epochs=5, image_size=8, **options)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        assert out == tmp_path / name
+        found = read_swag(out, "small")
+        return {"mean": found.mean, "variance": found.variance, "factor": found.factor} | found.buffers
+
+    first = fit("first.pt")
+    for again in (fit("again.safetensors"), fit("workers.pt", workers=1)):
+        assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+    assert not torch.equal(fit("other.pt", seed=1)["mean"], first["mean"])
+
+
+def test_the_pretrained_head_is_kept_where_it_fits(
+    weights: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With as many classes as folders training starts with the pretrained head, else with a new one; which is said."""
+    head = {"fc.weight": torch.full((3, 5), 7.0), "fc.bias": torch.ones(3)}
+    torch.save(torch.load(weights, weights_only=True) | head, tmp_path / "three.pt")
+    heads: list[Tensor] = []
+    monkeypatch.setattr(
+        swag_fitting, "recompute_batchnorm", lambda model, _: heads.append(model.get_parameter("fc.weight").detach())
+    )
+    said: list[str] = []
+    for path in (weights, tmp_path / "three.pt"):
+        still: dict[str, Any] = {"learning_rate": 1e-12, "weight_decay": 0, "epochs": 5, "image_size": 8}
+        fit_swag("small", folder, tmp_path / "s.pt", weights=path, say=said.append, **still)
+    assert 0 < float(heads[0].abs().max()) <= 1 / 5**0.5
+    assert torch.equal(heads[1], head["fc.weight"])
+    assert [line for line in said if "head" in line] == [
+        "10 images of 3 classes, 1 steps an epoch; the head is new",
+        "10 images of 3 classes, 1 steps an epoch; the head is the pretrained one",
+    ]
+    assert len(said) == 2 + 2 * 5
+
+
+def test_a_real_network(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ResNet-50's posterior is over its backbone's weights, has all its buffers, and its mean has left the start."""
+    torch.save(build_backbone("resnet50", 3, seed=1)[0].state_dict(), tmp_path / "w.pt")
+    start = flatten(split_at_head(build_backbone("resnet50", 3, seed=1)[0], "fc")[0])
+    written: dict[str, Any] = {}
+    monkeypatch.setattr(swag_fitting, "write_swag", lambda out, **parts: written.update(parts))
+    options: dict[str, Any] = {"epochs": 5, "image_size": 32, "learning_rate": 1e-4}
+    fit_swag("resnet50", folder, tmp_path / "s.pt", weights=tmp_path / "w.pt", **options)
+    assert written["factor"].shape == (23_508_032, 5)
+    assert 0 < float((written["mean"] - start).norm() / start.norm()) < 0.1
+    assert float(written["variance"].max()) > 0
+    assert written["buffers"].keys() == dict(build_backbone("resnet50", 3)[0].named_buffers()).keys()
+
+
+def refusal(*given: Any, **options: Any) -> str:
+    """The one line with which fitting is refused."""
+    with pytest.raises(ValueError, match=r".") as error:
+        fit_swag(*given, **({"image_size": 8, "epochs": 5} | options))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epochs": 4}, "SWAG of rank 5 needs as many iterates, 4 epochs of 3 steps give 4: raise epochs"),
+        ({"epochs": 6, "rank": 7}, "SWAG of rank 7 needs as many iterates, 6 epochs of 3 steps give 6"),
+        ({"collect_every": 4}, "5 epochs of 3 steps give 3"),
+        ({"rank": 4}, "rank must be at least 5, .* got 4"),
+        ({"batch_size": 1}, "batch_size must be at least 2, .* got 1"),
+        ({"learning_rate": 0}, "learning_rate must be above 0, got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0, got nan"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"collect_every": 0}, "collect_every must be at least 1, got 0"),
+        ({"statistics_images": 0}, "statistics_images must be at least 1, got 0"),
+    ],
+)
+def test_numbers_that_cannot_be(
+    weights: Path, folder: Path, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    """Too few iterates for the rank, and other numbers that cannot be, are refused before any training."""
+    said: list[str] = []
+    given = {"weights": weights, "batch_size": 3, "say": said.append} | options
+    found = refusal("small", folder, tmp_path / "s.pt", **given)
+    assert re.search(words, found), found
+    assert said == []
+
+
+def test_what_cannot_be_fitted_or_written(weights: Path, folder: Path, tmp_path: Path) -> None:
+    """The digits network, an unknown one, a target of another suffix and a folder that is none are refused."""
+    out = tmp_path / "s.pt"
+    assert "digits-resnet has its SWAG posterior from deelbo itself" in refusal("digits-resnet", folder, out)
+    assert "backbone must be one of" in refusal("resnet18", folder, out, weights=weights)
+    assert "got the suffix '.npz'" in refusal("small", folder, tmp_path / "s.npz", weights=weights)
+    assert "is no folder" in refusal("small", folder, tmp_path / "none" / "s.pt", weights=weights)
+    assert "is no folder" in refusal("small", tmp_path / "none", out, weights=weights)
+
+
+def test_the_usual_weights_must_be_there(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without weights SWAG starts from IMAGENET1K_V1, and says where that file is missing."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert "IMAGENET1K_V1 weights of resnet50 are not at" in refusal("resnet50", folder, tmp_path / "s.pt")
+
+
+def test_a_diverged_run_writes_nothing(weights: Path, folder: Path, tmp_path: Path) -> None:
+    """Where the loss stops being finite the run ends with the learning rate to lower, and no file is written."""
+    words = refusal("small", folder, tmp_path / "s.pt", weights=weights, learning_rate=1e30, batch_size=3)
+    assert "diverged in epoch 1: lower learning_rate, which is 1e+30" in words
+    assert not (tmp_path / "s.pt").exists()
+
+
+def test_an_image_that_cannot_be_decoded(weights: Path, folder: Path, tmp_path: Path) -> None:
+    """A broken image ends the run by its name, and no file is written."""
+    (folder / "class1" / "1.png").write_bytes(b"no image")
+    assert f"{folder / 'class1' / '1.png'} cannot be decoded" in refusal(
+        "small", folder, tmp_path / "s.pt", weights=weights
+    )
+    assert not (tmp_path / "s.pt").exists()

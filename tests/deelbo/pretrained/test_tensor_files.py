@@ -1,0 +1,161 @@
+"""Tensors from files: what is read, and that a file that is anything else is refused in one line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from deelbo.pretrained.tensor_files import read_file, read_tensors
+
+
+def refusal(path: Path) -> str:
+    """The one line with which a file is refused."""
+    with pytest.raises(ValueError, match=r".") as error:
+        read_tensors(path)
+    words = str(error.value)
+    assert str(path) in words
+    assert "\n" not in words
+    return words
+
+
+@pytest.fixture
+def tensors() -> dict[str, Tensor]:
+    return {"a": torch.randn(2, 3), "b": torch.arange(4), "c": torch.randn(3).half()}
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+def test_torchs_files(tmp_path: Path, tensors: dict[str, Tensor], suffix: str, wrapper: str | None) -> None:
+    """Tensors by name are read as they are, bare or under "state_dict" or "model", beside other things."""
+    path = tmp_path / f"w{suffix}"
+    torch.save(tensors if wrapper is None else {wrapper: tensors, "epoch": 3}, path)
+    found = read_tensors(path)
+    assert list(found) == list(tensors)
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items()
+    )
+
+
+def test_safetensors_are_the_same(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    """A .safetensors file gives the same tensors as a .pt file."""
+    save_file(tensors, tmp_path / "w.safetensors")
+    found = read_tensors(tmp_path / "w.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items()
+    )
+
+
+def test_parameters_become_tensors(tmp_path: Path) -> None:
+    """Parameters are read as tensors that autograd does not follow."""
+    torch.save({"a": nn.Parameter(torch.ones(2))}, tmp_path / "w.pt")
+    assert not read_tensors(tmp_path / "w.pt")["a"].requires_grad
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    """A path with no file, and one of a folder, is refused."""
+    assert "is not there" in refusal(tmp_path / "w.pt")
+    (tmp_path / "folder.pt").mkdir()
+    assert "no file" in refusal(tmp_path / "folder.pt")
+
+
+@pytest.mark.parametrize("name", ["w.npz", "w", "w.pth.tar"])
+def test_another_suffix(tmp_path: Path, name: str) -> None:
+    """A suffix other than .pt, .pth and .safetensors is refused, and those are listed."""
+    (tmp_path / name).write_bytes(b"")
+    assert ".pt, .pth, .safetensors" in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("damage", [b"", b"hello there", b"\x80\x02", None], ids=["empty", "text", "stub", "cut"])
+def test_a_damaged_file(tmp_path: Path, tensors: dict[str, Tensor], suffix: str, damage: bytes | None) -> None:
+    """A file that is empty, something else or cut short is refused as damaged."""
+    path = tmp_path / f"w{suffix}"
+    if suffix == ".pt":
+        torch.save(tensors, path)
+    else:
+        save_file(tensors, path)
+    path.write_bytes(path.read_bytes()[:-20] if damage is None else damage)
+    assert "is damaged" in refusal(path)
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_cannot_run_code(tmp_path: Path, zipped: bool) -> None:
+    """A file that would run code when unpickled is refused by what it would call, and the code does not run."""
+    target, path = tmp_path / "bombed", tmp_path / "w.pt"
+    pickle.loads(pickle.dumps(Bomb(target)))  # noqa: S301  the bomb works
+    target.rmdir()
+    torch.save({"a": Bomb(target)}, path, _use_new_zipfile_serialization=zipped)
+    assert "holds posix.mkdir, which is not read" in refusal(path)
+    assert not target.exists()
+
+
+def test_a_training_checkpoint_with_its_arguments(tmp_path: Path) -> None:
+    """A checkpoint that also holds another program's objects is refused, and what to save instead is said."""
+    torch.save({"model": {"a": torch.ones(1)}, "args": argparse.Namespace(lr=1)}, tmp_path / "w.pt")
+    words = refusal(tmp_path / "w.pt")
+    assert "holds argparse.Namespace" in words
+    assert "torch.save(model.state_dict()" in words
+
+
+def test_a_whole_module(tmp_path: Path) -> None:
+    """A pickled module is refused, as reading it could run code."""
+    torch.save(nn.Linear(2, 2), tmp_path / "w.pt")
+    assert "could run code" in refusal(tmp_path / "w.pt")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_torchscript_program(tmp_path: Path) -> None:
+    """A TorchScript archive is refused, as it is a program."""
+    torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(str(tmp_path / "w.pt"))
+    assert "holds a program" in refusal(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [
+        ([torch.ones(1)], "holds a list"),
+        (torch.ones(1), "holds a Tensor"),
+        ({}, "holds nothing"),
+        ({"a": torch.ones(1), "b": 3}, "'b' is a int"),
+        ({1: torch.ones(1)}, "1 is a Tensor"),
+    ],
+)
+def test_anything_but_tensors_by_name(tmp_path: Path, held: object, words: str) -> None:
+    """A file of anything but tensors by name is refused by what it holds."""
+    torch.save(held, tmp_path / "w.pt")
+    assert words in refusal(tmp_path / "w.pt")
+
+
+def test_one_tensor_is_read_by_read_file(tmp_path: Path) -> None:
+    """A file that holds one bare tensor gives it."""
+    torch.save(torch.arange(3), tmp_path / "t.pt")
+    found = read_file(tmp_path / "t.pt")
+    assert isinstance(found, Tensor)
+    assert found.tolist() == [0, 1, 2]
+
+
+def test_safetensors_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without safetensors installed such a file is refused with the command that installs it."""
+    save_file({"a": torch.ones(1)}, tmp_path / "w.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    assert "pip install safetensors" in refusal(tmp_path / "w.safetensors")

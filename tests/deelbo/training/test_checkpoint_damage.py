@@ -1,0 +1,175 @@
+"""No checkpoint does a run harm: damaged, hostile, unreadable or impossible to write, it ends as without one."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from deelbo import DataEmphasizedELBO, PhaseClock, Schedule, make_groups
+from deelbo.data import Split
+from deelbo.training import fit
+from deelbo.training.checkpoint import Checkpoint
+from deelbo.training.run import Run
+from deelbo.training.snapshot import fingerprint, opened, sealed
+
+SCHEDULE = Schedule(0.05, steps=30, batch_size=32, posterior_passes=2, series_points=4)  # 6 epochs, 4 looks
+EPOCHS = 6
+Life = Callable[..., str]
+
+
+def given(data: bytes | None) -> Checkpoint:
+    """A checkpoint that holds ``data`` and takes nothing."""
+    return Checkpoint(1e9, lambda _: None, lambda: data)
+
+
+@pytest.fixture
+def life(toy_split: Split, toy_model: nn.Module) -> Life:
+    """Runs a run in full, always the same; all that it leaves behind but its seconds, as text."""
+
+    def run(checkpoint: Checkpoint | None = None) -> str:
+        model = copy.deepcopy(toy_model)
+        objective = DataEmphasizedELBO(make_groups(model, "4", "l2-sp"), 160)
+        result = fit(model, toy_split, objective, SCHEDULE, checkpoint=checkpoint)
+        series = [{**row, "train_seconds": 0} for row in result.series]
+        weights = [tensor.tolist() for tensor in model.state_dict().values()]
+        assert 0 < result.seconds["train"] < 100
+        return repr((result.status, result.steps, result.metrics, result.state, series, weights))
+
+    return run
+
+
+@pytest.fixture
+def good(life: Life) -> bytes:
+    """The third checkpoint of that run, after half of it."""
+    taken: list[bytes] = []
+    life(Checkpoint(0, taken.append, lambda: None))
+    return taken[2]
+
+
+def test_the_good_one_is_taken_up(life: Life, good: bytes) -> None:
+    """What the tests here damage is, undamaged, gone on from."""
+    checkpoint = given(good)
+    assert life(checkpoint) == life()
+    assert checkpoint.resumed_at_step == 15
+
+
+@dataclass
+class Hostile:
+    """Makes a file where it is unpickled."""
+
+    path: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (self.path, "w"))
+
+
+def resealed(data: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
+    """The checkpoint with its content changed, and a hash that fits."""
+    content = opened(data)
+    return sealed(change(content) or content)
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no content": lambda _: {"whose": 1},
+    "no dict": lambda _: [1],
+    "no weights": lambda c: c["run"].pop("model") and None,
+    "a weight's shape": lambda c: c["run"]["model"].update({"4.weight": torch.zeros(3, 12)}),
+    "a weight's type": lambda c: c["run"]["model"].update({"4.weight": torch.zeros(4, 12).double()}),
+    "momentum's shape": lambda c: c["run"]["optimiser"]["state"][0].update(momentum_buffer=torch.zeros(7)),
+    "momentum of nothing": lambda c: c["run"]["optimiser"]["state"].update({99: {}}),
+    "a rate of text": lambda c: c["run"]["optimiser"]["param_groups"][0].update(lr="x"),
+    "a cosine of text": lambda c: c["run"]["cosine"].update(last_epoch="x"),
+    "no learned": lambda c: c["run"].update(learned=[]),
+    "random numbers": lambda c: c["run"].update(random=[torch.full_like(r, 255) for r in c["run"]["random"]]),
+    "steps": lambda c: c["run"].update(steps_done=35),
+    "part of an epoch": lambda c: c["run"].update(steps_done=7),
+    "a series of text": lambda c: c["run"].update(series=["x"]),
+    "a row of text": lambda c: c["run"]["series"][0].update(step="x"),
+    "no seconds": lambda c: c.pop("seconds") and None,
+    "a phase": lambda c: c["seconds"].update(lunch=1.0),
+    "negative seconds": lambda c: c["seconds"].update(train=-1.0),
+}
+
+
+@pytest.mark.parametrize("what", [*CHANGES, "hostile", "hostile inside", "hostile and no checkpoint", "empty", "noise"])
+def test_a_checkpoint_does_no_harm(what: str, tmp_path: Path, life: Life, good: bytes) -> None:
+    """Whatever comes in place of a checkpoint, its hash right or not: no code of it runs, and the run is that from its
+    start to the bit."""
+    trap = tmp_path / "trap"
+    made = {
+        "hostile": lambda: pickle.dumps(Hostile(str(trap))),
+        "hostile inside": lambda: resealed(good, lambda c: c["run"].update(series=[Hostile(str(trap))])),
+        "hostile and no checkpoint": lambda: sealed({"whose": Hostile(str(trap))}),
+        "empty": lambda: b"",
+        "noise": lambda: torch.randint(0, 256, (5000,), dtype=torch.uint8).numpy().tobytes(),
+    }
+    data = made[what]() if what in made else resealed(good, CHANGES[what])
+    checkpoint = given(data)
+    with pytest.warns(RuntimeWarning, match="the checkpoint is damaged"):
+        ending = life(checkpoint)
+    assert not trap.exists()
+    assert ending == life()
+    assert (checkpoint.resumed_at_step, checkpoint.resumed_seconds) == (None, 0)
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint is damaged")
+def test_every_truncation_and_flipped_bit_is_noticed(toy_split: Split, toy_model: nn.Module, good: bytes) -> None:
+    """Bytes cut anywhere, and bytes with any one bit flipped (each tried at every 61st place, and at both ends), leave
+    the run at its start; whole ones do not."""
+    torch.manual_seed(0)
+    run = Run(toy_model, toy_split, DataEmphasizedELBO(make_groups(toy_model, "4", "l2-sp"), 160), SCHEDULE, 0)
+    run.warm_up()
+    start, clock = fingerprint(run), PhaseClock()
+    for place in sorted({*range(0, len(good), 61), *range(40), *range(len(good) - 40, len(good))}):
+        flipped = bytearray(good)
+        flipped[place] ^= 1 << place % 8
+        for bad in (good[:place], bytes(flipped)):
+            checkpoint = given(bad)
+            checkpoint.resume(run, clock)
+            assert checkpoint.resumed_at_step is None, place
+    assert fingerprint(run) == start
+    whole = given(good)
+    whole.resume(run, clock)
+    assert whole.resumed_at_step == run.steps_done == 15
+
+
+def test_a_full_disk_does_not_end_a_run(life: Life) -> None:
+    """Where no checkpoint can be written, the run warns, tries again in time, and ends as it would have."""
+    tried: list[int] = []
+
+    def write(data: bytes) -> None:
+        tried.append(len(data))
+        raise OSError(28, "No space left on device")
+
+    with pytest.warns(RuntimeWarning, match=r"could not be written \(.*No space left on device\): the run goes on"):
+        ending = life(Checkpoint(0, write, lambda: None))
+    assert ending == life()
+    assert len(tried) == EPOCHS
+
+
+def test_a_checkpoint_that_cannot_be_read_is_none(life: Life) -> None:
+    """Where reading fails the run starts from its start, with a warning, and writes the next one."""
+    taken: list[bytes] = []
+
+    def read() -> bytes | None:
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.warns(RuntimeWarning, match=r"could not be read \(.*Permission denied\): training starts"):
+        ending = life(Checkpoint(0, taken.append, read))
+    assert ending == life()
+    assert len(taken) == EPOCHS
+
+
+@pytest.mark.parametrize("every", [-1, float("nan")])
+def test_every_is_a_number_of_seconds(every: float) -> None:
+    """Less than 0 seconds, and no number, are refused."""
+    with pytest.raises(ValueError, match="every must be a number of seconds >= 0, got"):
+        Checkpoint(every, lambda _: None, lambda: None)

@@ -1,0 +1,308 @@
+"""A run in stretches, each in its own process, ends as the run in one go; and what a stretch may and may not do."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deelbo import MAP, Checkpoint, DataEmphasizedELBO, FitResult, Handover, PhaseClock, Schedule, make_groups
+from deelbo.data import Split
+from deelbo.objectives.base import Objective
+from deelbo.training import fit
+from deelbo.training.run import Run
+
+SCHEDULE = Schedule(0.05, steps=60, batch_size=32, posterior_passes=2, series_points=4)  # 12 epochs, looks at 3 6 9 12
+SHARES = (0.1, 0.3, 1.0)  # epochs 2, 4 and 12: no look of the whole run's is at the first two
+
+
+class Kept:
+    """Where the stretches leave the run; ``content`` may be changed by a test."""
+
+    def __init__(self, content: bytes | None = None) -> None:
+        self.content = content
+
+    def write(self, data: bytes) -> None:
+        self.content = data
+
+    def handover(self) -> Handover:
+        return Handover(lambda: self.content, self.write)
+
+
+class Learning(MAP):
+    """A MAP whose strength grows by a random factor after every fourth step, as a method that learns it would have
+    it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(make_groups(model, "4", "l2-sp"), 160, {"backbone": 1e-3, "head": 0.01})
+        self.generator = torch.Generator().manual_seed(5)
+        self.adapted_after: list[int] = []
+
+    def due(self, steps_done: int) -> bool:
+        return steps_done % 4 == 0
+
+    def adapt(self, run: Run) -> None:
+        self.adapted_after.append(run.steps_done)
+        self._strengths["backbone"] *= 1 + float(torch.rand(1, generator=self.generator))
+
+    def warm_up(self, run: Run) -> None:
+        self.adapt(run)
+
+    def final(self, run: Run) -> dict[str, float]:
+        return {"objective": 7.0 + len(run.split.train)}
+
+    def learned_state(self) -> dict[str, Tensor]:
+        return {"strength": torch.tensor(self._strengths["backbone"], dtype=torch.float64)}
+
+    def load_learned_state(self, state: Any) -> None:
+        self._strengths["backbone"] = float(state["strength"])
+
+
+class Averaging(torch.optim.SGD):
+    """SGD that evaluates another point than it trains, and cannot come back from it to the bit; as schedule-free's."""
+
+    def __init__(self, parameters: list[nn.Parameter], learning_rate: float) -> None:
+        super().__init__(parameters, lr=learning_rate, momentum=0.9)
+        self.param_groups[0]["train_mode"] = False
+
+    @torch.no_grad()
+    def _switch(self, train: bool) -> None:
+        if self.param_groups[0]["train_mode"] is not train:
+            for parameter in self.param_groups[0]["params"]:
+                parameter.mul_(1.1 if train else 1 / 1.1)
+        self.param_groups[0]["train_mode"] = train
+
+    def train(self) -> None:
+        if not self.state:
+            self.param_groups[0]["train_mode"] = True  # a start is the same point in both
+        self._switch(True)
+
+    def eval(self) -> None:
+        self._switch(False)
+
+    def step(self, closure: Any = None) -> Any:
+        assert self.param_groups[0]["train_mode"], "a step in evaluation mode"
+        return super().step(closure)
+
+
+def de_elbo(model: nn.Module) -> Objective:
+    noise = torch.Generator().manual_seed(7)
+    return DataEmphasizedELBO(make_groups(model, "4", "l2-sp"), 160, generator=noise)
+
+
+def point(model: nn.Module) -> Objective:
+    return MAP(make_groups(model, "4", "l2-sp"), 160, {"backbone": 0.01, "head": 0.01})
+
+
+def adamw(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0)
+
+
+Stretch = Callable[..., tuple[FitResult, list[Tensor]]]
+
+
+@pytest.fixture
+def stretch(toy_split: Split, toy_model: nn.Module) -> Stretch:
+    """A process: makes all anew and trains one stretch; the result, and weights, buffers and learned parameters."""
+
+    def run(make: Callable[[nn.Module], Objective] = de_elbo, **given: Any) -> tuple[FitResult, list[Tensor]]:
+        model = copy.deepcopy(toy_model)
+        objective = make(model)
+        result = fit(model, toy_split, objective, given.pop("schedule", SCHEDULE), seed=3, **given)
+        return result, [*model.state_dict().values(), *(p.detach() for p in objective.parameters())]
+
+    return run
+
+
+def bits(ending: tuple[FitResult, list[Tensor]]) -> object:
+    """All of it but the seconds."""
+    result, tensors = ending
+    series = [{**row, "train_seconds": 0} for row in result.series]
+    told = repr((result.status, result.steps, result.metrics, result.state, series))
+    return told, [tensor.numpy().tobytes() for tensor in tensors]
+
+
+@pytest.mark.parametrize("optimiser", [None, adamw, Averaging], ids=["sgd", "adamw", "averaging"])
+@pytest.mark.parametrize("make", [point, de_elbo, Learning])
+def test_stretches_end_as_one_run(make: Any, optimiser: Any, stretch: Stretch) -> None:
+    """Three stretches, to 0.1, 0.3 and all of the epochs, end with the weights, metrics, state and series of one run,
+    to the bit; and each goes on from where the one before stopped."""
+    kept, resumed = Kept(), []
+    for until in SHARES:
+        handover = kept.handover()
+        ending = stretch(make, until=until, handover=handover, optimiser=optimiser)
+        resumed.append(handover.resumed_at_step)
+    assert resumed == [None, 10, 20]
+    assert bits(ending) == bits(stretch(make, optimiser=optimiser))
+
+
+@pytest.mark.parametrize("make", [point, de_elbo])
+def test_what_a_stop_is_judged_by(make: Any, stretch: Stretch) -> None:
+    """A stop is looked at: train_nll since the look before, validation at the stop, for a bound the objective of these
+    and no posterior pass; no test. Its rows up to then are the whole run's."""
+    whole, _ = stretch(make)
+    early, _ = stretch(make, until=0.3)
+    last = early.series[-1]
+    assert [row["epoch"] for row in early.series] == [3, 4]
+    assert early.steps == last["step"] == 20
+    assert {**early.series[0], "train_seconds": 0} == {**whole.series[0], "train_seconds": 0}
+    expected = {name: last[name] for name in ("train_nll", "val_nll", "val_acc")}
+    if make is de_elbo:
+        expected["objective"] = last["train_nll"] + early.state["regulariser"]
+    assert early.metrics == expected
+    assert early.seconds["test"] == early.seconds["select"] == 0
+    assert early.seconds["evaluate"] > 0
+
+
+def test_the_cosine_is_the_whole_runs(stretch: Stretch) -> None:
+    """A stop at half of the epochs ends at the learning rate that the whole run has there."""
+    early, _ = stretch(point, until=0.5)
+    assert early.series[-1]["learning_rate"] == pytest.approx(0.05 * (1 + math.cos(math.pi * 29 / 60)) / 2)
+
+
+@pytest.mark.parametrize(
+    ("until", "epoch"), [(1.0, 12), (0.5, 6), (0.51, 7), (1e-9, 1), (0.25, 3), (0.1 + 0.2, 4), (7 / 12, 7)]
+)
+def test_the_epoch_of_a_stop(until: float, epoch: int) -> None:
+    """A share of 12 epochs is rounded up to whole ones, at least 1, but not for an error of rounding."""
+    assert SCHEDULE.stop_epoch(until, 160) == epoch
+
+
+@pytest.mark.parametrize("until", [0, -0.1, 1.01, float("nan")])
+def test_a_share_is_above_0_and_at_most_1(until: float) -> None:
+    """Any other share is refused."""
+    with pytest.raises(ValueError, match="until is the share of a run's epochs, above 0 and at most 1, got"):
+        SCHEDULE.stop_epoch(until, 160)
+
+
+def test_seconds_are_each_stretchs_own(stretch: Stretch) -> None:
+    """The clock of a stretch has its own seconds alone; a row's train_seconds count all stretches up to it; reading and
+    writing are the phase checkpoint's."""
+    kept, hand = Kept(), [0.0]
+
+    def read() -> bytes | None:
+        hand[0] += 0.5
+        return kept.content
+
+    def write(data: bytes) -> None:
+        hand[0] += 0.25
+        kept.write(data)
+
+    def timed(model: nn.Module) -> Objective:
+        def a_step(network: nn.Module, _: Any, __: Any) -> None:
+            hand[0] += network.training
+
+        model.register_forward_hook(a_step)
+        return point(model)
+
+    booked, rows = [], []
+    for until in SHARES:
+        clock = PhaseClock(now=lambda: hand[0])
+        result, _ = stretch(timed, until=until, handover=Handover(read, write), clock=clock)
+        booked.append((result.seconds["train"], result.seconds["checkpoint"]))
+        rows.append([row["train_seconds"] for row in result.series])
+    assert booked == [(10, 0.75), (10, 0.75), (40, 0.5)]
+    assert rows == [[10], [15, 20], [15, 30, 45, 60]]
+
+
+def test_what_cannot_be_gone_on_from_is_passed_over(stretch: Stretch) -> None:
+    """Another run's, a damaged one, one that went further than this stretch, a checkpoint's and one that cannot be read
+    are passed over with a warning: the stretch is trained from its start."""
+    kept, other, mid = Kept(), Kept(), Kept()
+    stretch(until=0.5, handover=kept.handover())
+    stretch(until=0.1, handover=other.handover(), schedule=replace(SCHEDULE, learning_rate=0.01))
+    stretch(until=0.1, checkpoint=Checkpoint(0, mid.write, lambda: None))
+    assert kept.content is not None
+    undisturbed = bits(stretch(until=0.3))
+    for content in (kept.content, other.content, mid.content, kept.content[:-1], b""):
+        handover = Handover(lambda content=content: content, lambda _: None)  # type: ignore[misc]
+        with pytest.warns(RuntimeWarning, match="handed over is damaged, another one or further on"):
+            assert bits(stretch(until=0.3, handover=handover)) == undisturbed
+        assert handover.resumed_at_step is None
+
+    def unreadable() -> bytes | None:
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.warns(RuntimeWarning, match=r"could not be read \(.*Permission denied\)"):
+        assert bits(stretch(until=0.3, handover=Handover(unreadable, lambda _: None))) == undisturbed
+
+
+def test_what_cannot_be_handed_over_costs_no_result(stretch: Stretch) -> None:
+    """On a full disk the stretch warns, and has its result."""
+
+    def write(_: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.warns(RuntimeWarning, match=r"could not be handed over \(.*No space left"):
+        result = stretch(until=0.3, handover=Handover(lambda: None, write))
+    assert bits(result) == bits(stretch(until=0.3))
+
+
+def test_a_stretch_dies_and_goes_on_from_its_checkpoint(stretch: Stretch) -> None:
+    """A stretch that was handed a run and died in the middle goes on from its own checkpoint, to the same end."""
+    kept, mid = Kept(), Kept()
+    stretch(until=0.1, handover=kept.handover())
+    writes: list[int] = []
+
+    def write(data: bytes) -> None:
+        mid.write(data)
+        writes.append(len(data))
+        if len(writes) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stretch(handover=kept.handover(), checkpoint=Checkpoint(0, write, lambda: mid.content))
+    checkpoint = Checkpoint(1e9, mid.write, lambda: mid.content)
+    assert bits(stretch(handover=kept.handover(), checkpoint=checkpoint)) == bits(stretch())
+    assert checkpoint.resumed_at_step == 25
+
+
+def test_a_diverged_run_is_not_handed_over(stretch: Stretch) -> None:
+    """Nobody goes on with losses that are not finite."""
+    kept = Kept()
+    schedule = replace(SCHEDULE, learning_rate=1e30, clip_norm=1e9)
+    result, _ = stretch(point, until=0.1, handover=kept.handover(), schedule=schedule)
+    assert result.status == "diverged"
+    assert kept.content is None
+
+
+def test_strengths_are_learned_when_due(stretch: Stretch) -> None:
+    """`adapt` follows each step that `due` names, its seconds booked apart; what warm-up learned is forgotten; at the
+    end `final` gives the run's metrics."""
+    made: list[Learning] = []
+
+    def learning(model: nn.Module) -> Objective:
+        made.append(Learning(model))
+        return made[0]
+
+    result, _ = stretch(learning)
+    assert made[0].adapted_after == [2, *range(4, 61, 4)]
+    random = torch.Generator().manual_seed(5)
+    grown = math.prod(1 + float(torch.rand(1, generator=random)) for _ in range(15))
+    assert result.state["weight_decay_backbone"] == pytest.approx(1e-3 * grown, rel=1e-12)
+    assert result.seconds["adapt"] > 0
+    assert result.seconds["select"] > 0
+    assert result.metrics["objective"] == 167
+
+
+def test_an_optimiser_may_be_any(stretch: Stretch) -> None:
+    """The given optimiser trains, from the schedule's learning rate; another one's run is another run."""
+    seen: list[tuple[float, int]] = []
+
+    def plain(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+        seen.append((learning_rate, len(parameters)))
+        return torch.optim.SGD(parameters, lr=learning_rate)
+
+    kept = Kept()
+    no_momentum = bits(stretch(schedule=replace(SCHEDULE, momentum=0.0)))
+    assert bits(stretch(optimiser=plain)) == no_momentum != bits(stretch())
+    assert set(seen) == {(0.05, 7)}
+    stretch(until=0.1, handover=kept.handover(), optimiser=adamw)
+    with pytest.warns(RuntimeWarning, match="another one"):
+        stretch(until=0.3, handover=kept.handover(), optimiser=lambda p, lr: torch.optim.Adam(p, lr=lr))

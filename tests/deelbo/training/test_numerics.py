@@ -1,0 +1,208 @@
+"""How a network is computed: what precision and memory layout really do to it, and what they leave alone."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deelbo import MAP, DataEmphasizedELBO, Schedule, evaluate, make_groups
+from deelbo.data import Geometry, Images, Normalisation, Split
+from deelbo.objectives.base import Objective
+from deelbo.training import fit
+from deelbo.training.numerics import PRECISIONS, Numerics
+from deelbo.training.run import Run
+
+LAST = torch.channels_last
+
+
+@pytest.fixture(autouse=True)
+def _switches() -> Iterator[None]:
+    """Torch's switches as they were, whatever a test does to them."""
+    before = switches()
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before
+
+
+def switches() -> tuple[bool, bool, bool]:
+    cudnn = torch.backends.cudnn
+    return torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+
+
+@pytest.mark.parametrize("precision", ["fp16", "", "BF16", None, 16])
+def test_an_unknown_precision_is_refused(precision: object) -> None:
+    """A precision that there is not is refused with those that there are."""
+    with pytest.raises(ValueError, match="precision must be one of float32, tf32, bf16, got") as refused:
+        Numerics(precision)  # type: ignore[arg-type]
+    assert repr(precision) in str(refused.value)
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("float32", False), ("tf32", True), ("bf16", True)])
+@pytest.mark.parametrize("before", [(False, False, False), (True, True, True), (True, False, False)])
+def test_switches_are_on_inside_alone(precision: str, tf32: bool, before: tuple[bool, bool, bool]) -> None:
+    """Inside the block TF32 is allowed or not, as the precision says, and cuDNN tries its algorithms; after it torch's
+    switches are as they were."""
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before
+    with Numerics(precision).switched_on():
+        assert switches() == (tf32, tf32, True)
+    assert switches() == before
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_switches_are_put_back_after_an_error(precision: str) -> None:
+    """A block that raises leaves torch's switches as they were, and the error comes through."""
+    before = switches()
+    with pytest.raises(RuntimeError, match="in the middle"), Numerics(precision).switched_on():
+        raise RuntimeError("in the middle")
+    assert switches() == before
+
+
+def test_blocks_may_be_nested() -> None:
+    """A block inside another has its own switches, and leaves the outer one's."""
+    with Numerics("bf16").switched_on():
+        with Numerics("float32").switched_on():
+            assert switches()[:2] == (False, False)
+        assert switches()[:2] == (True, True)
+
+
+@pytest.fixture
+def split() -> Split:
+    """80 colour images of 4 classes, each class of its own colour and place, cropped and mirrored; 40 to test."""
+
+    def images(count: int, seed: int) -> Images:
+        random = torch.Generator().manual_seed(seed)
+        labels = torch.arange(count) % 4
+        pixels = torch.randint(0, 90, (count, 3, 8, 8), generator=random)
+        for c in range(4):
+            pixels[labels == c, c % 3, 4 * (c // 2) : 4 * (c // 2) + 4] += 120
+        return Images(pixels.to(torch.uint8), labels, 4)
+
+    train = images(80, 1)
+    return Split(train, None, images(40, 2), Normalisation.of(train), Geometry(side=8, crop=6, flip=True))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    """A small convolutional network with BatchNorm; its head is ``4``."""
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), pool, nn.Linear(32, 4))
+
+
+def objective_of(model: nn.Module, kind: str, n: int = 80) -> Objective:
+    groups = make_groups(model, "4", "l2-sp")
+    if kind == "map":
+        return MAP(groups, n, {"backbone": 0.01, "head": 0.01})
+    return DataEmphasizedELBO(groups, n, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", ["map", "de-elbo"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_activations_are_in_bf16_and_the_rest_is_not(precision: str, kind: str, split: Split, model: nn.Module) -> None:
+    """In bf16 convolutions and the head give bf16, in training and evaluation; in other precisions float32. Weights,
+    gradients, momentum, rho and the loss stay in float32, and BatchNorm's statistics too."""
+    seen: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+    for layer in (model[0], model[4]):  # type: ignore[index]
+        layer.register_forward_hook(lambda module, _, output: seen[module.training].add(output.dtype))
+    objective = objective_of(model, kind)
+    run = Run(model.train(), split, objective, Schedule(0.01, steps=4, batch_size=20), 0, Numerics(precision))
+    losses = [run.step(batch) for batch in run.batches()[:2]]
+    run.evaluate(split.test)
+    expected = {torch.bfloat16 if precision == "bf16" else torch.float32}
+    assert seen == {True: expected, False: expected}
+    weights = [*objective.weights, *objective.parameters()]
+    kept = [
+        *weights,
+        *(p.grad for p in weights),
+        *(run.optimiser.state[p]["momentum_buffer"] for p in weights),
+        *losses,
+    ]
+    assert {tensor.dtype for tensor in kept if tensor is not None} == {torch.float32}
+    assert {buffer.dtype for buffer in model.buffers() if buffer.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_model_gets_the_layout_it_was_promised(channels_last: bool, split: Split, model: nn.Module) -> None:
+    """With channels_last every batch, trained on or looked at, reaches the model with its channels innermost, else
+    contiguous; the elements are the same by index."""
+    seen: list[tuple[bool, bool, bool]] = []
+    inputs: list[Tensor] = []
+
+    def note(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        x = arguments[0]
+        seen.append((module.training, x.is_contiguous(), x.is_contiguous(memory_format=LAST)))
+        inputs.append(x.detach().contiguous())
+
+    model.register_forward_pre_hook(note)
+    numerics = Numerics(channels_last=channels_last)
+    run = Run(model.train(), split, objective_of(model, "map"), Schedule(0.01, steps=4, batch_size=20), 0, numerics)
+    (batch, *_) = run.batches()
+    run.step(batch)
+    run.evaluate(split.test)
+    assert seen == [(True, not channels_last, channels_last), (False, not channels_last, channels_last)]
+    view = split.geometry
+    expected = split.normalisation(view.training(split.train.pixels[batch[0]], batch[1]))
+    assert torch.equal(inputs[0], expected.contiguous())
+    assert torch.equal(inputs[1], split.normalisation(view.evaluation(split.test.pixels)).contiguous())
+
+
+@pytest.mark.parametrize("kind", ["map", "de-elbo"])
+@pytest.mark.parametrize(
+    "numerics", [Numerics(), Numerics("tf32"), Numerics("bf16"), Numerics("bf16", True), Numerics(channels_last=True)]
+)
+def test_training_helps_in_any_numerics(numerics: Numerics, kind: str, split: Split, model: nn.Module) -> None:
+    """A run in any precision and layout classifies images that it has not seen, and leaves torch's switches alone."""
+    before = switches()
+    schedule = Schedule(0.1, steps=60, batch_size=20, posterior_passes=1)
+    result = fit(model, split, objective_of(model, kind), schedule, numerics=numerics)
+    assert result.status == "completed"
+    assert result.metrics["test_acc"] > 0.9
+    assert result.series[-1]["train_nll"] < 0.8 * result.series[0]["train_nll"]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert switches() == before
+
+
+def test_layouts_agree(split: Split, model: nn.Module) -> None:
+    """A run with channels last gives the numbers of one without, but for rounding."""
+    results = [
+        fit(other, split, objective_of(other, "de-elbo"), Schedule(0.05, steps=12, batch_size=20), numerics=numerics)
+        for numerics in (Numerics(), Numerics(channels_last=True))
+        for other in [copy.deepcopy(model)]
+    ]
+    assert results[0].metrics == pytest.approx(results[1].metrics, rel=1e-4)
+
+
+def test_evaluation_is_in_float32_where_nothing_is_said(split: Split, model: nn.Module) -> None:
+    """Without numerics a network is measured in float32; in bf16 its NLL is another, near to it."""
+    arguments = (model, split.test, split.normalisation, split.geometry)
+    plain, half = evaluate(*arguments), evaluate(*arguments, Numerics("bf16"))
+    assert plain == evaluate(*arguments, Numerics("float32"))
+    assert half[0] != plain[0]
+    assert half[0] == pytest.approx(plain[0], rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_run_is_the_same_run(toy_split: Split, toy_model: nn.Module) -> None:
+    """Training through torch.compile gives eager training's losses and weights but for rounding, and evaluation goes to
+    the model itself."""
+    toy_model[3].p = 0.0  # a compiled dropout draws its own numbers
+    found = []
+    for compiled in (False, True):
+        own = copy.deepcopy(toy_model).train()
+        numerics, schedule = Numerics(compile=compiled), Schedule(0.05, steps=4, batch_size=40)
+        run = Run(own, toy_split, objective_of(own, "de-elbo", 160), schedule, 0, numerics)
+        assert (run.forward is not own) is compiled
+        losses = [float(run.step(batch)) for batch in run.batches()[:3]]
+        found.append((losses, [p.detach() for p in own.parameters()], run.evaluate(toy_split.test)[0]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_numerics_are_compared_by_what_they_say() -> None:
+    """Two of the same settings are equal, and changing one gives others: they can be part of a setting."""
+    assert Numerics("bf16", True) == replace(Numerics(), precision="bf16", channels_last=True)
+    assert len({Numerics(), Numerics(compile=True), Numerics(channels_last=True), Numerics("tf32")}) == 4
