@@ -1,1 +1,1 @@
-"""bench: races methods for finding the strength of L2 regularisation, under one Ray Tune scheduler."""
+"""bench: races methods for finding the strength of L2 regularization, under one Ray Tune scheduler."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from bench.utils.text import one_line
+from bench.utils.text import single_line
 
-__all__ = ["ConfigError", "Halted", "RecordError", "StorageError", "UnreachableError"]
+__all__ = ["ConfigError", "RecordError", "RunAborted", "StorageError", "UnreachableError"]
 
 
 class ConfigError(ValueError):
     """Bad input, in one short line: what came, what was expected, what to do."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))  # whatever the input, names and values of which are in it
+        super().__init__(single_line(message))  # whatever the input, names and values of which are in it
 
 
 class UnreachableError(ConfigError):
@@ -25,7 +25,7 @@ class RecordError(ValueError):
     """A storage that cannot be used as it is, in one line."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(one_line(message, LONGEST))
+        super().__init__(single_line(message, LONGEST))
 
 
 class StorageError(OSError):
@@ -35,7 +35,7 @@ class StorageError(OSError):
     """
 
 
-class Halted(KeyboardInterrupt):
+class RunAborted(KeyboardInterrupt):
     """A run that cannot go on; its words say why, and what to do. It stops as Ctrl-C stops it, and keeps what it has.
 
     No Exception, which Ray Tune would take for a failed trial's.

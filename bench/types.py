@@ -10,11 +10,11 @@ __all__ = [
     "LEARNING_RATES",
     "Count",
     "Filled",
+    "LearningRates",
     "NotNegative",
     "Number",
     "Positive",
     "Prior",
-    "Rates",
     "Seed",
     "Share",
     "Strict",
@@ -59,7 +59,7 @@ class Strict(BaseModel):
 
 
 LEARNING_RATES = (0.1, 0.01, 0.001, 0.0001)
-Rates = Annotated[tuple[Positive, ...], Filled]
+LearningRates = Annotated[tuple[Positive, ...], Filled]
 Share = Annotated[float, Number, Field(gt=0, lt=1)]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]

@@ -1,4 +1,4 @@
-"""deelbo: learn the strength of L2 regularisation while a network trains, without a validation set."""
+"""deelbo: learn the strength of L2 regularization while a network trains, without a validation set."""
 
 from deelbo.groups import Group, make_groups
 from deelbo.learned_l2 import LearnedL2

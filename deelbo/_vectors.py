@@ -80,7 +80,7 @@ def set_gradients(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
     for parameter, piece in zip(parameters, views(vector, parameters), strict=True):
         if parameter.is_contiguous():
             parameter.grad = piece
-        else:  # an optimiser takes weight and gradient in one memory layout faster
+        else:  # an optimizer takes weight and gradient in one memory layout faster
             parameter.grad = torch.empty_like(parameter).copy_(piece)
 
 

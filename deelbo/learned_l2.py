@@ -17,7 +17,7 @@ __all__ = ["LearnedL2"]
 
 
 class LearnedL2(DataEmphasizedELBO):
-    """Learns the strength of L2 regularisation while the model trains, from all the data, in one run.
+    """Learns the strength of L2 regularization while the model trains, from all the data, in one run.
 
     Use it in any loop; the model needs no change::
 
@@ -29,7 +29,7 @@ class LearnedL2(DataEmphasizedELBO):
             opt.step()
 
     The loss inside must be the MEAN negative log-likelihood of the batch. `sample` clears the gradients on entering, so
-    ``zero_grad`` is not needed; several ``backward`` calls inside one block accumulate. The optimiser's own
+    ``zero_grad`` is not needed; several ``backward`` calls inside one block accumulate. The optimizer's own
     ``weight_decay`` must stay 0. With a ``GradScaler``, call ``scaler.unscale_(opt)`` inside the block.
 
     Args:

@@ -31,7 +31,7 @@ STRETCH = 1 << 20
 
 @dataclass(frozen=True)
 class KLTerm:
-    """KL(q || p) of one group at its best scale, with the gradient that one optimiser step needs.
+    """KL(q || p) of one group at its best scale, with the gradient that one optimizer step needs.
 
     Attributes:
         value: KL at ``scale``, in nats; 0-dimensional.

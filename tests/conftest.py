@@ -18,17 +18,17 @@ Random = np.random.Generator
 
 def write_cifar10(root: Path, training: int = 400, test: int = 60, seed: int = 0) -> Path:
     """``root``/cifar-10-batches-py: pickled batches of ``training`` and ``test`` images in all, 10 classes of their
-    own mean colours, as many images of each in random order; and the classes' names."""
+    own mean colors, as many images of each in random order; and the classes' names."""
     random = np.random.default_rng(seed)
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     names = [f"class{c}" for c in range(10)]
     sizes = {f"data_batch_{i}": training // 5 for i in range(1, 6)} | {"test_batch": test}
     labels = random.permutation(np.arange(training) % 10).tolist() + random.permutation(np.arange(test) % 10).tolist()
-    colours = random.integers(40, 216, (10, 3, 1))
+    colors = random.integers(40, 216, (10, 3, 1))
     for name, size in sizes.items():
         own, labels = labels[:size], labels[size:]
-        pixels = colours[own] + random.integers(-40, 40, (size, 3, 1024))
+        pixels = colors[own] + random.integers(-40, 40, (size, 3, 1024))
         batch = {
             "batch_label": name,
             "labels": own,
@@ -86,8 +86,8 @@ def _pickle(path: Path, content: dict[str, Any]) -> None:
 def _photograph(path: Path, hue: float, random: Random) -> None:
     """A JPEG of that hue under soft blotches, from 24 to 48 pixels a side."""
     size = (int(random.integers(24, 49)), int(random.integers(24, 49)))
-    colour = Image.new("HSV", (1, 1), (int(255 * hue), 200, 160)).convert("RGB").getpixel((0, 0))
-    blotches = np.clip(np.array(colour) + random.integers(-50, 50, (4, 5, 3)), 0, 255).astype(np.uint8)
+    color = Image.new("HSV", (1, 1), (int(255 * hue), 200, 160)).convert("RGB").getpixel((0, 0))
+    blotches = np.clip(np.array(color) + random.integers(-50, 50, (4, 5, 3)), 0, 255).astype(np.uint8)
     Image.fromarray(blotches).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
 
 

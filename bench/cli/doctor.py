@@ -15,13 +15,13 @@ from bench.config.loading import load_benchmark
 from bench.doctor.cluster_report import Finding
 from bench.doctor.examine import examine
 from bench.exceptions import ConfigError
-from bench.utils.text import one_line
+from bench.utils.text import single_line
 
 __all__ = ["doctor", "refuse"]
 
 
 NARROW = 100
-COLOURS = {"ok": "green", "note": "yellow", "fail": "bold red"}
+COLORS = {"ok": "green", "note": "yellow", "fail": "bold red"}
 
 
 def doctor(
@@ -62,7 +62,7 @@ def refuse(findings: Sequence[Finding]) -> None:
     failures = [finding for finding in findings if finding.verdict == "fail"]
     for finding in findings:
         if finding.verdict != "ok" and finding not in failures[:1]:
-            console.print(f"{finding.verdict:5} {one_line(finding.describe())}")
+            console.print(f"{finding.verdict:5} {single_line(finding.describe())}")
     if failures:
         raise ConfigError(failures[0].describe())
 
@@ -75,8 +75,8 @@ def _show(findings: Sequence[Finding]) -> None:
     table.add_column("verdict", no_wrap=True)
     table.add_column("what to do", ratio=2, overflow="fold")
     for finding in findings:
-        verdict = Text(finding.verdict, style=COLOURS[finding.verdict])
-        table.add_row(finding.check, one_line(finding.found), verdict, one_line(finding.todo))
+        verdict = Text(finding.verdict, style=COLORS[finding.verdict])
+        table.add_row(finding.check, single_line(finding.found), verdict, single_line(finding.todo))
     if not console.is_terminal:
         console.width = NARROW  # no pipe says how wide its reader's page is
     console.print(table, soft_wrap=False)

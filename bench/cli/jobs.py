@@ -13,7 +13,7 @@ from bench.cli.console import command, console
 from bench.exceptions import ConfigError
 from bench.jobs.client import Cluster, Job
 from bench.jobs.log_stream import follow
-from bench.utils.text import duration, one_line
+from bench.utils.text import format_duration, single_line
 
 __all__ = ["logs", "show", "status", "stop"]
 
@@ -44,7 +44,7 @@ def _say_end(job: Job) -> None:
     """How a job ended, where its own words may be missing."""
     if job.status == "FAILED" and job.exit_code is None:
         lines = [line for line in job.message.strip().splitlines() if line.strip()] or ["no reason is known"]
-        console.print(f"{job.name} did not start or was killed: {one_line(lines[-1], 300)}")
+        console.print(f"{job.name} did not start or was killed: {single_line(lines[-1], 300)}")
     else:
         console.print(f"{job.name}: {_state(job)}")
 
@@ -145,7 +145,7 @@ def _times(job: Job) -> tuple[str, str]:
     if job.started is None:
         return "-", "-"
     since = datetime.fromtimestamp(job.started, UTC).strftime("%Y-%m-%d %H:%M")
-    return since, duration(max((job.ended or time.time()) - job.started, 0))
+    return since, format_duration(max((job.ended or time.time()) - job.started, 0))
 
 
 def _progress(cluster: Cluster, job: Job) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from bench.cli._cluster_arguments import add_commands
 from bench.cli._replay_arguments import add_replay
 from bench.utils.signals import ignore_signals, stopped_by_signals
-from bench.utils.text import one_line
+from bench.utils.text import single_line
 
 __all__ = ["main"]
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, OSError) as error:
         if options.traceback:
             raise
-        return _complain(one_line(error, LONGEST) or type(error).__name__)
+        return _complain(single_line(error, LONGEST) or type(error).__name__)
     except KeyboardInterrupt:
         return 130
     finally:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> int:
-    print(f"deelbo-bench: {one_line(message, LONGEST)}", file=sys.stderr)
+    print(f"deelbo-bench: {single_line(message, LONGEST)}", file=sys.stderr)
     return 2
 
 

@@ -17,7 +17,7 @@ from bench.exceptions import ConfigError, RecordError
 from bench.storage.lock import Owner
 from bench.storage.records import RecordStore, open_benchmark
 from bench.tracking.views import PREFIX, TRIALS, link
-from bench.utils.text import one_line, shown
+from bench.utils.text import redact_url, single_line
 
 __all__ = ["sync", "ui"]
 
@@ -53,7 +53,9 @@ def send(what: Callable[[str], T], uri: str) -> T:
     except (ValueError, OSError):
         raise
     except Exception as error:  # MLflow's own, or its database's
-        words = shown(f"MLflow at {uri} takes nothing ({one_line(error)}): see --tracking-uri, and call this again")
+        words = redact_url(
+            f"MLflow at {uri} takes nothing ({single_line(error)}): see --tracking-uri, and call this again"
+        )
         raise RecordError(words) from error
 
 

@@ -13,11 +13,11 @@ from rich.text import Text
 from bench.cli.console import console
 from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import load_benchmark
-from bench.config.selection import part_of
+from bench.config.selection import filter_methods
 from bench.config.validation import check
 from bench.labels import PRIOR_NAMES, dataset_name, method_name
 from bench.methods.base import Method
-from bench.scheduling.cost import Rates, work_of
+from bench.scheduling.cost import Throughput, work_of
 from deelbo.data import TASKS, crop_size
 
 __all__ = ["plan"]
@@ -38,14 +38,14 @@ def plan(
 
     Args:
         config, overrides: as for `load_benchmark`.
-        only: as for `part_of`.
-        rate, measured: as for `Rates`.
+        only: as for `filter_methods`.
+        rate, measured: as for `Throughput`.
         trials: every trial, not the table.
     """
     benchmark = load_benchmark(config, overrides)
     check(benchmark)
-    rates = Rates(rate, measured)
-    methods = part_of(make_methods(benchmark), only)
+    rates = Throughput(rate, measured)
+    methods = filter_methods(make_methods(benchmark), only)
     if trials:
         for line in _listed(methods):
             print(line)
@@ -84,7 +84,7 @@ def _listed(methods: Iterable[Method]) -> Iterable[str]:
             yield f"{'(chosen later)':20}  {where} {method.name} {stage}, {count} at most"
 
 
-def _table(benchmark: Benchmark, methods: Sequence[Method], rates: Rates) -> Table:
+def _table(benchmark: Benchmark, methods: Sequence[Method], rates: Throughput) -> Table:
     """A block for each dataset, N and backbone, in it a line for each prior and method: trials by stage, and hours."""
     blocks: dict[tuple[str, int, str], dict[tuple[str, str], Counter[str]]] = {}
     shares: dict[tuple[tuple[str, int, str], str, str], dict[str, float]] = {}

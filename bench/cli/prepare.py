@@ -9,7 +9,7 @@ from bench.config.benchmark import EMBEDDED, make_methods
 from bench.config.loading import load_benchmark
 from bench.config.validation import check
 from bench.exceptions import ConfigError
-from bench.execution.pretrained import load_starts
+from bench.execution.pretrained import load_pretrained_backbones
 from deelbo.data import check_task, download_task, load_task
 from deelbo.data.splits import check_size
 from deelbo.pretrained.weights import VERSIONS, download_weights, imagenet_file
@@ -52,7 +52,7 @@ def prepare(config: str, overrides: Sequence[str] = ()) -> int:
             console.print(f"{name}: {missing}")
             console.print(f"{name}: downloaded to {short(str(download_weights(name, version)))}")
     try:
-        starts = load_starts(benchmark, make_methods(benchmark), say=console.print)
+        starts = load_pretrained_backbones(benchmark, make_methods(benchmark), say=console.print)
     except ConfigError as error:
         raise ConfigError(f"{error}; the datasets are ready") from error
     for name, start in starts.items():

@@ -10,13 +10,13 @@ from statistics import median
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from bench.scheduling.callbacks import Watcher
-from bench.scheduling.queue import Race
+from bench.scheduling.callbacks import RunCallback
+from bench.scheduling.queue import TrialQueue
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from bench.utils.text import duration
+from bench.utils.text import format_duration
 
-__all__ = ["Terminal"]
+__all__ = ["ProgressDisplay"]
 
 
 LINE_EVERY = 10.0
@@ -24,7 +24,7 @@ WINDOW = 200
 """How many of the last trials say how long one takes."""
 
 
-class Terminal(Watcher):
+class ProgressDisplay(RunCallback):
     """A bar that moves on a terminal; elsewhere a line every ten seconds."""
 
     def __init__(self, console: Console) -> None:
@@ -35,7 +35,7 @@ class Terminal(Watcher):
         self._last_line = 0.0
         self._out: dict[str, TrialSpec] = {}
 
-    def began(self, race: Race, slots: int) -> None:
+    def began(self, race: TrialQueue, slots: int) -> None:
         self.race, self.slots = race, slots
         again = f", {len(race.reused)} done before" if race.reused else ""
         self.console.print(f"{'at most ' * race.at_most}{race.total} trials{again}, {slots} at a time")
@@ -78,7 +78,7 @@ class Terminal(Watcher):
         running = min(len(self._out), self.slots)
         words = f"{running} running, {self.race.left - running} left"
         if self._seconds and self.race.left:
-            words += f", about {duration(median(self._seconds) * self.race.left / self.slots)} to go"
+            words += f", about {format_duration(median(self._seconds) * self.race.left / self.slots)} to go"
         return words
 
     def _show(self) -> None:

@@ -17,7 +17,7 @@ from bench.replay.grid_table import grid_tables
 from bench.replay.settings import OFTEN, REPETITIONS, entries, off_grid
 from bench.replay.simulation import replay
 from bench.report.build import write_report
-from bench.results.frame import in_order
+from bench.results.frame import sort_rows
 from bench.results.sources import from_storage
 from bench.storage.records import RecordStore
 
@@ -95,7 +95,7 @@ def means(found: pd.DataFrame, after: Sequence[int] = AFTER) -> pd.DataFrame:
     grouped = rows.groupby([*place, "after"], sort=False, dropna=False)
     table = grouped[["hours", "test_acc", "wall_hours"]].agg(lambda values: values.mean(skipna=False))
     table["repetitions"] = grouped["repetition"].nunique()
-    return in_order(table.reset_index(), "after")
+    return sort_rows(table.reset_index(), "after")
 
 
 def _printed(table: pd.DataFrame, slots: int, handovers: Mapping[str, float | None]) -> Iterator[Table]:

@@ -19,23 +19,23 @@ from rich.table import Table
 from bench.cli.console import command, console, short
 from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import load_benchmark
-from bench.config.selection import part_of
+from bench.config.selection import filter_methods
 from bench.config.validation import check, check_data, check_packages
 from bench.exceptions import RecordError
-from bench.execution.pretrained import load_starts
+from bench.execution.pretrained import load_pretrained_backbones
 from bench.labels import PRIOR_NAMES, dataset_name, method_name
 from bench.methods.base import Method
-from bench.scheduling.callbacks import Watcher
-from bench.scheduling.queue import Race
-from bench.scheduling.resume import check_records, fork_of, inherit, take_up
-from bench.storage.attempts import Attempts
+from bench.scheduling.callbacks import RunCallback
+from bench.scheduling.queue import TrialQueue
+from bench.scheduling.resume import check_same_inputs, copy_compatible_records, fork_of, load_for_resume
+from bench.storage.attempts import AttemptLog
 from bench.storage.lock import StorageLock
 from bench.storage.records import RecordStore
 from bench.storage.retry import OUTAGE, Patience
 from bench.tracking.client import tracking_uri
 from bench.trials.record import TrialRecord
 from bench.utils.signals import stopped_by_signals
-from bench.utils.text import one_line, shown
+from bench.utils.text import redact_url, single_line
 from deelbo.pretrained.embedded import Pretrained
 
 __all__ = ["run"]
@@ -45,7 +45,7 @@ STOPPED = 130
 MANY_EVENTS = 100
 
 
-class _Claim(Watcher):
+class _Claim(RunCallback):
     """Makes the storage this benchmark's, or takes up what changed in it, when trials are about to start and not
     before: refused input changes nothing."""
 
@@ -54,7 +54,7 @@ class _Claim(Watcher):
         self._reused: list[TrialRecord] = []
         self._known = 0
 
-    def began(self, race: Race, slots: int) -> None:
+    def began(self, race: TrialQueue, slots: int) -> None:
         self.done = True
         self._reused, self._known = race.reused, len(race.reused)
         self.store.write_benchmark(self.benchmark.content())
@@ -85,7 +85,7 @@ def run(
     """Runs what is missing, follows it on the terminal and in MLflow, and draws the report."""
     benchmark = load_benchmark(config, overrides)
     check(benchmark)
-    methods = part_of(make_methods(benchmark), only)
+    methods = filter_methods(make_methods(benchmark), only)
     check_packages(methods)
     store = RecordStore(storage or os.path.join("deelbo-runs", benchmark.name))
     where = _Where(tracking, address)
@@ -97,13 +97,14 @@ def run(
             origin, store = store, fork_of(store, benchmark, *known)
             return _run_in(store, benchmark, methods, where, since, known, origin if origin.url != store.url else None)
     except KeyboardInterrupt:
-        console.print(f"stopped: the same command continues what is in {short(shown(store.url))}")
+        console.print(f"stopped: the same command continues what is in {short(redact_url(store.url))}")
         return STOPPED
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise RecordError(
-            f"{one_line(error)}: make room for {shown(store.url)}, or in the folder for temporary files; what is kept "
+            f"{single_line(error)}: make room for {redact_url(store.url)}, or in the folder for temporary "
+            "files; what is kept "
             "stays, and the same command continues"
         ) from error
 
@@ -115,7 +116,7 @@ def _at_hand(benchmark: Benchmark, methods: Sequence[Method], address: str | Non
     """Hashes of images, by dataset, and pretrained weights, by backbone. On a cluster images are the workers'."""
     datasets = dict.fromkeys(method.cell.dataset for method in methods)
     data = check_data(benchmark, datasets) if address is None else {}
-    return data, load_starts(benchmark, methods, say=console.print)
+    return data, load_pretrained_backbones(benchmark, methods, say=console.print)
 
 
 def _run_in(
@@ -136,16 +137,16 @@ def _run_in(
         store.patience = Patience(OUTAGE, console.print)
         if lock.predecessor is not None:
             console.print(f"the last run here was killed ({lock.predecessor.describe()}): going on from its records")
-        records, set_aside = take_up(store, benchmark, console.print)
-        console.print(f"{benchmark.name} in {short(shown(store.url))}")
+        records, set_aside = load_for_resume(store, benchmark, console.print)
+        console.print(f"{benchmark.name} in {short(redact_url(store.url))}")
         data, starts = known or _at_hand(benchmark, methods, where.address)
         if origin is not None and store.read_benchmark() is None:
-            count = inherit(store, origin, benchmark, data, starts)
+            count = copy_compatible_records(store, origin, benchmark, data, starts)
             console.print(f"a fork of {short(origin.url)}, {count} of whose trials hold here")
             records = list(store.records())
-        check_records(store, records, data, starts)
+        check_same_inputs(store, records, data, starts)
         died = lock.predecessor.beat if lock.predecessor is not None else None
-        attempts = Attempts(store, records, set_aside, died)
+        attempts = AttemptLog(store, records, set_aside, died)
         lock.taken_up = True
         return _race(lock, records, attempts, benchmark, methods, starts, where, uri, since)
 
@@ -153,7 +154,7 @@ def _run_in(
 def _race(
     lock: StorageLock,
     records: Sequence[TrialRecord],
-    attempts: Attempts,
+    attempts: AttemptLog,
     benchmark: Benchmark,
     methods: Sequence[Method],
     starts: Mapping[str, Pretrained],
@@ -164,14 +165,14 @@ def _race(
     """Runs what is missing, and says what came of it; ``uri``: of MLflow, wherever it was named."""
     if where.address is None:  # a Ray of this machine alone: have it listen on loopback, as it does by itself on macOS
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    from bench.cli.progress import Terminal
+    from bench.cli.progress import ProgressDisplay
     from bench.ray_backend.tuner import run_benchmark
     from bench.tracking.mirror import ACCOUNT, MLflowMirror
     from bench.tracking.tracker import Tracker
-    from bench.utils.text import duration
+    from bench.utils.text import format_duration
 
     store = lock.store
-    terminal, tracker = Terminal(console), Tracker(lambda: MLflowMirror(uri, benchmark, store))
+    terminal, tracker = ProgressDisplay(console), Tracker(lambda: MLflowMirror(uri, benchmark, store))
     claim = _Claim(store, benchmark)
     try:
         watchers = [claim, terminal, tracker]
@@ -185,7 +186,7 @@ def _race(
             tracker.finished(record)
         if lock.taken:
             raise RecordError(
-                f"another `run` has taken {shown(store.url)}, as this one gave no sign of life: it goes on there"
+                f"another `run` has taken {redact_url(store.url)}, as this one gave no sign of life: it goes on there"
             )
         stopped = outcome.halted is not None
         folder = None if stopped else _draw_report(store, benchmark)
@@ -197,24 +198,24 @@ def _race(
     status = "KILLED" if stopped or outcome.left else "FAILED" if outcome.failed else "FINISHED"
     if claim.done and _was_deleted(store):
         raise RecordError(
-            f"{shown(store.url)} was deleted during the run: what it had is gone, the same command begins again"
+            f"{redact_url(store.url)} was deleted during the run: what it had is gone, the same command begins again"
         )
     if tracker.left > MANY_EVENTS:
         console.print(f"MLflow takes the last {tracker.left} of what happened")
     sent = not claim.done or tracker.stop(status, account, folder)
     console.print(outcome.describe())
     if not sent:
-        again = f"{command()} sync {short(shown(store.url))}"
-        again += f" --tracking-uri {shown(where.tracking)}" if where.tracking else ""
+        again = f"{command()} sync {short(redact_url(store.url))}"
+        again += f" --tracking-uri {redact_url(where.tracking)}" if where.tracking else ""
         console.print(f"MLflow did not take everything ({tracker.problem}): `{again}` will")
     if folder is not None:
         _show_table3(pd.read_csv(folder / "table3.csv"))
-        place = folder if store.local else f"{shown(store.url)}/report"
+        place = folder if store.local else f"{redact_url(store.url)}/report"
         console.print(f"report  {short(f'{place}/report.html')}")
         if (folder / "figure2.png").exists():
             console.print(f"figure  {short(f'{place}/figure2.png')}")
     console.print(
-        f"MLflow  {f'{command()} ui {short(store.url)}' if where.tracking is None else shown(where.tracking)}"
+        f"MLflow  {f'{command()} ui {short(store.url)}' if where.tracking is None else redact_url(where.tracking)}"
     )
     for line in outcome.failures:
         console.print(f"failed  {line}")
@@ -226,7 +227,9 @@ def _race(
     if outcome.ran:
         took = time.time() - since
         share = outcome.busy * outcome.wall_seconds / took
-        console.print(f"the whole command took {duration(took)}; its slots were inside trials for {share:.0%} of that")
+        console.print(
+            f"the whole command took {format_duration(took)}; its slots were inside trials for {share:.0%} of that"
+        )
     return 1 if outcome.failed else 0
 
 
@@ -247,14 +250,14 @@ def _draw_report(store: RecordStore, benchmark: Benchmark) -> Path | None:
     try:
         files = write_report([from_storage(store)], folder)
     except (ValueError, OSError) as error:
-        console.print(f"no report: {one_line(error)}")
+        console.print(f"no report: {single_line(error)}")
         return None
     if not store.local:  # also there: a job's own folder goes away with it
         try:
             for file in files.values():
                 store.write_file(f"report/{file.name}", file.read_bytes())
         except OSError as error:
-            console.print(f"the report is in {short(folder)} alone: {one_line(error)}")
+            console.print(f"the report is in {short(folder)} alone: {single_line(error)}")
     return folder
 
 

@@ -13,14 +13,14 @@ from tempfile import TemporaryDirectory
 from bench.cli.console import command, console
 from bench.cli.jobs import show
 from bench.config.benchmark import Benchmark, make_methods
-from bench.config.loading import leaves, load_benchmark
+from bench.config.loading import flatten_settings, load_benchmark
 from bench.config.places import check_places
-from bench.config.selection import part_of
+from bench.config.selection import filter_methods
 from bench.config.validation import check
 from bench.exceptions import ConfigError
 from bench.jobs.client import PREFIX, Cluster, Job
 from bench.jobs.package import CONFIG, facts, pack, requirement, variables
-from bench.utils.text import SHORT
+from bench.utils.text import short_repr
 
 __all__ = ["Asked", "submit"]
 
@@ -73,7 +73,7 @@ def submit(config: str, address: str | None, overrides: Sequence[str], asked: As
     storage = check_places(asked.storage, asked.tracking)
     variables(asked.tracking, asked.env)
     check(benchmark)
-    part_of(make_methods(benchmark), asked.only)
+    filter_methods(make_methods(benchmark), asked.only)
     cluster = Cluster.connect(address)
     with TemporaryDirectory(prefix="deelbo-job-") as folder:
         told = facts(benchmark, storage, asked.tracking, **asked.told(pack(Path(folder), benchmark, asked.from_source)))
@@ -139,13 +139,13 @@ def _taken_up(cluster: Cluster, job: Job, told: Mapping[str, str], detach: bool)
 
 
 def _word(settings: Mapping[str, object], name: str) -> str:
-    return SHORT.repr(settings[name]) if name in settings else "not given"
+    return short_repr.repr(settings[name]) if name in settings else "not given"
 
 
 def _settings(of: Mapping[str, str]) -> dict[str, object]:
     """What must be the same for two submits to mean the same job."""
     try:
-        content = dict(leaves(json.loads(of.get("config") or "{}")))
+        content = dict(flatten_settings(json.loads(of.get("config") or "{}")))
     except (ValueError, AttributeError):
         content = {}
     return content | {f"--{name}": of[name] for name in OPTIONS if name in of} | {"version": of.get("version")}

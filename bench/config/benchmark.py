@@ -12,7 +12,7 @@ from bench.methods import METHODS, method_named
 from bench.methods.base import Method, MethodSettings
 from bench.trials.spec import Cell, TrialTemplate
 from bench.types import Count, Filled, Name, Positive, Prior, Seed, Strict, filled
-from bench.utils.text import SHORT
+from bench.utils.text import short_repr
 
 __all__ = ["EMBEDDED", "Benchmark", "make_methods", "trial_template"]
 
@@ -104,7 +104,8 @@ class Benchmark(Strict):
         )
         if count > MOST_TRIALS:
             raise ValueError(
-                f"{SHORT.repr(count)} trials are asked for, expected at most {MOST_TRIALS}: make the grids smaller, or "
+                f"{short_repr.repr(count)} trials are asked for, expected at most {MOST_TRIALS}: make the grids "
+                "smaller, or "
                 "several benchmarks of it"
             )
         return self
@@ -125,7 +126,7 @@ class Benchmark(Strict):
             if given:
                 name = content.pop(short)
                 if not isinstance(name, str):
-                    raise ValueError(f"{short} = {SHORT.repr(name)}: must be a name")
+                    raise ValueError(f"{short} = {short_repr.repr(name)}: must be a name")
                 if long == "backbones":
                     content[long] = {name: {setting: content.pop(setting, None)}}
                 elif setting in content:
@@ -137,7 +138,7 @@ class Benchmark(Strict):
             try:
                 named = dict.fromkeys(filled(named))
             except ValueError as error:
-                raise ValueError(f"backbones = {SHORT.repr(named)}: {error}") from None
+                raise ValueError(f"backbones = {short_repr.repr(named)}: {error}") from None
         if isinstance(named, dict):
             content["backbones"] = {name: {} if settings is None else settings for name, settings in named.items()}
         return content | _resources(content)

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from bench.config.benchmark import IN_SHORT, Benchmark
 from bench.methods import METHODS, method_named
-from bench.utils.text import SHORT, one_line
+from bench.utils.text import short_repr, single_line
 
 
 def _kind(content: Any) -> str:
@@ -23,10 +23,10 @@ def _problem(details: Any, content: dict[str, Any]) -> str:
         del parts[3:4]  # of what type it was taken to be
     if parts[:1] == ["methods"]:
         del parts[2:3]  # of which method it was taken to be
-    key = one_line(_as_written(".".join(parts), content), 100)
+    key = single_line(_as_written(".".join(parts), content), 100)
     if details["type"] == "union_tag_invalid":
         known = ", ".join(method.name for method in METHODS)
-        given = SHORT.repr(details["ctx"]["tag"])
+        given = short_repr.repr(details["ctx"]["tag"])
         return f"{key}: no method {given}: use one of {known}, or name one of them by {key}.method"
     if details["type"] == "extra_forbidden":
         known = _keys_beside(details["loc"])
@@ -41,7 +41,7 @@ def _problem(details: Any, content: dict[str, Any]) -> str:
         message = "expected up to 64 letters, digits, dots, dashes and underscores, a letter or digit first"
     if details["type"] == "value_error" and isinstance(details["input"], dict | BaseModel):
         return f"{key}: {message}" if key else message
-    return f"{key} = {SHORT.repr(details['input'])}: {message}"
+    return f"{key} = {short_repr.repr(details['input'])}: {message}"
 
 
 def _as_written(key: str, content: dict[str, Any]) -> str:

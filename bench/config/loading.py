@@ -12,9 +12,17 @@ from pydantic import ValidationError
 from bench.config.benchmark import Benchmark
 from bench.config.error_messages import _kind, _problem
 from bench.exceptions import ConfigError
-from bench.utils.text import one_line
+from bench.utils.text import single_line
 
-__all__ = ["PRESETS", "leaves", "load_benchmark", "one_line", "override", "parse_benchmark", "preset_names"]
+__all__ = [
+    "PRESETS",
+    "apply_override",
+    "flatten_settings",
+    "load_benchmark",
+    "parse_benchmark",
+    "preset_names",
+    "single_line",
+]
 
 
 LARGEST = 50_000
@@ -36,7 +44,7 @@ def load_benchmark(config: str, overrides: Sequence[str] = ()) -> Benchmark:
         ConfigError: no such preset or file, not YAML, an unknown key, or a value that makes no sense.
     """
     path = PRESETS / f"{config}.yaml" if config in preset_names() else Path(config)
-    shown = one_line(config, 200)
+    shown = single_line(config, 200)
     try:
         there = path.is_file()
         something = path.exists()
@@ -53,7 +61,7 @@ def load_benchmark(config: str, overrides: Sequence[str] = ()) -> Benchmark:
     except Exception as error:
         raise ConfigError(f"{shown}: not a YAML file that can be read ({_complaint(error)}): mend the file") from error
     for change in overrides:
-        override(content, change)
+        apply_override(content, change)
     return parse_benchmark(content, shown)
 
 
@@ -73,7 +81,7 @@ class _Unambiguous(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 if key.value in seen:
-                    raise ValueError(f"the key {one_line(key.value, 60)} is there twice: keep one")
+                    raise ValueError(f"the key {single_line(key.value, 60)} is there twice: keep one")
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -100,12 +108,12 @@ def _read(text: str) -> Any:
 def _complaint(error: Exception) -> str:
     """What YAML's reader says: its own errors are sentences, others go by their names."""
     named = isinstance(error, yaml.YAMLError | ValueError | RecursionError)
-    return one_line(error if named else f"{type(error).__name__}: {error}", 300)
+    return single_line(error if named else f"{type(error).__name__}: {error}", 300)
 
 
-def override(content: Any, change: str) -> None:
+def apply_override(content: Any, change: str) -> None:
     """Sets one key of what a YAML file held; keys on the way are made where they are missing."""
-    shown = one_line(change, 100)
+    shown = single_line(change, 100)
     path, found, text = change.partition("=")
     *parents, last = path.split(".")
     if not found or not all([*parents, last]):
@@ -119,7 +127,7 @@ def override(content: Any, change: str) -> None:
             content[key] = {}
         content = content[key] if isinstance(content, dict) else None
         if not isinstance(content, dict):
-            where = one_line(".".join(parents[: i + 1]), 100)
+            where = single_line(".".join(parents[: i + 1]), 100)
             raise ConfigError(f"--set {shown}: {where} has no keys in it: set it as a whole")
     if isinstance(content, dict):
         content[last] = value
@@ -138,10 +146,10 @@ def parse_benchmark(content: Any, source: str) -> Benchmark:
         raise ConfigError(f"{source}: {_problem(error.errors()[0], content)}{more}") from error
 
 
-def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_settings(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The settings in nested mappings, by their keys as ``--set`` takes them."""
     for name, value in content.items():
         if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{name}.")
+            yield from flatten_settings(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

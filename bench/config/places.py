@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from bench.exceptions import ConfigError
-from bench.utils.text import has_secret, shown
+from bench.utils.text import has_credentials, redact_url
 
 __all__ = ["TRACKING", "check_no_password", "check_places", "check_scheme", "check_url"]
 
@@ -23,7 +23,7 @@ def check_scheme(uri: str) -> tuple[str, str]:
     scheme, separator, rest = uri.partition("://")
     if not separator or not rest or scheme.partition("+")[0] not in SCHEMES:
         raise ConfigError(
-            f"--tracking-uri {shown(uri)!r}: expected one of {', '.join(SCHEMES)}, then :// and where it is"
+            f"--tracking-uri {redact_url(uri)!r}: expected one of {', '.join(SCHEMES)}, then :// and where it is"
         )
     return scheme, rest
 
@@ -86,9 +86,10 @@ def check_places(storage: str | None, tracking: str | None) -> str:
 
 def check_no_password(storage: str) -> None:
     """Raises ConfigError where a storage's URL has one, which would be on a job's command line."""
-    if has_secret(storage):
+    if has_credentials(storage):
         raise ConfigError(
-            f"--storage {shown(storage)} has a password in it, which everybody would see who lists the cluster's jobs: "
+            f"--storage {redact_url(storage)} has a password in it, which everybody would see who lists the "
+            "cluster's jobs: "
             "give credentials by --env"
         )
 
@@ -102,7 +103,7 @@ def check_url(url: str) -> None:
     scheme, _, rest = url.partition("://")
     bucket, *folders = rest.rstrip("/").split("/")
     expected = f"expected {scheme}://BUCKET/NAME, or the like"
-    url = shown(url)
+    url = redact_url(url)
     if not rest.strip("/") or (scheme in BUCKETS and not (bucket and folders)):
         raise ValueError(f"storage {url} names no place: {expected}")
     if scheme in BUCKETS and {"", ".", ".."} & set(folders):

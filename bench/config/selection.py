@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bench.exceptions import ConfigError
 from bench.methods.base import Method
 
-__all__ = ["part_of"]
+__all__ = ["filter_methods"]
 
 
 KEYS = ("method", "dataset", "backbone", "prior", "n", "seed")
@@ -24,7 +24,7 @@ class _Competitor:
         return self.method.name if key == "method" else str(getattr(self.method.cell, key))
 
 
-def part_of(methods: Sequence[Method], only: str | None) -> list[Method]:
+def filter_methods(methods: Sequence[Method], only: str | None) -> list[Method]:
     """Those of ``methods`` that ``only`` names, in order; all where it is None.
 
     ``only`` is ``KEY=VALUE,KEY=VALUE,...``, KEY one of `KEYS`. A key given twice allows both values; different keys

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from bench.config.benchmark import Benchmark
 from bench.config.sections import Resources
-from bench.ray_backend.capacity import ACCELERATOR, held, requested
-from bench.utils.text import one_line
+from bench.ray_backend.capacity import ACCELERATOR, trial_resources, trials_per_node
+from bench.utils.text import single_line
 
 __all__ = ["Asked", "Facts", "Finding", "Node", "complaints", "grouped", "is_loopback", "minor", "spread", "where"]
 
@@ -68,7 +68,7 @@ class Asked:
         """How many trials fit a node at once, by what Ray counts there."""
         resources = Resources() if self.benchmark is None else self.benchmark.resources
         there = {ACCELERATOR + kind: 1.0 for kind in node["accelerators"]}
-        return held({"CPU": node["cpus"], "GPU": node["gpus"], **there}, requested(resources))
+        return trials_per_node({"CPU": node["cpus"], "GPU": node["gpus"], **there}, trial_resources(resources))
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Facts:
 
     def name(self, node: Node) -> str:
         """A node's name: its host's, with more where several nodes have that."""
-        host = one_line(node["host"], 60)
+        host = single_line(node["host"], 60)
         return host if sum(other["host"] == node["host"] for other in self.nodes) == 1 else f"{host}/{node['id'][:6]}"
 
 
@@ -167,5 +167,5 @@ def where(facts: Facts, some: Sequence[Node], of: Sequence[Node]) -> str:
 def spread(facts: Facts, of: Sequence[Node], what: Callable[[Node], Any]) -> str:
     """What the nodes say, each answer once: "3.11.9 on all 4 nodes"."""
     groups = grouped(of, what)
-    told = [f"{one_line(value or 'none', 200)} on {where(facts, some, of)}" for value, some in groups.items()]
+    told = [f"{single_line(value or 'none', 200)} on {where(facts, some, of)}" for value, some in groups.items()]
     return "; ".join(told[:MANY]) + (f"; and {len(told) - MANY} more answers" if len(told) > MANY else "")

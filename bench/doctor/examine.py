@@ -23,7 +23,7 @@ from bench.jobs.package import files_named, variables
 from bench.probe.__main__ import MARK, QUESTIONS, look
 from bench.probe.node import version_of
 from bench.ray_backend.connect import token_refused
-from bench.utils.text import one_line, shown
+from bench.utils.text import redact_url, single_line
 from bench.utils.urls import local_folder
 
 __all__ = ["Facts", "Finding", "examine"]
@@ -159,7 +159,7 @@ def _by_job(address: str | None, questions: Mapping[str, Any], env: Mapping[str,
         return replace(facts, **json.loads(lines[-1].removeprefix(MARK)))
     said = [line for line in log.splitlines() if line.strip()]
     ended = f"did not end in {JOB:.0f} s" if code is None else f"ended with {code} and no answer"
-    return replace(facts, problem=f"a small job {ended} ({one_line(said[-1] if said else 'no words', 200)})")
+    return replace(facts, problem=f"a small job {ended} ({single_line(said[-1] if said else 'no words', 200)})")
 
 
 def _from_inside(address: str, questions: Mapping[str, Any]) -> Facts:
@@ -179,11 +179,11 @@ def _from_inside(address: str, questions: Mapping[str, Any]) -> Facts:
             raise token_refused(address, error) from None
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"--address {shown(address)}: the cluster cannot be joined ({one_line(error, 200)}): check "
+                f"--address {redact_url(address)}: the cluster cannot be joined ({single_line(error, 200)}): check "
                 "--address, and that this machine is one of the cluster"
             ) from error
     try:
-        facts = Facts(shown(address), None, None, _client())
+        facts = Facts(redact_url(address), None, None, _client())
         found = look(questions)
         return replace(facts, **found, token_mode=found["driver"]["token_mode"])
     finally:

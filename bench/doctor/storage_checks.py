@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 from bench.doctor.cluster_report import Asked, Facts, Finding, Node, complaints, is_loopback, where
-from bench.utils.text import shown
+from bench.utils.text import redact_url
 from bench.utils.urls import local_folder
 
 __all__ = ["judge_places"]
@@ -28,7 +28,7 @@ def _storage(facts: Facts, asked: Asked) -> list[Finding]:
     """Not writable, writable but not shared, or shared."""
     if asked.storage is None:
         return [Finding("storage", "none given", "note", "give --storage, a URL or a folder that all nodes share")]
-    url, folder = shown(asked.storage), local_folder(asked.storage)
+    url, folder = redact_url(asked.storage), local_folder(asked.storage)
     if folder is not None and not os.path.isabs(folder):
         return [Finding("storage", f"{url} is a path from here, where no node is", "fail", SHARE)]
     nodes = [node for node in facts.concerned(asked) if "storage" in node]
@@ -103,10 +103,10 @@ def _bytes(count: float) -> str:
 def _mlflow(facts: Facts, asked: Asked) -> list[Finding]:
     if asked.tracking is None:
         if asked.storage is not None and local_folder(asked.storage) is None:
-            found = f"no place: {shown(asked.storage)} is no folder that could hold its database"
+            found = f"no place: {redact_url(asked.storage)} is no folder that could hold its database"
             return [Finding("MLflow", found, "fail", "give --tracking-uri")]
         return [Finding("MLflow", "a database in the storage", "ok")] if asked.storage else []
-    uri, parts, seen = shown(asked.tracking), urlsplit(asked.tracking), facts.driver.get("mlflow")
+    uri, parts, seen = redact_url(asked.tracking), urlsplit(asked.tracking), facts.driver.get("mlflow")
     if seen is None:
         return [Finding("MLflow", f"{uri} was not looked at", "note")]
     if seen["ok"]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bench.utils.text import one_line
+from bench.utils.text import single_line
 
 __all__ = ["hardware", "versions"]
 
@@ -25,10 +25,10 @@ def hardware(device: torch.device) -> dict[str, Any]:
     seed, machine, threads and versions do; false on a GPU, some of whose sums are taken in any order, so that it is
     not promised there.
     """
-    facts: dict[str, Any] = {"device": device.type, "node": one_line(platform.node(), 100), "cpu": _cpu_model()}
+    facts: dict[str, Any] = {"device": device.type, "node": single_line(platform.node(), 100), "cpu": _cpu_model()}
     facts |= {"threads": torch.get_num_threads(), "repeatable": device.type == "cpu"}
     if device.type == "cuda":
-        facts["gpu"] = one_line(torch.cuda.get_device_name(device), 100)
+        facts["gpu"] = single_line(torch.cuda.get_device_name(device), 100)
         facts["gpu_gib"] = round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
     return facts
 
@@ -50,4 +50,4 @@ def _cpu_model() -> str:
             model = next(line.split(":", 1)[1] for line in file if line.startswith("model name"))
     except (OSError, ValueError, StopIteration):
         model = platform.processor() or platform.machine()
-    return one_line(model, 100)
+    return single_line(model, 100)

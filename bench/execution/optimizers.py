@@ -1,4 +1,4 @@
-"""Optimisers beside SGD, by name: those that are to train in one run, with no learning rate chosen.
+"""Optimizers beside SGD, by name: those that are to train in one run, with no learning rate chosen.
 
     prodigy         Adam's directions; its step size is its own estimate of how far the weights have to go
     schedule-free   SGD at a learning rate of 1, its steps averaged; gradients are clipped at norm 1 as for all
@@ -21,21 +21,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from deelbo.training.run import MakeOptimiser
+from deelbo.training.run import MakeOptimizer
 
-__all__ = ["OPTIMISERS", "make_optimiser"]
+__all__ = ["OPTIMIZERS", "make_optimizer"]
 
 
-OPTIMISERS = ("sgd", "prodigy", "schedule-free")
+OPTIMIZERS = ("sgd", "prodigy", "schedule-free")
 RHO_RATE = 0.1
 """Adam's learning rate for rho."""
 FIRST_STEP = 1e-3
 """Where Prodigy's estimate starts. It only grows; from its own 1e-6 it overshoots in a run of 200 steps."""
-Optimiser = torch.optim.Optimizer
+Optimizer = torch.optim.Optimizer
 
 
-def make_optimiser(name: str) -> MakeOptimiser | None:
-    """What makes the optimiser of that name for `deelbo.fit`; None for "sgd", which is the trainer's own.
+def make_optimizer(name: str) -> MakeOptimizer | None:
+    """What makes the optimizer of that name for `deelbo.fit`; None for "sgd", which is the trainer's own.
 
     Raises:
         ValueError: another name.
@@ -49,27 +49,27 @@ def make_optimiser(name: str) -> MakeOptimiser | None:
     if name == "schedule-free":
         averaged = _class("schedulefree", "SGDScheduleFree", name)
         return lambda trained, rate: Averaging(trained, rate, lambda weights: averaged(weights, lr=rate))
-    raise ValueError(f"optimiser must be one of {', '.join(OPTIMISERS)}, got {name!r}")
+    raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
 
 
-def _class(package: str, name: str, optimiser: str) -> Any:
+def _class(package: str, name: str, optimizer: str) -> Any:
     try:
         return getattr(import_module(package), name)
     except ImportError as error:
-        raise ImportError(f"{optimiser} needs the package {package}: pip install 'deelbo[methods]'") from error
+        raise ImportError(f"{optimizer} needs the package {package}: pip install 'deelbo[methods]'") from error
 
 
-class Apart(Optimiser):
-    """One optimiser for weights, and Adam for parameters of a single number, as rho is. Groups and state are shared.
+class Apart(Optimizer):
+    """One optimizer for weights, and Adam for parameters of a single number, as rho is. Groups and state are shared.
 
     Args:
         trained: all that is trained.
         rate: multiplies `RHO_RATE`.
-        of_weights: makes the optimiser of the weights.
+        of_weights: makes the optimizer of the weights.
     """
 
     def __init__(
-        self, trained: list[nn.Parameter], rate: float, of_weights: Callable[[list[nn.Parameter]], Optimiser]
+        self, trained: list[nn.Parameter], rate: float, of_weights: Callable[[list[nn.Parameter]], Optimizer]
     ) -> None:
         weights = [p for p in trained if p.numel() > 1]
         single = [p for p in trained if p.numel() == 1]

@@ -13,10 +13,10 @@ from deelbo.data import crop_size
 from deelbo.pretrained.embedded import Pretrained
 from deelbo.pretrained.weights import load_backbone
 
-__all__ = ["load_starts"]
+__all__ = ["load_pretrained_backbones"]
 
 
-def load_starts(
+def load_pretrained_backbones(
     benchmark: Benchmark, methods: Sequence[Method], say: Callable[[str], object] | None = None
 ) -> dict[str, Pretrained]:
     """What the backbones of ``methods`` start from, by backbone; PTYL's files only where one of them needs them.

@@ -11,7 +11,7 @@ from torch import nn
 
 from bench.execution.environment import hardware, versions
 from bench.execution.objectives import make_objective
-from bench.execution.optimizers import make_optimiser
+from bench.execution.optimizers import make_optimizer
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from deelbo.data import load_task
@@ -24,13 +24,13 @@ from deelbo.training.handover import Handover
 from deelbo.training.numerics import Numerics
 from deelbo.training.schedule import Schedule
 
-__all__ = ["execute", "start_fingerprint"]
+__all__ = ["run_trial", "start_fingerprint"]
 
 
 Series = list[dict[str, float]]
 
 
-def execute(
+def run_trial(
     spec: TrialSpec,
     pretrained: Pretrained,
     device: torch.device,
@@ -61,7 +61,7 @@ def execute(
         torch.cuda.reset_peak_memory_stats(device)
     try:
         with clock.phase("setup"):
-            optimiser = make_optimiser(spec.optimiser)
+            optimizer = make_optimizer(spec.optimizer)
             task = load_task(spec.dataset, data, spec.image_size, verify)
             seen["data"] = task.fingerprint
             split = task.split(spec.n, spec.seed, validation=spec.stage == "tune")
@@ -92,7 +92,7 @@ def execute(
             checkpoint=checkpoint,
             until=spec.until,
             handover=handover,
-            optimiser=optimiser,
+            optimizer=optimizer,
         )
         series = result.series
         values = {"status": result.status, "metrics": result.metrics, "state": result.state}

@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.exceptions import ConfigError
 from bench.jobs.http import ADDRESS, address_of, client_of, no_dashboard, refusal, token_mode
-from bench.utils.text import shown
+from bench.utils.text import redact_url
 
 __all__ = ["PREFIX", "Cluster", "Job", "entrypoint", "without_noise"]
 
@@ -88,7 +88,7 @@ class Cluster:
             ConfigError: nothing there answers as a Ray cluster, or it takes no or another token; in one line.
         """
         address = address_of(address)
-        name, mode = shown(address), token_mode(address)
+        name, mode = redact_url(address), token_mode(address)
         try:
             client = client_of(address, mode)
             version = str(client._do_request("GET", "/api/version").json()["ray_version"])

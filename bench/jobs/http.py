@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bench.exceptions import ConfigError, UnreachableError
-from bench.utils.text import one_line, shown
+from bench.utils.text import redact_url, single_line
 
 __all__ = ["ADDRESS", "address_of", "client_of", "no_dashboard", "refusal", "token_mode"]
 
@@ -30,7 +30,7 @@ def address_of(given: str | None) -> str:
     except ValueError:  # a port that is none, half an IPv6 address
         good = False
     if not good:
-        came = f"--address {shown(address)!r}" if address else "no --address"
+        came = f"--address {redact_url(address)!r}" if address else "no --address"
         raise ConfigError(f"{came}: expected the cluster's dashboard, http://HOST:8265, here or in ${ADDRESS}")
     return address.rstrip("/")
 
@@ -42,18 +42,20 @@ def token_mode(address: str) -> str:
     try:
         answer = requests.get(f"{address}/api/authentication_mode", timeout=TIMEOUT)
     except requests.ReadTimeout:
-        words = f"the Ray cluster at {shown(address)} gave no answer in {TIMEOUT:.0f} s: ask again, or check --address"
+        words = (
+            f"the Ray cluster at {redact_url(address)} gave no answer in {TIMEOUT:.0f} s: ask again, or check --address"
+        )
         raise UnreachableError(words) from None
     except requests.ConnectionError as error:
         if "BadStatusLine" in str(error):  # something that does not talk HTTP, such as Ray's own port
             raise no_dashboard(address) from None
-        words = f"no Ray cluster answers at {shown(address)} ({_cause(error)}): check --address"
+        words = f"no Ray cluster answers at {redact_url(address)} ({_cause(error)}): check --address"
         raise UnreachableError(words) from None
     except (requests.RequestException, ValueError):
         raise no_dashboard(address) from None
     if answer.status_code >= 500:  # of what stands before the dashboard
         raise UnreachableError(
-            f"the Ray cluster at {shown(address)} does not answer (status {answer.status_code}): see that it runs"
+            f"the Ray cluster at {redact_url(address)} does not answer (status {answer.status_code}): see that it runs"
         )
     try:
         return str(answer.json()["authentication_mode"]) if answer.ok else "disabled"  # older Rays have none
@@ -64,7 +66,8 @@ def token_mode(address: str) -> str:
 def no_dashboard(address: str) -> ConfigError:
     """Somebody answers, but not as Ray."""
     return ConfigError(
-        f"what answers at {shown(address)} is no Ray dashboard: check --address, its port (8265 by default) and that "
+        f"what answers at {redact_url(address)} is no Ray dashboard: check --address, its port (8265 by "
+        "default) and that "
         "nothing follows it"
     )
 
@@ -77,7 +80,7 @@ def client_of(address: str, mode: str) -> Any:
     Raises:
         ConfigError: there is none.
     """
-    _give_token(mode, shown(address))
+    _give_token(mode, redact_url(address))
     from ray.job_submission import JobSubmissionClient
 
     for talker in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
@@ -126,12 +129,12 @@ def refusal(error: Exception, address: str) -> ConfigError:
         return UnreachableError(f"the cluster at {address} cannot be reached ({_cause(error)}): see that it runs")
     if type(error).__name__ == "AuthenticationError" or "status code 401" in words or "status code 403" in words:
         return ConfigError(
-            f"the cluster at {address} refuses the token ({one_line(words.splitlines()[0], 120)}): put its own into "
+            f"the cluster at {address} refuses the token ({single_line(words.splitlines()[0], 120)}): put its own into "
             "$RAY_AUTH_TOKEN, or into ~/.ray/auth_token"
         )
     if re.search(r"Job \S+ does not exist", words):
         return ConfigError(f"the cluster at {address} knows no such job: `status` lists those it has")
-    return ConfigError(f"the cluster at {address} refused ({one_line(words, 300)}): see its dashboard")
+    return ConfigError(f"the cluster at {address} refused ({single_line(words, 300)}): see its dashboard")
 
 
 def _failure(words: str) -> str:
@@ -139,12 +142,12 @@ def _failure(words: str) -> str:
     said = re.search(r"status code 5\d\d", words)
     status, rest = (said[0], words[said.end() :]) if said else ("an error of its own", words)
     lines = [line.strip(" .:") for line in rest.splitlines() if re.search("[A-Za-z]", line)]
-    return one_line(f"{status}: {lines[-1]}", 200) if lines and "<" not in lines[-1] else status
+    return single_line(f"{status}: {lines[-1]}", 200) if lines and "<" not in lines[-1] else status
 
 
 def _cause(error: Exception) -> str:
     """The end of a chain of errors, which alone says what happened."""
-    words = one_line(error, 400)
+    words = single_line(error, 400)
     for start in ("[Errno", "NameResolutionError", "timed out", "SSLError", "Max retries"):
         if (found := words.rfind(start)) >= 0:
             return words[found:].rstrip("'\")")[:120]

@@ -18,7 +18,7 @@ from bench.config.benchmark import Benchmark
 from bench.config.places import TRACKING
 from bench.config.sections import SWAGFiles
 from bench.exceptions import ConfigError
-from bench.utils.text import has_secret, shown
+from bench.utils.text import has_credentials, redact_url
 from deelbo.pretrained.weights import VERSIONS
 
 __all__ = ["CONFIG", "IN_JOB", "SECRETS", "facts", "files_named", "own_version", "pack", "requirement", "variables"]
@@ -158,9 +158,10 @@ def requirement(install: str | None, storage: str | None = None) -> dict[str, An
     """
     if install is None:
         return {}
-    if has_secret(install):
+    if has_credentials(install):
         raise ConfigError(
-            f"--install {shown(install)} has a password in it, which everybody would see who lists the cluster's jobs: "
+            f"--install {redact_url(install)} has a password in it, which everybody would see who lists the "
+            "cluster's jobs: "
             "give the nodes' pip an index of its own (pip.conf), or take the code along by --from-source"
         )
     extras = "bench,methods,s3" if (storage or "").startswith(("s3://", "s3a://")) else "bench,methods"
@@ -187,7 +188,7 @@ def facts(benchmark: Benchmark, storage: str, tracking: str | None, **others: st
         "config": json.dumps(benchmark.content(), separators=(",", ":"), sort_keys=True),
         "version": own_version(),
     }
-    more = {"tracking-uri": None if tracking is None else shown(tracking)} | others
+    more = {"tracking-uri": None if tracking is None else redact_url(tracking)} | others
     return told | {name: value for name, value in more.items() if value}
 
 

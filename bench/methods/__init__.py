@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.methods.asha import ASHA
 from bench.methods.base import Method, MethodSettings
-from bench.methods.bayesian_optimization import BayesianOptimisation
+from bench.methods.bayesian_optimization import BayesianOptimization
 from bench.methods.de_elbo import DEELBo
 from bench.methods.de_elbo_halving import DEELBoHalving
 from bench.methods.de_elbo_lr_free import DEELBoFree
@@ -22,7 +22,7 @@ METHODS: tuple[type[Method], ...] = (
     DEELBo,
     ELBo,
     RandomSearch,
-    BayesianOptimisation,
+    BayesianOptimization,
     ASHA,
     Hypergradient,
     Laplace,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from bench.methods.base import by_validation
-from bench.methods.random_search import draw
-from bench.methods.sequential import Ordered, OrderedSettings
+from bench.methods.base import validation_rank
+from bench.methods.random_search import sample_configurations
+from bench.methods.sequential import SequentialMethod, SequentialSettings
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from bench.types import Count, Number, Share
@@ -20,7 +20,7 @@ from bench.types import Count, Number, Share
 if TYPE_CHECKING:
     from bench.trials.spec import TrialTemplate
 
-__all__ = ["ASHA", "Rungs", "goes_on"]
+__all__ = ["ASHA", "Rungs", "passes_rung"]
 
 
 def _rising(rungs: Any) -> Any:
@@ -33,7 +33,7 @@ Rungs = Annotated[tuple[Share, ...], AfterValidator(_rising)]
 """Shares of a run after which it is looked at, rising; the whole run, 1, is not among them."""
 
 
-class ASHASettings(OrderedSettings):
+class ASHASettings(SequentialSettings):
     """Asynchronous successive halving.
 
     Attributes:
@@ -62,7 +62,7 @@ class ASHASettings(OrderedSettings):
         return super().most_trials(prior) + len(self.rungs) * self.configurations(prior)
 
 
-def goes_on(value: float, before: Sequence[float], eta: float) -> bool:
+def passes_rung(value: float, before: Sequence[float], eta: float) -> bool:
     """Whether a run with this validation NLL goes on from a rung, after those that reached it before.
 
     Where it is at or below the 1/eta quantile of theirs, interpolated, as Ray's ``AsyncHyperBandScheduler`` has it; the
@@ -80,7 +80,7 @@ def goes_on(value: float, before: Sequence[float], eta: float) -> bool:
     return not -value < cutoff
 
 
-class ASHA(Ordered):
+class ASHA(SequentialMethod):
     """The stopping form: a configuration is looked at after each rung's share of its run, and goes on or stops.
 
     It is compared with the configurations before it in number that reached the rung, for which it waits; so what is
@@ -88,7 +88,7 @@ class ASHA(Ordered):
     the first of all is never stopped, unless it diverged.
 
     The learning rate's schedule is one cosine over the whole run, as it must be if the last rung is to be an ordinary
-    run. At an early rung the rate is still near its start: validation NLL there favours configurations that do well
+    run. At an early rung the rate is still near its start: validation NLL there favors configurations that do well
     under the noise of a high rate, and those are behind that would be ahead at the end, when the rate has come down.
     Late rungs decide fairly and save little. Nothing here corrects for that.
     """
@@ -100,7 +100,7 @@ class ASHA(Ordered):
 
     def __init__(self, template: TrialTemplate, settings: ASHASettings, name: str | None = None) -> None:
         self.levels = (*settings.rungs, 1.0)
-        self._points = draw(settings, template.cell)
+        self._points = sample_configurations(settings, template.cell)
         self._at: list[dict[int, TrialRecord | None]] = [{} for _ in self.levels]
         """For each level the records of the numbers that reached it, None for those that never will."""
         self._stopped: list[TrialSpec] = []
@@ -148,9 +148,9 @@ class ASHA(Ordered):
             record = at[number]
             if record is None:
                 continue
-            value = by_validation(record)[1]
-            before = [by_validation(at[other])[1] for other in range(number) if at[other] is not None]  # type: ignore[arg-type]
-            if goes_on(value, before, self.settings.eta):
+            value = validation_rank(record)[1]
+            before = [validation_rank(at[other])[1] for other in range(number) if at[other] is not None]  # type: ignore[arg-type]
+            if passes_rung(value, before, self.settings.eta):
                 asked.append(self._level(number, rung + 1))
                 continue
             for later in self._at[rung + 1 :]:

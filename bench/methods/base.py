@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deelbo.groups import Group
     from deelbo.objectives.base import Objective
 
-__all__ = ["Method", "MethodSettings", "by_objective", "by_validation"]
+__all__ = ["Method", "MethodSettings", "objective_rank", "validation_rank"]
 
 
 class MethodSettings(Strict):
@@ -86,7 +86,7 @@ class Method(ABC):
 
     @staticmethod
     def objective(spec: TrialSpec, groups: Sequence[Group], num_examples: int, generator: torch.Generator) -> Objective:
-        """What a trial with this method's name in ``spec.learner`` minimises. Torch is imported in here.
+        """What a trial with this method's name in ``spec.learner`` minimizes. Torch is imported in here.
 
         Args:
             spec: the trial.
@@ -146,12 +146,12 @@ class Method(ABC):
         return replace(spec, stage="retrain", until=1.0, since=0.0)
 
 
-def by_validation(record: TrialRecord) -> tuple[bool, float]:
+def validation_rank(record: TrialRecord) -> tuple[bool, float]:
     """Least is best: failed runs last, and before them those that diverged or whose validation NLL is not finite."""
     return _rank(record, "val_nll")
 
 
-def by_objective(record: TrialRecord) -> tuple[bool, float]:
+def objective_rank(record: TrialRecord) -> tuple[bool, float]:
     """The same by the objective, of methods that hold nothing out."""
     return _rank(record, "objective")
 

@@ -1,4 +1,4 @@
-"""Bayesian optimisation: each configuration is chosen in the light of all before it, by Optuna's samplers."""
+"""Bayesian optimization: each configuration is chosen in the light of all before it, by Optuna's samplers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from bench.methods.base import by_validation
-from bench.methods.sequential import Ordered, OrderedSettings, seeded
+from bench.methods.base import validation_rank
+from bench.methods.sequential import SequentialMethod, SequentialSettings, derived_rng
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from bench.types import Count, Positive
@@ -19,7 +19,7 @@ from bench.types import Count, Positive
 if TYPE_CHECKING:
     from bench.trials.spec import TrialTemplate
 
-__all__ = ["Axis", "BayesianOptimisation", "Observation", "suggest"]
+__all__ = ["Axis", "BayesianOptimization", "Observation", "suggest"]
 
 
 Point = dict[str, float]
@@ -37,7 +37,7 @@ Axis = tuple[float, ...]
 """Least and most of a box; or the points of a grid, rising."""
 
 
-class BayesianSettings(OrderedSettings):
+class BayesianOptimizationSettings(SequentialSettings):
     """Optuna's samplers over the logarithms of learning rate and strengths, or over a grid.
 
     Attributes:
@@ -164,7 +164,7 @@ def suggest(
     return {name: values[i] for i, (name, values) in zip(nearest, axes.items(), strict=True)}
 
 
-class BayesianOptimisation(Ordered):
+class BayesianOptimization(SequentialMethod):
     """Strictly one after the other: a configuration is chosen when the one before it is known.
 
     Number i's choice is a function of settings, cell and the i results before it. Choices that were made before are
@@ -174,10 +174,12 @@ class BayesianOptimisation(Ordered):
 
     name = "bo"
     title = "BO"
-    Settings = BayesianSettings
-    settings: BayesianSettings
+    Settings = BayesianOptimizationSettings
+    settings: BayesianOptimizationSettings
 
-    def __init__(self, template: TrialTemplate, settings: BayesianSettings, name: str | None = None) -> None:
+    def __init__(
+        self, template: TrialTemplate, settings: BayesianOptimizationSettings, name: str | None = None
+    ) -> None:
         self._axes = settings.axes(template.cell.prior)
         self._options = {
             "axes": self._axes,
@@ -218,7 +220,7 @@ class BayesianOptimisation(Ordered):
 
     def then(self, record: TrialRecord) -> Iterable[TrialSpec]:
         if record.spec.stage == "tune":
-            failed, value = by_validation(record)
+            failed, value = validation_rank(record)
             point = {name: getattr(record.spec, name) for name in self._axes}
             self._history.append(Observation(point, None if failed else value))
         return super().then(record)
@@ -228,7 +230,7 @@ class BayesianOptimisation(Ordered):
 
     def _choose(self, number: int) -> Point:
         settings = self.settings
-        seed = seeded(settings.seed, self.cell, number).getrandbits(32)
+        seed = derived_rng(settings.seed, self.cell, number).getrandbits(32)
         return suggest(self._axes, self._history, settings.sampler, settings.startup, seed, settings.grid)
 
     def _spec(self, number: int, point: Point) -> TrialSpec:

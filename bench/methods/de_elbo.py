@@ -1,4 +1,4 @@
-"""DE ELBo: learn regularisation by the data-emphasized ELBo. One run a learning rate, on all N images."""
+"""DE ELBo: learn regularization by the data-emphasized ELBo. One run a learning rate, on all N images."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pydantic import BeforeValidator
 
 from bench.methods.base import Method, MethodSettings
 from bench.trials.spec import TrialSpec
-from bench.types import LEARNING_RATES, Rates, number
+from bench.types import LEARNING_RATES, LearningRates, number
 
-__all__ = ["DEELBo", "Emphasis"]
+__all__ = ["DEELBo", "DEELBoOptions"]
 
 
 TOGETHER = "backbone+head"
@@ -41,7 +41,7 @@ def _groups(value: Any) -> Any:
     raise ValueError("must be layer, or [backbone, head]")
 
 
-class Emphasis(MethodSettings):
+class DEELBoOptions(MethodSettings):
     """How a DE ELBo counts and groups.
 
     Attributes:
@@ -68,11 +68,11 @@ class Emphasis(MethodSettings):
         return {"kappa_share": float(self.kappa.removesuffix("D/N") or 1), "groups": self.groups}
 
 
-class DEELBoSettings(Emphasis):
+class DEELBoSettings(DEELBoOptions):
     """The DE ELBo: one run a learning rate."""
 
     method: Literal["de-elbo"] = "de-elbo"
-    learning_rates: Rates = LEARNING_RATES
+    learning_rates: LearningRates = LEARNING_RATES
 
     def most_trials(self, prior: str) -> int:
         return len(self.learning_rates)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from bench.methods.asha import Rungs
-from bench.methods.base import Method, by_objective
-from bench.methods.de_elbo import Emphasis
+from bench.methods.base import Method, objective_rank
+from bench.methods.de_elbo import DEELBoOptions
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from bench.types import LEARNING_RATES, Rates, filled
+from bench.types import LEARNING_RATES, LearningRates, filled
 
 if TYPE_CHECKING:
     from bench.trials.spec import TrialTemplate
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["DEELBoHalving"]
 
 
-class HalvingSettings(Emphasis):
+class HalvingSettings(DEELBoOptions):
     """Several learning rates begin, one ends.
 
     Attributes:
@@ -32,7 +32,7 @@ class HalvingSettings(Emphasis):
     """
 
     method: Literal["deelbo-halving"] = "deelbo-halving"
-    learning_rates: Rates = LEARNING_RATES
+    learning_rates: LearningRates = LEARNING_RATES
     rungs: Annotated[Rungs, AfterValidator(filled)] = (0.125, 0.25)
     eta: Annotated[int, Field(ge=2, lt=2**31, strict=True)] = 2
 
@@ -59,7 +59,7 @@ class DEELBoHalving(Method):
     """All learning rates train to the first rung; the best half of them, by the objective there, to the next; one to
     the end. By default that is 4 x 1/8 + 2 x 1/8 + 3/4 = 1.5 runs, where the DE ELBo's four take 4.
 
-    At a rung the objective is the mean NLL under q of the last training batches plus the regulariser: it costs nothing.
+    At a rung the objective is the mean NLL under q of the last training batches plus the regularizer: it costs nothing.
     A run that diverged there, or failed, stops. Where none completed, the first that diverged goes on, so that the cell
     has its result; where all failed there is none.
     """
@@ -110,8 +110,8 @@ class DEELBoHalving(Method):
 
     def _best(self, count: int) -> tuple[float, ...]:
         """So many of the rates that completed this rung, the best first; one that diverged where none did."""
-        order = sorted(self._entered, key=lambda rate: by_objective(self._told[rate]))  # stable: of equals the first
-        done = [rate for rate in order if math.isfinite(by_objective(self._told[rate])[1])]
+        order = sorted(self._entered, key=lambda rate: objective_rank(self._told[rate]))  # stable: of equals the first
+        done = [rate for rate in order if math.isfinite(objective_rank(self._told[rate])[1])]
         return tuple(done[:count] or [rate for rate in order if self._told[rate].succeeded][:1])
 
     def _specs(self, level: int, rates: Sequence[float]) -> list[TrialSpec]:

@@ -1,4 +1,4 @@
-"""DE ELBo without a learning rate: exactly one run, by an optimiser that finds its own step size."""
+"""DE ELBo without a learning rate: exactly one run, by an optimizer that finds its own step size."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from bench.methods.base import Method
-from bench.methods.de_elbo import Emphasis
+from bench.methods.de_elbo import DEELBoOptions
 from bench.trials.spec import TrialSpec
 from bench.types import Positive
 
@@ -16,22 +16,22 @@ __all__ = ["DEELBoFree"]
 PACKAGES = {"prodigy": "prodigyopt", "schedule-free": "schedulefree"}
 
 
-class FreeSettings(Emphasis):
+class FreeSettings(DEELBoOptions):
     """One run.
 
     Attributes:
-        optimiser: Prodigy (Mishchenko and Defazio 2023), or schedule-free (Defazio et al. 2024).
-        learning_rate: what the optimiser's own step size is multiplied by.
+        optimizer: Prodigy (Mishchenko and Defazio 2023), or schedule-free (Defazio et al. 2024).
+        learning_rate: what the optimizer's own step size is multiplied by.
     """
 
     method: Literal["deelbo-free"] = "deelbo-free"
-    optimiser: Literal["prodigy", "schedule-free"] = "prodigy"
+    optimizer: Literal["prodigy", "schedule-free"] = "prodigy"
     learning_rate: Positive = 1.0
 
     @property
     def packages(self) -> tuple[str, ...]:  # type: ignore[override]
-        """What must be installed for this optimiser."""
-        return (PACKAGES[self.optimiser],)
+        """What must be installed for this optimizer."""
+        return (PACKAGES[self.optimizer],)
 
     def most_trials(self, prior: str) -> int:
         return 1
@@ -47,5 +47,5 @@ class DEELBoFree(Method):
     settings: FreeSettings
 
     def first(self) -> Iterable[TrialSpec]:
-        fields = {"optimiser": self.settings.optimiser} | self.settings.fields
+        fields = {"optimizer": self.settings.optimizer} | self.settings.fields
         return [self.spec("run", self.settings.learning_rate, **fields)]

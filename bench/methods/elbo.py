@@ -1,4 +1,4 @@
-"""ELBo: learn regularisation by the plain evidence lower bound, kappa = 1. One run a learning rate, on all N images."""
+"""ELBo: learn regularization by the plain evidence lower bound, kappa = 1. One run a learning rate, on all N images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from bench.methods.base import Method, MethodSettings
 from bench.trials.spec import TrialSpec
-from bench.types import LEARNING_RATES, Rates
+from bench.types import LEARNING_RATES, LearningRates
 
 __all__ = ["ELBo"]
 
@@ -16,7 +16,7 @@ class ELBoSettings(MethodSettings):
     """The plain ELBo, kappa = 1: one run a learning rate."""
 
     method: Literal["elbo"] = "elbo"
-    learning_rates: Rates = LEARNING_RATES
+    learning_rates: LearningRates = LEARNING_RATES
 
     def most_trials(self, prior: str) -> int:
         return len(self.learning_rates)

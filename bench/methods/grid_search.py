@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator
 
-from bench.methods.base import Method, MethodSettings, by_validation
+from bench.methods.base import Method, MethodSettings, validation_rank
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from bench.types import LEARNING_RATES, Filled, NotNegative, Prior, Rates
+from bench.types import LEARNING_RATES, Filled, LearningRates, NotNegative, Prior
 
 if TYPE_CHECKING:
     from bench.trials.spec import TrialTemplate
@@ -36,10 +36,10 @@ class Grid(MethodSettings):
     prior is ``untied``: then alpha x beta. With PTYL the backbone's strength is its prior's scale lambda, and
     ``weight_decays`` are the head's."""
 
-    learning_rates: Rates = LEARNING_RATES
+    learning_rates: LearningRates = LEARNING_RATES
     weight_decays: Annotated[tuple[NotNegative, ...], Filled] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 0.0)
     untied: tuple[Literal["l2-zero", "l2-sp"], ...] = ()
-    ptyl_lambdas: Rates = tuple(10.0**i for i in range(10))
+    ptyl_lambdas: LearningRates = tuple(10.0**i for i in range(10))
 
     def points(self, prior: str) -> Iterable[dict[str, float]]:
         """The configurations with that prior: fields of `TrialSpec`, in the order of the lists."""
@@ -99,7 +99,7 @@ class MAPGridSearch(Method):
     def then(self, record: TrialRecord) -> Iterable[TrialSpec]:
         if record.spec.stage != "tune" or self.retrain == "all":
             return ()
-        self._tuned[record.key] = by_validation(record)
+        self._tuned[record.key] = validation_rank(record)
         if len(self._tuned) < len(self.grid):
             return ()
         best = min(self.grid, key=lambda spec: (self._tuned[spec.key], spec.key))

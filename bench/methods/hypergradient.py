@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from bench.methods.base import Method, MethodSettings, by_validation
+from bench.methods.base import Method, MethodSettings, validation_rank
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from bench.types import LEARNING_RATES, Count, Number, Positive, Rates
+from bench.types import LEARNING_RATES, Count, LearningRates, Number, Positive
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ class HypergradientSettings(MethodSettings):
     """
 
     method: Literal["hypergradient"] = "hypergradient"
-    learning_rates: Rates = LEARNING_RATES
+    learning_rates: LearningRates = LEARNING_RATES
     start: Annotated[float, Number, Field(ge=LEAST, le=MOST)] = 1e-4
     every: Count = 10
     rate: Positive | None = None
@@ -82,7 +82,7 @@ class Hypergradient(Method):
         self._tuned[record.spec.number] = record
         if len(self._tuned) < len(self.settings.learning_rates):
             return ()
-        best = self._tuned[min(self._tuned, key=lambda number: (by_validation(self._tuned[number]), number))]
+        best = self._tuned[min(self._tuned, key=lambda number: (validation_rank(self._tuned[number]), number))]
         alpha, beta = (best.state.get(f"mean_weight_decay_{group}", math.nan) for group in ("backbone", "head"))
         if best.status == "failed" or not (math.isfinite(alpha) and math.isfinite(beta)):
             return ()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from bench.methods.sequential import Ordered, OrderedSettings, seeded
+from bench.methods.sequential import SequentialMethod, SequentialSettings, derived_rng
 from bench.trials.spec import Cell, TrialSpec
 
-__all__ = ["RandomSearch", "draw"]
+__all__ = ["RandomSearch", "sample_configurations"]
 
 
-class RandomSearchSettings(OrderedSettings):
+class RandomSearchSettings(SequentialSettings):
     """``trials`` configurations, 12 where not given, drawn without replacement from the lists of the grid."""
 
     method: Literal["random"] = "random"
@@ -25,18 +25,18 @@ class RandomSearchSettings(OrderedSettings):
         return super().problem(prior)
 
 
-def draw(settings: OrderedSettings, cell: Cell) -> list[dict[str, float]]:
+def sample_configurations(settings: SequentialSettings, cell: Cell) -> list[dict[str, float]]:
     """The configurations of a cell in their order: fields of `TrialSpec`.
 
     They are the beginning of one shuffle of the whole grid, which depends on the seed, the cell and the grid alone, so
     that more trials begin with the same ones.
     """
     points = list(settings.points(cell.prior))
-    seeded(settings.seed, cell).shuffle(points)
+    derived_rng(settings.seed, cell).shuffle(points)
     return points[: settings.configurations(cell.prior)]
 
 
-class RandomSearch(Ordered):
+class RandomSearch(SequentialMethod):
     """All tuning trials may run at once; the order only says which k a budget of k would have been."""
 
     name = "random"
@@ -45,7 +45,10 @@ class RandomSearch(Ordered):
     settings: RandomSearchSettings
 
     def first(self) -> Iterable[TrialSpec]:
-        return [self.spec("tune", number=i, **point) for i, point in enumerate(draw(self.settings, self.cell))]
+        return [
+            self.spec("tune", number=i, **point)
+            for i, point in enumerate(sample_configurations(self.settings, self.cell))
+        ]
 
     def tunes(self) -> int:
         return self.size

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-from bench.methods.base import Method, by_validation
+from bench.methods.base import Method, validation_rank
 from bench.methods.grid_search import Grid
 from bench.trials.record import TrialRecord
 from bench.trials.spec import Cell, TrialSpec
@@ -18,16 +18,16 @@ from bench.types import Count, Seed
 if TYPE_CHECKING:
     from bench.trials.spec import TrialTemplate
 
-__all__ = ["Ordered", "OrderedSettings", "seeded"]
+__all__ = ["SequentialMethod", "SequentialSettings", "derived_rng"]
 
 
-def seeded(seed: int, cell: Cell, *more: Any) -> random.Random:
+def derived_rng(seed: int, cell: Cell, *more: Any) -> random.Random:
     """Random numbers that depend on these values alone, and are the same in every process and on every machine."""
     words = json.dumps([seed, cell.dataset, cell.backbone, cell.prior, cell.n, cell.seed, *more])
     return random.Random(words)  # noqa: S311 - a draw, not a secret
 
 
-class OrderedSettings(Grid):
+class SequentialSettings(Grid):
     """Configurations tried in an order.
 
     Attributes:
@@ -50,7 +50,7 @@ class OrderedSettings(Grid):
         return count + (1 if self.retrain == "best" else count)
 
 
-class Ordered(Method):
+class SequentialMethod(Method):
     """Configurations numbered 0, 1, 2, ...; the one with the lowest validation NLL at the full length counts.
 
     Of the first k configurations the best is the one of lowest validation NLL among those tuned to the end; those that
@@ -60,7 +60,7 @@ class Ordered(Method):
     """
 
     adaptive = True
-    settings: OrderedSettings
+    settings: SequentialSettings
 
     def __init__(self, template: TrialTemplate, settings: Any, name: str | None = None) -> None:
         self.size: int = settings.configurations(template.cell.prior)
@@ -85,7 +85,7 @@ class Ordered(Method):
             self._ranked += 1
             if found.status == "failed":
                 continue
-            rank = (-found.spec.until, by_validation(found)[1])
+            rank = (-found.spec.until, validation_rank(found)[1])
             incumbent = self._best is None or rank < self._best[0]
             if incumbent:
                 self._best = rank, found.spec

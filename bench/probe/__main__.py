@@ -19,7 +19,7 @@ from typing import Any
 import bench
 from bench.probe.driver import grows, mlflow, token_mode
 from bench.probe.node import Facts, answer, clean, data_of, unseen
-from bench.utils.text import said
+from bench.utils.text import describe_error
 
 __all__ = ["MARK", "QUESTIONS", "look"]
 
@@ -42,7 +42,7 @@ def main() -> int:
         ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
         facts = look(questions)
     except Exception as error:
-        facts = {"problem": said(error), "driver": {}, "nodes": []}
+        facts = {"problem": describe_error(error), "driver": {}, "nodes": []}
     print(f"\n{MARK}{json.dumps(facts)}", flush=True)
     return 0
 
@@ -131,7 +131,7 @@ def _everywhere(what: Callable[..., Facts], asked: Mapping[str, tuple[Any, ...]]
         try:
             answers[waiting[one]] = ray.get(one)
         except Exception as error:
-            answers[waiting[one]] = {"problem": said(error)}
+            answers[waiting[one]] = {"problem": describe_error(error)}
     for one in late:
         answers[waiting[one]] = {"problem": f"no answer in {seconds:.0f} s", "late": True}
         with contextlib.suppress(Exception):

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from bench.utils.text import said
+from bench.utils.text import describe_error
 from bench.utils.urls import local_folder
 
 __all__ = ["Facts", "answer", "clean", "data_of", "importable", "unseen", "version_of"]
@@ -103,7 +103,7 @@ def _cuda() -> str:
         run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=seen)
         able, _, cuda = run.stdout.strip().rpartition("\n")[2].partition("|")
     except (OSError, subprocess.SubprocessError) as error:
-        return said(error)
+        return describe_error(error)
     if able == "True":
         return ""
     if able != "False":
@@ -118,7 +118,7 @@ def _data(dataset: str, folder: Optional[str], verify: bool) -> Optional[str]:  
 
         check_task(dataset, folder, verify)
     except Exception as error:
-        return said(error)
+        return describe_error(error)
     return None
 
 
@@ -133,7 +133,7 @@ def _weights(asked: Mapping[str, str]) -> Facts:
         elif not os.path.isfile(asked["file"]):
             missing = f"there is no file {os.path.abspath(asked['file'])}"
     except Exception as error:
-        missing = said(error)
+        missing = describe_error(error)
     return {**asked, "missing": missing}
 
 
@@ -159,7 +159,11 @@ def _write(url: str, name: str) -> Facts:
         for folder in made:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
-        return {"wrote": False, "why": said(error).replace(f"/{name}", ""), "made": []}  # the same for all nodes
+        return {
+            "wrote": False,
+            "why": describe_error(error).replace(f"/{name}", ""),
+            "made": [],
+        }  # the same for all nodes
     return {"wrote": True, "why": None, "made": made}
 
 

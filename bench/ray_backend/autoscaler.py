@@ -16,8 +16,8 @@ from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from bench.probe.driver import grows, report
-from bench.ray_backend.capacity import held
-from bench.utils.text import one_line
+from bench.ray_backend.capacity import trials_per_node
+from bench.utils.text import single_line
 
 __all__ = ["Growth", "NodeType", "growth", "wait_for"]
 
@@ -52,7 +52,7 @@ class Growth:
         if self.types is None:
             return None
         left, count = self.most, 0
-        for each, most in sorted(((held(t.resources, wanted), t.most) for t in self.types), reverse=True):
+        for each, most in sorted(((trials_per_node(t.resources, wanted), t.most) for t in self.types), reverse=True):
             nodes = min(most, left)
             count, left = count + nodes * each, left - nodes
         return count
@@ -125,7 +125,7 @@ def _coming() -> tuple[str, str]:
     except Exception:
         return "", ""
     listed = ", ".join(f"{coming.count(name)} x {name}" for name in sorted(set(coming)))
-    return listed, one_line("; ".join(sorted({f"{name} ({why})" if why else name for name, why in failed})), 300)
+    return listed, single_line("; ".join(sorted({f"{name} ({why})" if why else name for name, why in failed})), 300)
 
 
 Launches = tuple[list[str], list[tuple[str, str]]]

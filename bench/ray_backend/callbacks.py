@@ -8,15 +8,15 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
-from bench.ray_backend.searcher import MethodSearcher
+from bench.ray_backend.searcher import QueueSearcher
 
-__all__ = ["Courier", "Reasons"]
+__all__ = ["ResultForwarder", "StartedActorFirstScheduler"]
 
 
-class Courier(tune.Callback):
+class ResultForwarder(tune.Callback):
     """Tells the searcher what Tune tells callbacks alone: that a trial starts; its result, while it may be changed."""
 
-    def __init__(self, searcher: MethodSearcher) -> None:
+    def __init__(self, searcher: QueueSearcher) -> None:
         self._searcher = searcher
 
     def __getstate__(self) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class Courier(tune.Callback):
                 getattr(trial.run_metadata, name).clear()
 
 
-class Reasons(FIFOScheduler):
+class StartedActorFirstScheduler(FIFOScheduler):
     """First come, first served; and it tells the searcher why a trial died, as it is told first.
 
     A slot that falls free gets a trial whose process is just starting only where no other one waits. Tune would give it
@@ -46,7 +46,7 @@ class Reasons(FIFOScheduler):
     process or node was lost would stay empty.
     """
 
-    def __init__(self, searcher: MethodSearcher) -> None:
+    def __init__(self, searcher: QueueSearcher) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._searcher = searcher
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from bench.config.benchmark import Benchmark
 from bench.config.sections import Resources
 
-__all__ = ["accelerator_of", "held", "one_accelerator", "refusal", "requested"]
+__all__ = ["accelerator_of", "one_accelerator", "refusal", "trial_resources", "trials_per_node"]
 
 
 ACCELERATOR = "accelerator_type:"
@@ -17,7 +17,7 @@ PIN = 0.001
 SLACK = 1e-4  # Ray counts in ten-thousandths: ten trials of 0.1 GPU fit one
 
 
-def requested(resources: Resources) -> dict[str, float]:
+def trial_resources(resources: Resources) -> dict[str, float]:
     """What Ray is asked for, for one trial, by the names that nodes have for it."""
     wanted = {"CPU": float(resources.cpus_per_trial), "GPU": resources.gpus_per_trial}
     if resources.accelerator is not None:
@@ -25,7 +25,7 @@ def requested(resources: Resources) -> dict[str, float]:
     return {name: amount for name, amount in wanted.items() if amount}
 
 
-def held(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
+def trials_per_node(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
     """How many trials that take ``wanted`` a node of these resources holds."""
     return min(int(node.get(name, 0.0) / amount + SLACK) for name, amount in wanted.items())
 
@@ -46,8 +46,8 @@ def one_accelerator(benchmark: Benchmark, nodes: Iterable[Mapping[str, float]]) 
     resources = benchmark.resources
     if not benchmark.timed or not resources.gpus_per_trial or resources.accelerator is not None:
         return None
-    wanted = requested(resources)
-    fits = [node for node in nodes if held(node, wanted)]
+    wanted = trial_resources(resources)
+    fits = [node for node in nodes if trials_per_node(node, wanted)]
     types = Counter[str]()
     for node in fits:
         types[accelerator_of(node)] += int(node["GPU"])

@@ -13,9 +13,9 @@ import ray
 from bench.config.benchmark import Benchmark
 from bench.exceptions import ConfigError
 from bench.ray_backend.autoscaler import Growth, growth, wait_for
-from bench.ray_backend.capacity import held, one_accelerator, refusal, requested
+from bench.ray_backend.capacity import one_accelerator, refusal, trial_resources, trials_per_node
 from bench.utils.signals import same_handlers
-from bench.utils.text import one_line, shown
+from bench.utils.text import redact_url, single_line
 
 __all__ = ["connect", "token_refused"]
 
@@ -63,7 +63,8 @@ def connect(benchmark: Benchmark, address: str | None, say: Callable[[str], obje
             if address is None:
                 raise
             raise ConfigError(
-                f"no Ray cluster answers at {address} ({one_line(error)[:120]}): check --address, and that a head runs"
+                f"no Ray cluster answers at {address} ({single_line(error)[:120]}): check --address, and that a "
+                "head runs"
             ) from error
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it reports each lost attempt as an error at the end
     return _room(benchmark, None if address is None else growth(), say)
@@ -72,12 +73,12 @@ def connect(benchmark: Benchmark, address: str | None, say: Callable[[str], obje
 def _room(benchmark: Benchmark, more: Growth | None, say: Callable[[str], object]) -> tuple[int, int]:
     """How many trials to run at once, and how many would fit, with what the cluster may grow by."""
     resources = benchmark.resources
-    wanted = requested(resources)
+    wanted = trial_resources(resources)
     here = _nodes()
     reason = one_accelerator(benchmark, here + ([] if more is None else more.resources))
     if reason is not None:
         raise ConfigError(reason)
-    now = sum(held(node, wanted) for node in here)
+    now = sum(trials_per_node(node, wanted) for node in here)
     later = None if more is None else more.holds(wanted)
     if now < 1:
         if more is None or later == 0:
@@ -99,7 +100,7 @@ def _room(benchmark: Benchmark, more: Growth | None, say: Callable[[str], object
     if later is None and more is not None and resources.slots is None:
         say(f"{now} at once; more nodes may come, and how many is not to be seen from here: give resources.slots")
     if later is not None:  # some of those nodes may be here already, the head is none of them
-        later += sum(held(node, wanted) for node in here if HEAD in node)
+        later += sum(trials_per_node(node, wanted) for node in here if HEAD in node)
     fits = max(now, (resources.slots or 0) if later is None and more is not None else later or 0)
     return min(fits, resources.slots or fits), fits
 
@@ -111,8 +112,8 @@ def _nodes() -> list[dict[str, float]]:
 
 def token_refused(address: str, error: Exception) -> ConfigError:
     """What it means that Ray does not let this process join."""
-    words = one_line(getattr(error, "message", error), 120)  # its text is a page of advice
+    words = single_line(getattr(error, "message", error), 120)  # its text is a page of advice
     return ConfigError(
-        f"--address {shown(address)}: the cluster wants its token ({words}): put it into "
+        f"--address {redact_url(address)}: the cluster wants its token ({words}): put it into "
         "$RAY_AUTH_TOKEN, or into ~/.ray/auth_token"
     )

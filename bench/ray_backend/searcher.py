@@ -1,4 +1,4 @@
-"""Between a `Race` and Ray Tune: one trial of Tune's is one attempt at a trial of ours."""
+"""Between a `TrialQueue` and Ray Tune: one trial of Tune's is one attempt at a trial of ours."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import torch
 from ray.tune.search import Searcher
 
 from bench.config.benchmark import Benchmark
-from bench.exceptions import Halted, RecordError
+from bench.exceptions import RecordError, RunAborted
 from bench.execution.environment import hardware, versions
 from bench.ray_backend.concurrency import Running
-from bench.scheduling.callbacks import Watcher
-from bench.scheduling.queue import Race
-from bench.storage.attempts import Attempts
+from bench.scheduling.callbacks import RunCallback
+from bench.scheduling.queue import TrialQueue
+from bench.storage.attempts import AttemptLog
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from bench.utils.text import one_line
+from bench.utils.text import single_line
 
-__all__ = ["MethodSearcher"]
+__all__ = ["QueueSearcher"]
 
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class _Attempt:
     reason: str = "its process ended without a word"
 
 
-class MethodSearcher(Searcher):
+class QueueSearcher(Searcher):
     """Each suggestion is a method's trial, each result a method's record.
 
     A trial whose process died, or whose node went away, is suggested again, up to ``max_failures`` times: as a new
@@ -57,10 +57,10 @@ class MethodSearcher(Searcher):
 
     def __init__(
         self,
-        race: Race,
-        watchers: Sequence[Watcher],
+        race: TrialQueue,
+        watchers: Sequence[RunCallback],
         store: RecordStore,
-        attempts: Attempts,
+        attempts: AttemptLog,
         most: int,
         benchmark: Benchmark,
         running: Running | None = None,
@@ -116,7 +116,7 @@ class MethodSearcher(Searcher):
             self._running.forget(Running.name(attempt.spec.key, attempt.number))
         try:
             record = self._found(attempt) if error or attempt.result is None else self._received(attempt.result)
-        except Halted:
+        except RunAborted:
             self._out[trial_id] = attempt  # it came to nothing, as what runs beside it
             raise
         if record is None:
@@ -152,7 +152,7 @@ class MethodSearcher(Searcher):
         if (reason := self._foreign(record)) is not None:
             if result["written"]:
                 self._or_halted(self._store.set_aside, f"records/{record.key}.json")
-            raise Halted(f"node {record.hardware.get('node')} has {reason}, and the same command continues")
+            raise RunAborted(f"node {record.hardware.get('node')} has {reason}, and the same command continues")
         if not result["written"]:  # the worker's storage is not this one, or did not take it
             self._write(record, result["series"])
         if record.status == "failed":
@@ -210,10 +210,10 @@ class MethodSearcher(Searcher):
         except Exception as error:
             raise self._halted(error) from error
 
-    def _halted(self, error: Exception) -> Halted:
+    def _halted(self, error: Exception) -> RunAborted:
         self._store.hurry()  # it was waited for
-        why = getattr(error, "strerror", None) or one_line(error)[:200]
-        return Halted(
+        why = getattr(error, "strerror", None) or single_line(error)[:200]
+        return RunAborted(
             f"{self._store.url} takes no more records ({why}): what it has is kept; make room, or see to it that it "
             "can be written, and the same command continues"
         )

@@ -18,19 +18,19 @@ from bench.storage.records import RecordStore
 from bench.storage.retry import OUTAGE, Patience
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from bench.utils.text import one_line
+from bench.utils.text import single_line
 from deelbo.pretrained.embedded import Pretrained
 from deelbo.training.checkpoint import Checkpoint
 from deelbo.training.handover import Handover
 
-__all__ = ["RunTrial", "TrialActor"]
+__all__ = ["TrialRunner", "TrialTrainable"]
 
 
-RunTrial = Callable[..., tuple[TrialRecord, Series]]
-"""`bench.execution.run_trial.execute`, or what a test or a measurement puts in its place."""
+TrialRunner = Callable[..., tuple[TrialRecord, Series]]
+"""`bench.execution.run_trial.run_trial`, or what a test or a measurement puts in its place."""
 
 
-class TrialActor(tune.Trainable):
+class TrialTrainable(tune.Trainable):
     """Runs one trial a `step`; kept for the next trial, so that a process is started once a slot.
 
     The worker writes the record itself where its storage is the driver's, which it knows by the token in
@@ -46,7 +46,7 @@ class TrialActor(tune.Trainable):
         benchmark: Benchmark,
         slots: int,
         data: str | None,
-        run_trial: RunTrial,
+        run_trial: TrialRunner,
         running: Running,
     ) -> None:
         torch.set_num_threads(benchmark.resources.cpus_per_trial)
@@ -142,4 +142,4 @@ class TrialActor(tune.Trainable):
         try:
             return call(*arguments)
         except Exception as error:
-            raise OSError(one_line(error)) from error
+            raise OSError(single_line(error)) from error

@@ -15,19 +15,19 @@ import ray
 from ray import tune
 
 from bench.config.benchmark import Benchmark, make_methods
-from bench.exceptions import Halted
-from bench.execution.run_trial import execute
+from bench.exceptions import RunAborted
+from bench.execution.run_trial import run_trial
 from bench.methods.base import Method
-from bench.ray_backend.callbacks import Courier, Reasons
-from bench.ray_backend.capacity import requested
+from bench.ray_backend.callbacks import ResultForwarder, StartedActorFirstScheduler
+from bench.ray_backend.capacity import trial_resources
 from bench.ray_backend.concurrency import Running
 from bench.ray_backend.connect import connect
-from bench.ray_backend.searcher import MethodSearcher
-from bench.ray_backend.trainable import RunTrial, TrialActor
-from bench.scheduling.callbacks import Watcher
-from bench.scheduling.queue import Race
-from bench.scheduling.run_summary import Ended, Outcome, outcome_of
-from bench.storage.attempts import Attempts
+from bench.ray_backend.searcher import QueueSearcher
+from bench.ray_backend.trainable import TrialRunner, TrialTrainable
+from bench.scheduling.callbacks import RunCallback
+from bench.scheduling.queue import TrialQueue
+from bench.scheduling.run_summary import FinishedTrial, RunSummary, summarize_run
+from bench.storage.attempts import AttemptLog
 from bench.storage.lock import StorageLock
 from bench.trials.record import TrialRecord
 from bench.utils.signals import same_handlers, stopped_by_signals
@@ -45,16 +45,16 @@ def run_benchmark(
     benchmark: Benchmark,
     lock: StorageLock,
     records: Sequence[TrialRecord],
-    attempts: Attempts,
+    attempts: AttemptLog,
     pretrained: Mapping[str, Pretrained],
     address: str | None = None,
-    watchers: Sequence[Watcher] = (),
+    watchers: Sequence[RunCallback] = (),
     since: float | None = None,
     methods: Sequence[Method] | None = None,
-    run_trial: RunTrial = execute,
+    run_trial: TrialRunner = run_trial,
     say: Callable[[str], object] = print,
-) -> Outcome:
-    """Runs what is missing of a benchmark, until all is done or it is stopped (KeyboardInterrupt, `Halted`).
+) -> RunSummary:
+    """Runs what is missing of a benchmark, until all is done or it is stopped (KeyboardInterrupt, `RunAborted`).
 
     Args:
         benchmark: what to run.
@@ -70,8 +70,8 @@ def run_benchmark(
         say: prints a line for the user.
     """
     since = time.time() if since is None else since
-    race = Race(methods or make_methods(benchmark), records, benchmark.order_seed)
-    ended: list[Ended] = []
+    race = TrialQueue(methods or make_methods(benchmark), records, benchmark.order_seed)
+    ended: list[FinishedTrial] = []
     watchers = [*watchers, _Collector(ended)]
     slots = benchmark.resources.slots or 1
     halted: str | None = None
@@ -90,18 +90,18 @@ def run_benchmark(
                 keep_waiting = fits == slots and (address is None or benchmark.resources.slots is None)
                 most = 3 * slots if keep_waiting else slots
                 running = Running.start()
-                searcher = MethodSearcher(race, watchers, lock.store, attempts, most, benchmark, running)
+                searcher = QueueSearcher(race, watchers, lock.store, attempts, most, benchmark, running)
                 _tune(benchmark, lock, pretrained, searcher, slots, _data(benchmark, address), run_trial, running)
                 if not race.finished:  # Tune ends early, and in order, at SIGUSR1
                     raise KeyboardInterrupt
     except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: at SIGTERM, by Ray while it starts
         lock.store.hurry()
-        halted = str(stop) if isinstance(stop, Halted) else ""
+        halted = str(stop) if isinstance(stop, RunAborted) else ""
     finally:
         if mine and ray.is_initialized():
             with same_handlers():
                 ray.shutdown()
-    outcome = outcome_of(ended, len(race.reused), race.left, slots, since, halted)
+    outcome = summarize_run(ended, len(race.reused), race.left, slots, since, halted)
     if ended:
         when = datetime.fromtimestamp(since, UTC).strftime("%Y%m%dT%H%M%S.%f")
         with suppress(OSError):  # where records could not be written it has been said
@@ -113,16 +113,16 @@ def _tune(
     benchmark: Benchmark,
     lock: StorageLock,
     pretrained: Mapping[str, Pretrained],
-    searcher: MethodSearcher,
+    searcher: QueueSearcher,
     slots: int,
     data: str | None,
-    run_trial: RunTrial,
+    run_trial: TrialRunner,
     running: Running,
 ) -> None:
     """The one Tune run."""
-    wanted = requested(benchmark.resources)
+    wanted = trial_resources(benchmark.resources)
     actor = tune.with_parameters(
-        TrialActor,
+        TrialTrainable,
         pretrained=pretrained,
         storage=lock.store.url,
         token=lock.token,
@@ -138,7 +138,7 @@ def _tune(
         tune.with_resources(actor, {TUNE_NAMES.get(name, name): wanted[name] for name in wanted}),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=Reasons(searcher),
+            scheduler=StartedActorFirstScheduler(searcher),
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
@@ -148,7 +148,7 @@ def _tune(
             storage_path=scratch,
             failure_config=tune.FailureConfig(max_failures=0),  # the searcher's business
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[Courier(searcher)],
+            callbacks=[ResultForwarder(searcher)],
             verbose=0,
         ),
     )
@@ -188,9 +188,9 @@ def _data(benchmark: Benchmark, address: str | None) -> str | None:
     return os.path.abspath(os.path.expanduser(benchmark.data))
 
 
-class _Collector(Watcher):
-    def __init__(self, into: list[Ended]) -> None:
+class _Collector(RunCallback):
+    def __init__(self, into: list[FinishedTrial]) -> None:
         self.into = into
 
     def finished(self, record: TrialRecord) -> None:
-        self.into.append(Ended.of(record))
+        self.into.append(FinishedTrial.of(record))

@@ -122,7 +122,7 @@ class GridTable:
         point = _point(spec)
         asked = point, spec.stage, spec.since, spec.until
         if (found := self._answers.get(asked)) is None:
-            if spec.stage == "run" or spec.learner is not None or spec.optimiser != "sgd":
+            if spec.stage == "run" or spec.learner is not None or spec.optimizer != "sgd":
                 raise ValueError(
                     f"{spec.method} trains in a way of its own, which no grid holds: it cannot be replayed"
                 )

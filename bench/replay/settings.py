@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.config.benchmark import Benchmark
-from bench.config.loading import override, parse_benchmark
+from bench.config.loading import apply_override, parse_benchmark
 from bench.exceptions import ConfigError
 from bench.methods import METHODS, method_named
 from bench.methods.base import MethodSettings
 from bench.methods.grid_search import Grid, MAPGridSearch
 from bench.replay.grid_table import GridTable
-from bench.utils.text import SHORT
+from bench.utils.text import short_repr
 
 __all__ = ["REPETITIONS", "entries", "off_grid"]
 
@@ -49,11 +49,13 @@ def entries(
     for change in changes:
         if (entry := change.partition("=")[0].partition(".")[0]) not in changed:
             raise ConfigError(f"--set {change}: {entry} is not replayed: use one of {', '.join(names)}")
-        override(changed, change)
+        apply_override(changed, change)
     content: dict[str, dict[str, Any]] = {}
     for name, given in changed.items():
         if not isinstance(given, dict):
-            raise ConfigError(f"--set {name}={SHORT.repr(given)}: {name} has keys, such as {name}.trials=12: set one")
+            raise ConfigError(
+                f"--set {name}={short_repr.repr(given)}: {name} has keys, such as {name}.trials=12: set one"
+            )
         kind = _replayable(name, own.get(name, {}) | given)
         as_it_is = name in own and not off_grid(benchmark, name)
         base = own[name] if as_it_is else _by_default(kind, table, own.get(name, {}), given.get("trials"))

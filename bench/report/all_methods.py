@@ -8,14 +8,14 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bench.labels import OF_THE_PAPER, method_name
+from bench.labels import PAPER_METHODS, method_name
 from bench.report.figures.anytime import figure_race
 from bench.report.formatting import clock
 from bench.report.race_narrative import race_sentences
 from bench.results.anytime import anytime, steps
 from bench.results.budgets import budgets, run_seconds, time_to
 from bench.results.configurations import COSTS
-from bench.results.frame import in_order
+from bench.results.frame import sort_rows
 from bench.results.paired_tests import chosen
 from bench.results.ranking import rank_pairs, ranking
 
@@ -60,7 +60,7 @@ def raced(frame: pd.DataFrame, curves: pd.DataFrame, replays: pd.DataFrame | Non
         curves: its curves, as `bench.results.curves.curves` gives.
         replays: replayed results, as `bench.results.anytime.REPLAY` says.
     """
-    if set(curves["method"]) <= set(OF_THE_PAPER) and (replays is None or replays.empty):
+    if set(curves["method"]) <= set(PAPER_METHODS) and (replays is None or replays.empty):
         return None
     kept = set(curves["cost"]) | set([] if replays is None else replays["cost"])
     cost = next((cost for cost in reversed(COSTS) if cost in kept), "full")
@@ -109,7 +109,7 @@ def shares(made: pd.DataFrame) -> pd.DataFrame:
         found[_budget(row["budget_runs"])] = f"{100 * row['relative_acc']:.1f}" + " *" * row["best"]
     table = pd.DataFrame(list(rows.values()), columns=["prior", "method", "source", *_columns(made)])
     first = table["prior"] != "all"
-    return _filled(in_order(table.assign(first=first)).sort_values("first", kind="stable").drop(columns="first"))
+    return _filled(sort_rows(table.assign(first=first)).sort_values("first", kind="stable").drop(columns="first"))
 
 
 def nearness(times: pd.DataFrame) -> pd.DataFrame:
@@ -119,7 +119,7 @@ def nearness(times: pd.DataFrame) -> pd.DataFrame:
         times: as `bench.results.budgets.time_to` gives.
     """
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    names = [method_name(name) for name in in_order(times[["method"]].drop_duplicates())["method"]]
+    names = [method_name(name) for name in sort_rows(times[["method"]].drop_duplicates())["method"]]
     for row in times.to_dict("records"):
         known = {name: row[name] for name in [*WHERE, "target_acc"]}
         found = rows.setdefault(tuple(row[name] for name in WHERE), known)

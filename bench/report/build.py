@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.labels import OF_THE_PAPER
+from bench.labels import PAPER_METHODS
 from bench.report.all_methods import raced, winners
 from bench.report.figures.bounds import figure1, pairs
 from bench.report.figures.style import save
@@ -19,8 +19,8 @@ from bench.report.html import is_report
 from bench.report.narrative import sentences
 from bench.report.page import page
 from bench.results.curves import curves
-from bench.results.frame import in_order
-from bench.results.grid_comparison import equal_compute, regularisation
+from bench.results.frame import sort_rows
+from bench.results.grid_comparison import equal_compute, regularization
 from bench.results.makespan import what_if
 from bench.results.paired_tests import chosen, paired_tests
 from bench.results.sources import Results
@@ -34,7 +34,7 @@ TABLES = (
     "table2",
     "table3",
     "equal_compute",
-    "regularisation",
+    "regularization",
     "paired_tests",
     "what_if",
     "winners",
@@ -79,7 +79,7 @@ def write_report(
         "table2": table2(frame),
         "table3": table3(frame),
         "equal_compute": equal_compute(drawn, published),
-        "regularisation": regularisation(frame),
+        "regularization": regularization(frame),
         "paired_tests": paired_tests(frame),
     }
     if slots is not None:
@@ -87,7 +87,7 @@ def write_report(
     figures = {
         name: figure2(drawn, cost, published)
         for name, cost in (("figure2", "train"), ("figure2_full", "full"))
-        if ((drawn["cost"] == cost) & drawn["method"].isin(OF_THE_PAPER)).any()
+        if ((drawn["cost"] == cost) & drawn["method"].isin(PAPER_METHODS)).any()
     }
     lists = {"curves.csv": drawn}
     if subsamples is not None:
@@ -147,4 +147,4 @@ def _counts(frame: pd.DataFrame) -> pd.DataFrame:
     keys = ["source", "dataset", "prior", "method", "stage"]
     counts = frame.groupby([*keys, "status"]).size().unstack("status", fill_value=0)  # noqa: PD010
     counts = counts.reindex(columns=["completed", "diverged", "failed"], fill_value=0).reset_index()
-    return in_order(counts, "stage")
+    return sort_rows(counts, "stage")

@@ -103,7 +103,7 @@ WORDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "grid_k": ("its runs", _whole_or("-")),
     "grid_hours": ("grid's time to DE ELBo's %", _hours),
     "times_as_long": ("times as long", _ratio),
-    # regularisation
+    # regularization
     "learned_alpha": ("learned alpha", _strength),
     "grid_alpha": ("grid's alpha", _strength),
     "learned_beta": ("learned beta", _strength),

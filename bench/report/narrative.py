@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from bench.labels import OF_THE_PAPER, PRIOR_NAMES, dataset_name, method_name
+from bench.labels import PAPER_METHODS, PRIOR_NAMES, dataset_name, method_name
 from bench.results.configurations import CELL, PROBLEM
-from bench.results.frame import in_order
-from bench.utils.text import duration
+from bench.results.frame import sort_rows
+from bench.utils.text import format_duration
 
 __all__ = ["sentences"]
 
@@ -44,13 +44,13 @@ def sentences(results: pd.DataFrame, overview: pd.DataFrame, equal: pd.DataFrame
 
 def _shared(results: pd.DataFrame) -> pd.DataFrame:
     """A row a problem: splits, how many grid and DE ELBo share, and means over these; accuracies in percent."""
-    accuracy = 100 * results.pivot_table("test_acc", CELL, "method").reindex(columns=list(OF_THE_PAPER))
-    seconds = results.pivot_table("total_seconds", CELL, "method").reindex(columns=list(OF_THE_PAPER))
+    accuracy = 100 * results.pivot_table("test_acc", CELL, "method").reindex(columns=list(PAPER_METHODS))
+    seconds = results.pivot_table("total_seconds", CELL, "method").reindex(columns=list(PAPER_METHODS))
     both = accuracy["map-gs"].notna() & accuracy["de-elbo"].notna()
-    columns = {f"acc_{name}": accuracy.loc[both, name] for name in OF_THE_PAPER}
-    columns |= {f"seconds_{name}": seconds.loc[both, name] for name in OF_THE_PAPER}
+    columns = {f"acc_{name}": accuracy.loc[both, name] for name in PAPER_METHODS}
+    columns |= {f"seconds_{name}": seconds.loc[both, name] for name in PAPER_METHODS}
     problems = pd.DataFrame(columns).groupby(PROBLEM)
-    return in_order(problems.mean().assign(splits=problems.size()).reset_index())
+    return sort_rows(problems.mean().assign(splits=problems.size()).reset_index())
 
 
 def _compare(means: pd.DataFrame) -> list[str]:
@@ -66,8 +66,9 @@ def _compare(means: pd.DataFrame) -> list[str]:
     told = []
     for row, times in zip(means.to_dict("records"), ratio, strict=True):
         text = (
-            f"{_problem(row)}: DE ELBo reaches {row['acc_de-elbo']:.1f} % in {duration(row['seconds_de-elbo'])} of "
-            f"training, MAP + grid search {row['acc_map-gs']:.1f} % in {duration(row['seconds_map-gs'])}: "
+            f"{_problem(row)}: DE ELBo reaches {row['acc_de-elbo']:.1f} % in "
+            f"{format_duration(row['seconds_de-elbo'])} of "
+            f"training, MAP + grid search {row['acc_map-gs']:.1f} % in {format_duration(row['seconds_map-gs'])}: "
             f"{times:.1f} times as long"
         )
         if pd.notna(row["acc_elbo"]):

@@ -9,7 +9,7 @@ import pandas as pd
 
 from bench.report.all_methods import Raced, nearness, shares
 from bench.report.html import details, document, figure, listing, paragraphs, preformatted, section, table
-from bench.results.frame import in_order
+from bench.results.frame import sort_rows
 from bench.results.sources import Results
 
 __all__ = ["page"]
@@ -67,7 +67,7 @@ NOTES = {
         Not drawn: it needs, in one cell, the chosen runs of an ELBo and of a DE ELBo with kappa = D/N, both completed
         and with their state kept.
     """,
-    "regularisation": """
+    "regularization": """
         The weight decay that the DE ELBo's chosen run ended with, 1/(kappa N lambda*), which with kappa = D/N is
         1/(D lambda*), beside what the grid chose. Both multiply the gradient of half the squared distance from the
         prior's mean.
@@ -140,7 +140,7 @@ def page(
         parts.append(section("Figure 1", image, paragraphs([NOTES["figure1"]], note=True)))
     elif {"elbo", "de-elbo"} <= set(content["counts"]["method"]):
         parts.append(section("Figure 1", paragraphs([NOTES["no_figure1"]], note=True)))
-    parts.append(_optional("Learned and chosen regularisation", "regularisation", content["regularisation"]))
+    parts.append(_optional("Learned and chosen regularization", "regularization", content["regularization"]))
     parts.append(_optional("Table 2: compute time", "table2", content["table2"]))
     if "what_if" in content:
         parts.append(_optional("What if more had run at once", "what_if", _by_method(content["what_if"])))
@@ -198,4 +198,4 @@ def _by_method(table: pd.DataFrame) -> pd.DataFrame:
     keys = ["source", "dataset", "backbone", "prior", "method", "n", "cost", "slots"]
     alone = table["dataset"] != "all"
     means = table[alone].groupby(keys)[["cells", "one_slot_seconds", "makespan_seconds"]].mean().reset_index()
-    return pd.concat([in_order(means, "cost"), table[~alone]], ignore_index=True)
+    return pd.concat([sort_rows(means, "cost"), table[~alone]], ignore_index=True)

@@ -12,8 +12,8 @@ import pandas as pd
 from bench.labels import PRIOR_NAMES, dataset_name, method_name
 from bench.results.budgets import GRID, SLACK
 from bench.results.configurations import PROBLEM
-from bench.results.frame import in_order
-from bench.utils.text import duration
+from bench.results.frame import sort_rows
+from bench.utils.text import format_duration
 
 __all__ = ["race_sentences"]
 
@@ -64,7 +64,7 @@ def _by_budget(made: pd.DataFrame, times: pd.DataFrame) -> str:
     every = len(alone[PROBLEM].drop_duplicates())
     either = "the grid's, or where there is none the best method's," if grids else "the best method's"
     reference = "the grid's" if grids == every else either
-    unit = f"a run takes {duration(rows[0][3] / rows[0][0] / SLACK)}{' on average' * (count > 1)}"
+    unit = f"a run takes {format_duration(rows[0][3] / rows[0][0] / SLACK)}{' on average' * (count > 1)}"
     out = _lacking(times, total) if count > 1 else ""
     early = "; with less compute no method has a result in all of them" if rows[0][0] > 1 and count > 1 else ""
     return (
@@ -75,7 +75,7 @@ def _by_budget(made: pd.DataFrame, times: pd.DataFrame) -> str:
 
 def _lacking(times: pd.DataFrame, total: pd.DataFrame) -> str:
     """Who could not be averaged over all problems: a Model that it lacks is named, if that is all."""
-    left = in_order(times.loc[~times["method"].isin(total["method"]), ["method"]].drop_duplicates())["method"]
+    left = sort_rows(times.loc[~times["method"].isin(total["method"]), ["method"]].drop_duplicates())["method"]
     if left.empty:
         return ""
     have = times[times["method"].isin(left) & times["seconds"].notna()]
@@ -128,7 +128,7 @@ def _soonest(times: pd.DataFrame) -> str:
         return ""
     soonest = near[near["seconds"] <= near.groupby(PROBLEM)["seconds"].transform("min") * (1 + 1e-9)]
     counts: pd.Series[Any] = soonest["method"].value_counts(sort=True)
-    names = in_order(pd.DataFrame({"method": counts.index[counts == counts.iloc[0]]}))["method"]
+    names = sort_rows(pd.DataFrame({"method": counts.index[counts == counts.iloc[0]]}))["method"]
     problems = len(near[PROBLEM].drop_duplicates())
     medians = soonest.groupby("method")["runs"].median()[names].dropna()
     points = 100 * (known.groupby(PROBLEM)["final_acc"].max() - known.groupby(PROBLEM)["target_acc"].max()).max()

@@ -22,9 +22,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.labels import REPLAYED
+from bench.labels import REPLAY_SUFFIX
 from bench.results.configurations import CELL, PROBLEM
-from bench.results.frame import in_order
+from bench.results.frame import sort_rows
 
 __all__ = ["REPLAY", "MeanCurve", "anytime", "mean_curve", "mean_curves", "steps"]
 
@@ -86,12 +86,12 @@ def steps(curves: pd.DataFrame, replays: pd.DataFrame | None = None, cost: str =
         if missing := [name for name in REPLAY if name not in replays]:
             raise ValueError(f"replayed results without column {', '.join(missing)}: give what `replay` wrote")
         again = replays[replays["cost"] == cost]
-        again = again.assign(seconds=3600 * again["hours"], method=again["method"] + REPLAYED)
+        again = again.assign(seconds=3600 * again["hours"], method=again["method"] + REPLAY_SUFFIX)
         again["source"] = again["source"].astype("object").fillna("")  # CSV files have no empty text
         parts.append(again[[*STEPS, "number"]])
     table = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     table["test_acc"] = table["test_acc"].where(table["seconds"].notna())
-    return in_order(table, "seed", "repetition", "number")[STEPS]
+    return sort_rows(table, "seed", "repetition", "number")[STEPS]
 
 
 def mean_curve(table: pd.DataFrame) -> MeanCurve:

@@ -12,7 +12,7 @@ import pandas as pd
 from bench.labels import PRIOR_NAMES
 from bench.results.anytime import MeanCurve, mean_curves
 from bench.results.configurations import PROBLEM, configurations
-from bench.results.frame import in_order
+from bench.results.frame import sort_rows
 
 __all__ = ["GRID", "SLACK", "budgets", "compared", "run_seconds", "time_to"]
 
@@ -65,7 +65,7 @@ def time_to(table: pd.DataFrame, unit: Mapping[tuple[Any, ...], float], within: 
             enough = curve.seconds[curve.accuracy >= target - 1e-9]
             seconds = (float(enough[0]) if len(enough) else math.inf) if method in fair else math.nan
             rows.append(where | known | {"seconds": seconds, "runs": seconds / _unit(unit, where)})
-    return in_order(pd.DataFrame(rows, columns=TIMES))
+    return sort_rows(pd.DataFrame(rows, columns=TIMES))
 
 
 def budgets(table: pd.DataFrame, unit: Mapping[tuple[Any, ...], float]) -> pd.DataFrame:
@@ -96,7 +96,7 @@ def budgets(table: pd.DataFrame, unit: Mapping[tuple[Any, ...], float]) -> pd.Da
                 known = {"method": method, "budget_runs": runs, "budget_seconds": seconds, "problems": 1}
                 rows.append(where | known | {"test_acc": accuracy, "relative_acc": accuracy / reference})
     made = pd.DataFrame(rows, columns=[name for name in BUDGETS if name != "best"]).dropna(subset="test_acc")
-    made = pd.concat([in_order(made.astype({"n": "Int64"}), "budget_runs"), *_means(made)], ignore_index=True)
+    made = pd.concat([sort_rows(made.astype({"n": "Int64"}), "budget_runs"), *_means(made)], ignore_index=True)
     keys = [*PROBLEM, "budget_runs"]
     most = made.groupby(keys, dropna=False)["relative_acc"].transform("max")
     return made.assign(best=made["relative_acc"] >= most - 1e-9)[BUDGETS]
@@ -117,7 +117,7 @@ def _means(made: pd.DataFrame) -> Iterator[pd.DataFrame]:
             ).reset_index()
             backbone = " ".join(group["backbone"].unique())
             mean = mean[mean["problems"] == count].assign(dataset="all", prior=prior, backbone=backbone)
-            yield in_order(mean.assign(n=pd.array([pd.NA] * len(mean), dtype="Int64")), "budget_runs")
+            yield sort_rows(mean.assign(n=pd.array([pd.NA] * len(mean), dtype="Int64")), "budget_runs")
 
 
 def _unit(unit: Mapping[tuple[Any, ...], float], where: Mapping[str, object]) -> float:

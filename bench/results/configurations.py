@@ -11,11 +11,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bench.config.benchmark import Benchmark, make_methods
-from bench.results.frame import frame_of
-from bench.scheduling.queue import settle
+from bench.results.frame import to_frame
+from bench.scheduling.queue import split_finished
 from bench.trials.record import TrialRecord
 
-__all__ = ["CELL", "COSTS", "PROBLEM", "Configurations", "chosen_trials", "configurations"]
+__all__ = ["CELL", "COSTS", "PROBLEM", "Configurations", "configurations", "selected_trials"]
 
 
 Array = NDArray[np.float64]
@@ -30,7 +30,7 @@ PROBLEM = ["source", "dataset", "backbone", "prior", "n"]
 """What methods compete on; a split seed more is a cell."""
 CELL = [*PROBLEM, "seed"]
 STRENGTHS = ["learning_rate", "weight_decay", "head_weight_decay", "prior_scale", "kappa"]
-LATER: dict[str, Any] = {"kappa_share": 1.0, "groups": "backbone+head", "optimiser": "sgd", "options": "{}"}
+LATER: dict[str, Any] = {"kappa_share": 1.0, "groups": "backbone+head", "optimizer": "sgd", "options": "{}"}
 """Settings that published files do not have, and what stands there then."""
 TRIED = [*CELL, "method", *STRENGTHS, *LATER, "number"]
 """In what the runs of one configuration agree, those of training it again too. Where it has a number, that says which
@@ -167,17 +167,17 @@ def _last_stretches(judged: pd.DataFrame) -> pd.DataFrame:
     return last.assign(cost=judged.groupby(tries)["cost"].sum(), trials=judged.groupby(tries).size())
 
 
-def chosen_trials(benchmark: Benchmark, records: Sequence[TrialRecord]) -> dict[str, float]:
+def selected_trials(benchmark: Benchmark, records: Sequence[TrialRecord]) -> dict[str, float]:
     """Keys of the trials that are tested for their methods, one a method and cell, as the report counts them.
 
     Returns:
         Seconds by key: all that the method needed in that cell, its judged runs and the training again of the best. A
         cell that a method is not done with has none, and neither has one whose choice was not trained again.
     """
-    kept, _, _ = settle(make_methods(benchmark), list(records))
+    kept, _, _ = split_finished(make_methods(benchmark), list(records))
     if not kept:
         return {}
-    frame = frame_of(kept)
+    frame = to_frame(kept)
     found = {}
     for _, tried in configurations(frame, "full"):
         if tried.tested[0] >= 0:

@@ -6,13 +6,13 @@ from typing import Any
 
 import pandas as pd
 
-from bench.labels import METHOD_NAMES, PRIOR_NAMES, REPLAYED
+from bench.labels import METHOD_NAMES, PRIOR_NAMES, REPLAY_SUFFIX
 from bench.trials.record import TrialRecord
 
-__all__ = ["frame_of", "in_order"]
+__all__ = ["sort_rows", "to_frame"]
 
 
-def in_order(table: pd.DataFrame, *last: str) -> pd.DataFrame:
+def sort_rows(table: pd.DataFrame, *last: str) -> pd.DataFrame:
     """Rows by dataset, backbone and N, then priors and methods as `bench.methods.METHODS` lists them, entries of other
     names behind them by the alphabet, a replayed method behind itself; sources side by side."""
     by = [name for name in ("dataset", "backbone", "n", "prior", "method", "source", *last) if name in table]
@@ -30,7 +30,7 @@ def _rank(column: pd.Series) -> pd.Series:
 def _place(name: str, kind: str) -> tuple[int, str, bool]:
     """By what a prior or method is sorted: its place, its name where it has none, whether it was replayed."""
     known = list(PRIOR_NAMES if kind == "prior" else METHOD_NAMES)
-    entry = name.removesuffix(REPLAYED)
+    entry = name.removesuffix(REPLAY_SUFFIX)
     place = known.index(entry) if entry in known else len(known)
     return place, "" if entry in known else entry, entry != name
 
@@ -52,7 +52,7 @@ COLUMNS = {
     "kappa": "float64",
     "kappa_share": "float64",
     "groups": "str",
-    "optimiser": "str",
+    "optimizer": "str",
     "until": "float64",
     "since": "float64",
     "number": "float64",
@@ -77,7 +77,7 @@ COLUMNS = {
 """The schema that curves, tables and figures read: one row a trial. docs/records.md says what each column means."""
 
 
-def frame_of(records: list[TrialRecord], source: str = "") -> pd.DataFrame:
+def to_frame(records: list[TrialRecord], source: str = "") -> pd.DataFrame:
     """One row a record: the columns of `COLUMNS`, then the learned state (``state_*``).
 
     ``source``: what to call the storage beside others."""

@@ -1,4 +1,4 @@
-"""The DE ELBo beside the grid: at equal compute, and in the strength of regularisation that each ends with."""
+"""The DE ELBo beside the grid: at equal compute, and in the strength of regularization that each ends with."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from bench.results.configurations import PROBLEM, configurations
-from bench.results.frame import in_order
+from bench.results.frame import sort_rows
 from bench.results.paper import paper_de_elbo
 
-__all__ = ["equal_compute", "regularisation"]
+__all__ = ["equal_compute", "regularization"]
 
 
 SPLIT = [*PROBLEM, "split_seed"]
@@ -55,7 +55,7 @@ def equal_compute(curves: pd.DataFrame, published: Collection[str] = ()) -> pd.D
             else:
                 continue
             rows.append(known | _meet(grid.sort_values("k"), *target))
-    return in_order(pd.DataFrame(rows, columns=EQUAL), "split_seed", "cost")
+    return sort_rows(pd.DataFrame(rows, columns=EQUAL), "split_seed", "cost")
 
 
 def _meet(grid: pd.DataFrame, origin: str, hours: float, accuracy: float) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _meet(grid: pd.DataFrame, origin: str, hours: float, accuracy: float) -> dic
     return row | {"grid_hours": least, "times_as_long": least / hours}
 
 
-def regularisation(frame: pd.DataFrame) -> pd.DataFrame:
+def regularization(frame: pd.DataFrame) -> pd.DataFrame:
     """The strength that the DE ELBo learned beside the one that the grid chose, one row a cell.
 
     Columns: dataset, prior, n, split_seed; of the DE ELBo's chosen run, missing where that diverged, learned_rate
@@ -104,7 +104,7 @@ def regularisation(frame: pd.DataFrame) -> pd.DataFrame:
             row |= {f"learned_{name}": chosen.get(f"state_{kept}") if learned else None for name, kept in STATE.items()}
     table = pd.DataFrame(list(rows.values()), columns=STRENGTH)
     numbers = [name for name in STRENGTH if name.startswith(("learned_", "grid_"))]
-    return in_order(table.astype(dict.fromkeys(numbers, "float64")), "split_seed")
+    return sort_rows(table.astype(dict.fromkeys(numbers, "float64")), "split_seed")
 
 
 STATE = {

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bench.results.configurations import COSTS, configurations
-from bench.results.frame import in_order
+from bench.results.frame import sort_rows
 
 __all__ = ["Jobs", "makespan", "what_if"]
 
@@ -95,7 +95,7 @@ def what_if(frame: pd.DataFrame, slots: int) -> pd.DataFrame:
         everything = {"dataset": "all", "prior": "all", "backbone": " ".join(backbones[source]), "source": source}
         rows.append(everything | {"method": method, "cost": cost} | _row(cells, slots))
     table = pd.DataFrame(rows, columns=COLUMNS).astype({"n": "Int64", "split_seed": "Int64"})
-    return in_order(table, "split_seed", "cost")
+    return sort_rows(table, "split_seed", "cost")
 
 
 def _row(cells: Sequence[Jobs], slots: int) -> dict[str, object]:

@@ -11,16 +11,16 @@ import pandas as pd
 from bench.labels import PRIOR_NAMES, dataset_name, method_name
 from bench.results.configurations import Configurations, configurations
 from bench.results.curves import prefix_curve
-from bench.results.frame import in_order
+from bench.results.frame import sort_rows
 
-__all__ = ["holes"]
+__all__ = ["find_missing"]
 
 
 Cells = list[tuple[dict[str, object], Configurations]]
 
 
-def holes(frame: pd.DataFrame) -> list[str]:
-    """A line for each kind of hole, method and prior. ``frame``: see `bench.results.frame.frame_of`."""
+def find_missing(frame: pd.DataFrame) -> list[str]:
+    """A line for each kind of hole, method and prior. ``frame``: see `bench.results.frame.to_frame`."""
     cells = list(configurations(frame))
     told = [*_untested(frame, cells), *_unjudged(frame, cells), *_uneven(cells), *_unused(frame, cells)]
     return [*told, *_lost_parts(frame), *_status(frame)]
@@ -84,7 +84,7 @@ def _lost_parts(frame: pd.DataFrame) -> list[str]:
     lost = later[later["state_handed_over_at_step"] == 0]
     if lost.empty:
         return []
-    names = ", ".join(map(method_name, in_order(lost[["method"]].drop_duplicates())["method"]))
+    names = ", ".join(map(method_name, sort_rows(lost[["method"]].drop_duplicates())["method"]))
     return [
         f"{len(lost)} of {len(later)} later parts of runs were trained from the start, as the part before was lost: "
         f"those methods' seconds are too many ({names})."

@@ -12,9 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
-from bench.labels import OF_THE_PAPER, PRIOR_NAMES
+from bench.labels import PAPER_METHODS, PRIOR_NAMES
 from bench.results.configurations import CELL, PROBLEM, Configurations, configurations
-from bench.results.frame import in_order
+from bench.results.frame import sort_rows
 
 __all__ = ["chosen", "paired_tests"]
 
@@ -83,19 +83,19 @@ def _pairs(table: pd.DataFrame, full: pd.DataFrame | None, unit: str) -> Iterato
         unit: as `paired_tests` says.
     """
     measure = "accuracy" if full is None else "time"
-    methods = in_order(pd.DataFrame({"method": table.columns}))["method"].tolist()
+    methods = sort_rows(pd.DataFrame({"method": table.columns}))["method"].tolist()
     references = set(methods) & {"map-gs", "de-elbo"} or set(methods)
     priors = table.index.get_level_values("prior").to_numpy()
     problem = table.groupby(PROBLEM).ngroup().to_numpy()
     groups = ["all", *(prior for prior in PRIOR_NAMES if prior in set(priors))]
     for against, method in combinations(methods, 2):
-        if not {method, against} & references and not {method, against} <= set(OF_THE_PAPER):
+        if not {method, against} & references and not {method, against} <= set(PAPER_METHODS):
             continue
         both, cost = (table[method] - table[against]).to_numpy(np.float64), None
         if full is not None:
             everything = (full[method] - full[against]).to_numpy(np.float64)
             kept = np.isfinite(everything[np.isfinite(both)]).all()
-            other = not {method, against} <= set(OF_THE_PAPER)
+            other = not {method, against} <= set(PAPER_METHODS)
             both, cost = (everything, "full") if other and kept else (both, "train")
         for prior in groups if len(groups) > 2 else groups[:1]:
             shared = np.isfinite(both) & ((priors == prior) | (prior == "all"))

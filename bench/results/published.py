@@ -19,7 +19,7 @@ import pandas as pd
 
 from bench.labels import PRIOR_NAMES
 from bench.results.frame import COLUMNS
-from bench.utils.text import SHORT, one_line
+from bench.utils.text import short_repr, single_line
 
 __all__ = ["Published", "read_published"]
 
@@ -67,7 +67,7 @@ def read_published(tuned: Path, retrained: Path, dataset: str | None = None, sou
         for text, group in rows[rows["problem"] != ""].groupby("problem", sort=False):
             cells = dict.fromkeys(cell for row in group.to_dict("records") for cell in _cells(row))
             where = " and ".join(f"{prior}, N = {n}, seed {seed}" for prior, n, seed in cells)
-            problems.append(one_line(f"{path}: {text}; left out: {where}"))
+            problems.append(single_line(f"{path}: {text}; left out: {where}"))
             spoilt |= set(cells)
         if placeholders:
             notes.append(f"{path.name}: {placeholders} rows without a runtime are placeholders, and left out.")
@@ -106,7 +106,7 @@ def _read(path: Path, stage: str) -> tuple[pd.DataFrame, int]:
         if lost.any():
             value = texts.loc[lost, column].iloc[0]
             raise ValueError(
-                f"{path}: {column} = {SHORT.repr(value)} is no whole number from 0 to {MOST}: mend the file"
+                f"{path}: {column} = {short_repr.repr(value)} is no whole number from 0 to {MOST}: mend the file"
             )
     settings = pd.DataFrame(
         [_settings(name, found) for name, found in zip(raw["model_name"], raw[prior], strict=True)],
@@ -157,7 +157,7 @@ def _table(path: Path, what: str, metrics: list[str]) -> tuple[pd.DataFrame, str
         if not last.endswith((b"\n", b"\r")) and last.count(b",") < header.count(b","):
             raise ValueError("it ends in the middle of a row")
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a CSV table ({one_line(error)}): give {what}") from error
+        raise ValueError(f"{path} cannot be read as a CSV table ({single_line(error)}): give {what}") from error
     prior = next((column for column in ("criterion", "method") if column in raw), None)
     missing = sorted((SHARED | set(metrics)) - set(raw.columns)) + ([] if prior else ["method or criterion"])
     if prior is None or missing:
@@ -192,7 +192,7 @@ def _disagreement(rows: pd.DataFrame) -> pd.Series:
 
 
 def _shown(name: str) -> str:
-    return one_line(repr(name), 120)
+    return single_line(repr(name), 120)
 
 
 def _settings(name: str, prior: object) -> dict[str, float]:

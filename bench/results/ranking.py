@@ -13,7 +13,7 @@ from scipy.stats import friedmanchisquare, rankdata
 
 from bench.labels import PRIOR_NAMES
 from bench.results.configurations import CELL, PROBLEM
-from bench.results.frame import in_order
+from bench.results.frame import sort_rows
 
 __all__ = ["rank_pairs", "ranking"]
 
@@ -78,7 +78,7 @@ def _groups(results: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFram
     """What is ranked together: what is known of the group; accuracies, a row a cell, a column a method; who is left
     out."""
     for source, of in results.groupby("source", sort=True):
-        order = in_order(of[["method"]].drop_duplicates())["method"]
+        order = sort_rows(of[["method"]].drop_duplicates())["method"]
         everything = of.pivot_table("test_acc", CELL, "method").reindex(columns=order)
         priors = everything.index.get_level_values("prior")
         several = [prior for prior in PRIOR_NAMES if prior in set(priors)]

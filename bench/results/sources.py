@@ -15,14 +15,14 @@ import yaml
 from bench.config.benchmark import make_methods
 from bench.config.loading import parse_benchmark
 from bench.exceptions import RecordError
-from bench.results.frame import frame_of
-from bench.results.missing import holes
+from bench.results.frame import to_frame
+from bench.results.missing import find_missing
 from bench.results.paper import unlike_paper
 from bench.results.published import read_published
-from bench.scheduling.queue import settle
+from bench.scheduling.queue import split_finished
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
-from bench.utils.text import one_line
+from bench.utils.text import single_line
 
 __all__ = ["Results", "from_published", "from_storage", "gather", "labels"]
 
@@ -72,8 +72,8 @@ def from_storage(store: RecordStore, label: str = "") -> Results:
     damaged: list[str] = []
     records = list(store.records(damaged))
     benchmark = parse_benchmark(content, store.path("benchmark.json"))
-    kept, left, held = settle(make_methods(benchmark), records)
-    frame = frame_of(kept, label)
+    kept, left, held = split_finished(make_methods(benchmark), records)
+    frame = to_frame(kept, label)
     counts = Counter(record.status for record in records)
     if not frame["status"].isin(["completed", "diverged"]).any():
         raise RecordError(
@@ -81,7 +81,7 @@ def from_storage(store: RecordStore, label: str = "") -> Results:
             f"{counts['failed']} of them failed, {sum(left.values())} are left): let `run` go on"
             f"{f'; {damaged[0]}' if damaged else ''}"
         )
-    notes = [*filter(None, [unlike_paper(benchmark)]), *holes(frame)]
+    notes = [*filter(None, [unlike_paper(benchmark)]), *find_missing(frame)]
     if untimed := sum(not record.timed for record in kept):
         notes.insert(
             0,
@@ -98,7 +98,7 @@ def from_storage(store: RecordStore, label: str = "") -> Results:
         )
     about = [f"{len(records)} trials: {', '.join(f'{count} {status}' for status, count in counts.most_common())}."]
     about += [*_hardware(records), _versions(records)]
-    about += [one_line(run["account"]) for run in store.runs(damaged) if "account" in run]
+    about += [single_line(run["account"]) for run in store.runs(damaged) if "account" in run]
     damaged += [
         f"failed: {record.describe_failure()}; not counted and never chosen: let `run` try again"
         for record in kept
@@ -124,7 +124,7 @@ def from_published(pairs: Sequence[tuple[Path, Path]], label: str = "") -> Resul
             if (name := str(frame["dataset"].iloc[0])) in frames:
                 raise ValueError(f"{tuned}: there is another pair of files for {name}: report them apart")
         except ValueError as error:
-            left_out.append(one_line(error))
+            left_out.append(single_line(error))
             continue
         frames[name] = frame
         left_out += problems
@@ -136,7 +136,7 @@ def from_published(pairs: Sequence[tuple[Path, Path]], label: str = "") -> Resul
     counts = ", ".join(f"{count} {status}" for status, count in frame["status"].value_counts().items())
     about.append(f"{len(frame)} runs: {counts}. Their times are those of training steps alone, on one A100.")
     about.append("The files name no backbone: they are taken as the paper's, ResNet-50.")
-    return Results(label, "published results", frame, left_out, [*notes, *holes(frame)], about, published=True)
+    return Results(label, "published results", frame, left_out, [*notes, *find_missing(frame)], about, published=True)
 
 
 def gather(storages: Sequence[str], pairs: Sequence[tuple[Path, Path]]) -> tuple[list[Results], list[str]]:
@@ -155,12 +155,12 @@ def gather(storages: Sequence[str], pairs: Sequence[tuple[Path, Path]]) -> tuple
         try:
             found.append(from_storage(store, label))
         except (ValueError, OSError, ImportError) as error:  # ImportError: fsspec's word for a URL that it cannot open
-            failed.append(one_line(error))
+            failed.append(single_line(error))
     if pairs:
         try:
             found.append(from_published(pairs, names[-1]))
         except ValueError as error:
-            failed.append(one_line(error))
+            failed.append(single_line(error))
     if not found:
         raise ValueError(failed[0])
     return found, failed

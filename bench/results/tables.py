@@ -6,9 +6,9 @@ from collections.abc import Collection
 
 import pandas as pd
 
-from bench.labels import OF_THE_PAPER
+from bench.labels import PAPER_METHODS
 from bench.results.configurations import configurations
-from bench.results.frame import in_order
+from bench.results.frame import sort_rows
 from bench.results.paper import TABLE2, TABLE3, paper_de_elbo
 
 __all__ = ["overview", "table2", "table3"]
@@ -43,7 +43,7 @@ def table2(frame: pd.DataFrame) -> pd.DataFrame:
             }
         )
     table = pd.DataFrame(rows, columns=SECOND).astype({"total_seconds_full": "float64"})
-    return _beside(in_order(table, "split_seed"), TABLE2)
+    return _beside(sort_rows(table, "split_seed"), TABLE2)
 
 
 def table3(frame: pd.DataFrame) -> pd.DataFrame:
@@ -56,7 +56,7 @@ def table3(frame: pd.DataFrame) -> pd.DataFrame:
     by = ["source", "dataset", "backbone", "prior", "method", "n"]
     chosen = pd.DataFrame(rows, columns=[*by, "seed", "accuracy"]).dropna(subset="accuracy")
     table = chosen.groupby(by)["accuracy"].agg(["mean", "min", "max", "count"]).reset_index()
-    return _beside(in_order(table.rename(columns={"count": "seeds"})[THIRD]), TABLE3)
+    return _beside(sort_rows(table.rename(columns={"count": "seeds"})[THIRD]), TABLE3)
 
 
 def overview(frame: pd.DataFrame, published: Collection[str] = ()) -> pd.DataFrame:
@@ -72,15 +72,15 @@ def overview(frame: pd.DataFrame, published: Collection[str] = ()) -> pd.DataFra
     where = ["dataset", "backbone", "prior", "n"]
     lost = pd.DataFrame({status: frame["status"] == status for status in ("diverged", "failed")})
     lost = lost.groupby([frame[name] for name in ("source", *where, "method")]).sum().reset_index()
-    others = not set(second["method"]) <= set(OF_THE_PAPER)
-    totalled = ["total_seconds", "total_seconds_full"] if others else ["total_seconds"]
-    times = second.groupby(["source", *where, "method"])[totalled].mean().reset_index()
+    others = not set(second["method"]) <= set(PAPER_METHODS)
+    totaled = ["total_seconds", "total_seconds_full"] if others else ["total_seconds"]
+    times = second.groupby(["source", *where, "method"])[totaled].mean().reset_index()
     both = third.merge(times, on=["source", *where, "method"], how="left")
     totals = TABLE2[[*where, "method", "published_total_seconds"]]
     both = both.merge(totals, on=[*where, "method"], how="left")
     both = both.merge(lost, on=["source", *where, "method"], how="left")
     printed = paper_de_elbo(third, published)
-    return in_order(pd.concat([both, printed[[name for name in printed if name in both]]], ignore_index=True))
+    return sort_rows(pd.concat([both, printed[[name for name in printed if name in both]]], ignore_index=True))
 
 
 def _beside(table: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:

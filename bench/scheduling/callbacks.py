@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from bench.scheduling.queue import Race
+from bench.scheduling.queue import TrialQueue
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 
-__all__ = ["Watcher"]
+__all__ = ["RunCallback"]
 
 
-class Watcher:
+class RunCallback:
     """Who wants to know how a race goes. These return at once, since the scheduler waits for them."""
 
-    def began(self, race: Race, slots: int) -> None:
+    def began(self, race: TrialQueue, slots: int) -> None:
         """Trials are about to start, ``slots`` at a time."""
 
     def started(self, spec: TrialSpec) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 from bench.config.sections import Training
 from bench.exceptions import ConfigError
-from bench.utils.text import one_line
+from bench.utils.text import single_line
 from deelbo.training.schedule import Schedule
 
-__all__ = ["Rates", "Work", "work_of"]
+__all__ = ["Throughput", "Work", "work_of"]
 
 
 FORWARD_SHARE = 1 / 3
@@ -48,7 +48,7 @@ def work_of(stage: str, n: int, test_size: int, training: Training) -> Work:
     return Work(schedule.total_steps(size) * schedule.batch(size), looked_at)
 
 
-class Rates:
+class Throughput:
     """Training images a second of each backbone, method and prior: given, measured, or as published.
 
     Args:
@@ -78,7 +78,7 @@ class Rates:
                 backbone, environment = str(content["backbone"]), content["environment"]
                 self._where[backbone] = str(environment.get("gpu") or environment["cpu"])
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                problem = f"{type(error).__name__}: {one_line(error)}"
+                problem = f"{type(error).__name__}: {single_line(error)}"
                 raise ConfigError(f"{path}: not a result of `deelbo-bench speed` ({problem})") from error
             self.measured[backbone] = rates
 

@@ -12,13 +12,13 @@ from bench.methods.base import Method
 from bench.trials.record import TrialRecord
 from bench.trials.spec import Cell, TrialSpec
 
-__all__ = ["Race", "Settled", "settle"]
+__all__ = ["FinishedCells", "TrialQueue", "split_finished"]
 
 
 NOTHING = 0.002  # seconds: a method that looks into a list
 
 
-class Race:
+class TrialQueue:
     """What is left to run, whatever ran before.
 
     Trials are shuffled by ``order_seed``, so that no method gets the machine's quiet hours: those that may start at
@@ -156,7 +156,7 @@ def _by_entry(records: Iterable[TrialRecord]) -> dict[tuple[str, Cell], list[Tri
     return known
 
 
-class Settled(NamedTuple):
+class FinishedCells(NamedTuple):
     """What there is of what methods ask for.
 
     Attributes:
@@ -170,7 +170,7 @@ class Settled(NamedTuple):
     held: int
 
 
-def settle(methods: Iterable[Method], records: Sequence[TrialRecord]) -> Settled:
+def split_finished(methods: Iterable[Method], records: Sequence[TrialRecord]) -> FinishedCells:
     """Which of the records the methods ask for, and what is left to run."""
     kept: list[TrialRecord] = []
     left: dict[tuple[str, Cell], int] = {}
@@ -178,10 +178,10 @@ def settle(methods: Iterable[Method], records: Sequence[TrialRecord]) -> Settled
     known = _by_entry(records)
     for method in methods:
         method.only_looking = True
-        race = Race([method], known.get((method.name, method.cell), []), keep_failed=True)
+        race = TrialQueue([method], known.get((method.name, method.cell), []), keep_failed=True)
         if race.finished:
             kept += race.reused
         else:
             left[method.name, method.cell] = race.left
             held += len(race.reused)
-    return Settled(kept, left, held)
+    return FinishedCells(kept, left, held)

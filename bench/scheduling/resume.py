@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from bench.config.benchmark import Benchmark
-from bench.config.loading import leaves, parse_benchmark
+from bench.config.loading import flatten_settings, parse_benchmark
 from bench.exceptions import ConfigError, RecordError
 from bench.execution.run_trial import start_fingerprint
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from deelbo.pretrained.embedded import Pretrained
 
-__all__ = ["OtherBenchmarkError", "check_records", "check_settings", "fork_of", "inherit", "take_up"]
+__all__ = [
+    "OtherBenchmarkError",
+    "check_same_inputs",
+    "check_settings",
+    "copy_compatible_records",
+    "fork_of",
+    "load_for_resume",
+]
 
 
 FORKS = 1000
@@ -22,7 +29,7 @@ class OtherBenchmarkError(RecordError):
     """A storage whose trials are another benchmark's: what differs."""
 
 
-def take_up(
+def load_for_resume(
     store: RecordStore, benchmark: Benchmark, say: Callable[[str], object]
 ) -> tuple[list[TrialRecord], list[str]]:
     """The whole records of a storage. Damaged files are set aside and named; the keys of their trials come second.
@@ -59,14 +66,14 @@ def check_settings(store: RecordStore, benchmark: Benchmark) -> None:
     there = _benchmark_of(store)
     if there is None:
         return
-    before = dict(leaves(there.settings_that_bind()))
-    now = dict(leaves(benchmark.settings_that_bind()))
+    before = dict(flatten_settings(there.settings_that_bind()))
+    now = dict(flatten_settings(benchmark.settings_that_bind()))
     changed = [f"{name} was {before[name]!r} and is now {now[name]!r}" for name in now if now[name] != before[name]]
     if changed:
         raise _other(store, "holds another benchmark", "; ".join(changed))
 
 
-def check_records(
+def check_same_inputs(
     store: RecordStore, records: Iterable[TrialRecord], data: Mapping[str, str], starts: Mapping[str, Pretrained]
 ) -> None:
     """Raises OtherBenchmarkError where a trial saw other images, or started from other weights, than those at hand.
@@ -89,14 +96,14 @@ def fork_of(
     for candidate in _candidates(store):
         try:
             check_settings(candidate, benchmark)
-            check_records(candidate, candidate.records([]), data, starts)
+            check_same_inputs(candidate, candidate.records([]), data, starts)
         except OtherBenchmarkError:
             continue
         return candidate
     raise RecordError(f"{store.url} has {FORKS} forks, none of this benchmark: choose another --storage")
 
 
-def inherit(
+def copy_compatible_records(
     store: RecordStore,
     origin: RecordStore,
     benchmark: Benchmark,

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bench.trials.record import TrialRecord
-from bench.utils.text import duration
+from bench.utils.text import format_duration
 
-__all__ = ["Ended", "Outcome", "outcome_of"]
+__all__ = ["FinishedTrial", "RunSummary", "summarize_run"]
 
 
-class Ended(NamedTuple):
+class FinishedTrial(NamedTuple):
     """What an account needs of a trial that ended; its record would be kept in memory for the whole run.
 
     Attributes:
@@ -26,14 +26,14 @@ class Ended(NamedTuple):
     failure: str | None = None
 
     @classmethod
-    def of(cls, record: TrialRecord) -> Ended:
+    def of(cls, record: TrialRecord) -> FinishedTrial:
         """That of a record."""
         failure = record.describe_failure() if record.status == "failed" else None
         return cls(record.started, record.finished, failure)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunSummary:
     """An account of one call of `run`.
 
     Attributes:
@@ -70,18 +70,19 @@ class Outcome:
             return f"no trial ended in this call, {self.reused} done before, {self.left} left"
         slots = f"{self.slots} slot{'s' * (self.slots != 1)}"
         return (
-            f"{self.ran} trials in {duration(self.wall_seconds)}: {slots} busy {self.busy:.0%} of the time; "
-            f"start-up {duration(self.start_up_seconds)}, {1000 * self.hand_over_seconds:.0f} ms between two trials, "
-            f"{duration(self.tail_seconds)} idle at the end; {self.reused} done before, {self.failed} failed"
+            f"{self.ran} trials in {format_duration(self.wall_seconds)}: {slots} busy {self.busy:.0%} of the time; "
+            f"start-up {format_duration(self.start_up_seconds)}, {1000 * self.hand_over_seconds:.0f} ms between "
+            "two trials, "
+            f"{format_duration(self.tail_seconds)} idle at the end; {self.reused} done before, {self.failed} failed"
         )
 
 
-def outcome_of(
-    trials: Sequence[Ended], reused: int, left: int, slots: int, since: float, halted: str | None = None
-) -> Outcome:
+def summarize_run(
+    trials: Sequence[FinishedTrial], reused: int, left: int, slots: int, since: float, halted: str | None = None
+) -> RunSummary:
     """The account of the trials that a call ran. ``since``: when it began, in seconds since 1970."""
     if not trials:
-        return Outcome(0, reused, 0, [], left, slots, time.time() - since, 0.0, 0.0, 0.0, 0.0, halted)
+        return RunSummary(0, reused, 0, [], left, slots, time.time() - since, 0.0, 0.0, 0.0, 0.0, halted)
     failures = [trial.failure for trial in trials if trial.failure is not None]
     ends = sorted(trial.finished for trial in trials)
     first, wall = min(trial.started for trial in trials) - since, ends[-1] - since
@@ -89,7 +90,7 @@ def outcome_of(
     last_start = max(trial.started for trial in trials)
     tail = sum(ends[-1] - max(end, last_start) for end in ends[-slots:])
     between = max(slots * (wall - first) - inside - tail, 0) / max(len(trials) - slots, 1)
-    return Outcome(
+    return RunSummary(
         ran=len(trials),
         reused=reused,
         failed=len(failures),

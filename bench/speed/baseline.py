@@ -30,7 +30,7 @@ class OneByOne(Dataset[tuple[Tensor, int]]):
 
         self.images, view = split.train, split.geometry
         steps: list[Callable[[Tensor], Tensor]] = [
-            transforms.Normalize(split.normalisation.mean.tolist(), split.normalisation.std.tolist()),
+            transforms.Normalize(split.normalization.mean.tolist(), split.normalization.std.tolist()),
             transforms.Resize((view.side, view.side)),
             transforms.RandomCrop(view.crop, padding=view.pad or None),
         ]
@@ -89,7 +89,7 @@ class NaiveRun:
         }
         self.rho = nn.Parameter(torch.tensor(-9.2, device=self.device))
         learned = [*model.parameters(), *([self.rho] if method == "de-elbo" else [])]
-        self.optimiser = torch.optim.SGD(learned, lr=0.001, momentum=0.9, nesterov=True)
+        self.optimizer = torch.optim.SGD(learned, lr=0.001, momentum=0.9, nesterov=True)
         self.loader = DataLoader(
             OneByOne(split),
             batch,
@@ -108,7 +108,7 @@ class NaiveRun:
     def step(self) -> None:
         """Loads a batch and takes one step."""
         x, y = (tensor.to(self.device, non_blocking=True) for tensor in next(self.batches))
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         if self.method == "map":
             loss = F.cross_entropy(self.model(x), y)
             for name, weight in self.model.named_parameters():
@@ -119,5 +119,5 @@ class NaiveRun:
             )
             loss = nll + kl
         loss.backward()
-        nn.utils.clip_grad_norm_([p for group in self.optimiser.param_groups for p in group["params"]], 1.0)
-        self.optimiser.step()
+        nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 1.0)
+        self.optimizer.step()

@@ -19,7 +19,7 @@ from bench.execution.environment import hardware, versions
 from bench.speed.equivalence import BOUNDS, Deviation, deviation
 from bench.speed.workloads import CLASSES, METHODS, Setting, fast_run, naive_run, split_of
 from deelbo.pretrained.backbones import build_backbone
-from deelbo.training.run import Run
+from deelbo.training.run import TrainingRun
 
 __all__ = ["Setting", "measure", "write"]
 
@@ -85,7 +85,7 @@ def _guarded(setting: Setting, device: torch.device) -> Deviation:
     model, head = build_backbone(setting.backbone, CLASSES, image_size=setting.size)
     random = torch.Generator().manual_seed(0)
     pixels = split.geometry.training(split.train.pixels, split.geometry.draw(setting.batch, random).to(device))
-    x = split.normalisation(pixels)
+    x = split.normalization(pixels)
     found = deviation(model.to(device), head, x, split.train.labels, setting.batch, setting.numerics)
     if beyond := found.beyond(BOUNDS[setting.numerics.precision]):
         try_ = "a larger --batch or --size" + ("" if setting.numerics.precision == "float32" else ", or float32")
@@ -96,7 +96,7 @@ def _guarded(setting: Setting, device: torch.device) -> Deviation:
     return found
 
 
-def _interleaved(runs: dict[str, Run], setting: Setting, device: torch.device) -> Times:
+def _interleaved(runs: dict[str, TrainingRun], setting: Setting, device: torch.device) -> Times:
     """Mean seconds of a step, a number a round."""
     times: Times = {name: [] for name in runs}
     for run in runs.values():
@@ -107,7 +107,7 @@ def _interleaved(runs: dict[str, Run], setting: Setting, device: torch.device) -
     return times
 
 
-def _naive(setting: Setting, runs: dict[str, Run], device: torch.device) -> dict[str, Any]:
+def _naive(setting: Setting, runs: dict[str, TrainingRun], device: torch.device) -> dict[str, Any]:
     """The baseline, under torch's switches as they were found, a fast run timed beside it in every round.
 
     What its loader had ready is used up before anything is timed, or only half of the work would count.
@@ -164,17 +164,17 @@ def _tried(name: str, part: Callable[[], Any]) -> dict[str, Any]:
         return {name: {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}}
 
 
-def _stepped(run: Run) -> Callable[[], object]:
+def _stepped(run: TrainingRun) -> Callable[[], object]:
     return lambda: run.step(run.batches()[0])
 
 
 def _timed(step: Callable[[], object], steps: int, device: torch.device) -> float:
     """Mean seconds of a step."""
-    _synchronise(device)
+    _synchronize(device)
     since = time.perf_counter()
     for _ in range(steps):
         step()
-    _synchronise(device)
+    _synchronize(device)
     return (time.perf_counter() - since) / steps
 
 
@@ -185,14 +185,14 @@ def _peak_gib(setting: Setting, name: str, device: torch.device) -> float:
     before = torch.cuda.memory_allocated(device)
     run = fast_run(setting, name, device)
     _stepped(run)()
-    _synchronise(device)
+    _synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     for _ in range(3):
         _stepped(run)()
     return float(torch.cuda.max_memory_allocated(device) - before) / 2**30
 
 
-def _profile(run: Run, device: torch.device) -> list[dict[str, Any]]:
+def _profile(run: TrainingRun, device: torch.device) -> list[dict[str, Any]]:
     """What takes most time, in milliseconds a step: kernels on a GPU, operations on a CPU."""
     cuda = device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
@@ -211,7 +211,7 @@ def _profile(run: Run, device: torch.device) -> list[dict[str, Any]]:
     ]
 
 
-def _synchronise(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

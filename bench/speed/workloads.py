@@ -9,7 +9,7 @@ import torch
 from bench.speed.baseline import NaiveRun
 from deelbo._vectors import flatten
 from deelbo.data import Split
-from deelbo.data.images import Geometry, Images, Normalisation, resize_side
+from deelbo.data.images import Geometry, Images, Normalization, resize_side
 from deelbo.groups import make_groups, split_at_head
 from deelbo.objectives.base import Objective
 from deelbo.objectives.elbo import DataEmphasizedELBO
@@ -17,7 +17,7 @@ from deelbo.objectives.map import MAP
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.priors import GaussianPrior, LowRank
 from deelbo.training.numerics import Numerics
-from deelbo.training.run import Run
+from deelbo.training.run import TrainingRun
 from deelbo.training.schedule import Schedule
 
 __all__ = ["CLASSES", "METHODS", "Setting", "fast_run", "naive_run", "split_of"]
@@ -70,10 +70,10 @@ def split_of(setting: Setting, device: torch.device) -> Split:
     geometry = Geometry(setting.size, setting.size, pad=1)
     if setting.stored:
         geometry = Geometry(resize_side(setting.size), setting.size, flip=True)
-    return Split(images, None, images, Normalisation.of(images), geometry)
+    return Split(images, None, images, Normalization.of(images), geometry)
 
 
-def fast_run(setting: Setting, name: str, device: torch.device) -> Run:
+def fast_run(setting: Setting, name: str, device: torch.device) -> TrainingRun:
     """A run as `deelbo.fit` trains; ``name`` is a method and a prior, such as "map l2-sp"."""
     method, prior = name.split(" ")
     model, head = build_backbone(setting.backbone, CLASSES, image_size=setting.size)
@@ -91,7 +91,7 @@ def fast_run(setting: Setting, name: str, device: torch.device) -> Run:
     else:
         objective = DataEmphasizedELBO(groups, setting.batch)
     schedule = Schedule(0.001, steps=10**6, batch_size=setting.batch)
-    return Run(model.train(), split_of(setting, device), objective, schedule, 0, setting.numerics)
+    return TrainingRun(model.train(), split_of(setting, device), objective, schedule, 0, setting.numerics)
 
 
 def naive_run(setting: Setting, method: str, device: torch.device) -> NaiveRun:
@@ -99,5 +99,5 @@ def naive_run(setting: Setting, method: str, device: torch.device) -> NaiveRun:
     model, head = build_backbone(setting.backbone, CLASSES, image_size=setting.size)
     split = split_of(setting, torch.device("cpu"))
     images = split.train.take(torch.arange(setting.batch).repeat(20))  # epochs of 20 steps, so that workers stay up
-    split = Split(images, None, images, split.normalisation, split.geometry)
+    split = Split(images, None, images, split.normalization, split.geometry)
     return NaiveRun(model.to(device), head, split, method, setting.batch, setting.workers)

@@ -11,10 +11,10 @@ from typing import Any
 from bench.storage.records import RecordStore
 from bench.trials.record import LONGEST, TrialRecord
 
-__all__ = ["Attempts"]
+__all__ = ["AttemptLog"]
 
 
-class Attempts:
+class AttemptLog:
     """Kept by the driver, in the storage: ``attempts/KEY.K.json`` says when attempt K began, and when it ended where
     it gave no result.
 

@@ -19,7 +19,7 @@ from bench.exceptions import RecordError
 from bench.storage.records import RecordStore
 from bench.trials.json_fields import check_fields, kinds_of, strict_json
 from bench.trials.record import LONGEST
-from bench.utils.text import duration, one_line
+from bench.utils.text import format_duration, single_line
 
 __all__ = ["Owner", "StorageLock"]
 
@@ -65,7 +65,7 @@ class Owner:
     def me(cls, token: str, since: float) -> Owner:
         """This process, now."""
         pid = os.getpid()
-        return cls(one_line(platform.node(), 100), _machine(), pid, _born(pid), token, since, time.time())
+        return cls(single_line(platform.node(), 100), _machine(), pid, _born(pid), token, since, time.time())
 
     @property
     def lives(self) -> bool:
@@ -82,7 +82,7 @@ class Owner:
     def describe(self) -> str:
         """For people."""
         since = datetime.fromtimestamp(self.since, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        age = duration(max(time.time() - self.beat, 0))
+        age = format_duration(max(time.time() - self.beat, 0))
         return f"process {self.pid} on {self.host}, since {since} UTC, last sign of life {age} ago"
 
 

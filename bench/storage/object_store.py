@@ -7,7 +7,7 @@ from typing import Any
 import fsspec
 
 from bench.storage.retry import _error, _said
-from bench.utils.text import shown
+from bench.utils.text import redact_url
 
 __all__ = ["opened"]
 
@@ -19,10 +19,10 @@ def opened(url: str) -> tuple[Any, str]:
     try:
         fs, root = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
-        raise _error(f"{shown(url)} needs a package that is not there ({_said(error)})", _install(url)) from error
+        raise _error(f"{redact_url(url)} needs a package that is not there ({_said(error)})", _install(url)) from error
     except Exception as error:
         expected = "expected a folder, or a URL that fsspec knows, such as s3://BUCKET/NAME"
-        raise _error(f"{shown(url)} cannot be opened ({_said(error)})", expected) from error
+        raise _error(f"{redact_url(url)} cannot be opened ({_said(error)})", expected) from error
     return fs, str(root).rstrip("/")
 
 

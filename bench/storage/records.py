@@ -27,7 +27,7 @@ from bench.exceptions import RecordError
 from bench.storage.files import Storage
 from bench.trials.json_fields import numbers, plain, strict_json
 from bench.trials.record import TrialRecord
-from bench.utils.text import SHORT, one_line
+from bench.utils.text import short_repr, single_line
 
 __all__ = ["RecordStore"]
 
@@ -122,7 +122,7 @@ class RecordStore(Storage):
                 if not isinstance(json.loads(content), list):  # its numbers are looked at when they are used
                     raise ValueError("not a list of rows")
             except (ValueError, RecursionError) as error:
-                broken[name] = f"{self.path(name)} is damaged ({one_line(error)})"
+                broken[name] = f"{self.path(name)} is damaged ({single_line(error)})"
         lines: dict[str, str] = {}
         for name, words in broken.items():
             file = posixpath.basename(name)
@@ -150,7 +150,7 @@ class RecordStore(Storage):
                     raise ValueError("not the account of a run")
                 accounts.append(account)
             except (ValueError, RecursionError) as error:
-                words = f"{self.path(name)} is damaged ({one_line(error)}): delete it, no trial is lost with it"
+                words = f"{self.path(name)} is damaged ({single_line(error)}): delete it, no trial is lost with it"
                 if damaged is None:
                     raise RecordError(words) from None
                 damaged.append(words)
@@ -162,17 +162,17 @@ class RecordStore(Storage):
             if name != f"records/{record.key}.json":
                 raise ValueError(f"it holds the record of {record.key}")
         except ValueError as error:
-            raise RecordError(f"{self.path(name)} is damaged ({one_line(error)})") from None
+            raise RecordError(f"{self.path(name)} is damaged ({single_line(error)})") from None
         return record
 
     def _rows(self, name: str, content: bytes) -> list[dict[str, float]]:
         try:
             rows = strict_json(content.decode())
             if not isinstance(rows, list):
-                raise ValueError(f"{SHORT.repr(rows)}, expected a list of rows")
+                raise ValueError(f"{short_repr.repr(rows)}, expected a list of rows")
             return [numbers("row", row) for row in rows]
         except (ValueError, RecursionError) as error:
-            raise RecordError(f"{self.path(name)} is damaged ({one_line(error)})") from None
+            raise RecordError(f"{self.path(name)} is damaged ({single_line(error)})") from None
 
     def _list(self, folder: str) -> list[str]:
         return [name for name in self.names(folder) if name.endswith(".json")]

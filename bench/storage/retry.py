@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from bench.exceptions import StorageError
-from bench.utils.text import one_line, shown
+from bench.utils.text import redact_url, single_line
 
 __all__ = ["OUTAGE", "Patience", "asked"]
 
@@ -75,9 +75,9 @@ def asked(url: str, patience: Patience | None, call: Callable[..., T], *argument
                 if patience is not None:
                     patience.answered()
                 raise
-            words = f"{shown(url)} does not answer ({_said(error)}): waiting for it, for a minute at most"
+            words = f"{redact_url(url)} does not answer ({_said(error)}): waiting for it, for a minute at most"
             if patience is None or _in_vain(error) or not patience.waits(words):
-                raise _error(*_words(shown(url), error)) from error
+                raise _error(*_words(redact_url(url), error)) from error
         else:
             if patience is not None:
                 patience.answered()
@@ -102,7 +102,7 @@ def _unknown(error: Exception) -> bool:
 
 
 def _said(error: Exception) -> str:
-    return one_line(shown(str(error)), 200) or type(error).__name__
+    return single_line(redact_url(str(error)), 200) or type(error).__name__
 
 
 def _words(url: str, error: Exception) -> tuple[str, str]:

@@ -9,9 +9,9 @@ from typing import Any
 from bench.config.places import _check_database, check_scheme
 from bench.exceptions import ConfigError
 from bench.storage.records import RecordStore
-from bench.utils.text import shown
+from bench.utils.text import redact_url
 
-__all__ = ["PATIENCE", "connect", "is_gone", "is_refusal", "shown", "tracking_uri"]
+__all__ = ["PATIENCE", "connect", "is_gone", "is_refusal", "redact_url", "tracking_uri"]
 
 
 PATIENCE = {

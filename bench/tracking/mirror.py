@@ -14,8 +14,8 @@ from time import sleep as wait
 
 from bench.config.benchmark import Benchmark, make_methods
 from bench.exceptions import ConfigError, RecordError
-from bench.results.configurations import chosen_trials
-from bench.scheduling.queue import settle
+from bench.results.configurations import selected_trials
+from bench.scheduling.queue import split_finished
 from bench.storage.records import RecordStore
 from bench.tracking.client import connect, is_gone, is_refusal, tracking_uri
 from bench.tracking.conversion import content_of, mark_of, params_of
@@ -25,7 +25,7 @@ from bench.tracking.runs import Runs, end_of, whose
 from bench.tracking.views import saved
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from bench.utils.text import one_line, shown
+from bench.utils.text import redact_url, single_line
 
 __all__ = ["ACCOUNT", "MLflowMirror", "log_report", "sync", "tracking_uri"]
 
@@ -122,7 +122,7 @@ class MLflowMirror:
             self.before_call()
             records.append(record)
         ended = max((record.finished for record in records), default=0.0)
-        self.runs.choose(chosen_trials(self.benchmark, records), ended)
+        self.runs.choose(selected_trials(self.benchmark, records), ended)
 
     def describe(self, report: Path | None = None) -> None:
         """What the page says of the benchmark, with the outcome that a report has, and the views it offers."""
@@ -149,7 +149,9 @@ def log_report(store: RecordStore, benchmark: Benchmark, uri: str, files: Iterab
     Raises:
         ConfigError: there is no such run.
     """
-    none = f"MLflow at {shown(uri)} has no run of {shown(store.url)}: `sync` makes it, and takes the report too"
+    none = (
+        f"MLflow at {redact_url(uri)} has no run of {redact_url(store.url)}: `sync` makes it, and takes the report too"
+    )
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise ConfigError(none)  # asking would make the database
     client = connect(uri)
@@ -180,8 +182,8 @@ def sync(store: RecordStore, benchmark: Benchmark, uri: str, report: Path | None
         except Exception as error:
             if is_gone(error) or not is_refusal(error):
                 raise
-            problems.append(f"{record.spec.describe()}: {one_line(error)}")
-    _, left, _ = settle(make_methods(benchmark), records)
+            problems.append(f"{record.spec.describe()}: {single_line(error)}")
+    _, left, _ = split_finished(make_methods(benchmark), records)
     failed = any(record.status == "failed" for record in records)
     accounts = store.runs(problems)
     metrics = {} if not accounts else {n: float(accounts[-1][n]) for n in ACCOUNT if n in accounts[-1]}

@@ -16,7 +16,7 @@ from bench.tracking.dataset_inputs import dataset_inputs
 from bench.tracking.descriptions import NOTE, is_ours
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from bench.utils.text import shown
+from bench.utils.text import redact_url
 
 __all__ = ["CHOSEN", "COMPLETE", "COST", "Child", "Runs", "end_of", "whose"]
 
@@ -291,4 +291,4 @@ def whose(store: RecordStore, role: str) -> str:
 
 def _named(store: RecordStore, role: str) -> dict[str, str]:
     """The tags by which `whose` finds a run, and where its storage was."""
-    return {"deelbo.role": role, IDENTITY: clipped(store.identity), STORAGE: clipped(shown(store.url))}
+    return {"deelbo.role": role, IDENTITY: clipped(store.identity), STORAGE: clipped(redact_url(store.url))}

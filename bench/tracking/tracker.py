@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.scheduling.callbacks import Watcher
-from bench.scheduling.queue import Race
+from bench.scheduling.callbacks import RunCallback
+from bench.scheduling.queue import TrialQueue
 from bench.tracking.client import is_gone, is_refusal
 from bench.tracking.mirror import MLflowMirror
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from bench.utils.text import one_line, shown
+from bench.utils.text import redact_url, single_line
 
 __all__ = ["Tracker"]
 
@@ -45,7 +45,7 @@ class _Event:
         return "finish" if self.name in ENDS else self.name, self.key
 
 
-class Tracker(Watcher):
+class Tracker(RunCallback):
     """Follows a race in MLflow from a thread of its own. Nothing here waits for a server, and nothing raises.
 
     What a server does not take is tried again after ``pause`` seconds, then less and less often, those behind it
@@ -95,7 +95,7 @@ class Tracker(Watcher):
             return words
         return f"{words[: LONGEST_PROBLEM // 2]} ... {words[5 - LONGEST_PROBLEM // 2 :]}"  # the cause comes last
 
-    def began(self, race: Race, slots: int) -> None:
+    def began(self, race: TrialQueue, slots: int) -> None:
         with self._changed:
             self._ended |= {record.key: record.finished for record in race.reused}
             self._events.append(_Event("open"))
@@ -209,7 +209,7 @@ class Tracker(Watcher):
             if self._abort or self._given_up:
                 self._put_back(event, last=True)
                 return
-            self._trouble = one_line(shown(str(error)))  # MLflow's client names its address
+            self._trouble = single_line(redact_url(str(error)))  # MLflow's client names its address
             what, gone, connected = event.what, is_gone(error), self._connected
             if gone:
                 if self._mirror is not None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import UnionType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-from bench.utils.text import SHORT
+from bench.utils.text import short_repr
 
 __all__ = ["Kinds", "check_fields", "facts", "kinds_of", "numbers", "plain", "strict_json"]
 
@@ -57,7 +57,7 @@ def check_fields(values: Mapping[str, Any], kinds: Kinds, long: str = "") -> Non
         value = values[name]
         if type(value) not in accepted or not (name == long or _is_plain(value)):
             expected = " or ".join(EXPECTED[kind] for kind in accepted if kind is not int or float not in accepted)
-            raise ValueError(f"{name} = {SHORT.repr(value)}, expected {expected}")
+            raise ValueError(f"{name} = {short_repr.repr(value)}, expected {expected}")
 
 
 def numbers(name: str, mapping: Any) -> dict[str, float]:
@@ -69,7 +69,7 @@ def numbers(name: str, mapping: Any) -> dict[str, float]:
         elif type(value) in (float, int) and _is_plain(value):
             found[key] = float(value)
         else:
-            raise ValueError(f"{name}.{key} = {SHORT.repr(value)}, expected a number, or nan, inf or -inf")
+            raise ValueError(f"{name}.{key} = {short_repr.repr(value)}, expected a number, or nan, inf or -inf")
     return found
 
 
@@ -78,17 +78,17 @@ def facts(name: str, mapping: Any, texts: bool = False) -> dict[str, Any]:
     for key, value in _entries(name, mapping, MOST).items():
         if not _is_plain(value) or (texts and type(value) is not str):
             raise ValueError(
-                f"{name}.{key} = {SHORT.repr(value)}, expected a short text{'' if texts else ' or number'}"
+                f"{name}.{key} = {short_repr.repr(value)}, expected a short text{'' if texts else ' or number'}"
             )
     return dict(mapping)
 
 
 def _entries(name: str, mapping: Any, most: int) -> dict[str, Any]:
     if type(mapping) is not dict or len(mapping) > most:
-        raise ValueError(f"{name} = {SHORT.repr(mapping)}, expected at most {most} entries by their names")
+        raise ValueError(f"{name} = {short_repr.repr(mapping)}, expected at most {most} entries by their names")
     for key in mapping:
         if not _is_plain(key):
-            raise ValueError(f"{name} holds {SHORT.repr(key)}, expected a short text")
+            raise ValueError(f"{name} holds {short_repr.repr(key)}, expected a short text")
     return mapping
 
 

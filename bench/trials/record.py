@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.trials.json_fields import check_fields, facts, kinds_of, numbers, plain, strict_json
 from bench.trials.spec import SPEC_KINDS, TrialSpec
-from bench.utils.text import SHORT, one_line
+from bench.utils.text import short_repr, single_line
 
 __all__ = ["TrialRecord"]
 
@@ -92,7 +92,7 @@ class TrialRecord:
     def describe_failure(self) -> str:
         """The trial and the last line of its error, for people."""
         lines = (self.error or "").strip().splitlines() or ["no error kept"]
-        return f"{self.spec.describe()}: {one_line(lines[-1], 300)}"
+        return f"{self.spec.describe()}: {single_line(lines[-1], 300)}"
 
     def to_json(self) -> str:
         """Strict JSON; numbers that are not finite become the words nan, inf and -inf."""
@@ -123,14 +123,14 @@ class TrialRecord:
             record = cls(spec=spec, **values)
             key = content["key"]
             if record.status not in STATUSES:
-                raise TypeError(f"status {SHORT.repr(record.status)}, expected one of {', '.join(STATUSES)}")
+                raise TypeError(f"status {short_repr.repr(record.status)}, expected one of {', '.join(STATUSES)}")
             record.check()
             expected = record.key
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            problem = one_line(f"{type(error).__name__}: {error}", 200)
+            problem = single_line(f"{type(error).__name__}: {error}", 200)
             raise ValueError(f"not a trial record ({problem})") from error
         if key != expected:
-            raise ValueError(f"the record's key {SHORT.repr(key)} does not fit its content ({expected})")
+            raise ValueError(f"the record's key {short_repr.repr(key)} does not fit its content ({expected})")
         return record
 
 

@@ -39,10 +39,10 @@ class TrialSpec:
         kappa: of the ELBo; None stands for ``kappa_share`` D/N, and for MAP, which has none.
         image_size: side of what the network sees; the task's own where None.
         precision, channels_last, compile: see `deelbo.Numerics`.
-        learner: the method of `bench.methods` whose own objective is minimised; None: MAP with the given strengths,
+        learner: the method of `bench.methods` whose own objective is minimized; None: MAP with the given strengths,
             or in stage "run" the (DE) ELBo.
         groups: which weights share a learned prior variance: "backbone+head", or "layer".
-        optimiser: "sgd", or a name of `bench.execution.optimizers`.
+        optimizer: "sgd", or a name of `bench.execution.optimizers`.
         until: the share of the run's epochs after which this trial stops, its schedule that of the whole run.
         since: the share that another trial of the same run has trained before, from whose end this one goes on.
         number: the place of its configuration in the order of a method that decides one after the other.
@@ -76,7 +76,7 @@ class TrialSpec:
     learner: str | None = None
     kappa_share: float = 1.0
     groups: str = "backbone+head"
-    optimiser: str = "sgd"
+    optimizer: str = "sgd"
     until: float = 1.0
     since: float = 0.0
     number: int | None = None

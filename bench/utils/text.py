@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 import reprlib
 
-__all__ = ["SHORT", "clip", "duration", "has_secret", "one_line", "said", "shown"]
+__all__ = [
+    "describe_error",
+    "format_duration",
+    "has_credentials",
+    "redact_url",
+    "short_repr",
+    "single_line",
+    "truncate",
+]
 
 
 LONGEST = 500
@@ -19,12 +27,12 @@ class _Short(reprlib.Repr):
         return f"an integer of {number.bit_length()} bits" if number.bit_length() > 200 else repr(number)
 
 
-SHORT = _Short()
-SHORT.maxstring = SHORT.maxother = 60
-SHORT.maxlevel = 2
+short_repr = _Short()
+short_repr.maxstring = short_repr.maxother = 60
+short_repr.maxlevel = 2
 
 
-def one_line(message: object, longest: int = LONGEST) -> str:
+def single_line(message: object, longest: int = LONGEST) -> str:
     """A message, or an exception's, without line breaks or control characters; what is too long loses its middle."""
     text = str(message)
     if len(text) > 20 * longest:  # the same, without going through all of it
@@ -36,13 +44,13 @@ def one_line(message: object, longest: int = LONGEST) -> str:
     return words if len(words) <= longest else f"{words[: longest - end - 5]} ... {words[-end:]}"
 
 
-def said(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """What an exception says, in one line without passwords."""
     name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "  # whose words are sentences here
-    return clip(f"{name}{error}")
+    return truncate(f"{name}{error}")
 
 
-def shown(uri: str) -> str:
+def redact_url(uri: str) -> str:
     """The URI, or a text with URIs in it, without the passwords, keys and tokens that one may have."""
     uri = re.sub(r"(://[^:/@\s]*):[^/?#\s]*@", r"\1:***@", uri)
     uri = re.sub(r"(://[^:/@\s]*):(?!\d+/)[^@\s]*/[^@\s]*@", r"\1:***@", uri)  # AWS's keys have slashes in them
@@ -50,19 +58,19 @@ def shown(uri: str) -> str:
     return re.sub(r"([?&][^=&\s]*(?:token|key|secret|password|signature)[^=&\s]*=)[^&\s]+", r"\1***", uri, flags=re.I)
 
 
-def has_secret(uri: str) -> bool:
+def has_credentials(uri: str) -> bool:
     """Whether there is a password or a token in it. A user alone is one in an address of the web, where it is a token;
     elsewhere it is a name, as in git+ssh://git@HOST, or a container, as in abfs://CONTAINER@ACCOUNT."""
     named = re.sub(r"(?<!http)(?<!https)://[^:/?#@\s]+@|://git@", "://", uri)
-    return shown(named) != named
+    return redact_url(named) != named
 
 
-def clip(text: str) -> str:
-    words = " ".join(shown(text).split())
+def truncate(text: str) -> str:
+    words = " ".join(redact_url(text).split())
     return "".join(one if one.isprintable() else "?" for one in words)[:LONGEST]
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as people say them: 4.2 s, 3 min 5 s, 2 h 36 min."""
     whole = round(seconds)
     if whole < 60:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from deelbo.data.dataset import Split, Task
-from deelbo.data.images import Geometry, Images, Normalisation
+from deelbo.data.images import Geometry, Images, Normalization
 from deelbo.data.registry import TASKS, TaskEntry, check_task, crop_size, data_folder, download_task, load_task
 
 __all__ = [
     "TASKS",
     "Geometry",
     "Images",
-    "Normalisation",
+    "Normalization",
     "Split",
     "Task",
     "TaskEntry",

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from deelbo.data.images import Geometry, Images, Normalisation
+from deelbo.data.images import Geometry, Images, Normalization
 from deelbo.data.splits import balanced_draw, check_size, stratified_subset, validation_fifth
 
 __all__ = ["Split", "Task"]
@@ -25,7 +25,7 @@ class Split:
     train: Images
     validation: Images | None
     test: Images
-    normalisation: Normalisation
+    normalization: Normalization
     geometry: Geometry
 
 
@@ -84,7 +84,7 @@ class Task:
             chosen, fifth = validation_fifth(chosen, labels, seed)
             held_out = self.pool.take(torch.from_numpy(fifth))
         rows = torch.from_numpy(chosen)
-        return Split(self.pool.take(rows), held_out, self.test, Normalisation.of(self.pool, rows), self.geometry)
+        return Split(self.pool.take(rows), held_out, self.test, Normalization.of(self.pool, rows), self.geometry)
 
     def _a_class(self, balanced: int) -> int:
         return min(balanced, int(self.pool.labels.bincount(minlength=self.pool.num_classes).min()))

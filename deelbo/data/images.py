@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Geometry", "Images", "Normalisation", "resize_side"]
+__all__ = ["Geometry", "Images", "Normalization", "resize_side"]
 
 
 AT_ONCE = 512  # images in floating point at one time
@@ -17,7 +17,7 @@ AT_ONCE = 512  # images in floating point at one time
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images. ``pixels``: uint8 (n, C, H, W); ``labels``: int64 (n,), from 0 to ``num_classes`` - 1."""
+    """Labeled images. ``pixels``: uint8 (n, C, H, W); ``labels``: int64 (n,), from 0 to ``num_classes`` - 1."""
 
     pixels: Tensor
     labels: Tensor
@@ -46,14 +46,14 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Normalisation:
+class Normalization:
     """Channel means and standard deviations of pixels scaled to [0, 1]; each (C,)."""
 
     mean: Tensor
     std: Tensor
 
     @classmethod
-    def of(cls, images: Images, chosen: Tensor | None = None) -> Normalisation:
+    def of(cls, images: Images, chosen: Tensor | None = None) -> Normalization:
         """The mean over images of each image's channel mean, and of each image's channel standard deviation.
 
         ``chosen``: indices of the images that count; all where None.
@@ -63,7 +63,7 @@ class Normalisation:
         return cls(means[rows].mean(0), stds[rows].mean(0).clamp_min(1e-6))
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Pixels from 0 to 255, uint8 or float (B, C, H, W), to normalised float32 of that shape."""
+        """Pixels from 0 to 255, uint8 or float (B, C, H, W), to normalized float32 of that shape."""
         scaled = pixels / 255
         return scaled.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
 
@@ -77,12 +77,12 @@ def resize_side(crop: int) -> int:
 class Geometry:
     """Which pixels of an image the network sees: brought to ``side``, padded, cropped, flipped; all on the device.
 
-    Resizing and normalising commute, as both are linear and a resized pixel is an average, so that pixels are
-    normalised last.
+    Resizing and normalizing commute, as both are linear and a resized pixel is an average, so that pixels are
+    normalized last.
 
     Attributes:
         side: images stored at another size are resized to side x side, bilinear, their aspect not kept.
-        crop: side of what the network sees: a random place for each training image, the centre in evaluation.
+        crop: side of what the network sees: a random place for each training image, the center in evaluation.
         pad: zeros (black) around training images before they are cropped.
         flip: whether half of the training images, at random, are mirrored left to right.
     """
@@ -133,7 +133,7 @@ class Geometry:
         return pixels.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
     def evaluation(self, pixels: Tensor) -> Tensor:
-        """The centre of every image; shapes and types as for `training`."""
+        """The center of every image; shapes and types as for `training`."""
         edge = (self.side - self.crop) // 2
         return self._at_side(pixels)[:, :, edge : edge + self.crop, edge : edge + self.crop]
 

@@ -69,7 +69,7 @@ class Objective(ABC):
     """Where the objective's own random numbers come from; torch's global generator where None."""
 
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimiser must learn beside the module's own weights."""
+        """What the optimizer must learn beside the module's own weights."""
         return []
 
     @property
@@ -78,7 +78,7 @@ class Objective(ABC):
         return False
 
     def due(self, steps_done: int) -> bool:
-        """Whether `adapt` should follow the ``steps_done``-th optimiser step. Asked after every one: it must not wait
+        """Whether `adapt` should follow the ``steps_done``-th optimizer step. Asked after every one: it must not wait
         for the device."""
         return False
 
@@ -108,7 +108,7 @@ class Objective(ABC):
         """A block for one step: on leaving it after ``backward``, the gradients are those of the whole objective."""
 
     @abstractmethod
-    def regulariser(self) -> Tensor:
+    def regularizer(self) -> Tensor:
         """What the objective adds to the mean NLL, now; 0-dimensional."""
 
     @abstractmethod
@@ -116,9 +116,9 @@ class Objective(ABC):
         """The strength alpha_g of each group's weight decay, the gradient being alpha_g Sigma_g^-1 d_g."""
 
     def describe(self) -> dict[str, float]:
-        """What a record keeps of the objective's state. Synchronises with the device: not for every step."""
+        """What a record keeps of the objective's state. Synchronizes with the device: not for every step."""
         with torch.no_grad():
-            state = {"regulariser": float(self.regulariser())}
+            state = {"regularizer": float(self.regularizer())}
         state |= {f"weight_decay_{name}": strength for name, strength in self.weight_decay().items()}
         for group in self.groups:
             state[f"dim_{group.name}"] = group.prior.dim

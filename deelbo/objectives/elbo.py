@@ -1,4 +1,4 @@
-"""What a training run minimises: MAP, the ELBo, or the data-emphasized ELBo. One interface, one training loop.
+"""What a training run minimizes: MAP, the ELBo, or the data-emphasized ELBo. One interface, one training loop.
 
     MAP       mean NLL + sum_g (alpha_g / 2) d_g^T Sigma_g^-1 d_g,     alpha_g = 1 / (N s_g)
     ELBo      mean NLL under q + KL(q || p) / N
@@ -119,10 +119,10 @@ class ELBO(Objective):
     def _terms_now(self) -> list[KLTerm]:
         return self._kl_terms(flatten(self.weights), self.posterior.sigma)
 
-    def regulariser(self) -> Tensor:
-        return self._regulariser(self._terms_now())
+    def regularizer(self) -> Tensor:
+        return self._regularizer(self._terms_now())
 
-    def _regulariser(self, terms: list[KLTerm]) -> Tensor:
+    def _regularizer(self, terms: list[KLTerm]) -> Tensor:
         return torch.stack([term.value for term in terms]).sum() / (self.kappa * self.num_examples)
 
     def scales(self) -> dict[str, float]:
@@ -138,7 +138,7 @@ class ELBO(Objective):
 
     def describe(self) -> dict[str, float]:
         terms = self._terms_now()  # once, as with millions of weights it takes time
-        state = {"regulariser": float(self._regulariser(terms)), "sigma": float(self.posterior.sigma)}
+        state = {"regularizer": float(self._regularizer(terms)), "sigma": float(self.posterior.sigma)}
         for group, term in zip(self.groups, terms, strict=True):
             scale = float(term.scale)
             of_group = {"scale": scale, "weight_decay": self._strength(scale), "dim": group.prior.dim}

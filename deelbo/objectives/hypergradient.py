@@ -42,7 +42,7 @@ class HypergradientMAP(MAP):
     What Adam is given is the hypergradient's direction alone: minus the cosine between Sigma_g^-1 d_g and the group's
     validation gradient. The hypergradient itself is proportional to eta alpha_g, both of which change by orders of
     magnitude in a run, so that Adam's averages would lag behind. Where all signs agree log alpha_g moves by ``rate``.
-    Neither the step's rate nor momentum nor clipping matters then, and any optimiser may train the weights.
+    Neither the step's rate nor momentum nor clipping matters then, and any optimizer may train the weights.
 
     One validation batch of the size of training's is looked at, in evaluation mode as validation is, so a call costs
     about a training step, whatever the number of validation images; pass after pass, in new orders, each without the
@@ -159,7 +159,7 @@ class HypergradientMAP(MAP):
         if images is None:
             raise ValueError("hypergradients need validation images, got none: give the split a validation part")
         chosen = self._next_batch(len(images), run.batch).to(images.labels.device)
-        x = run.split.normalisation(run.split.geometry.evaluation(images.pixels[chosen]))
+        x = run.split.normalization(run.split.geometry.evaluation(images.pixels[chosen]))
         run.model.eval()
         with run.numerics.autocast(run.device):
             loss = F.cross_entropy(run.model(run.numerics.laid_out(x)).float(), images.labels[chosen])

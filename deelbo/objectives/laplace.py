@@ -97,7 +97,7 @@ def empirical_fisher(run: TrainingContext, most: int | None = None) -> Curvature
         total = torch.zeros(sum(p.numel() for p in backend.params), dtype=weights[0].dtype, device=run.device)
         for start in range(0, len(images), batch)[:most]:
             pixels = run.split.geometry.evaluation(images.pixels[start : start + batch])
-            x = run.numerics.laid_out(run.split.normalisation(pixels).to(weights[0].dtype))
+            x = run.numerics.laid_out(run.split.normalization(pixels).to(weights[0].dtype))
             loss, diagonal = backend.diag(x, images.labels[start : start + batch], N=len(images))
             nll += loss.double()
             total += diagonal
@@ -139,7 +139,7 @@ class LaplaceMAP(MAP):
 
     Args:
         groups, num_examples: as in `deelbo.objectives.map.MAP`; every prior is isotropic.
-        total_steps: how many optimiser steps the whole run takes.
+        total_steps: how many optimizer steps the whole run takes.
         every: share of the run from one time to the next, in (0, 1].
         burn_in: share of the run before the first time, in [0, 1). Where training starts at the prior's mean, most
             likely is delta = infinity until the weights have left it.

@@ -55,7 +55,7 @@ class MAP(Objective):
                 deviation = flatten(group.weights, out=room).sub_(group.prior.mean)
                 add_to_gradients_(group.weights, group.prior.precision_times(deviation), strength)
 
-    def regulariser(self) -> Tensor:
+    def regularizer(self) -> Tensor:
         terms = [
             0.5 * self._strengths[group.name] * group.prior.squared_distance(flatten(group.weights))
             for group in self.groups

@@ -19,7 +19,7 @@ PATCH = 16
 
 
 def replace_head(model: nn.Module, head: str, num_classes: int) -> None:
-    """Puts a new linear layer with torch's default initialisation where the old head was.
+    """Puts a new linear layer with torch's default initialization where the old head was.
 
     Raises:
         ValueError: no such submodule, or it is not a linear layer.
@@ -101,14 +101,14 @@ def build_backbone(
     head: str | None = None,
     image_size: int | None = None,
 ) -> tuple[nn.Module, str]:
-    """The named network with pretrained ``weights`` and a freshly initialised head, and the head's name.
+    """The named network with pretrained ``weights`` and a freshly initialized head, and the head's name.
 
     Args:
         name: one of `BACKBONES`.
         num_classes: outputs of the new head.
         weights: a state dict for the whole network as it was pretrained, which is copied; None leaves the random
-            initialisation. But for digits-resnet the head's weights may be absent or of any number of classes.
-        seed: of all random initialisation.
+            initialization. But for digits-resnet the head's weights may be absent or of any number of classes.
+        seed: of all random initialization.
         head: dotted name of the linear layer that is the head; the network's own where None.
         image_size: side of the images, which only vit_b_16 needs to know. Positional embeddings of another size are
             interpolated, bicubic (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", 3.2). None: the size that

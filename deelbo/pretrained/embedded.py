@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deelbo.data.digits import SIZE, load_uci
-from deelbo.data.images import Geometry, Images, Normalisation
+from deelbo.data.images import Geometry, Images, Normalization
 from deelbo.groups import split_at_head
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.pretrained.swag import SWAG, recompute_batchnorm
@@ -127,23 +127,23 @@ def pretrain(recipe: Recipe) -> Pretrained:
 
 def _pretrain(recipe: Recipe, source: Images) -> Pretrained:
     model, head = build_backbone(recipe.backbone, source.num_classes, seed=recipe.seed)
-    normalise = Normalisation.of(source)
+    normalize = Normalization.of(source)
     geometry = Geometry(side=SIZE, crop=SIZE, pad=recipe.most_shift)
     random = torch.Generator().manual_seed(recipe.seed)
-    optimiser = torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         model.parameters(), recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True
     )
     an_epoch = len(source) // recipe.batch_size
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=recipe.epochs * an_epoch)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=recipe.epochs * an_epoch)
 
     def train_epoch() -> None:
         model.train()
         for indices in torch.randperm(len(source), generator=random).split(recipe.batch_size)[:an_epoch]:
             drawn = geometry.draw(len(indices), random)
-            x = normalise(geometry.training(source.pixels[indices], drawn))
-            optimiser.zero_grad()
+            x = normalize(geometry.training(source.pixels[indices], drawn))
+            optimizer.zero_grad()
             F.cross_entropy(model(x), source.labels[indices]).backward()
-            optimiser.step()
+            optimizer.step()
 
     for _ in range(recipe.epochs):
         train_epoch()
@@ -152,13 +152,13 @@ def _pretrain(recipe: Recipe, source: Images) -> Pretrained:
     weights = _copied(model)
     backbone, _ = split_at_head(model, head)
     swag = SWAG(backbone, recipe.rank)
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = recipe.swag_learning_rate
     for _ in range(recipe.swag_epochs):
         train_epoch()
         swag.collect()
     swag.load_mean()
-    recompute_batchnorm(model, normalise(source.pixels).split(256))
+    recompute_batchnorm(model, normalize(source.pixels).split(256))
     return Pretrained(weights, _copied(model), swag.variance, swag.factor)
 
 

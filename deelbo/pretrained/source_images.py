@@ -21,7 +21,7 @@ Item = tuple[Tensor, int] | str
 class SourceImages(Dataset[Item]):
     """The images of a folder with ImageNet's training transforms; only their paths are held in memory.
 
-    A random resized crop, a mirrored half, and ImageNet's normalisation (torchvision's reference training). How an
+    A random resized crop, a mirrored half, and ImageNet's normalization (torchvision's reference training). How an
     image is cropped depends on the generator that `batches` is given, not on the number of workers.
 
     Args:
@@ -47,8 +47,8 @@ class SourceImages(Dataset[Item]):
         self.samples: list[tuple[str, int]] = found.samples
         self.num_classes = len(found.classes)
         crop, flip = transforms.RandomResizedCrop(image_size), transforms.RandomHorizontalFlip()
-        scale, normalise = transforms.ToTensor(), transforms.Normalize(MEAN, STD)
-        self._transform: Any = transforms.Compose([crop, flip, scale, normalise])
+        scale, normalize = transforms.ToTensor(), transforms.Normalize(MEAN, STD)
+        self._transform: Any = transforms.Compose([crop, flip, scale, normalize])
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -53,7 +53,7 @@ def fit_swag(
         epochs: passes over the source images.
         batch_size: images a step; all of them where there are fewer.
         learning_rate: constant.
-        weight_decay: the optimiser's.
+        weight_decay: the optimizer's.
         rank: K, how many deviations are kept; at least 5, PTYL's rank.
         collect_every: steps from one iterate to the next; an epoch where None.
         image_size: side of the crops. A vit_b_16 posterior is for this size alone.
@@ -90,7 +90,7 @@ def fit_swag(
         f"the head is {'the pretrained one' if kept else 'new'}"
     )
     swag = SWAG(split_at_head(model.to(place), head)[0], rank)
-    optimiser = torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9, weight_decay=weight_decay)
+    optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9, weight_decay=weight_decay)
     random = torch.Generator().manual_seed(seed)
     pin = place.type == "cuda"
     with torch.random.fork_rng(devices=[place] if pin else []):
@@ -100,10 +100,10 @@ def fit_swag(
             model.train()
             total = torch.zeros((), device=place)
             for x, y in images.batches(batch_size, random, workers, pin=pin):
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 loss = F.cross_entropy(model(x.to(place, non_blocking=True)), y.to(place, non_blocking=True))
                 loss.backward()
-                optimiser.step()
+                optimizer.step()
                 total += loss.detach()
                 done += 1
                 if done % every == 0:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deelbo.training.clock import PhaseClock
-from deelbo.training.run import Run
+from deelbo.training.run import TrainingRun
 from deelbo.training.snapshot import fingerprint, put_back, sealed
 
 __all__ = ["Checkpoint"]
@@ -21,7 +21,7 @@ class Checkpoint:
     bit; but for its seconds, as it warms up again.
 
     A checkpoint is taken up only by the run that wrote it: the same start (weights, buffers, random numbers), images,
-    schedule, objective, optimiser, numerics, kind of device and torch. One of another run, one that is damaged and one
+    schedule, objective, optimizer, numerics, kind of device and torch. One of another run, one that is damaged and one
     that cannot be read are passed over with a warning, and training starts from its start. Reading it runs no code.
 
     Checkpoints are a help and not the result. So an OSError of ``write``, of a full disk say, costs the run that
@@ -55,7 +55,7 @@ class Checkpoint:
         if not self.every >= 0:
             raise ValueError(f"every must be a number of seconds >= 0, got {self.every}")
 
-    def resume(self, run: Run, clock: PhaseClock) -> None:
+    def resume(self, run: TrainingRun, clock: PhaseClock) -> None:
         """Puts a run that is at its start where the checkpoint has it; leaves it there where there is none of it."""
         self.resumed_at_step, self.resumed_seconds = None, 0.0
         with clock.phase("checkpoint"):
@@ -74,7 +74,7 @@ class Checkpoint:
         """Whether the next end of an epoch should write one. Does not wait for the device."""
         return self.now() - self._last >= self.every
 
-    def keep(self, run: Run, clock: PhaseClock) -> None:
+    def keep(self, run: TrainingRun, clock: PhaseClock) -> None:
         """Writes the run as it is between two epochs. The device's tensors are copied to the host one at a time."""
         with clock.phase("checkpoint"):
             data = sealed({"whose": self._whose, "seconds": clock.seconds, "run": run.state()})

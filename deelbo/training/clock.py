@@ -21,16 +21,16 @@ are the benchmark's own."""
 class PhaseClock:
     """Attributes wall-clock seconds to phases. A phase inside another takes its time out of the outer one.
 
-    The device is synchronised when the phase changes, so that queued work is booked where it was queued; never in
+    The device is synchronized when the phase changes, so that queued work is booked where it was queued; never in
     between, so a clock costs a training step nothing. `paused` is for time that belongs to somebody else.
 
     Args:
-        device: what to synchronise; only accelerators need it.
+        device: what to synchronize; only accelerators need it.
         now: reads the time in seconds; another one is for tests.
     """
 
     def __init__(self, device: torch.device | None = None, now: Callable[[], float] = time.perf_counter) -> None:
-        self._synchronise = device is not None and device.type == "cuda"
+        self._synchronize = device is not None and device.type == "cuda"
         self._device = device
         self._now = now
         self._seconds = dict.fromkeys(PHASES, 0.0)
@@ -69,7 +69,7 @@ class PhaseClock:
             self._seconds[name] += value
 
     def read(self, name: str) -> float:
-        """Seconds of ``name`` until now, the running phase's included. Synchronises the device."""
+        """Seconds of ``name`` until now, the running phase's included. Synchronizes the device."""
         self._settle()
         return self._seconds[name]
 
@@ -84,7 +84,7 @@ class PhaseClock:
             self._stack.pop()
 
     def _settle(self) -> None:
-        if self._synchronise:
+        if self._synchronize:
             torch.cuda.synchronize(self._device)
         now = self._now()
         if self._stack and (current := self._stack[-1]) is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deelbo.data.images import Geometry, Images, Normalisation
+from deelbo.data.images import Geometry, Images, Normalization
 from deelbo.training.numerics import Numerics
 
 __all__ = ["evaluate"]
@@ -29,7 +29,7 @@ def _form(value: Any) -> Any:
 def evaluate(
     model: nn.Module,
     images: Images,
-    normalisation: Normalisation,
+    normalization: Normalization,
     geometry: Geometry | None = None,
     numerics: Numerics | None = None,
 ) -> tuple[float, float]:
@@ -46,7 +46,7 @@ def evaluate(
     for start in range(0, len(images), EVALUATION_BATCH):
         labels = images.labels[start : start + EVALUATION_BATCH]
         pixels = images.pixels[start : start + EVALUATION_BATCH]
-        x = numerics.laid_out(normalisation(pixels if geometry is None else geometry.evaluation(pixels)))
+        x = numerics.laid_out(normalization(pixels if geometry is None else geometry.evaluation(pixels)))
         with numerics.autocast(device):
             logits = model(x).float()
         nll += F.cross_entropy(logits, labels, reduction="sum").double()

@@ -1,4 +1,4 @@
-"""One training run, the same for every objective: one optimiser, cosine schedule, clipped gradients."""
+"""One training run, the same for every objective: one optimizer, cosine schedule, clipped gradients."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from deelbo.data import Split
-from deelbo.data.images import Normalisation
+from deelbo.data.images import Normalization
 from deelbo.objectives.base import Objective
 from deelbo.training.checkpoint import Checkpoint
 from deelbo.training.clock import PhaseClock
 from deelbo.training.handover import Handover
 from deelbo.training.numerics import Numerics
-from deelbo.training.run import MakeOptimiser, Run
+from deelbo.training.run import MakeOptimizer, TrainingRun
 from deelbo.training.schedule import Schedule
 
 __all__ = ["FitResult", "fit"]
@@ -62,7 +62,7 @@ def fit(
     checkpoint: Checkpoint | None = None,
     until: float = 1.0,
     handover: Handover | None = None,
-    optimiser: MakeOptimiser | None = None,
+    optimizer: MakeOptimizer | None = None,
 ) -> FitResult:
     """Trains ``model`` in place by ``objective`` on ``split.train``, and measures it.
 
@@ -82,7 +82,7 @@ def fit(
             whole run's.
         handover: how an earlier stretch of the run is taken up and, where ``until`` is below 1, this one handed on. Its
             time is booked under "checkpoint". None: the run starts from its start, and ends where it stops.
-        optimiser: makes the optimiser of the parameters that are trained (rho among them) and the learning rate; SGD
+        optimizer: makes the optimizer of the parameters that are trained (rho among them) and the learning rate; SGD
             with Nesterov's momentum where None. It must have no weight decay of its own. One that averages weights
             (schedule-free) is looked at and measured in its evaluation mode.
 
@@ -99,7 +99,7 @@ def fit(
         torch.manual_seed(seed)
         with clock.phase("setup"):
             images = _moved(split, device, test and until == 1)
-            run = Run(model, images, objective, schedule, seed, numerics, optimiser, until)
+            run = TrainingRun(model, images, objective, schedule, seed, numerics, optimizer, until)
         with clock.phase("warmup"):
             run.warm_up()
         if handover is not None:
@@ -115,16 +115,16 @@ def fit(
         with clock.phase("monitor"):
             state = objective.describe()
         if until == 1:
-            metrics |= _final(run, clock, test, state["regulariser"])
+            metrics |= _final(run, clock, test, state["regularizer"])
         elif objective.is_bayesian:
-            metrics["objective"] = metrics["train_nll"] + state["regulariser"]
+            metrics["objective"] = metrics["train_nll"] + state["regularizer"]
     finite = all(math.isfinite(value) for value in metrics.values())
     status = "completed" if finite and not diverged else "diverged"
     return FitResult(status, int(series[-1]["step"]), metrics, state, clock.seconds, series)
 
 
 def _train(
-    run: Run,
+    run: TrainingRun,
     clock: PhaseClock,
     on_epoch: Callable[[dict[str, float]], None] | None,
     checkpoint: Checkpoint | None,
@@ -165,7 +165,7 @@ def _train(
     return [*run.series, row], not math.isfinite(row["train_nll"])
 
 
-def _look(run: Run, clock: PhaseClock, epoch: int) -> dict[str, float]:
+def _look(run: TrainingRun, clock: PhaseClock, epoch: int) -> dict[str, float]:
     """A row of the series. Waits for the device."""
     row = {"epoch": epoch, "step": run.steps_done, "train_seconds": run.earlier_seconds + clock.read("train")}
     row |= {"learning_rate": run.last_rate, "train_nll": float(run.nll) / run.since}
@@ -177,7 +177,7 @@ def _look(run: Run, clock: PhaseClock, epoch: int) -> dict[str, float]:
     return row
 
 
-def _final(run: Run, clock: PhaseClock, test: bool, regulariser: float) -> dict[str, float]:
+def _final(run: TrainingRun, clock: PhaseClock, test: bool, regularizer: float) -> dict[str, float]:
     """What a whole run's end is measured by."""
     metrics = {}
     if test:
@@ -186,7 +186,7 @@ def _final(run: Run, clock: PhaseClock, test: bool, regulariser: float) -> dict[
     if run.objective.is_bayesian:
         with clock.phase("select"):
             metrics["nll_under_q"] = run.nll_under_posterior()
-            metrics["objective"] = metrics["nll_under_q"] + regulariser
+            metrics["objective"] = metrics["nll_under_q"] + regularizer
     elif type(run.objective).final is not Objective.final:  # MAP selects nothing, in no time
         with clock.phase("select"):
             metrics |= run.objective.final(run)
@@ -197,5 +197,5 @@ def _moved(split: Split, device: torch.device, test: bool) -> Split:
     """The split on the device; the test images only where they will be looked at."""
     parts: dict[str, Any] = {"train": split.train.to(device), "test": split.test.to(device) if test else split.test}
     parts["validation"] = None if split.validation is None else split.validation.to(device)
-    norm = split.normalisation
-    return replace(split, normalisation=Normalisation(norm.mean.to(device), norm.std.to(device)), **parts)
+    norm = split.normalization
+    return replace(split, normalization=Normalization(norm.mean.to(device), norm.std.to(device)), **parts)

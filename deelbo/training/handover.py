@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deelbo.training.clock import PhaseClock
-from deelbo.training.run import Run
+from deelbo.training.run import TrainingRun
 from deelbo.training.snapshot import fingerprint, put_back, sealed
 
 __all__ = ["Handover"]
@@ -23,7 +23,7 @@ class Handover:
     seconds are each stretch's own; a row's ``train_seconds`` count those of all stretches up to it.
 
     A run is taken up only where it is the very same run but for ``until``: start, images, schedule, objective,
-    optimiser, numerics, kind of device and torch. One of another run, one that is damaged, one that cannot be read and
+    optimizer, numerics, kind of device and torch. One of another run, one that is damaged, one that cannot be read and
     one that went further than this stretch are passed over with a warning, and training starts from its start. Reading
     it runs no code. An OSError of ``write`` costs those who come later the stretch and not this one its result: it
     warns.
@@ -39,7 +39,7 @@ class Handover:
     resumed_at_step: int | None = field(default=None, init=False)
     _whose: str = field(default="", init=False, repr=False)
 
-    def take_up(self, run: Run, clock: PhaseClock) -> None:
+    def take_up(self, run: TrainingRun, clock: PhaseClock) -> None:
         """Puts a run that is at its start where the stretch before left it; leaves it there where there is none."""
         self.resumed_at_step = None
         with clock.phase("checkpoint"):
@@ -59,7 +59,7 @@ class Handover:
             if data is not None and not put_back(data, self._whose, run, take):
                 _warn("the run handed over is damaged, another one or further on: training starts from its start")
 
-    def keep(self, run: Run, clock: PhaseClock) -> None:
+    def keep(self, run: TrainingRun, clock: PhaseClock) -> None:
         """Writes the run as it is between two epochs."""
         seconds = run.earlier_seconds + clock.read("train")
         with clock.phase("checkpoint"):

@@ -1,4 +1,4 @@
-"""How a network is computed: precision, memory layout, compilation. Weights, KL and optimiser stay in float32."""
+"""How a network is computed: precision, memory layout, compilation. Weights, KL and optimizer stay in float32."""
 
 from __future__ import annotations
 

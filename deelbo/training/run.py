@@ -20,26 +20,26 @@ from deelbo.training.evaluation import _form, evaluate
 from deelbo.training.numerics import Numerics
 from deelbo.training.schedule import Schedule
 
-__all__ = ["MakeOptimiser", "Run"]
+__all__ = ["MakeOptimizer", "TrainingRun"]
 
 
-MakeOptimiser = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
-"""Makes an optimiser of what is trained and the learning rate that the cosine starts from."""
+MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+"""Makes an optimizer of what is trained and the learning rate that the cosine starts from."""
 WARMUP_STEPS = 2
 
 
-class Run:
+class TrainingRun:
     """The moving parts of one training run.
 
     Attributes:
-        steps_done: optimiser steps that were run.
+        steps_done: optimizer steps that were run.
         series: a row for each look so far, see `deelbo.FitResult`.
         nll, since: the sum of the batches' mean NLL since the last look, left on the device, and how many they were.
         last_rate, last_norm: the learning rate of the last step, and its gradient's norm before clipping, left on the
             device (None before the first step).
         stop: the epoch after which training ends; before the last one in a run that is handed over.
         earlier_seconds: of training, in the stretches of this run that were handed over to here.
-        optimiser_form: the optimiser's state after a step, its tensors without numbers: what one that is kept looks
+        optimizer_form: the optimizer's state after a step, its tensors without numbers: what one that is kept looks
             like. Known from `warm_up` on.
     """
 
@@ -51,7 +51,7 @@ class Run:
         schedule: Schedule,
         seed: int,
         numerics: Numerics | None = None,
-        optimiser: MakeOptimiser | None = None,
+        optimizer: MakeOptimizer | None = None,
         until: float = 1.0,
     ) -> None:
         self.model, self.split, self.objective, self.schedule = model, split, objective, schedule
@@ -66,8 +66,8 @@ class Run:
         self.stop = schedule.stop_epoch(until, len(split.train))
         self.random = torch.Generator().manual_seed(seed)
         self.earlier_seconds = 0.0
-        self.optimiser_form: dict[str, Any] = {"state": {}, "param_groups": []}
-        self._make = optimiser or self._nesterov
+        self.optimizer_form: dict[str, Any] = {"state": {}, "param_groups": []}
+        self._make = optimizer or self._nesterov
         self._start()
 
     def _nesterov(self, trained: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
@@ -77,9 +77,9 @@ class Run:
 
     def _start(self) -> None:
         schedule = self.schedule
-        self.optimiser = self._make(self.trained, schedule.learning_rate)
+        self.optimizer = self._make(self.trained, schedule.learning_rate)
         self._mode("train")
-        self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, T_max=self.total)
+        self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=self.total)
         self.steps_done = 0
         self.last_rate = schedule.learning_rate
         self.last_norm: Tensor | None = None
@@ -87,14 +87,14 @@ class Run:
         self.nll, self.since = torch.zeros((), device=self.device), 0
 
     def _mode(self, name: str) -> None:
-        """Some optimisers average weights: they train some and evaluate others, and must be told (schedule-free)."""
-        if (switch := getattr(self.optimiser, name, None)) is not None:
+        """Some optimizers average weights: they train some and evaluate others, and must be told (schedule-free)."""
+        if (switch := getattr(self.optimizer, name, None)) is not None:
             switch()
 
     @contextmanager
     def looking(self) -> Iterator[None]:
-        """A block in which the weights are those that the optimiser would have evaluated; put back to the bit."""
-        if not hasattr(self.optimiser, "eval"):
+        """A block in which the weights are those that the optimizer would have evaluated; put back to the bit."""
+        if not hasattr(self.optimizer, "eval"):
             yield
             return
         before = [flatten(self.objective.weights), *(p.detach().clone() for p in self.objective.parameters())]
@@ -109,7 +109,7 @@ class Run:
                     parameter.copy_(value)
 
     def end(self) -> None:
-        """Leaves the weights as those that the optimiser would have evaluated: no step may follow."""
+        """Leaves the weights as those that the optimizer would have evaluated: no step may follow."""
         self._mode("eval")
 
     def looks(self) -> set[int]:
@@ -130,18 +130,18 @@ class Run:
         return [(piece[0], piece[1:]) for piece in plan.split(self.batch, dim=1)[: self.steps_an_epoch]]
 
     def step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """One optimiser step; the batch's mean NLL, left on the device."""
+        """One optimizer step; the batch's mean NLL, left on the device."""
         indices, drawn = batch
         images, geometry = self.split.train, self.split.geometry
-        x = self.split.normalisation(geometry.training(images.pixels[indices], drawn))
+        x = self.split.normalization(geometry.training(images.pixels[indices], drawn))
         x, labels = self.numerics.laid_out(x), images.labels[indices]
         with self.objective.step():
             with self.numerics.autocast(self.device):
                 loss = F.cross_entropy(self.forward(x).float(), labels)
             loss.backward()
         self.last_norm = nn.utils.clip_grad_norm_(self.trained, self.schedule.clip_norm)
-        self.last_rate = self.optimiser.param_groups[0]["lr"]
-        self.optimiser.step()
+        self.last_rate = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
         self.cosine.step()
         self.steps_done += 1
         return loss.detach()
@@ -157,7 +157,7 @@ class Run:
             for _ in range(WARMUP_STEPS):
                 self.step(self.batches()[0])
             self.objective.warm_up(self)
-        self.optimiser_form = _form(self.optimiser.state_dict())
+        self.optimizer_form = _form(self.optimizer.state_dict())
         self.model.load_state_dict(weights)
         self.objective.load_learned_state(adapted)
         with torch.no_grad():
@@ -183,7 +183,7 @@ class Run:
             "model": self.model.state_dict(),
             "learned": [parameter.detach() for parameter in self.objective.parameters()],
             "adapted": self.objective.learned_state(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "cosine": self.cosine.state_dict(),
             "random": random,
             **{name: getattr(self, name) for name in ("steps_done", "last_rate", "series", "nll", "since")},
@@ -196,7 +196,7 @@ class Run:
         for parameter, value in zip(self.objective.parameters(), state["learned"], strict=True):
             parameter.copy_(value)
         self.objective.load_learned_state(state["adapted"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.cosine.load_state_dict(state["cosine"])
         shared, *random = state["random"]
         torch.set_rng_state(shared)
@@ -209,7 +209,7 @@ class Run:
 
     def evaluate(self, images: Images) -> tuple[float, float]:
         """Mean NLL and class-balanced accuracy with the weights as they are."""
-        return evaluate(self.model, images, self.split.normalisation, self.split.geometry, self.numerics)
+        return evaluate(self.model, images, self.split.normalization, self.split.geometry, self.numerics)
 
     def nll_under_posterior(self) -> float:
         """E_q of the mean NLL over the training images, not augmented, one draw a pass."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deelbo.training.run import Run
+from deelbo.training.run import TrainingRun
 
 __all__ = ["fingerprint", "opened", "put_back", "sealed"]
 
@@ -19,20 +19,20 @@ DIGEST = 32  # bytes of a SHA-256, the last ones: torch's own format does not no
 HASHED_AT_ONCE = 512  # images
 
 
-def fingerprint(run: Run) -> str:
+def fingerprint(run: TrainingRun) -> str:
     """A hash of everything that the end of a run at its start depends on."""
     digest = hashlib.sha256()
     objective, split = run.objective, run.split
     names = {parameter: name for name, parameter in run.model.named_parameters()}
     facts: list[Any] = [torch.__version__, run.device.type, type(run.model).__qualname__, run.schedule, run.numerics]
-    facts += [type(run.optimiser).__module__, type(run.optimiser).__qualname__]
+    facts += [type(run.optimizer).__module__, type(run.optimizer).__qualname__]
     facts += [split.geometry, len(split.train), type(objective).__qualname__, _numbers(vars(objective))]
     for group in objective.groups:
         facts += [group.name, [names.get(weight) for weight in group.weights]]
         facts += [type(group.prior).__qualname__, _numbers(vars(group.prior))]
     digest.update(repr(facts).encode())
     _hash(digest, [run.state(), [group.prior.mean for group in objective.groups]])
-    _hash(digest, [split.normalisation.mean, split.normalisation.std])
+    _hash(digest, [split.normalization.mean, split.normalization.std])
     for images in filter(None, (split.train, split.validation)):
         _hash(digest, [images.labels, *images.pixels.split(HASHED_AT_ONCE)])
     return digest.hexdigest()
@@ -85,7 +85,7 @@ def opened(data: bytes) -> dict[str, Any]:
     return content
 
 
-def put_back(data: bytes, whose: str, run: Run, take: Callable[[dict[str, Any]], None]) -> bool:
+def put_back(data: bytes, whose: str, run: TrainingRun, take: Callable[[dict[str, Any]], None]) -> bool:
     """Puts the run where ``data`` has it. ``take`` is given the content, ``run`` being the state in it, once the run is
     there; what it raises counts as damage. False, and nothing changed, where that cannot be done."""
     start = None
@@ -104,16 +104,16 @@ def put_back(data: bytes, whose: str, run: Run, take: Callable[[dict[str, Any]],
     return True
 
 
-def _check(given: Any, run: Run) -> None:
+def _check(given: Any, run: TrainingRun) -> None:
     """Raises ValueError where a state has not the form of the run's own: it would fail only later, in training."""
     own = run.state()
-    buffers = given["optimiser"]["state"]
-    fits = _alike(buffers, {i: run.optimiser_form["state"][i] for i in buffers})
-    fits = fits and _alike(given["optimiser"]["param_groups"], run.optimiser_form["param_groups"])
-    fits = fits and given["optimiser"].keys() == own["optimiser"].keys()
+    buffers = given["optimizer"]["state"]
+    fits = _alike(buffers, {i: run.optimizer_form["state"][i] for i in buffers})
+    fits = fits and _alike(given["optimizer"]["param_groups"], run.optimizer_form["param_groups"])
+    fits = fits and given["optimizer"].keys() == own["optimizer"].keys()
     numbers: Iterable[Any] = [value for row in given["series"] for value in row.values()]
     fits = fits and all(isinstance(value, int | float) for value in numbers)
-    apart = {"series", "optimiser"}
+    apart = {"series", "optimizer"}
     rest = {name: value for name, value in given.items() if name not in apart}
     fits = fits and _alike(rest, {name: value for name, value in own.items() if name not in apart})
     epochs, left = divmod(given["steps_done"], run.steps_an_epoch)

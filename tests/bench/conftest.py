@@ -18,7 +18,7 @@ import torch
 
 from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import parse_benchmark
-from bench.scheduling.queue import Race
+from bench.scheduling.queue import TrialQueue
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
@@ -106,7 +106,7 @@ def play(fake: FakeRecord) -> Callable[..., list[TrialRecord]]:
     """Runs a whole race with fake records; what was asked, as records, in order."""
 
     def run(benchmark: Benchmark, judge: Judge = fake, known: list[TrialRecord] | None = None) -> list[TrialRecord]:
-        race = Race(make_methods(benchmark), known or [], benchmark.order_seed)
+        race = TrialQueue(make_methods(benchmark), known or [], benchmark.order_seed)
         records = []
         while (spec := race.ask()) is not None:
             records.append(judge(spec))

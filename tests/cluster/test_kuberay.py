@@ -142,14 +142,14 @@ class TestRayJob:
         from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
         from bench.config.sections import Resources
-        from bench.ray_backend.capacity import held, requested
+        from bench.ray_backend.capacity import trial_resources, trials_per_node
 
-        wanted = requested(Resources(cpus_per_trial=4, gpus_per_trial=1, accelerator="H100"))
+        wanted = trial_resources(Resources(cpus_per_trial=4, gpus_per_trial=1, accelerator="H100"))
         found = []
         for job in (the("ray.io/v1 RayJob deelbo"), with_all()):
             cluster = {"metadata": job["metadata"], "spec": job["spec"]["rayClusterSpec"]}
             kinds = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
-            found.append((kinds["gpu"]["max_workers"], held(kinds["gpu"]["resources"], wanted)))
+            found.append((kinds["gpu"]["max_workers"], trials_per_node(kinds["gpu"]["resources"], wanted)))
         assert found == [(8, 0), (8, 1)]
 
 

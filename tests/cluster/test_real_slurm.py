@@ -179,7 +179,7 @@ def test_what_scancel_stops_goes_on(job: Job) -> None:
     number = job.submit(options, *arguments)
     job.until_said(number, " running, ")
     assert job.up.call("scancel", number).returncode == 0
-    assert job.wait(number)["JobState"] == "CANCELLED"
+    assert job.wait(number)["JobState"] == "CANCELED"
     assert "the same command continues" in job.said(number), job.said(number)
     assert list((job.folder / "kept").iterdir()) == []
     assert left(job.up) == []

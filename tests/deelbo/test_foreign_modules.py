@@ -159,7 +159,7 @@ def test_gradient_accumulation() -> None:
 
 
 def test_a_weight_that_the_loss_does_not_reach() -> None:
-    """A weight without a gradient of its own still gets the regulariser's."""
+    """A weight without a gradient of its own still gets the regularizer's."""
     model = nn.ModuleDict({"used": nn.Linear(4, 3), "spare": nn.Linear(2, 2)}).double()
     reg = LearnedL2(model, 10, prior="l2-zero", sigma=0.1)
     with reg.sample():

@@ -96,13 +96,13 @@ def test_one_layer_is_the_backbone() -> None:
     found = []
     for groups in ("backbone+head", "layer"):
         own = copy.deepcopy(model)
-        regulariser = LearnedL2(own, N, "l2-sp", "2", generator=torch.Generator().manual_seed(3), groups=groups)
+        regularizer = LearnedL2(own, N, "l2-sp", "2", generator=torch.Generator().manual_seed(3), groups=groups)
         torch.manual_seed(1)
         moved(own)
-        with regulariser.sample():
+        with regularizer.sample():
             F.cross_entropy(own(x), y).backward()
-        gradients = [p.grad for p in [*own.parameters(), *regulariser.parameters()]]
-        learned = (regulariser.lambda_, regulariser.tau, *sorted(regulariser.weight_decay().values()))
+        gradients = [p.grad for p in [*own.parameters(), *regularizer.parameters()]]
+        learned = (regularizer.lambda_, regularizer.tau, *sorted(regularizer.weight_decay().values()))
         found.append((learned, [g.tolist() for g in gradients if g is not None]))
     assert found[0] == found[1]
     assert len(found[0][1]) == 5
@@ -139,7 +139,7 @@ def test_gradients_are_autograds(kappa: float) -> None:
 
 
 def test_the_variances_are_the_best() -> None:
-    """The closed forms are where the numerically minimised sum of the layers' KL is least."""
+    """The closed forms are where the numerically minimized sum of the layers' KL is least."""
     model = network()
     objective = ELBO(make_groups(model, "5", "l2-sp", "layer"), N, sigma=0.05)
     moved(model)
@@ -155,7 +155,7 @@ def test_the_variances_are_the_best() -> None:
 
     best = minimize(total, [-3.0] * 4, jac=True, method="BFGS", options={"gtol": 1e-9})
     assert list(objective.scales().values()) == pytest.approx([math.exp(x) for x in best.x], rel=1e-6)
-    assert float(objective.regulariser()) * N == pytest.approx(best.fun, rel=1e-12)
+    assert float(objective.regularizer()) * N == pytest.approx(best.fun, rel=1e-12)
 
 
 def test_what_is_said_of_all_layers() -> None:
@@ -166,10 +166,10 @@ def test_what_is_said_of_all_layers() -> None:
     one = LearnedL2(model, N, "l2-sp", "5", sigma=0.03)
     moved(model)
     said, expected = layers.describe(), one.describe()
-    regularisers = said.pop("regulariser"), expected.pop("regulariser")
+    regularizers = said.pop("regularizer"), expected.pop("regularizer")
     assert {name: said[name] for name in expected} == pytest.approx(expected, rel=1e-12)
     assert layers.lambda_ == pytest.approx(one.lambda_, rel=1e-12)
-    assert regularisers[0] < regularisers[1]  # its variances are the best ones of their kind
+    assert regularizers[0] < regularizers[1]  # its variances are the best ones of their kind
     assert {f"scale_{name}" for name in layers.scales()} < set(said)
     assert len({round(value, 9) for value in layers.scales().values()}) == 4
 
@@ -213,6 +213,6 @@ def test_a_state_goes_back_into_layers() -> None:
 
 def test_the_posterior_is_one() -> None:
     """Layers share one sigma: what is learned beside the weights is one number."""
-    regulariser = LearnedL2(network(), N, head="5", groups="layer")
-    assert [p.numel() for p in regulariser.parameters()] == [1]
-    assert isinstance(regulariser.posterior, IsotropicPosterior)
+    regularizer = LearnedL2(network(), N, head="5", groups="layer")
+    assert [p.numel() for p in regularizer.parameters()] == [1]
+    assert isinstance(regularizer.posterior, IsotropicPosterior)

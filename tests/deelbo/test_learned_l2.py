@@ -77,7 +77,7 @@ def test_the_drop_in_loop(prior: str) -> None:
 
 
 def test_learns_the_best_lambda_of_a_linear_model() -> None:
-    """On Bayesian linear regression the loop finds the ELBo's best lambda and sigma, as a numerical optimiser does."""
+    """On Bayesian linear regression the loop finds the ELBo's best lambda and sigma, as a numerical optimizer does."""
     n, d, true_lambda = 100, 10, 4.0
     x = torch.randn(n, d, dtype=torch.float64)
     y = x @ (true_lambda**0.5 * torch.randn(d, dtype=torch.float64)) + torch.randn(n, dtype=torch.float64)
@@ -120,7 +120,7 @@ def trained(model: nn.Module, reg: LearnedL2, x: Tensor, y: Tensor) -> None:
 
 
 def test_a_checkpoint_goes_on_as_if_never_stopped() -> None:
-    """Saved to a file and loaded over another initialisation, training goes on to the very same weights and state."""
+    """Saved to a file and loaded over another initialization, training goes on to the very same weights and state."""
     x, y = torch.randn(8, 3), torch.randint(0, 2, (8,))
 
     def make(seed: int) -> tuple[nn.Module, LearnedL2]:

@@ -1,4 +1,4 @@
-"""The formulas of the priors against dense matrices, torch.distributions and numerical optimisers, in float64."""
+"""The formulas of the priors against dense matrices, torch.distributions and numerical optimizers, in float64."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_kl_at_the_closed_form_scale(prior_and_dense: tuple[GaussianPrior, Tenso
 
 @pytest.mark.parametrize("sigma", [1e-3, 0.3, 5.0])
 def test_scale_is_where_kl_is_least(prior_and_dense: tuple[GaussianPrior, Tensor], sigma: float) -> None:
-    """s* is the scale at which a numerical optimiser finds the dense KL to be least."""
+    """s* is the scale at which a numerical optimizer finds the dense KL to be least."""
     prior, dense = prior_and_dense
     weights, sd = normal(DIM, seed=9), torch.tensor(sigma, dtype=torch.float64)
     found = minimize_scalar(

@@ -192,7 +192,7 @@ def test_the_objectives_of_a_channels_last_network(make: Callable[[nn.Module], O
         with torch.no_grad():  # off the prior's mean
             for p in model.parameters():
                 p.mul_(1.1)
-        optimiser = torch.optim.SGD([*objective.weights, *objective.parameters()], 0.1, momentum=0.9, nesterov=True)
+        optimizer = torch.optim.SGD([*objective.weights, *objective.parameters()], 0.1, momentum=0.9, nesterov=True)
         gradients = []
         for _ in range(2):
             with objective.step():
@@ -201,8 +201,8 @@ def test_the_objectives_of_a_channels_last_network(make: Callable[[nn.Module], O
                 p.stride() for p in objective.weights
             ]
             gradients.append(flatten_gradients([*objective.weights, *objective.parameters()]))
-            optimiser.step()
-        found.append((*gradients, flatten(model.parameters()), objective.regulariser()))
+            optimizer.step()
+        found.append((*gradients, flatten(model.parameters()), objective.regularizer()))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-11)
 

@@ -86,16 +86,16 @@ class Place:
 
         from bench.config.benchmark import make_methods
         from bench.config.loading import load_benchmark
-        from bench.execution.run_trial import execute
-        from bench.scheduling.queue import Race
+        from bench.execution.run_trial import run_trial
+        from bench.scheduling.queue import TrialQueue
         from bench.storage.records import RecordStore
         from deelbo.pretrained.embedded import load_pretrained
 
         store = RecordStore(str(self.folder / "undisturbed"))
-        race = Race(make_methods(load_benchmark(str(self.config("undisturbed", self.many)))))
+        race = TrialQueue(make_methods(load_benchmark(str(self.config("undisturbed", self.many)))))
         start = load_pretrained()
         while (spec := race.ask()) is not None:
-            record, series = execute(spec, start, torch.device("cpu"))
+            record, series = run_trial(spec, start, torch.device("cpu"))
             store.write(record, series)
             race.tell(record)
 

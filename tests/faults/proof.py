@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config.loading import parse_benchmark
-from bench.results.configurations import chosen_trials
+from bench.results.configurations import selected_trials
 from bench.storage.records import RecordStore
 from bench.tracking.conversion import content_of, rounded
 from bench.tracking.runs import CHOSEN, COST
@@ -107,7 +107,7 @@ def in_mlflow(database: Path, storage: Path) -> int:
     states = Counter(status for _, status, _ in runs)
     assert set(states) == {"FINISHED"}, f"runs in MLflow are {dict(states)}"
     store, total = RecordStore(str(storage)), 0
-    costs = chosen_trials(parse_benchmark(store.read_benchmark() or {}, "benchmark.json"), list(store.records()))
+    costs = selected_trials(parse_benchmark(store.read_benchmark() or {}, "benchmark.json"), list(store.records()))
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
         for run, _, key in runs:
             found = Counter(

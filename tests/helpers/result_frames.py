@@ -22,7 +22,7 @@ TRIAL: dict[str, Any] = {
     "learning_rate": 0.1,
     "kappa_share": 1.0,
     "groups": "backbone+head",
-    "optimiser": "sgd",
+    "optimizer": "sgd",
     "options": "{}",
     "until": 1.0,
     "since": 0.0,

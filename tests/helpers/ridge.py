@@ -123,7 +123,7 @@ def ridge(
 
 
 def _least(of: Callable[[float], float]) -> float:
-    """The alpha in `RANGE` at which ``of`` is least: the best of a grid, refined between its neighbours."""
+    """The alpha in `RANGE` at which ``of`` is least: the best of a grid, refined between its neighbors."""
     grid = np.linspace(np.log(RANGE[0]), np.log(RANGE[1]), 93)
     place = int(np.argmin([of(float(np.exp(x))) for x in grid]))
     bounds = (grid[max(place - 1, 0)], grid[min(place + 1, len(grid) - 1)])

@@ -29,7 +29,7 @@ from bench.report.figures.subsampling import figure2
 from bench.results.configurations import Configurations
 from bench.results.curves import curves, exact_curve
 from bench.results.sources import from_published
-from bench.scheduling.queue import Race
+from bench.scheduling.queue import TrialQueue
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
@@ -52,7 +52,7 @@ def synthetic(folder: Path, content: dict[str, Any]) -> int:
     RecordStore(str(folder)).write_benchmark(benchmark.content())
     (folder / "records").mkdir()
     random = np.random.default_rng(0)
-    race, count = Race(make_methods(benchmark), (), 0), 0
+    race, count = TrialQueue(make_methods(benchmark), (), 0), 0
     while (spec := race.ask()) is not None:
         record = invented(spec, random)
         (folder / "records" / f"{record.key}.json").write_text(record.to_json())
@@ -71,7 +71,7 @@ def invented(spec: TrialSpec, random: np.random.Generator) -> TrialRecord:
         "test_nll": 2 - 2 * skill,
         "test_acc": skill,
     }
-    state = {"regulariser": 0.1, "weight_decay_backbone": 0.01, "weight_decay_head": 0.01, "sigma": 0.01}
+    state = {"regularizer": 0.1, "weight_decay_backbone": 0.01, "weight_decay_head": 0.01, "sigma": 0.01}
     if spec.stage == "run":
         metrics |= {"objective": 2 - 2 * skill, "nll_under_q": 1 - skill}
         state |= {"kappa": 23528522 / spec.n, "scale_backbone": 1e-3, "scale_head": 0.1}

@@ -21,12 +21,12 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from bench.cli.progress import Terminal
+from bench.cli.progress import ProgressDisplay
 from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import parse_benchmark
-from bench.scheduling.callbacks import Watcher
-from bench.scheduling.queue import Race
-from bench.storage.attempts import Attempts
+from bench.scheduling.callbacks import RunCallback
+from bench.scheduling.queue import TrialQueue
+from bench.storage.attempts import AttemptLog
 from bench.storage.lock import StorageLock
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
@@ -66,7 +66,7 @@ def pretend(spec: TrialSpec, start: Any, device: Any, slots: int, attempt: int, 
     return record, series
 
 
-class Meter(Watcher):
+class Meter(RunCallback):
     """Time and the driver's memory at every thousandth trial."""
 
     def __init__(self, every: int) -> None:
@@ -91,9 +91,9 @@ def fill(store: RecordStore, benchmark: Benchmark, every: int, mlflow: bool) -> 
     meter = Meter(every)
     with StorageLock(store) as lock:
         store.write_benchmark(benchmark.content())
-        tracker = Tracker(lambda: MLflowMirror(tracking_uri(store), benchmark, store)) if mlflow else Watcher()
-        watchers = [tracker, Terminal(Console(file=sys.stderr)), meter]
-        outcome = run_benchmark(benchmark, lock, [], Attempts(store), {}, watchers=watchers, run_trial=pretend)
+        tracker = Tracker(lambda: MLflowMirror(tracking_uri(store), benchmark, store)) if mlflow else RunCallback()
+        watchers = [tracker, ProgressDisplay(Console(file=sys.stderr)), meter]
+        outcome = run_benchmark(benchmark, lock, [], AttemptLog(store), {}, watchers=watchers, run_trial=pretend)
         stopping = time.perf_counter()
         sent = tracker.stop("FINISHED", {}) if isinstance(tracker, Tracker) else None
         flush = time.perf_counter() - stopping
@@ -145,7 +145,7 @@ def main() -> None:
         since = time.perf_counter()
         with StorageLock(store):
             records, _ = store.whole_records()
-            Race(make_methods(benchmark), records)
+            TrialQueue(make_methods(benchmark), records)
         result["read_seconds"] = round(time.perf_counter() - since, 2)
         result["continue_seconds"] = round(until_trials(Path(folder) / "more.yaml", store), 1)
         result["report_seconds"] = round(timed("report", store.url), 1)

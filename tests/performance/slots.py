@@ -23,7 +23,7 @@ import ray
 from bench.config.benchmark import Benchmark
 from bench.config.loading import parse_benchmark
 from bench.results.makespan import Jobs, makespan
-from bench.storage.attempts import Attempts
+from bench.storage.attempts import AttemptLog
 from bench.storage.lock import StorageLock
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
@@ -73,7 +73,7 @@ def drive(address: str, trials: int, since: float, resources: Mapping[str, Any] 
     with tempfile.TemporaryDirectory() as folder:
         store = RecordStore(folder)
         with StorageLock(store) as lock:
-            outcome = run_benchmark(benchmark, lock, [], Attempts(store), {}, address, since=since, run_trial=sleep)
+            outcome = run_benchmark(benchmark, lock, [], AttemptLog(store), {}, address, since=since, run_trial=sleep)
         records = sorted(store.records(), key=lambda record: record.started)
     ready: dict[int, float] = {}
     for record in records:

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from bench.labels import PRIOR_NAMES, dataset_name, method_name
 from bench.report.figures.style import EDGE, label, looks, panels, tidy, time_unit
 from bench.results.anytime import PER_OCTAVE
-from bench.results.frame import in_order
+from bench.results.frame import sort_rows
 
 __all__ = ["figure_race"]
 
@@ -48,9 +48,9 @@ def figure_race(anytime: pd.DataFrame, cost: str = "full") -> Figure:
         anytime: as `bench.results.anytime.anytime` gives, not empty.
         cost: what is counted as compute in it, "train" or "full".
     """
-    rows = list(in_order(anytime).groupby(ROW, sort=False))
-    priors = in_order(anytime[["prior"]].drop_duplicates())["prior"].tolist()
-    methods = in_order(anytime[["method"]].drop_duplicates())["method"].tolist()
+    rows = list(sort_rows(anytime).groupby(ROW, sort=False))
+    priors = sort_rows(anytime[["prior"]].drop_duplicates())["prior"].tolist()
+    methods = sort_rows(anytime[["method"]].drop_duplicates())["method"].tolist()
     look = looks(methods)
     unit, factor = time_unit(anytime["seconds"].max() / 3600)
     factor /= 3600

@@ -24,9 +24,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from bench.labels import PRIOR_NAMES, dataset_name, method_name
-from bench.report.figures.style import METHOD_COLOURS, label, panels, tidy
+from bench.report.figures.style import METHOD_COLORS, label, panels, tidy
 from bench.results.configurations import CELL, PROBLEM, configurations
-from bench.results.frame import in_order
+from bench.results.frame import sort_rows
 
 __all__ = ["bound", "figure1", "pairs"]
 
@@ -99,7 +99,7 @@ def figure1(runs: pd.DataFrame) -> Figure:
     Args:
         runs: as `pairs` gives, not empty.
     """
-    rows = list(in_order(runs, "seed").groupby(PROBLEM, sort=False))
+    rows = list(sort_rows(runs, "seed").groupby(PROBLEM, sort=False))
     figure, axes = panels(len(rows), 2, (3.0, 1.9), (0.75, 0.75), 0.8)
     best = runs.apply(best_scale, axis=1)
     decades = np.log10([best.min(), best.max()])
@@ -125,7 +125,7 @@ def _draw(axis: Axes, runs: pd.DataFrame, scale: Array, emphasised: bool) -> Non
     highest = []
     for _, run in runs.iterrows():
         kappa = data_emphasis(run) if emphasised else 1.0
-        look: dict[str, Any] = {"color": METHOD_COLOURS[run["method"]]}
+        look: dict[str, Any] = {"color": METHOD_COLORS[run["method"]]}
         axis.plot(scale, bound(run, scale, kappa), linestyle=LINES[run["method"]], linewidth=1.4, alpha=0.9, **look)
         top = np.array([best_scale(run)])
         highest += bound(run, top, kappa).tolist()
@@ -150,5 +150,5 @@ def _accuracies(runs: pd.DataFrame) -> str:
 
 def _legend() -> Iterator[Line2D]:
     for method, line in LINES.items():
-        look: dict[str, Any] = {"color": METHOD_COLOURS[method], "linestyle": line, "marker": "o"}
+        look: dict[str, Any] = {"color": METHOD_COLORS[method], "linestyle": line, "marker": "o"}
         yield Line2D([], [], markeredgecolor="white", label=f"q of the {method_name(method)}'s run", **look)

@@ -1,6 +1,6 @@
-"""What all figures share: colours, marks, units, and how they are written.
+"""What all figures share: colors, marks, units, and how they are written.
 
-Readable in grey print and by the colour-blind: colours are Okabe and Ito's, and no two things differ by colour alone.
+Readable in grey print and by the color-blind: colors are Okabe and Ito's, and no two things differ by color alone.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from bench.labels import METHOD_NAMES, REPLAYED
+from bench.labels import METHOD_NAMES, REPLAY_SUFFIX
 
-__all__ = ["EDGE", "METHOD_COLOURS", "PRIOR_COLOURS", "label", "looks", "panels", "save", "tidy", "time_unit"]
+__all__ = ["EDGE", "METHOD_COLORS", "PRIOR_COLORS", "label", "looks", "panels", "save", "tidy", "time_unit"]
 
 
-METHOD_COLOURS = {"map-gs": "#0072B2", "de-elbo": "#D55E00", "elbo": "#444444"}
-PRIOR_COLOURS = {"l2-zero": "#009E73", "l2-sp": "#0072B2", "ptyl": "#CC79A7"}
-COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#0072B2", "#555555")
+METHOD_COLORS = {"map-gs": "#0072B2", "de-elbo": "#D55E00", "elbo": "#444444"}
+PRIOR_COLORS = {"l2-zero": "#009E73", "l2-sp": "#0072B2", "ptyl": "#CC79A7"}
+COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#0072B2", "#555555")
 DASHES: tuple[Any, ...] = ((0, (6, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), "-")
 MARKS: tuple[Any, ...] = ("s", "^", "D", "v", "P", ">", "h", "<", "p", "d", "8", (6, 1, 0), (4, 1, 0))
-"""Their numbers, 7, 4 and 13, have no common divisor: 52 methods differ by more than colour, 364 differ."""
+"""Their numbers, 7, 4 and 13, have no common divisor: 52 methods differ by more than color, 364 differ."""
 UNITS = (("hours", 1.0), ("minutes", 60.0), ("seconds", 3600.0))
 EDGE: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.7, "linestyle": "none", "zorder": 3}
 
@@ -53,7 +53,7 @@ def panels(
 
 
 def looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """How each entry is drawn where there are many: colour, line and marker, as arguments of matplotlib's ``plot``.
+    """How each entry is drawn where there are many: color, line and marker, as arguments of matplotlib's ``plot``.
 
     Methods have the looks of their place in `bench.methods.METHODS`, whatever else is drawn; entries of other names
     take the next ones in the order in which they are given. A replayed method is itself, thinner and hollow.
@@ -61,7 +61,7 @@ def looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     own = [name for name in METHOD_NAMES if name not in OWN]
     for method in methods:
-        entry = method.removesuffix(REPLAYED)
+        entry = method.removesuffix(REPLAY_SUFFIX)
         if entry not in OWN and entry not in own:
             own.append(entry)
         look = OWN[entry] if entry in OWN else _look(own.index(entry))
@@ -71,15 +71,15 @@ def looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 OWN: dict[str, dict[str, Any]] = {
-    "map-gs": {"color": METHOD_COLOURS["map-gs"], "linestyle": "-", "marker": "o", "markersize": 6.0},
-    "de-elbo": {"color": METHOD_COLOURS["de-elbo"], "linestyle": "-", "marker": "*", "markersize": 11.0},
-    "elbo": {"color": METHOD_COLOURS["elbo"], "linestyle": DASHES[0], "marker": "X", "markersize": 7.0},
+    "map-gs": {"color": METHOD_COLORS["map-gs"], "linestyle": "-", "marker": "o", "markersize": 6.0},
+    "de-elbo": {"color": METHOD_COLORS["de-elbo"], "linestyle": "-", "marker": "*", "markersize": 11.0},
+    "elbo": {"color": METHOD_COLORS["elbo"], "linestyle": DASHES[0], "marker": "X", "markersize": 7.0},
 }
 """The paper's methods look as in figure 2."""
 
 
 def _look(i: int) -> dict[str, Any]:
-    look = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
+    look = {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i % len(DASHES)]}
     mark = MARKS[i % len(MARKS)]
     return look | {"marker": mark, "markersize": 9.0 if isinstance(mark, tuple) else 6.0}  # stars are thin
 

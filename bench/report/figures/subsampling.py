@@ -13,9 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from bench.labels import OF_THE_PAPER, PRIOR_NAMES, dataset_name, method_name
-from bench.report.figures.style import EDGE, METHOD_COLOURS, PRIOR_COLOURS, label, panels, tidy, time_unit
-from bench.results.frame import in_order
+from bench.labels import PAPER_METHODS, PRIOR_NAMES, dataset_name, method_name
+from bench.report.figures.style import EDGE, METHOD_COLORS, PRIOR_COLORS, label, panels, tidy, time_unit
+from bench.results.frame import sort_rows
 from bench.results.paper import paper_de_elbo
 
 __all__ = ["figure2"]
@@ -43,7 +43,7 @@ def figure2(curves: pd.DataFrame, cost: str = "train", published: Collection[str
         cost: "train" or "full", as in `bench.results.curves.COSTS`.
         published: the sources that are the paper's own, where what it prints of the DE ELBo stands in for runs.
     """
-    shown = in_order(curves[(curves["cost"] == cost) & curves["method"].isin(OF_THE_PAPER)], "split_seed", "k")
+    shown = sort_rows(curves[(curves["cost"] == cost) & curves["method"].isin(PAPER_METHODS)], "split_seed", "k")
     ends = shown["k"] == shown.groupby(LINE)["k"].transform("max")
     shown = shown[ends | shown["method"].isin(CURVED)]
     cells = list(shown.groupby(PANEL))
@@ -95,9 +95,9 @@ def _look(prior: str, method: str, by_prior: bool) -> dict[str, Any]:
     """How a method with a prior is drawn: by shape and line of its prior if there are several, else of the method."""
     if not by_prior:
         shape, size = ALONE.get(method, ("D", 6.0))
-        return {"color": METHOD_COLOURS.get(method, "#444444"), "marker": shape, "markersize": size, "line": "-"}
+        return {"color": METHOD_COLORS.get(method, "#444444"), "marker": shape, "markersize": size, "line": "-"}
     shape, size = SHAPES.get(prior, ("D", 6.0))
-    look = {"color": PRIOR_COLOURS.get(prior, "#444444"), "marker": shape, "line": LINES.get(prior, "-")}
+    look = {"color": PRIOR_COLORS.get(prior, "#444444"), "marker": shape, "line": LINES.get(prior, "-")}
     if method == "map-gs":
         return look | {"markersize": size}
     if method == "de-elbo":
@@ -149,8 +149,8 @@ def _limits(axis: Axes, shown: pd.DataFrame, printed: pd.DataFrame, factor: floa
 def _legend(shown: pd.DataFrame, by_prior: bool, printed: bool) -> list[Any]:
     handles: list[Any] = []
     pairs = shown[["prior", "method"]].drop_duplicates()
-    for prior in in_order(pairs[["prior"]].drop_duplicates())["prior"]:
-        for method in [name for name in OF_THE_PAPER if ((pairs["prior"] == prior) & (pairs["method"] == name)).any()]:
+    for prior in sort_rows(pairs[["prior"]].drop_duplicates())["prior"]:
+        for method in [name for name in PAPER_METHODS if ((pairs["prior"] == prior) & (pairs["method"] == name)).any()]:
             of = shown[(shown["prior"] == prior) & (shown["method"] == method)]
             look = dict(_look(prior, method, by_prior))
             line = look.pop("line") if of.duplicated(LINE).any() else "none"

@@ -54,7 +54,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"colour": "red"}, "unknown key colour"),
+        ({"color": "red"}, "unknown key color"),
         ({"methods": {"map-gs": {"weight_decays": [-1]}}}, "methods.map-gs.weight_decays.0 = -1"),
         ({"methods": {"map-gs": {"weight_decays": ["lots"]}}}, "'lots': must be a number"),
         ({"n": [5000]}, "n = 5000 is larger than the pool of 4000"),
@@ -83,7 +83,7 @@ USAGE = [
     ([], "COMMAND"),
     (["fly"], "fly"),
     (["run"], "config"),
-    (["run", "quickstart", "--colour", "red"], "--colour"),
+    (["run", "quickstart", "--color", "red"], "--color"),
     (["run", "quickstat"], "no preset or file 'quickstat'"),
     (["plan", "quickstart", "--seconds-per-step", "1"], "--seconds-per-step"),
     (["plan", "quickstart", "--images-per-second", "soon"], "soon"),

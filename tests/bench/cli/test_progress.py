@@ -9,21 +9,21 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from bench.cli.progress import Terminal
+from bench.cli.progress import ProgressDisplay
 from bench.config.benchmark import Benchmark, make_methods
-from bench.scheduling.queue import Race
+from bench.scheduling.queue import TrialQueue
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 
 Fake = Callable[..., TrialRecord]
 
 
-def terminal(is_terminal: bool = False) -> tuple[Terminal, io.StringIO]:
+def terminal(is_terminal: bool = False) -> tuple[ProgressDisplay, io.StringIO]:
     out = io.StringIO()
-    return Terminal(Console(file=out, width=200, force_terminal=is_terminal)), out
+    return ProgressDisplay(Console(file=out, width=200, force_terminal=is_terminal)), out
 
 
-def play(watcher: Terminal, race: Race, fake: Fake, status: str = "completed") -> None:
+def play(watcher: ProgressDisplay, race: TrialQueue, fake: Fake, status: str = "completed") -> None:
     while (spec := race.ask()) is not None:
         watcher.started(spec)
         record = fake(spec, status if spec.stage == "run" else "completed")
@@ -34,7 +34,7 @@ def play(watcher: Terminal, race: Race, fake: Fake, status: str = "completed") -
 def test_the_first_line_says_how_much_there_is(tiny: Benchmark) -> None:
     """Before anything runs: how many trials, how many of them are done, how many at a time."""
     watcher, out = terminal()
-    watcher.began(Race(make_methods(tiny)), 2)
+    watcher.began(TrialQueue(make_methods(tiny)), 2)
     assert out.getvalue() == "9 trials, 2 at a time\n"
 
 
@@ -43,14 +43,14 @@ def test_what_was_done_before_is_said(tiny: Benchmark, fake: Fake) -> None:
     first = make_methods(tiny)[1].ask()
     assert first is not None
     watcher, out = terminal()
-    watcher.began(Race(make_methods(tiny), [fake(first)]), 2)
+    watcher.began(TrialQueue(make_methods(tiny), [fake(first)]), 2)
     assert out.getvalue() == "9 trials, 1 done before, 2 at a time\n"
 
 
 def test_status_counts_running_left_and_time(tiny: Benchmark, fake: Fake) -> None:
     """Nothing running counts as left; one trial of 14 s done on two slots leaves 8 x 14 / 2 = 56 s."""
     watcher, _ = terminal()
-    race = Race(make_methods(tiny))
+    race = TrialQueue(make_methods(tiny))
     watcher.began(race, 2)
     specs: list[TrialSpec] = []
     for _ in range(3):
@@ -68,7 +68,7 @@ def test_status_counts_running_left_and_time(tiny: Benchmark, fake: Fake) -> Non
 def test_the_last_line_says_that_all_is_done(tiny: Benchmark, fake: Fake) -> None:
     """The end is always said, however short the time since the line before."""
     watcher, out = terminal()
-    race = Race(make_methods(tiny))
+    race = TrialQueue(make_methods(tiny))
     watcher.began(race, 2)
     play(watcher, race, fake)
     watcher.close()
@@ -78,7 +78,7 @@ def test_the_last_line_says_that_all_is_done(tiny: Benchmark, fake: Fake) -> Non
 def test_lines_are_few(tiny: Benchmark, fake: Fake) -> None:
     """Where there is no terminal, a log is not flooded: a line every ten seconds, and the last."""
     watcher, out = terminal()
-    race = Race(make_methods(tiny))
+    race = TrialQueue(make_methods(tiny))
     watcher.began(race, 2)
     play(watcher, race, fake)
     assert len(re.findall(r"\d/9 done", out.getvalue())) <= 2
@@ -91,7 +91,7 @@ WHERE = "mnist-digits digits-resnet l2-sp n=100 seed=1001"
 def test_what_went_wrong_is_said_at_once(tiny: Benchmark, fake: Fake, status: str) -> None:
     """A trial that diverged or failed has a line of its own."""
     watcher, out = terminal()
-    race = Race(make_methods(tiny))
+    race = TrialQueue(make_methods(tiny))
     watcher.began(race, 2)
     play(watcher, race, fake, status)
     assert out.getvalue().count(f"{status}: {WHERE} elbo run lr 0.1\n") == 1
@@ -100,7 +100,7 @@ def test_what_went_wrong_is_said_at_once(tiny: Benchmark, fake: Fake, status: st
 def test_a_terminal_gets_a_bar(tiny: Benchmark, fake: Fake) -> None:
     """On a terminal a bar moves to the end, and closing twice leaves the terminal as it was."""
     watcher, out = terminal(is_terminal=True)
-    race = Race(make_methods(tiny))
+    race = TrialQueue(make_methods(tiny))
     watcher.began(race, 2)
     play(watcher, race, fake)
     assert watcher.bar is not None

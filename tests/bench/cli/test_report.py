@@ -106,7 +106,7 @@ def test_what_cannot_be_used_is_left_out(part: Any, storage: RecordStore, publis
     is 1."""
     bad = Path("tuned_bad.csv"), Path("retrained_bad.csv")
     for path in bad:
-        path.write_text("colour,shape\nred,round\n")
+        path.write_text("color,shape\nred,round\n")
     spoilt = publish(cells=[(100, 1), (100, 2)], runtime=-1.0)
     arguments, expected = part(storage.url, bad, spoilt)
     code, out, error = call("report", *arguments, "--out", "pages")
@@ -151,7 +151,7 @@ def test_bad_input_is_one_line(
     arguments: list[str], words: str, storage: RecordStore, other: RecordStore, publish: Publish, call: Any
 ) -> None:
     """Where nothing can be made the exit code is 2, one line says why, and nothing is written or printed."""
-    Path("bad.csv").write_text("colour,shape\nred,round\n")
+    Path("bad.csv").write_text("color,shape\nred,round\n")
     tuned, retrained = publish()
     given = {"storage": storage.url, "other": other.url, "tuned": tuned, "retrained": retrained}
     code, out, error = call("report", *(argument.format(**given) for argument in arguments))

@@ -14,7 +14,7 @@ from bench.config.loading import parse_benchmark
 from bench.config.validation import check_data
 from bench.exceptions import ConfigError, RecordError
 from bench.ray_backend.tuner import _data
-from bench.scheduling.resume import check_records
+from bench.scheduling.resume import check_same_inputs
 from bench.storage.records import RecordStore
 from deelbo.data import load_task
 
@@ -69,10 +69,10 @@ def test_other_images_than_before(
     (spec,) = make_methods(benchmark)[0].first()
     seen = load_task("CIFAR-10", data_root, 32, verify=False).fingerprint
     records = [fake(spec), fake(spec, versions={"data": seen})]
-    check_records(store, records, check_data(benchmark, ["CIFAR-10"]), {})
+    check_same_inputs(store, records, check_data(benchmark, ["CIFAR-10"]), {})
     cifar10_writer(tmp_path / "other", seed=1)
     with pytest.raises(RecordError, match=f"saw other images of CIFAR-10: {seen}, here "):
-        check_records(store, records, check_data(benchmark_on(tmp_path / "other"), ["CIFAR-10"]), {})
+        check_same_inputs(store, records, check_data(benchmark_on(tmp_path / "other"), ["CIFAR-10"]), {})
 
 
 def test_workers_are_told_a_whole_path(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,7 @@ RETRAIN = "methods/map-gs/retrain"
 RATES = "methods/map-gs/learning_rates"
 DECAYS = "methods/map-gs/weight_decays"
 REFUSED = [
-    ("colour", "red", ["colour", "unknown key", "seeds"]),
+    ("color", "red", ["color", "unknown key", "seeds"]),
     ("methods/mine", {}, ["methods.mine", "no method 'mine'", "map-gs, de-elbo, elbo", "methods.mine.method"]),
     ("methods/map-gs/decays", [1], ["methods.map-gs.decays", "unknown key", "weight_decays"]),
     ("methods/de-elbo/kapa", 1, ["methods.de-elbo.kapa", "unknown key", "kappa"]),

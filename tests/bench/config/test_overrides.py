@@ -86,7 +86,7 @@ def test_a_preset_is_changed_for_one_call() -> None:
         ("seeds.0=7", ["--set seeds.0=7: seeds has no keys in it", "set it as a whole"]),
         ("methods.elbo.learning_rates.0=7", ["methods.elbo.learning_rates has no keys in it"]),
         ("training.epochs=3", ["unknown key training.epochs", "steps"]),
-        ("colour=red", ["unknown key colour"]),
+        ("color=red", ["unknown key color"]),
         ("metods.elbo.kappa=3", ["unknown key metods"]),
         ("training.steps=many", ["training.steps = 'many'", "integer"]),
         ("training.steps=1.5", ["training.steps = 1.5", "integer"]),

@@ -8,10 +8,10 @@ import pytest
 
 from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import parse_benchmark
-from bench.config.selection import part_of
+from bench.config.selection import filter_methods
 from bench.exceptions import ConfigError
 from bench.methods.base import Method
-from bench.scheduling.queue import Race
+from bench.scheduling.queue import TrialQueue
 from bench.trials.record import TrialRecord
 
 CONTENT = {
@@ -55,7 +55,7 @@ EVERYTHING = [
 
 def test_without_it_everything_runs(many: Benchmark) -> None:
     """Without ``--only`` the part is the whole, in order."""
-    assert names(part_of(make_methods(many), None)) == EVERYTHING
+    assert names(filter_methods(make_methods(many), None)) == EVERYTHING
     assert len(EVERYTHING) == 72
 
 
@@ -80,7 +80,7 @@ def test_a_part_is_what_fits(many: Benchmark, only: str, kept: Any) -> None:
     """Each key names what it says; given twice it allows either value, different keys must all fit; the order stays."""
     expected = [competitor for competitor in EVERYTHING if kept(competitor)]
     assert 0 < len(expected) < len(EVERYTHING)
-    assert names(part_of(make_methods(many), only)) == expected
+    assert names(filter_methods(make_methods(many), only)) == expected
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_part_is_what_fits(many: Benchmark, only: str, kept: Any) -> None:
 def test_a_bad_part_is_one_line(many: Benchmark, only: str, words: list[str]) -> None:
     """A bad form, an unknown key, a value that the benchmark does not have, or values that never meet: one line."""
     with pytest.raises(ConfigError) as caught:
-        part_of(make_methods(many), only)
+        filter_methods(make_methods(many), only)
     assert len(str(caught.value).splitlines()) == 1
     for word in words:
         assert word in str(caught.value)
@@ -111,7 +111,7 @@ def test_a_bad_part_is_one_line(many: Benchmark, only: str, words: list[str]) ->
 
 def run(benchmark: Benchmark, only: str | None, known: list[TrialRecord], fake: Any) -> list[TrialRecord]:
     """What a call with ``--only`` adds to the records known."""
-    race, made = Race(part_of(make_methods(benchmark), only), known), list[TrialRecord]()
+    race, made = TrialQueue(filter_methods(make_methods(benchmark), only), known), list[TrialRecord]()
     while (spec := race.ask()) is not None:
         made.append(fake(spec))
         race.tell(made[-1])
@@ -125,7 +125,7 @@ def test_a_later_call_runs_the_rest(many: Benchmark, only: str, fake: Any) -> No
     """A call with ``--only`` runs that part alone; a later one without it runs what is missing, and nothing twice."""
     everything = {record.key for record in run(many, None, [], fake)}
     first = run(many, only, [], fake)
-    part = {(method.name, method.cell) for method in part_of(make_methods(many), only)}
+    part = {(method.name, method.cell) for method in filter_methods(make_methods(many), only)}
     assert {(record.spec.method, record.spec.cell) for record in first} == part
     rest = run(many, None, first, fake)
     keys = [record.key for record in [*first, *rest]]

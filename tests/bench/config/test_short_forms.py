@@ -117,7 +117,7 @@ def test_half_a_form_is_refused(given: dict[str, Any], words: str) -> None:
         ({"datasets": ["CIFAR-10"]} | BACKBONE, "datasets = ['CIFAR-10']: "),
         ({"backbones": {}} | DATASET, "backbones: must hold at least one value"),
         ({"backbones": {"resnet50": {"head": 3}}} | DATASET, "backbones.resnet50.head = 3: "),
-        ({"backbones": {"resnet50": {"colour": 1}}} | DATASET, "unknown key backbones.resnet50.colour: "),
+        ({"backbones": {"resnet50": {"color": 1}}} | DATASET, "unknown key backbones.resnet50.color: "),
         ({"backbones": {"resnet50": "V1"}} | DATASET, "backbones.resnet50 = 'V1': "),
         ({"backbones": "resnet50"} | DATASET, "backbones = 'resnet50': "),
         ({"backbones": {"resnet50": {"ptyl": 3}}} | DATASET, "backbones.resnet50.ptyl = 3: "),
@@ -187,11 +187,11 @@ def test_three_files_are_three(change: dict[str, Any], words: str) -> None:
 
 def test_an_unknown_key_is_told_what_there_is() -> None:
     """Beside a key that does not exist stand those that do: at the top both forms, in a backbone its settings."""
-    top = refusal(DATASET, BACKBONE, {"colour": "red"})
+    top = refusal(DATASET, BACKBONE, {"color": "red"})
     assert {"datasets", "backbones", "dataset", "n", "backbone", "head"} <= set(
         top.rpartition("one of ")[2].split(", ")
     )
-    inner = refusal(DATASET, {"backbones": {"resnet50": {"colour": 1}}})
+    inner = refusal(DATASET, {"backbones": {"resnet50": {"color": 1}}})
     assert inner.endswith("use one of weights, ptyl, head")
 
 

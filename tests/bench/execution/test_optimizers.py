@@ -1,4 +1,4 @@
-"""Optimisers that need no learning rate: how they are made, what trains rho, and that they can be kept."""
+"""Optimizers that need no learning rate: how they are made, what trains rho, and that they can be kept."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bench.execution.optimizers import FIRST_STEP, RHO_RATE, Apart, Averaging, make_optimiser
+from bench.execution.optimizers import FIRST_STEP, RHO_RATE, Apart, Averaging, make_optimizer
 from deelbo.data import Split
-from deelbo.data.images import Geometry, Images, Normalisation
+from deelbo.data.images import Geometry, Images, Normalization
 from deelbo.groups import make_groups
 from deelbo.objectives.elbo import DataEmphasizedELBO
 from deelbo.training.fit import FitResult, fit
@@ -33,7 +33,7 @@ def images(n: int, seed: int) -> Images:
     return Images(pixels.to(torch.uint8), labels, 4)
 
 
-SPLIT = Split(images(60, 1), None, images(80, 2), Normalisation.of(images(60, 1)), Geometry(side=4, crop=4))
+SPLIT = Split(images(60, 1), None, images(80, 2), Normalization.of(images(60, 1)), Geometry(side=4, crop=4))
 
 
 def network() -> nn.Module:
@@ -44,31 +44,31 @@ def network() -> nn.Module:
 def trained(
     name: str, until: float = 1.0, handover: Handover | None = None, steps: int = 40
 ) -> tuple[nn.Module, FitResult]:
-    """The DE ELBo of the toy images, by that optimiser."""
+    """The DE ELBo of the toy images, by that optimizer."""
     model = network()
     objective = DataEmphasizedELBO(make_groups(model, "4", "l2-sp"), 60, generator=torch.Generator().manual_seed(1))
     schedule = replace(SCHEDULE, steps=steps)
-    result = fit(model, SPLIT, objective, schedule, optimiser=make_optimiser(name), until=until, handover=handover)
+    result = fit(model, SPLIT, objective, schedule, optimizer=make_optimizer(name), until=until, handover=handover)
     return model, result
 
 
 def made(name: str, rate: float = 1.0) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
-    """Two weights and a single number, and their optimiser."""
+    """Two weights and a single number, and their optimizer."""
     parameters = [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2)), nn.Parameter(torch.zeros(1))]
-    make = make_optimiser(name)
+    make = make_optimizer(name)
     assert make is not None
     return parameters, make(parameters, rate)
 
 
 def test_sgd_is_the_trainers_own() -> None:
     """For SGD there is nothing to make."""
-    assert make_optimiser("sgd") is None
+    assert make_optimizer("sgd") is None
 
 
 def test_another_name_is_refused() -> None:
-    """An optimiser that there is not is refused with those that there are."""
-    with pytest.raises(ValueError, match="optimiser must be one of sgd, prodigy, schedule-free, got 'adam'"):
-        make_optimiser("adam")
+    """An optimizer that there is not is refused with those that there are."""
+    with pytest.raises(ValueError, match="optimizer must be one of sgd, prodigy, schedule-free, got 'adam'"):
+        make_optimizer("adam")
 
 
 @pytest.mark.parametrize(("name", "package"), [("prodigy", "prodigyopt"), ("schedule-free", "schedulefree")])
@@ -76,67 +76,67 @@ def test_a_missing_package_is_named(name: str, package: str, monkeypatch: pytest
     """Where the package is missing the error is one line with the command."""
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"^{name} needs the package {package}: pip install 'deelbo\[methods\]'$"):
-        make_optimiser(name)
+        make_optimizer(name)
 
 
 @pytest.mark.parametrize("name", FREE)
 def test_the_rate_multiplies(name: str) -> None:
     """The learning rate multiplies the weights' step and rho's; there is no weight decay beside the objective's."""
-    _, optimiser = made(name, 0.5)
-    assert [group["lr"] for group in optimiser.param_groups] == [0.5, 0.5 * RHO_RATE]
-    assert [len(group["params"]) for group in optimiser.param_groups] == [2, 1]
-    assert {group["weight_decay"] for group in optimiser.param_groups} == {0}
+    _, optimizer = made(name, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5 * RHO_RATE]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 1]
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0}
 
 
 def test_prodigy_is_prodigy() -> None:
     """The weights take the steps of Prodigy alone, a cosine on top; the single number takes Adam's."""
     prodigy = import_module("prodigyopt").Prodigy
     torch.manual_seed(0)
-    parameters, optimiser = made("prodigy")
+    parameters, optimizer = made("prodigy")
     copies = deepcopy(parameters)
     alone = prodigy(copies[:2], lr=1.0, d0=FIRST_STEP), torch.optim.Adam(copies[2:], lr=RHO_RATE)
-    cosines = [torch.optim.lr_scheduler.CosineAnnealingLR(one, T_max=10) for one in (optimiser, *alone)]
+    cosines = [torch.optim.lr_scheduler.CosineAnnealingLR(one, T_max=10) for one in (optimizer, *alone)]
     for _ in range(8):
         for ours, theirs in zip(parameters, copies, strict=True):
             ours.grad = torch.randn_like(ours)
             theirs.grad = ours.grad.clone()
-        for one in (optimiser, *alone):
+        for one in (optimizer, *alone):
             one.step()
         for cosine in cosines:
             cosine.step()
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(parameters, copies, strict=True))
-    assert optimiser.param_groups[0]["d"] > FIRST_STEP
+    assert optimizer.param_groups[0]["d"] > FIRST_STEP
 
 
 def test_schedule_free_is_evaluated_at_its_average() -> None:
     """The weights that are evaluated are the mean of the points that plain SGD went through; rho stays where it is."""
-    parameters, optimiser = made("schedule-free", 0.1)
-    assert isinstance(optimiser, Averaging)
+    parameters, optimizer = made("schedule-free", 0.1)
+    assert isinstance(optimizer, Averaging)
     point = parameters[1].detach().clone()
     points = []
-    optimiser.train()
+    optimizer.train()
     for _ in range(5):
         gradients = [torch.randn_like(parameter) for parameter in parameters]
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient.clone()
         point -= 0.1 * gradients[1]
         points.append(point.clone())
-        optimiser.step()
+        optimizer.step()
     rho = parameters[2].detach().clone()
-    optimiser.eval()
+    optimizer.eval()
     torch.testing.assert_close(parameters[1].detach(), torch.stack(points).mean(0))
     assert torch.equal(parameters[2], rho)
 
 
 @pytest.mark.parametrize("name", FREE)
 def test_a_state_can_be_taken_up(name: str) -> None:
-    """An optimiser that loads another's state takes the same steps as that one from then on, to the bit."""
-    parameters, optimiser = made(name)
+    """An optimizer that loads another's state takes the same steps as that one from then on, to the bit."""
+    parameters, optimizer = made(name)
     copies = deepcopy(parameters)
-    make = make_optimiser(name)
+    make = make_optimizer(name)
     assert make is not None
     other = make(copies, 1.0)
-    assert isinstance(optimiser, Apart)
+    assert isinstance(optimizer, Apart)
     assert isinstance(other, Apart)
 
     def step(ones: list[tuple[list[nn.Parameter], Apart]]) -> None:
@@ -149,13 +149,13 @@ def test_a_state_can_be_taken_up(name: str) -> None:
             of.step()
 
     for _ in range(3):
-        step([(parameters, optimiser)])
+        step([(parameters, optimizer)])
     with torch.no_grad():
         for ours, theirs in zip(parameters, copies, strict=True):
             theirs.copy_(ours)
-    other.load_state_dict(deepcopy(optimiser.state_dict()))
+    other.load_state_dict(deepcopy(optimizer.state_dict()))
     for _ in range(3):
-        step([(parameters, optimiser), (copies, other)])
+        step([(parameters, optimizer), (copies, other)])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(parameters, copies, strict=True))
 
 
@@ -184,11 +184,11 @@ def test_a_run_in_two_stretches_is_one_run(name: str) -> None:
 
 def test_without_a_posterior_there_is_only_one() -> None:
     """Where no parameter is a single number, as in MAP, there is no Adam."""
-    make = make_optimiser("prodigy")
+    make = make_optimizer("prodigy")
     assert make is not None
     weight = nn.Parameter(torch.ones(2, 2))
-    optimiser = make([weight], 1.0)
+    optimizer = make([weight], 1.0)
     F.mse_loss(weight, torch.zeros(2, 2)).backward()
-    optimiser.step()
-    assert len(optimiser.param_groups) == 1
+    optimizer.step()
+    assert len(optimizer.param_groups) == 1
     assert bool((weight < 1).all())

@@ -10,9 +10,9 @@ import torch
 
 from bench.config.benchmark import make_methods
 from bench.config.loading import parse_benchmark
-from bench.config.selection import part_of
+from bench.config.selection import filter_methods
 from bench.exceptions import ConfigError
-from bench.execution.pretrained import load_starts
+from bench.execution.pretrained import load_pretrained_backbones
 from deelbo.pretrained.embedded import Pretrained
 
 CONTENT = {
@@ -27,7 +27,7 @@ FILES = {"mean": "m.pt", "variance": "v.pt", "factor": "q.pt"}
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What `load_starts` asks deelbo for: nothing is read."""
+    """What `load_pretrained_backbones` asks deelbo for: nothing is read."""
     calls: list[tuple[Any, ...]] = []
 
     def spy(name: str, weights: Any, ptyl: Any, say: Any, image_size: int) -> Pretrained:
@@ -54,7 +54,7 @@ def test_what_no_trial_needs_is_not_read(
     three files only for PTYL's trials."""
     backbones = {"resnet50": {"weights": "a.pt", "ptyl": "swag.pt"}, "vit_b_16": {"ptyl": FILES}}
     benchmark = parse_benchmark(CONTENT | {"backbones": backbones, "training": {"image_size": 64}}, "x")
-    starts = load_starts(benchmark, part_of(make_methods(benchmark), only))
+    starts = load_pretrained_backbones(benchmark, filter_methods(make_methods(benchmark), only))
     assert asked == expected
     assert list(starts) == [name for name, *_ in expected]
 
@@ -62,7 +62,7 @@ def test_what_no_trial_needs_is_not_read(
 def test_images_are_of_the_tasks_size_unless_said(asked: list[tuple[Any, ...]]) -> None:
     """Where no image size is given, that of the task is what the weights are read for."""
     benchmark = parse_benchmark(CONTENT | {"backbones": {"vit_b_16": {"ptyl": "swag.pt"}}}, "x")
-    load_starts(benchmark, make_methods(benchmark))
+    load_pretrained_backbones(benchmark, make_methods(benchmark))
     assert asked == [("vit_b_16", None, "swag.pt", 224)]
 
 
@@ -73,7 +73,7 @@ def test_the_embedded_network_has_its_own(cache: Path, pretrained: Pretrained, m
     del content["datasets"]
     benchmark = parse_benchmark(content, "x")
     said: list[str] = []
-    starts = load_starts(benchmark, make_methods(benchmark), said.append)
+    starts = load_pretrained_backbones(benchmark, make_methods(benchmark), said.append)
     assert starts["digits-resnet"].fingerprint == pretrained.fingerprint
     assert starts["digits-resnet"].factor is not None
     assert said == []
@@ -85,14 +85,14 @@ def test_the_embedded_network_takes_no_files(setting: str) -> None:
     content = CONTENT | {"datasets": {"mnist-digits": [100]}, "backbones": {"digits-resnet": {setting: "a.pt"}}}
     benchmark = parse_benchmark(content, "x")
     with pytest.raises(ConfigError, match=rf"^backbones\.digits-resnet: .*leave out `{setting}`"):
-        load_starts(benchmark, make_methods(benchmark))
+        load_pretrained_backbones(benchmark, make_methods(benchmark))
 
 
 def test_a_local_file_of_weights_is_read(resnet50: Path) -> None:
     """Weights in a file of one's own are those that training starts from, to the bit."""
     content = CONTENT | {"priors": ["l2-sp"], "backbones": {"resnet50": {"weights": str(resnet50)}}}
     benchmark = parse_benchmark(content, "x")
-    starts = load_starts(benchmark, make_methods(benchmark))
+    starts = load_pretrained_backbones(benchmark, make_methods(benchmark))
     expected = torch.load(resnet50, weights_only=True)
     assert set(starts["resnet50"].weights) == set(expected)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in starts["resnet50"].weights.items())
@@ -117,7 +117,7 @@ def test_a_missing_file_is_named(
         settings = settings | {"weights": str(resnet50)}
     benchmark = parse_benchmark(CONTENT | {"backbones": {"resnet50": settings}}, "x")
     with pytest.raises(ConfigError) as caught:
-        load_starts(benchmark, make_methods(benchmark))
+        load_pretrained_backbones(benchmark, make_methods(benchmark))
     message = str(caught.value)
     assert message.startswith("backbones.resnet50: ")
     assert words in message

@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
-from bench.methods.asha import ASHA, goes_on
+from bench.methods.asha import ASHA, passes_rung
 from bench.methods.random_search import RandomSearch
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
@@ -123,9 +123,9 @@ def test_a_diverged_run_stops_and_does_not_count() -> None:
     """What diverges at a rung stops there, the very first too, and those after it are compared with the others."""
     records = play(lambda i, _: NAN if i in (0, 2) else float(i), trials=5)
     assert reached(records) == {0: 0.1, 1: 1.0, 2: 0.1, 3: 0.1, 4: 0.1}
-    assert goes_on(5.0, [NAN, math.inf], 3)
-    assert not goes_on(math.inf, [], 3)
-    assert not goes_on(5.0, [4.0, NAN], 3)
+    assert passes_rung(5.0, [NAN, math.inf], 3)
+    assert not passes_rung(math.inf, [], 3)
+    assert not passes_rung(5.0, [4.0, NAN], 3)
 
 
 def test_a_failed_run_ends_its_configuration() -> None:

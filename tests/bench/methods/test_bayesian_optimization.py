@@ -1,4 +1,4 @@
-"""Bayesian optimisation: the same suggestions as Optuna's own loop, one after the other, kept where they were made."""
+"""Bayesian optimization: the same suggestions as Optuna's own loop, one after the other, kept where they were made."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import optuna
 import pytest
 from pydantic import ValidationError
 
-from bench.methods.bayesian_optimization import BayesianOptimisation, Observation, suggest
-from bench.methods.sequential import seeded
+from bench.methods.bayesian_optimization import BayesianOptimization, Observation, suggest
+from bench.methods.sequential import derived_rng
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from tests.helpers.method_trials import FAILED, drive, judged, make, waiting
@@ -53,13 +53,13 @@ def by_chance(count: int) -> float:
     return float(np.min(values, axis=1).mean() - 0.5)
 
 
-def optunas(sampler: Callable[[int], Any], method: BayesianOptimisation, count: int) -> list[dict[str, float]]:
+def optunas(sampler: Callable[[int], Any], method: BayesianOptimization, count: int) -> list[dict[str, float]]:
     """What Optuna's own ask and tell suggest on one living study, its sampler seeded anew for each trial."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study()
     points = []
     for number in range(count):
-        study.sampler = sampler(seeded(0, method.cell, number).getrandbits(32))
+        study.sampler = sampler(derived_rng(0, method.cell, number).getrandbits(32))
         trial = study.ask()
         points.append({name: trial.suggest_float(name, *box, log=True) for name, box in BOXES.items()})
         study.tell(trial, bowl(points[-1]))
@@ -69,9 +69,9 @@ def optunas(sampler: Callable[[int], Any], method: BayesianOptimisation, count: 
 @pytest.mark.parametrize(("sampler", "count"), [("tpe", 30), ("gp", 11)])
 def test_suggestions_are_optunas(sampler: Literal["gp", "tpe"], count: int) -> None:
     """Suggestion by suggestion, to the last digit, the points are those of a plain Optuna study with that sampler that
-    minimises the same function."""
+    minimizes the same function."""
     kinds = {"gp": optuna.samplers.GPSampler, "tpe": optuna.samplers.TPESampler}
-    method = make(BayesianOptimisation, sampler=sampler, trials=count, startup=8)
+    method = make(BayesianOptimization, sampler=sampler, trials=count, startup=8)
     records = drive(method, lambda spec: bowl(point_of(spec)))
     expected = optunas(lambda seed: kinds[sampler](seed=seed, n_startup_trials=8), method, count)
     assert [point_of(spec) for spec in tuned(records)] == expected
@@ -82,7 +82,7 @@ def test_tpe_beats_random_search() -> None:
     random ones does in the mean."""
     ours = []
     for seed in range(8):
-        method = make(BayesianOptimisation, sampler="tpe", trials=24, seed=seed)
+        method = make(BayesianOptimization, sampler="tpe", trials=24, seed=seed)
         records = drive(method, lambda spec: bowl(point_of(spec)))
         ours.append(least(records) - 0.5)
     assert np.mean(ours) < by_chance(24) / 2
@@ -93,14 +93,14 @@ def test_the_gaussian_process_beats_random_search() -> None:
     12 random ones does in the mean."""
     ours = []
     for seed in range(3):
-        method = make(BayesianOptimisation, trials=12, startup=8, seed=seed)
+        method = make(BayesianOptimization, trials=12, startup=8, seed=seed)
         ours.append(least(drive(method, lambda spec: bowl(point_of(spec)))) - 0.5)
     assert np.mean(ours) < by_chance(12) / 2
 
 
 def test_one_after_the_other() -> None:
     """The next configuration is asked for when the one before it is known; a retraining holds nothing up."""
-    method = make(BayesianOptimisation, sampler="tpe", trials=4, startup=2)
+    method = make(BayesianOptimization, sampler="tpe", trials=4, startup=2)
     (first,) = waiting(method)
     assert (first.number, first.stage) == (0, "tune")
     assert waiting(method) == []
@@ -123,7 +123,7 @@ def test_only_results_decide(given: dict[str, Any]) -> None:
         return random.Random(spec.describe()).random()  # noqa: S311
 
     keys = [
-        {record.key for record in drive(make(BayesianOptimisation, **settings), judge, order)} for order in (0, 1, 2)
+        {record.key for record in drive(make(BayesianOptimization, **settings), judge, order)} for order in (0, 1, 2)
     ]
     assert keys[0] == keys[1] == keys[2]
 
@@ -134,15 +134,15 @@ def test_only_results_decide(given: dict[str, Any]) -> None:
 def test_other_settings_make_other_trials(other: dict[str, Any]) -> None:
     """Whatever decides the order of suggestions is part of every trial, so that a storage never mixes two orders."""
     given = {"sampler": "tpe", "trials": 8, "startup": 5}
-    first = waiting(make(BayesianOptimisation, **given))
-    assert waiting(make(BayesianOptimisation, **(given | other)))[0].options != first[0].options
-    assert waiting(make(BayesianOptimisation, **(given | {"trials": 9, "retrain": "best"}))) == first
+    first = waiting(make(BayesianOptimization, **given))
+    assert waiting(make(BayesianOptimization, **(given | other)))[0].options != first[0].options
+    assert waiting(make(BayesianOptimization, **(given | {"trials": 9, "retrain": "best"}))) == first
 
 
 def test_points_by_prior() -> None:
     """Untied, both strengths are chosen; tied, one stands for both; with PTYL its scale and the head's strength."""
     (free,), (tied,), (ptyl,) = (
-        waiting(make(BayesianOptimisation, *prior, **given))
+        waiting(make(BayesianOptimization, *prior, **given))
         for prior, given in [([], {}), ([], {"tied": True}), (["ptyl"], {"lambda": ["1", 1e9]})]
     )
     assert None not in (free.weight_decay, free.head_weight_decay)
@@ -162,7 +162,7 @@ def test_a_grid_is_never_tried_twice(prior: str, size: int, sampler: str) -> Non
     grid = {"learning_rates": [0.1, 0.01, 0.001, 0.0001], "weight_decays": [0.01, 0.0, 0.001], "ptyl_lambdas": [1, 10]}
     count = size if sampler == "tpe" else 9
     given = {"grid": True, "untied": ["l2-zero"], "sampler": sampler, "trials": count, "startup": 6}
-    method = make(BayesianOptimisation, prior, **grid, **given)
+    method = make(BayesianOptimization, prior, **grid, **given)
     specs = tuned(drive(method, lambda spec: (math.log10(spec.learning_rate) + 2) ** 2))
     points = [tuple(point.items()) for point in method.settings.points(prior)]
     tried = [tuple((name, getattr(spec, name)) for name, _ in points[0]) for spec in specs]
@@ -191,7 +191,7 @@ def test_a_grid_helps_to_find_its_best() -> None:
     places = {"weight_decays": [10.0**-i for i in range(1, 7)], "learning_rates": [0.1, 0.01, 0.001, 0.0001]}
     for seed in range(6):
         given = {"sampler": "tpe", "trials": 24, "grid": True, "untied": ["l2-sp"], "seed": seed}
-        method = make(BayesianOptimisation, **given, **places)
+        method = make(BayesianOptimization, **given, **places)
         points = list(method.settings.points("l2-sp"))
         ours.append(least(drive(method, lambda spec: bowl(point_of(spec)))))
         chance += [min(map(bowl, random.Random(i).sample(points, 24))) for i in range(seed * 50, seed * 50 + 50)]  # noqa: S311
@@ -209,7 +209,7 @@ def test_diverged_runs_teach_and_failed_ones_do_not() -> None:
             def judge(spec: TrialSpec, what: float | None = what) -> float | None:
                 return what if spec.learning_rate > 1e-2 else bowl(point_of(spec))
 
-            records = drive(make(BayesianOptimisation, sampler="tpe", trials=25, seed=seed), judge)
+            records = drive(make(BayesianOptimization, sampler="tpe", trials=25, seed=seed), judge)
             found.append(sum(spec.learning_rate > 1e-2 for spec in tuned(records)[10:]))
             last = max((r.spec for r in records if r.spec.stage == "retrain"), key=lambda spec: spec.number or 0)
             assert last.learning_rate <= 1e-2
@@ -221,21 +221,21 @@ def test_diverged_runs_teach_and_failed_ones_do_not() -> None:
 def test_where_everything_diverges_it_goes_on(sampler: str) -> None:
     """A study without any finite value has all its trials, and its first is trained again; where all fail, none is."""
     given = {"sampler": sampler, "trials": 6, "startup": 3}
-    records = drive(make(BayesianOptimisation, **given), lambda _: NAN)
+    records = drive(make(BayesianOptimization, **given), lambda _: NAN)
     assert [record.spec.number for record in records if record.spec.stage == "retrain"] == [0]
     assert len(tuned(records)) == 6
-    assert len(drive(make(BayesianOptimisation, **given), lambda _: FAILED)) == 6
+    assert len(drive(make(BayesianOptimization, **given), lambda _: FAILED)) == 6
 
 
 def test_what_was_chosen_is_kept() -> None:
     """A choice that has a record is not made again: not where the results before it changed, and not where its own
     trial failed and is to be tried again. A record of other settings is none."""
     given = {"sampler": "tpe", "trials": 12, "startup": 3}
-    records = drive(make(BayesianOptimisation, **given), lambda spec: bowl(point_of(spec)))
+    records = drive(make(BayesianOptimization, **given), lambda spec: bowl(point_of(spec)))
     specs = tuned(records)
     kept = [r if r.spec.number != 8 else judged(r.spec, FAILED) for r in records if r.spec != specs[5]]
     for recalled, same in ((kept, True), ([replace(r, spec=replace(r.spec, steps=9)) for r in kept], False)):
-        method = make(BayesianOptimisation, **given)
+        method = make(BayesianOptimization, **given)
         method.recall(recalled)
         again = tuned(drive(method, lambda spec: 1 / bowl(point_of(spec))))
         assert again[:3] == specs[:3]
@@ -245,17 +245,17 @@ def test_what_was_chosen_is_kept() -> None:
 
 def test_reading_it_back_takes_neither_optuna_nor_torch(tmp_path: Path) -> None:
     """A finished cell is asked for and told from its records without a line of Optuna or torch."""
-    method = make(BayesianOptimisation, sampler="tpe", trials=6, startup=3)
+    method = make(BayesianOptimization, sampler="tpe", trials=6, startup=3)
     for i, record in enumerate(drive(method, lambda spec: bowl(point_of(spec)))):
         (tmp_path / f"{i}.json").write_text(record.to_json())
     code = (
         "import sys, pathlib\n"
-        "from bench.methods.bayesian_optimization import BayesianOptimisation\n"
+        "from bench.methods.bayesian_optimization import BayesianOptimization\n"
         "from bench.trials.spec import TrialRecord\n"
         "from tests.helpers.method_trials import make\n"
         f"files = pathlib.Path({str(tmp_path)!r}).iterdir()\n"
         "records = {r.key: r for r in (TrialRecord.from_json(f.read_text()) for f in files)}\n"
-        "method = make(BayesianOptimisation, sampler='tpe', trials=6, startup=3)\n"
+        "method = make(BayesianOptimization, sampler='tpe', trials=6, startup=3)\n"
         "method.recall(list(records.values()))\n"
         "count = 0\n"
         "while (spec := method.ask()) is not None:\n"
@@ -274,7 +274,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     refused in one clause. A box is two positive numbers, the lesser first."""
 
     def problem(prior: str = "l2-sp", **given: Any) -> str | None:
-        return make(BayesianOptimisation, **given).settings.problem(prior)
+        return make(BayesianOptimization, **given).settings.problem(prior)
 
     assert problem() is None
     assert problem(trials=1, startup=1) == "trials = 1, which leaves nothing to learn from: set trials to 2 or more"
@@ -294,7 +294,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     assert problem("ptyl", **{"lambda": ["1", "1e9"]}) is None
     for wrong in ([1e-2, 1e-6], [1e-2], [0, 1], [1e-3, 1e-3], 1e-3, [1, 2, 3]):
         with pytest.raises(ValidationError):
-            make(BayesianOptimisation, alpha=wrong)
+            make(BayesianOptimization, alpha=wrong)
 
 
 @pytest.mark.parametrize(("sampler", "trials", "factor"), [("gp", 11, 1.5), ("tpe", 30, 3)])
@@ -308,7 +308,7 @@ def test_it_finds_the_strength_of_a_ridge_regression(sampler: str, trials: int, 
         return problem.loo(spec.weight_decay)
 
     given = {"tied": True, "alpha": [1e-6, 1e2], "learning_rate": [0.01, 0.0101], "sampler": sampler}
-    records = drive(make(BayesianOptimisation, trials=trials, startup=5, **given), loo)
+    records = drive(make(BayesianOptimization, trials=trials, startup=5, **given), loo)
     best = min((r for r in records if r.spec.stage == "tune"), key=lambda record: record.metrics["val_nll"])
     assert best.spec.weight_decay is not None
     assert 1 / factor < best.spec.weight_decay / problem.best_alpha_loo() < factor

@@ -1,4 +1,4 @@
-"""DE ELBo by halving, and by an optimiser without a learning rate: what is asked for, and what it costs."""
+"""DE ELBo by halving, and by an optimizer without a learning rate: what is asked for, and what it costs."""
 
 from __future__ import annotations
 
@@ -127,14 +127,14 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "optimiser", "package"),
-    [({}, "prodigy", "prodigyopt"), ({"optimiser": "schedule-free"}, "schedule-free", "schedulefree")],
+    ("given", "optimizer", "package"),
+    [({}, "prodigy", "prodigyopt"), ({"optimizer": "schedule-free"}, "schedule-free", "schedulefree")],
 )
-def test_one_run_without_a_rate(given: dict[str, Any], optimiser: str, package: str) -> None:
-    """Exactly one run on all images, its rate a factor of 1, by an optimiser whose package is named."""
+def test_one_run_without_a_rate(given: dict[str, Any], optimizer: str, package: str) -> None:
+    """Exactly one run on all images, its rate a factor of 1, by an optimizer whose package is named."""
     method = make(DEELBoFree, **given)
     (spec,) = (record.spec for record in drive(method, lambda _: 1.0))
-    assert (spec.stage, spec.learning_rate, spec.optimiser, spec.until) == ("run", 1.0, optimiser, 1.0)
+    assert (spec.stage, spec.learning_rate, spec.optimizer, spec.until) == ("run", 1.0, optimizer, 1.0)
     assert (method.settings.packages, method.settings.most_trials("l2-sp")) == ((package,), 1)
 
 

@@ -16,7 +16,7 @@ from bench.config.benchmark import Benchmark
 from bench.config.loading import parse_benchmark
 from bench.ray_backend import connect as cluster
 from bench.ray_backend.autoscaler import Growth
-from bench.ray_backend.capacity import held, one_accelerator, refusal, requested
+from bench.ray_backend.capacity import one_accelerator, refusal, trial_resources, trials_per_node
 from tests.helpers.raylets import LOOPBACK, Raylets
 
 H100 = {"CPU": 16.0, "GPU": 2.0, "accelerator_type:H100": 1.0}
@@ -46,14 +46,14 @@ def test_trials_are_counted_by_node(
     content: dict[str, Any], resources: dict[str, Any], node: dict[str, float], count: int
 ) -> None:
     """A node holds as many trials as its scarcest resource does; none where it is of another type of accelerator."""
-    assert held(node, requested(benchmark(content, timed=False, **resources).resources)) == count
+    assert trials_per_node(node, trial_resources(benchmark(content, timed=False, **resources).resources)) == count
 
 
 def test_what_ray_is_asked_for(content: dict[str, Any]) -> None:
     """A trial without a GPU asks for CPUs alone; one on a chosen type asks for a trifle of that type too."""
-    assert requested(benchmark(content).resources) == {"CPU": 1.0}
+    assert trial_resources(benchmark(content).resources) == {"CPU": 1.0}
     pinned = benchmark(content, cpus_per_trial=4, gpus_per_trial=1, accelerator="H100").resources
-    assert requested(pinned) == {"CPU": 4.0, "GPU": 1.0, "accelerator_type:H100": 0.001}
+    assert trial_resources(pinned) == {"CPU": 4.0, "GPU": 1.0, "accelerator_type:H100": 0.001}
 
 
 def test_several_types_are_refused_by_name(content: dict[str, Any]) -> None:

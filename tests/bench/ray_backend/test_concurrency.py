@@ -12,7 +12,7 @@ import pytest
 
 from bench.config.benchmark import Benchmark, make_methods
 from bench.ray_backend.concurrency import Counter, Running
-from bench.ray_backend.trainable import TrialActor
+from bench.ray_backend.trainable import TrialTrainable
 from bench.trials.record import TrialRecord
 
 FakeRecord = Callable[..., TrialRecord]
@@ -109,7 +109,7 @@ def test_a_process_meets_the_counter_before_its_first_trial(tiny: Benchmark, tmp
             calls.append(name)
             return super().__getattribute__(name)
 
-    actor = object.__new__(TrialActor)
+    actor = object.__new__(TrialTrainable)
     actor.setup({}, {}, str(tmp_path), "token", tiny, 1, None, lambda: None, Noted())
     assert calls[0] == "meet"
 

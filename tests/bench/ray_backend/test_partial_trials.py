@@ -18,8 +18,8 @@ import yaml
 
 from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import parse_benchmark
-from bench.execution.run_trial import execute
-from bench.scheduling.queue import Race
+from bench.execution.run_trial import run_trial
+from bench.scheduling.queue import TrialQueue
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from deelbo.pretrained.embedded import Pretrained
@@ -41,11 +41,11 @@ def rungs(content: dict[str, Any]) -> Benchmark:
 
 def run_here(benchmark: Benchmark, start: Pretrained) -> tuple[dict[str, TrialRecord], dict[str, bytes]]:
     """All trials one after the other in this process, and which parts of runs are still kept at the end."""
-    race, kept, done = Race(make_methods(benchmark)), dict[str, bytes](), dict[str, TrialRecord]()
+    race, kept, done = TrialQueue(make_methods(benchmark)), dict[str, bytes](), dict[str, TrialRecord]()
     while (spec := race.ask()) is not None:
         read = partial(kept.get, spec.kept_as(spec.since) if spec.since else "nothing")
         write = partial(kept.__setitem__, spec.kept_as(spec.until))
-        record, _ = execute(spec, start, torch.device("cpu"), handover=Handover(read, write))
+        record, _ = run_trial(spec, start, torch.device("cpu"), handover=Handover(read, write))
         done[record.key] = record
         race.tell(record)
         for name in race.obsolete():
@@ -76,7 +76,7 @@ def test_a_lost_part_is_trained_again(rungs: Benchmark, pretrained: Pretrained) 
     record = next(
         r for r in done.values() if r.spec.since > 0 and r.spec.method == "deelbo-halving" and r.spec.until == 1
     )
-    alone, _ = execute(record.spec, pretrained, torch.device("cpu"), handover=Handover(lambda: None, lambda _: None))
+    alone, _ = run_trial(record.spec, pretrained, torch.device("cpu"), handover=Handover(lambda: None, lambda _: None))
     assert alone.state["handed_over_at_step"] == 0
     assert alone.metrics == record.metrics
 

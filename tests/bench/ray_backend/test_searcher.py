@@ -12,12 +12,12 @@ import pytest
 from ray.tune.search import Searcher
 
 from bench.config.benchmark import Benchmark, make_methods
-from bench.exceptions import Halted, StorageError
-from bench.ray_backend.callbacks import Courier
-from bench.ray_backend.searcher import MethodSearcher
-from bench.scheduling.callbacks import Watcher
-from bench.scheduling.queue import Race
-from bench.storage.attempts import Attempts
+from bench.exceptions import RunAborted, StorageError
+from bench.ray_backend.callbacks import ResultForwarder
+from bench.ray_backend.searcher import QueueSearcher
+from bench.scheduling.callbacks import RunCallback
+from bench.scheduling.queue import TrialQueue
+from bench.storage.attempts import AttemptLog
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
@@ -25,7 +25,7 @@ from bench.trials.spec import TrialSpec
 Fake = Callable[..., TrialRecord]
 
 
-class Notes(Watcher):
+class Notes(RunCallback):
     def __init__(self) -> None:
         self.started_keys: list[str] = []
         self.lost_keys: list[tuple[str, str]] = []
@@ -47,10 +47,10 @@ class Desk:
     def __init__(
         self, benchmark: Benchmark, store: RecordStore, most: int = 100, max_failures: int = 2, running: Any = None
     ) -> None:
-        self.store, self.notes, self.race = store, Notes(), Race(make_methods(benchmark))
-        self.attempts = Attempts(store)
+        self.store, self.notes, self.race = store, Notes(), TrialQueue(make_methods(benchmark))
+        self.attempts = AttemptLog(store)
         benchmark = benchmark.model_copy(update={"max_failures": max_failures})
-        self.searcher = MethodSearcher(self.race, [self.notes], store, self.attempts, most, benchmark, running)
+        self.searcher = QueueSearcher(self.race, [self.notes], store, self.attempts, most, benchmark, running)
 
     def suggest(self, trial: str) -> tuple[TrialSpec, int, float]:
         config = self.searcher.suggest(trial)
@@ -154,7 +154,7 @@ def test_a_node_with_other_images_stops_the_run(desk: Desk, fake: Fake) -> None:
     first, *_ = desk.suggest("a")
     desk.end("a", fake(first, versions={"data": "abc"}))
     second, *_ = desk.suggest("b")
-    with pytest.raises(Halted, match=r"has other images of mnist-digits than earlier trials saw \(def, not abc\)"):
+    with pytest.raises(RunAborted, match=r"has other images of mnist-digits than earlier trials saw \(def, not abc\)"):
         desk.end("b", fake(second, versions={"data": "def"}))
     assert desk.store.read(second.key) is None
 
@@ -166,7 +166,7 @@ def test_a_node_with_another_gpu_stops_a_timed_run(desk: Desk, fake: Fake) -> No
     second, *_ = desk.suggest("b")
     record = fake(second, hardware={"node": "y", "gpu": "NVIDIA H100"})
     desk.store.write(record, [])
-    with pytest.raises(Halted, match="node y has a NVIDIA H100, earlier trials ran on NVIDIA A100"):
+    with pytest.raises(RunAborted, match="node y has a NVIDIA H100, earlier trials ran on NVIDIA A100"):
         desk.end("b", record, written=True)
     assert desk.store.read(second.key) is None
     assert len(desk.store.names("damaged")) == 1
@@ -226,7 +226,7 @@ def test_a_failed_trial_loses_its_seconds(desk: Desk, fake: Fake) -> None:
     spec, *_ = desk.suggest("a")
     desk.searcher.began("a")
     desk.end("a", fake(spec, "failed"))
-    number, lost = Attempts(desk.store).next(spec.key)
+    number, lost = AttemptLog(desk.store).next(spec.key)
     assert number == 2
     assert lost > 0
 
@@ -236,9 +236,9 @@ def test_what_was_running_when_it_stops_is_lost(desk: Desk) -> None:
     specs = [desk.suggest(name)[0] for name in ("a", "b")]
     desk.searcher.began("a")
     desk.searcher.abandon()
-    numbers = [Attempts(desk.store).next(spec.key)[0] for spec in specs]
+    numbers = [AttemptLog(desk.store).next(spec.key)[0] for spec in specs]
     assert numbers == [2, 1]
-    assert Attempts(desk.store).next(specs[0].key)[1] > 0
+    assert AttemptLog(desk.store).next(specs[0].key)[1] > 0
 
 
 @pytest.mark.parametrize("when", ["begin", "end"])
@@ -247,7 +247,9 @@ def test_a_full_disk_stops_the_run(desk: Desk, fake: Fake, monkeypatch: pytest.M
     would take for the trial's."""
     spec, *_ = desk.suggest("a")
     monkeypatch.setattr(RecordStore, "write_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(Halted, match=r"takes no more records \(No space left\).*the same command continues") as halted:
+    with pytest.raises(
+        RunAborted, match=r"takes no more records \(No space left\).*the same command continues"
+    ) as halted:
         desk.searcher.began("a") if when == "begin" else desk.end("a", fake(spec))
     assert not isinstance(halted.value, Exception)
     assert "\n" not in str(halted.value)
@@ -258,7 +260,7 @@ def test_a_storage_that_is_away_stops_the_run_where_a_trial_dies(desk: Desk, mon
     desk.suggest("a")
     desk.searcher.began("a")
     monkeypatch.setattr(RecordStore, "read_file", lambda *_: (_ for _ in ()).throw(StorageError("s3://x is away")))
-    with pytest.raises(Halted, match=r"s3://x is away.*the same command continues"):
+    with pytest.raises(RunAborted, match=r"s3://x is away.*the same command continues"):
         desk.searcher.on_trial_complete("a", error=True)
 
 
@@ -266,7 +268,7 @@ def test_tune_keeps_nothing_of_a_trial_that_ended() -> None:
     """What Tune would keep in memory of each trial, to its own end, is cleared once it is through."""
 
     metadata = SimpleNamespace(metric_analysis={"a": 1}, metric_n_steps={"a": 1}, last_result={"a": 1})
-    Courier(None).on_trial_complete(0, [], SimpleNamespace(run_metadata=metadata))  # type: ignore[arg-type]
+    ResultForwarder(None).on_trial_complete(0, [], SimpleNamespace(run_metadata=metadata))  # type: ignore[arg-type]
     assert vars(metadata) == {"metric_analysis": {}, "metric_n_steps": {}, "last_result": {}}
 
 

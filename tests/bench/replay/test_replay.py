@@ -30,9 +30,9 @@ from bench.replay.settings import entries
 from bench.replay.simulation import anytime, drive, replay
 from bench.results.configurations import configurations
 from bench.results.curves import exact_curve
-from bench.results.frame import frame_of
+from bench.results.frame import to_frame
 from bench.results.makespan import Jobs, makespan
-from bench.scheduling.queue import Race
+from bench.scheduling.queue import TrialQueue
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from bench.trials.spec import Cell, TrialSpec
@@ -127,7 +127,7 @@ def test_random_search_agrees_with_the_exact_curve(grid: Grid) -> None:
     table = grid.table
     settings = grid.method_for("random").settings
     found = replay(grid.benchmark, table, "random", settings, 250)
-    ((_, tried),) = configurations(frame_of([*grid.tuned, *grid.retrained]), "full")
+    ((_, tried),) = configurations(to_frame([*grid.tuned, *grid.retrained]), "full")
     exact = exact_curve(tried).set_index("k")
     groups = found.groupby("number")[["test_acc", "hours"]]
     mean, error = groups.mean(), groups.std() / math.sqrt(250)
@@ -470,7 +470,7 @@ def live(
     """A storage of a grid, random search, BO and ASHA, each of whose trials was really trained here."""
     import torch
 
-    from bench.execution.run_trial import execute
+    from bench.execution.run_trial import run_trial
     from deelbo.training.handover import Handover
 
     threads = torch.get_num_threads()
@@ -478,7 +478,7 @@ def live(
     benchmark = make(methods=LIVE, training={"steps": 10, "batch_size": 40})
     store = RecordStore(str(tmp_path_factory.mktemp("live") / "storage"))
     store.write_benchmark(benchmark.content())
-    race = Race(make_methods(benchmark))
+    race = TrialQueue(make_methods(benchmark))
     kept: dict[str, bytes] = {}
     while (spec := race.ask()) is not None:
         before, after = spec.kept_as(spec.since), spec.kept_as(spec.until)
@@ -487,7 +487,7 @@ def live(
             lambda content, name=after: kept.__setitem__(name, content),  # type: ignore[misc]
         )
         part = (spec.since, spec.until) != (0.0, 1.0)
-        record, series = execute(spec, pretrained, torch.device("cpu"), handover=rung if part else None)
+        record, series = run_trial(spec, pretrained, torch.device("cpu"), handover=rung if part else None)
         store.write(record, series)
         race.tell(record)
     torch.set_num_threads(threads)

@@ -18,17 +18,17 @@ from bench.exceptions import ConfigError, RecordError
 from bench.labels import method_name
 from bench.report.build import write_report
 from bench.results.curves import curves
-from bench.results.frame import frame_of
+from bench.results.frame import to_frame
 from bench.results.sources import Results, from_published, from_storage, gather
 from bench.results.tables import table2, table3
-from bench.scheduling.run_summary import Ended, outcome_of
+from bench.scheduling.run_summary import FinishedTrial, summarize_run
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from tests.helpers.result_frames import many_methods, replayed
 
 Fake = Callable[..., TrialRecord]
 Publish = Callable[..., tuple[Path, Path]]
-TABLES = {"table2", "table3", "equal_compute", "regularisation", "paired_tests"}
+TABLES = {"table2", "table3", "equal_compute", "regularization", "paired_tests"}
 FIGURES = {f"{name}.{kind}" for name in ("figure2", "figure2_full") for kind in ("png", "pdf")}
 RACE = {"anytime.csv", "budgets.csv", "rank_pairs.csv", "figure_race.png", "figure_race.pdf"}
 RACE |= {f"{name}.{kind}" for name in ("winners", "time_to", "ranking") for kind in ("csv", "md")}
@@ -59,7 +59,7 @@ def test_all_files_are_made(storage: RecordStore, tmp_path: Path) -> None:
 def test_the_csv_files_are_the_tables(storage: RecordStore, tmp_path: Path) -> None:
     """What the CSV files hold is what the records say, to the last digit."""
     files = report(storage, tmp_path)
-    frame = frame_of(list(storage.records()))
+    frame = to_frame(list(storage.records()))
     for name, table in (("curves.csv", curves(frame)), ("table2.csv", table2(frame)), ("table3.csv", table3(frame))):
         read = pd.read_csv(files[name], keep_default_na=False, na_values={c: "" for c in table if c != "source"})
         pd.testing.assert_frame_equal(read, table, check_dtype=False)
@@ -81,7 +81,7 @@ def test_the_page_stands_alone(storage: RecordStore, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("sketch")
 def test_the_page_says_what_was_run(storage: RecordStore, tiny: Benchmark, play: Any, tmp_path: Path) -> None:
     """The page has the benchmark's name, its configuration, how many trials there are, and each run's account."""
-    outcome = outcome_of([Ended.of(record) for record in play(tiny)], 0, 0, 2, 990.0)
+    outcome = summarize_run([FinishedTrial.of(record) for record in play(tiny)], 0, 0, 2, 990.0)
     storage.write_run("20250101", asdict(outcome) | {"account": outcome.describe()})
     page = page_of(report(storage, tmp_path))
     assert "<h1>tiny" in page
@@ -97,7 +97,7 @@ def test_the_page_says_what_was_run(storage: RecordStore, tiny: Benchmark, play:
 def test_the_page_compares_the_methods(storage: RecordStore, tmp_path: Path) -> None:
     """A sentence says what DE ELBo, MAP + grid search and the plain ELBo reached, as table 3 does."""
     page = page_of(report(storage, tmp_path))
-    accuracy = table3(frame_of(list(storage.records()))).set_index("method")["mean"]
+    accuracy = table3(to_frame(list(storage.records()))).set_index("method")["mean"]
     assert f"DE ELBo reaches {accuracy['de-elbo']:.1f} %" in page
     assert f"the plain ELBo (kappa = 1) {accuracy['elbo']:.1f} %" in page
 

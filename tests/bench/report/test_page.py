@@ -136,7 +136,7 @@ def results(**given: Any) -> Results:
 def test_nothing_on_the_page_is_html_but_the_page() -> None:
     """HTML in titles, labels, notes, problems, accounts and configurations comes out as text; nothing is fetched."""
     parts = {"title": EVIL, "left_out": [EVIL], "notes": [EVIL], "about": [EVIL], "config": EVIL}
-    names = ("table2", "overview", "equal_compute", "regularisation", "paired_tests", "counts")
+    names = ("table2", "overview", "equal_compute", "regularization", "paired_tests", "counts")
     content = {name: pd.DataFrame({"dataset": [EVIL], "method": [EVIL], "cells": [2]}) for name in names}
     for several in ([results(**parts)], [results(**parts, label=EVIL), results(**parts, label="b")]):
         made = page(several, [EVIL], content, {}, None, [EVIL])

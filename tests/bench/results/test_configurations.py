@@ -12,8 +12,8 @@ import pytest
 from bench.results.anytime import mean_curves, steps
 from bench.results.configurations import Configurations, configurations
 from bench.results.curves import curves, exact_curve, prefix_curve, sampled_curve
-from bench.results.frame import frame_of
-from bench.results.missing import holes
+from bench.results.frame import to_frame
+from bench.results.missing import find_missing
 from bench.results.paired_tests import paired_tests
 from bench.results.tables import overview, table2, table3
 from tests.helpers.result_frames import frame_made, trial
@@ -65,9 +65,9 @@ def test_what_gave_up_configurations_is_a_whole() -> None:
     curve = exact_curve(only(frame))
     assert curve[["k", "expected_hours", "expected_test_acc"]].to_numpy().tolist() == [[3, 15.25 / 3600, 0.9]]
     assert sampled_curve(only(frame))["expected_test_acc"].tolist() == [pytest.approx(0.9)]
-    assert holes(frame) == []
-    assert "1 of 1 runs have no test accuracy, the chosen one among them" in holes(frame.assign(test_acc=NAN))[0]
-    assert "no run was trained to its end" in holes(frame[frame["until"] < 1])[0]
+    assert find_missing(frame) == []
+    assert "1 of 1 runs have no test accuracy, the chosen one among them" in find_missing(frame.assign(test_acc=NAN))[0]
+    assert "no run was trained to its end" in find_missing(frame[frame["until"] < 1])[0]
 
 
 def test_table_2_counts_every_stretch() -> None:
@@ -123,9 +123,9 @@ def test_an_unknown_incumbent_leaves_a_hole() -> None:
     np.testing.assert_equal(prefix_curve(only(inner))["expected_test_acc"].to_numpy(), [0.8, 0.8, NAN, 0.6])
     ((_, found),) = mean_curves(steps(curves(inner)))
     np.testing.assert_equal(found["bo"].at(np.array([15.0, 66.0, 67.0, 108.9, 109.0])), [0.8, 0.8, NAN, NAN, 0.6])
-    assert "1 of 4 times the best so far was not trained again" in holes(inner)[0]
-    assert "2 of 4 times the best so far was not trained again" in holes(frame)[0]
-    assert holes(search(*SEARCH, again={0: 0.8, 2: 0.7})) == []
+    assert "1 of 4 times the best so far was not trained again" in find_missing(inner)[0]
+    assert "2 of 4 times the best so far was not trained again" in find_missing(frame)[0]
+    assert find_missing(search(*SEARCH, again={0: 0.8, 2: 0.7})) == []
 
 
 def test_a_search_whose_winner_is_unknown_has_no_curve() -> None:
@@ -133,7 +133,7 @@ def test_a_search_whose_winner_is_unknown_has_no_curve() -> None:
     before is not its end."""
     frame = search(*SEARCH, again={0: 0.8})
     assert curves(frame).empty
-    assert "the best configuration has no retrained run: no curve" in holes(frame)[0]
+    assert "the best configuration has no retrained run: no curve" in find_missing(frame)[0]
     assert curves(search(*SEARCH, again={0: 0.8, 2: NAN})).empty
     assert set(curves(search(*SEARCH, again={0: 0.8, 2: 0.7}))["k"]) == {1, 2, 3, 4}
 
@@ -187,9 +187,9 @@ def test_learning_strengths_is_part_of_the_full_cost() -> None:
 
 @pytest.mark.parametrize("blank", ["", "None", None, "absent"])
 def test_files_without_the_later_columns_mean_their_defaults(blank: str | None) -> None:
-    """Published files know nothing of kappa's share, groups, optimisers, stretches: they stand at their defaults."""
+    """Published files know nothing of kappa's share, groups, optimizers, stretches: they stand at their defaults."""
     frame = frame_made(*(row for row in HALVING if row["until"] == 1), trial("elbo", "run", 1.0, 1.0, test_acc=0.5))
-    later = ["kappa_share", "groups", "optimiser", "options", "until", "since", "number", "adapt_seconds"]
+    later = ["kappa_share", "groups", "optimizer", "options", "until", "since", "number", "adapt_seconds"]
     bare = frame.drop(columns=later) if blank == "absent" else frame.assign(**dict.fromkeys(later[1:4], blank))
     if blank != "absent":
         bare = bare.assign(kappa_share=NAN, until=NAN, since=NAN, adapt_seconds=NAN)
@@ -198,9 +198,9 @@ def test_files_without_the_later_columns_mean_their_defaults(blank: str | None) 
 
 
 def test_entries_that_differ_by_a_later_setting_are_apart() -> None:
-    """kappa's share, groups, optimiser and options tell configurations of one entry apart."""
+    """kappa's share, groups, optimizer and options tell configurations of one entry apart."""
     first = {"test_acc": 0.5, "until": 0.5}
-    for name, value in {"kappa_share": 0.1, "groups": "layer", "optimiser": "prodigy", "options": '{"a":1}'}.items():
+    for name, value in {"kappa_share": 0.1, "groups": "layer", "optimizer": "prodigy", "options": '{"a":1}'}.items():
         found = only(frame_made(trial("m", "run", 1.0, 1.0, **first), trial("m", "run", 2.0, 2.0, **{name: value})))
         assert found.tuning.tolist() == [2.0, 1.0], name
 
@@ -262,24 +262,24 @@ def test_parts_that_began_anew_are_told() -> None:
     """Later parts of runs that were trained from their start, as the part before was lost, cost more than they should,
     and it is said how many they are."""
     frame = frame_made(*HALVING).assign(state_handed_over_at_step=[NAN, 0.0, 12.0, NAN, 5.0, NAN])
-    (line,) = holes(frame)
+    (line,) = find_missing(frame)
     assert line == (
         "1 of 3 later parts of runs were trained from the start, as the part before was lost: those methods' seconds "
         "are too many (halving)."
     )
-    assert holes(frame.assign(state_handed_over_at_step=7.0)) == []
+    assert find_missing(frame.assign(state_handed_over_at_step=7.0)) == []
 
 
 def test_a_choice_without_merit_is_told() -> None:
     """Where several runs completed and none has its objective, one is chosen by its name, and that is said; one run
     alone, or one that has its objective, needs no such line."""
     runs = [trial("m", "run", NAN, 1.0, learning_rate=rate, test_acc=0.5) for rate in (0.1, 0.2)]
-    (line,) = holes(frame_made(*runs))
+    (line,) = find_missing(frame_made(*runs))
     assert line == "d, m, L2-SP: no run has objective: chosen by name, not by merit (N = 100 seed 1)."
-    assert holes(frame_made(runs[0])) == []
-    assert holes(frame_made(runs[0], runs[1] | {"objective": 1.0})) == []
+    assert find_missing(frame_made(runs[0])) == []
+    assert find_missing(frame_made(runs[0], runs[1] | {"objective": 1.0})) == []
 
 
 def test_no_records_are_no_configurations() -> None:
     """An empty frame gives nothing, for either cost."""
-    assert [*configurations(frame_of([])), *configurations(frame_of([]), "full")] == []
+    assert [*configurations(to_frame([])), *configurations(to_frame([]), "full")] == []

@@ -16,7 +16,7 @@ import pytest
 from bench.config.loading import parse_benchmark
 from bench.results.configurations import Configurations, configurations
 from bench.results.curves import curves, exact_curve, sampled_curve, selection
-from bench.results.frame import frame_of
+from bench.results.frame import to_frame
 from bench.trials.record import TrialRecord
 
 Fake = Callable[..., TrialRecord]
@@ -150,7 +150,7 @@ def test_a_missing_loser_does_not_matter() -> None:
 
 def grid(content: dict[str, Any], play: Any, judge: Any) -> pd.DataFrame:
     content["methods"]["map-gs"]["retrain"] = "all"
-    return frame_of(play(parse_benchmark(content, "x"), judge))
+    return to_frame(play(parse_benchmark(content, "x"), judge))
 
 
 def the(frame: pd.DataFrame, method: str, cost: str = "train") -> Configurations:
@@ -218,7 +218,7 @@ def test_table_and_race_break_ties_alike(nll: float, content: dict[str, Any], fa
         return fake(spec)
 
     content["seeds"] = [1, 2, 3, 4, 5, 6]
-    frame = frame_of(play(parse_benchmark(content, "x"), judge))
+    frame = to_frame(play(parse_benchmark(content, "x"), judge))
     ends = [exact_curve(found)["k"].tolist() for cell, found in configurations(frame) if cell["method"] == "map-gs"]
     assert ends == [[4]] * 6
 
@@ -239,7 +239,7 @@ def test_failed_runs_are_left_out(content: dict[str, Any], fake: Fake, play: Any
 def test_what_was_judged_and_tested_is_known_by_its_row(content: dict[str, Any], play: Any) -> None:
     """Rows are those of the frame's index, whatever that is: tuning and retraining of one configuration, or one run
     for both; -1 where the configuration was not trained again."""
-    frame = frame_of(play(parse_benchmark(content, "x")))
+    frame = to_frame(play(parse_benchmark(content, "x")))
     frame.index = pd.Index(range(1000, 1000 + 10 * len(frame), 10))
     grid, single = the(frame, "map-gs"), the(frame, "de-elbo")
     tuned, again = frame.loc[grid.judged], frame.loc[grid.tested[0]]
@@ -257,8 +257,8 @@ def test_what_was_judged_and_tested_is_known_by_its_row(content: dict[str, Any],
 def test_sources_are_never_pooled(content: dict[str, Any], play: Any) -> None:
     """The same trials from two storages give each its own curves, those that it would have alone."""
     records = play(parse_benchmark(content, "x"))
-    alone = curves(frame_of(records))
-    both = curves(pd.concat([frame_of(records, "a"), frame_of(records, "b")], ignore_index=True))
+    alone = curves(to_frame(records))
+    both = curves(pd.concat([to_frame(records, "a"), to_frame(records, "b")], ignore_index=True))
     for source in ("a", "b"):
         part = both[both["source"] == source].drop(columns="source").reset_index(drop=True)
         pd.testing.assert_frame_equal(part, alone.drop(columns="source"))
@@ -283,6 +283,6 @@ def test_curves_csv_keeps_its_contract(content: dict[str, Any], fake: Fake, play
 
 def test_no_records_give_no_rows() -> None:
     """An empty table of records gives an empty table of curves with the same columns."""
-    table = curves(frame_of([]))
+    table = curves(to_frame([]))
     assert table.empty
     assert {"k", "expected_hours", "cost"} <= set(table.columns)

@@ -9,26 +9,26 @@ import pytest
 
 from bench.labels import METHOD_NAMES, PRIOR_NAMES, dataset_name, method_name
 from bench.methods import METHODS
-from bench.results.frame import in_order
+from bench.results.frame import sort_rows
 
 
 @pytest.mark.parametrize("shuffled", [*permutations(["l2-zero", "l2-sp", "ptyl"])])
 def test_priors_are_in_the_papers_order(shuffled: tuple[str, ...]) -> None:
     """L2-zero, L2-SP, PTYL, whatever order they came in; by the alphabet L2-SP would be first."""
-    assert in_order(pd.DataFrame({"prior": shuffled}))["prior"].tolist() == ["l2-zero", "l2-sp", "ptyl"]
+    assert sort_rows(pd.DataFrame({"prior": shuffled}))["prior"].tolist() == ["l2-zero", "l2-sp", "ptyl"]
 
 
 @pytest.mark.parametrize("shuffled", [*permutations(["map-gs", "de-elbo", "elbo"])])
 def test_methods_are_in_the_papers_order(shuffled: tuple[str, ...]) -> None:
     """MAP + GS, DE ELBo, ELBo."""
-    assert in_order(pd.DataFrame({"method": shuffled}))["method"].tolist() == ["map-gs", "de-elbo", "elbo"]
+    assert sort_rows(pd.DataFrame({"method": shuffled}))["method"].tolist() == ["map-gs", "de-elbo", "elbo"]
 
 
 @pytest.mark.parametrize(("column", "names"), [("prior", PRIOR_NAMES), ("method", METHOD_NAMES)])
 def test_unknown_names_are_last(column: str, names: dict[str, str]) -> None:
     """A prior or method that the papers do not have comes behind all that they have."""
     table = pd.DataFrame({column: ["aaa", *reversed(names)]})
-    assert in_order(table)[column].tolist() == [*names, "aaa"]
+    assert sort_rows(table)[column].tolist() == [*names, "aaa"]
 
 
 def test_methods_have_their_own_titles() -> None:
@@ -43,7 +43,7 @@ def test_other_entries_are_by_the_alphabet() -> None:
     """Behind all methods, whatever order they came in; what was replayed is behind itself."""
     expected = ["map-gs", "map-gs (replayed)", "elbo", "elbo-b", "elbo-c", "elbo-c (replayed)", "z"]
     for names in (expected, expected[::-1], expected[3:] + expected[:3]):
-        assert in_order(pd.DataFrame({"method": names}))["method"].tolist() == expected
+        assert sort_rows(pd.DataFrame({"method": names}))["method"].tolist() == expected
 
 
 def test_the_cell_comes_before_prior_and_method() -> None:
@@ -61,21 +61,21 @@ def test_the_cell_comes_before_prior_and_method() -> None:
     columns = ["dataset", "backbone", "n", "prior", "method", "source", "split_seed"]
     table = pd.DataFrame(rows, columns=columns)
     for seed in range(5):
-        ordered = in_order(table.sample(frac=1, random_state=seed), "split_seed")
+        ordered = sort_rows(table.sample(frac=1, random_state=seed), "split_seed")
         pd.testing.assert_frame_equal(ordered, table)
 
 
 def test_a_missing_n_is_last() -> None:
     """The row of all cells together has no N, and stands behind those that have one."""
     table = pd.DataFrame({"dataset": "A", "n": pd.array([None, 100, 10], dtype="Int64")})
-    assert in_order(table)["n"].tolist() == [10, 100, pd.NA]
+    assert sort_rows(table)["n"].tolist() == [10, 100, pd.NA]
 
 
 @pytest.mark.parametrize("columns", [["prior"], ["method", "prior"]])
 def test_equal_rows_keep_their_order(columns: list[str]) -> None:
     """Rows that differ in nothing that is sorted by stay in the order in which they came, and are numbered anew."""
     table = pd.DataFrame({"prior": [*PRIOR_NAMES, "other"] * 60, "method": ["elbo", "map-gs"] * 120, "i": range(240)})
-    ordered = in_order(table[[*columns, "i"]])
+    ordered = sort_rows(table[[*columns, "i"]])
     assert ordered.index.tolist() == list(range(240))
     for _, group in ordered.groupby(columns):
         assert group["i"].tolist() == sorted(group["i"])
@@ -85,7 +85,7 @@ def test_the_table_given_is_left_alone() -> None:
     """A new table comes back."""
     table = pd.DataFrame({"prior": ["ptyl", "l2-zero"], "n": [2, 1]}, index=[7, 8])
     before = table.copy()
-    in_order(table)
+    sort_rows(table)
     pd.testing.assert_frame_equal(table, before)
 
 

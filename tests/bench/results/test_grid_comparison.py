@@ -17,7 +17,7 @@ from torch import nn
 
 from bench.results.curves import COLUMNS as CURVE_COLUMNS
 from bench.results.frame import COLUMNS
-from bench.results.grid_comparison import equal_compute, regularisation
+from bench.results.grid_comparison import equal_compute, regularization
 from deelbo.groups import make_groups
 from deelbo.objectives.elbo import DataEmphasizedELBO
 
@@ -200,7 +200,7 @@ def test_what_was_learned(prior: str, kappa: float | None) -> None:
     """lambda* = sigma^2 + |d|^2 / D_w, tau* = sigma^2 + |v|^2 / D_v, alpha = 1/(D lambda*) and beta = 1/(D tau*); with
     another kappa than D/N, 1/(kappa N lambda*) and 1/(kappa N tau*)."""
     objective, net = learned(prior, kappa)
-    (row,) = regularisation(results(single(objective, 1.0))).to_dict("records")
+    (row,) = regularization(results(single(objective, 1.0))).to_dict("records")
     numbers = np.concatenate([weights.detach().numpy().ravel() for weights in net.parameters()])
     start = objective.groups[0].prior.mean.numpy()
     scales = [0.05**2 + np.mean((numbers[:16] - start) ** 2), 0.05**2 + np.mean(numbers[16:] ** 2)]
@@ -219,7 +219,7 @@ def test_what_the_grid_chose() -> None:
         tune(0.3, 0.1, weight_decay=0.7, head_weight_decay=0.8, status="diverged"),
         tune(0.2, 0.1, weight_decay=0.5, head_weight_decay=0.6, stage="retrain"),
     ]
-    (row,) = regularisation(results(*rows)).to_dict("records")
+    (row,) = regularization(results(*rows)).to_dict("records")
     assert [row[f"grid_{name}"] for name in ("alpha", "beta", "rate")] == [0.5, 0.6, 0.2]
     assert math.isnan(row["grid_lambda"])
     assert all(math.isnan(row[f"learned_{name}"]) for name in ("alpha", "beta", "lambda", "tau", "sigma", "rate"))
@@ -228,13 +228,13 @@ def test_what_the_grid_chose() -> None:
 def test_a_failed_run_is_no_choice() -> None:
     """A run that failed is passed over, whatever was kept of it."""
     rows = [tune(0.1, 0.5, weight_decay=0.7, status="failed"), tune(0.2, 1.0, weight_decay=0.5)]
-    assert regularisation(results(*rows))["grid_alpha"].tolist() == [0.5]
+    assert regularization(results(*rows))["grid_alpha"].tolist() == [0.5]
 
 
 def test_lambda_is_a_weight_decay() -> None:
     """PTYL's grid has lambda in place of alpha: alpha = 1/(N lambda) = 1/(200 x 0.5)."""
     row = tune(0.1, 1.0, prior="ptyl", prior_scale=0.5, head_weight_decay=0.6)
-    (found,) = regularisation(results(row)).to_dict("records")
+    (found,) = regularization(results(row)).to_dict("records")
     assert [found[f"grid_{name}"] for name in ("alpha", "lambda", "beta")] == [pytest.approx(0.01), 0.5, 0.6]
 
 
@@ -243,13 +243,13 @@ def test_the_run_with_the_least_objective_is_shown() -> None:
     objectives = [learned(seed=seed)[0] for seed in range(3)]
     rows = [single(one, value, test_acc=value) for one, value in zip(objectives, (3.0, 1.0, 2.0), strict=True)]
     rows.append(single(learned(seed=3)[0], 0.0, status="diverged"))
-    (row,) = regularisation(results(*rows)).to_dict("records")
+    (row,) = regularization(results(*rows)).to_dict("records")
     assert row["learned_lambda"] == objectives[1].scales()["backbone"]
 
 
 def test_a_diverged_run_has_learned_nothing() -> None:
-    """Where every run diverged, what the first was left with is no regularisation."""
-    (row,) = regularisation(results(single(learned()[0], 1.0, status="diverged"))).to_dict("records")
+    """Where every run diverged, what the first was left with is no regularization."""
+    (row,) = regularization(results(single(learned()[0], 1.0, status="diverged"))).to_dict("records")
     assert all(math.isnan(row[f"learned_{name}"]) for name in ("alpha", "beta", "lambda", "tau", "sigma"))
 
 
@@ -262,7 +262,7 @@ def test_both_stand_in_one_row() -> None:
         single(objective, 1.0, seed=2),
         single(objective, 1.0, n=300),
     ]
-    table = regularisation(results(*rows, single(objective, 1.0, method="elbo", n=400)))
+    table = regularization(results(*rows, single(objective, 1.0, method="elbo", n=400)))
     assert table["n"].tolist() == [200, 200, 200, 300]
     assert list(zip(table["split_seed"], table["source"], strict=True)) == [(1, ""), (2, ""), (1, "s"), (1, "")]
     assert table["grid_alpha"].notna().tolist() == [True, False, True, False]

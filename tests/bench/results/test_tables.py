@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from bench.config.loading import parse_benchmark
-from bench.results.frame import COLUMNS, frame_of
+from bench.results.frame import COLUMNS, to_frame
 from bench.results.paper import TABLE2, TABLE3
 from bench.results.tables import overview, table2, table3
 from bench.trials.record import TrialRecord
@@ -102,7 +102,7 @@ def test_a_choice_without_its_test_is_left_open() -> None:
 def test_rows_are_in_the_papers_order(content: dict[str, Any], fake: Fake, play: Any) -> None:
     """By N, then L2-zero, L2-SP, PTYL, and in each MAP + GS, DE ELBo, ELBo."""
     content |= {"priors": ["ptyl", "l2-sp", "l2-zero"], "n": [1000, 100]}
-    table = table3(frame_of(play(parse_benchmark(content, "x"), fake)))
+    table = table3(to_frame(play(parse_benchmark(content, "x"), fake)))
     methods, priors = ["map-gs", "de-elbo", "elbo"], ["l2-zero", "l2-sp", "ptyl"]
     expected = [[n, prior, method] for n in (100, 1000) for prior in priors for method in methods]
     assert table[["n", "prior", "method"]].to_numpy().tolist() == expected
@@ -110,7 +110,7 @@ def test_rows_are_in_the_papers_order(content: dict[str, Any], fake: Fake, play:
 
 def test_no_results_give_no_rows() -> None:
     """Tables of nothing are empty, with their columns."""
-    nothing = frame_of([])
+    nothing = to_frame([])
     assert table2(nothing).empty
     assert list(table3(nothing).columns)[:6] == ["prior", "method", "n", "mean", "min", "max"]
     assert overview(nothing, {""}).empty

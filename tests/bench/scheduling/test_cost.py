@@ -18,7 +18,7 @@ from bench.config.loading import load_benchmark
 from bench.config.sections import Training
 from bench.exceptions import ConfigError
 from bench.execution import run_trial as executing
-from bench.scheduling.cost import Rates, Work, work_of
+from bench.scheduling.cost import Throughput, Work, work_of
 from bench.trials.spec import TrialSpec
 from deelbo.pretrained.embedded import Pretrained
 
@@ -105,7 +105,7 @@ def cpu_of(file: Path) -> str:
 def test_a_measured_rate_is_that_of_method_and_prior(measured: Path) -> None:
     """MAP + grid search runs at MAP's measured rate, ELBo and DE ELBo at DE ELBo's; a prior that was not measured has
     no rate, and another backbone what is known of it without."""
-    rates, found = Rates(measured=[measured]), json.loads(measured.read_text())["images_a_second"]
+    rates, found = Throughput(measured=[measured]), json.loads(measured.read_text())["images_a_second"]
     assert rates.of("digits-resnet", False, "l2-sp") == found["map l2-sp"] > 0
     assert rates.of("digits-resnet", True, "l2-sp") == found["de-elbo l2-sp"] > 0
     assert rates.of("digits-resnet", False, "ptyl") is None
@@ -117,13 +117,13 @@ def test_a_measured_rate_is_that_of_method_and_prior(measured: Path) -> None:
 
 def test_a_rate_of_another_setting_says_so(measured: Path) -> None:
     """Where the rate was measured at another size, batch or precision than is trained with, both are said."""
-    words = Rates(measured=[measured]).describe("digits-resnet", Training(precision="bf16"), 224)
+    words = Throughput(measured=[measured]).describe("digits-resnet", Training(precision="bf16"), 224)
     assert words.endswith("with size 16 (here 224), batch 4 (here 128), precision float32 (here bf16)")
 
 
 def test_a_given_rate_is_that_of_all(measured: Path) -> None:
     """A rate that is given counts before measured and published ones, whatever the backbone."""
-    rates = Rates(12.5, [measured])
+    rates = Throughput(12.5, [measured])
     assert {rates.of(name, False, "l2-sp") for name in ("digits-resnet", "resnet50", "vit_b_16")} == {12.5}
     assert rates.describe("resnet50", Training(), 224) == "12.5 images a second, as given"
 
@@ -132,7 +132,7 @@ def test_each_backbone_has_a_file(measured: Path, tmp_path: Path) -> None:
     """Several files are of several backbones, each with its own rates."""
     other = tmp_path / "other.json"
     other.write_text(json.dumps(json.loads(measured.read_text()) | {"backbone": "vit_b_16", "images_a_second": RATES}))
-    rates = Rates(measured=[measured, other])
+    rates = Throughput(measured=[measured, other])
     assert rates.of("vit_b_16", False, "l2-zero") == 7.0
     assert rates.of("digits-resnet", False, "l2-zero") is None
     assert rates.of("digits-resnet", False, "l2-sp") not in (None, 7.0)
@@ -142,7 +142,7 @@ def test_each_backbone_has_a_file(measured: Path, tmp_path: Path) -> None:
 def test_a_rate_is_positive(rate: float) -> None:
     """A rate that is not a positive number is refused by its option's name."""
     with pytest.raises(ConfigError, match="--images-per-second must be a positive number"):
-        Rates(rate)
+        Throughput(rate)
 
 
 RATES = {"map l2-zero": 7.0}
@@ -182,4 +182,4 @@ def test_a_file_that_is_no_measurement(held: str | bytes, tmp_path: Path) -> Non
 def test_a_file_that_is_not_there(missing: str, tmp_path: Path) -> None:
     """A path at which there is no file is named in one line."""
     with pytest.raises(ConfigError, match="not a result of `deelbo-bench speed`"):
-        Rates(measured=[tmp_path / missing])
+        Throughput(measured=[tmp_path / missing])

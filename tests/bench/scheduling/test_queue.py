@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import parse_benchmark
-from bench.scheduling.queue import Race, settle
+from bench.scheduling.queue import TrialQueue, split_finished
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 
@@ -32,7 +32,7 @@ def test_every_trial_is_asked_once(tiny: Benchmark, play: Any) -> None:
 @given(data=st.data())
 def test_trials_may_end_in_any_order(data: st.DataObject, tiny: Benchmark, fake: Fake, play: Any) -> None:
     """Several at a time and ending in any order, a race asks for the same trials, and counts them right."""
-    race = Race(make_methods(tiny))
+    race = TrialQueue(make_methods(tiny))
     out: list[TrialSpec] = []
     told = 0
     while not race.finished:
@@ -61,7 +61,7 @@ def test_an_interrupted_race_goes_on(stop: int, order: int, tiny: Benchmark, pla
 def test_existing_records_are_counted(tiny: Benchmark, play: Any) -> None:
     """Records that were there count as told and reused; with all of them there a race is finished at once."""
     records = play(tiny)
-    race = Race(make_methods(tiny), records)
+    race = TrialQueue(make_methods(tiny), records)
     assert (race.finished, len(race.reused), race.told, race.left) == (True, 9, 9, 0)
     assert race.ask() is None
 
@@ -69,7 +69,7 @@ def test_existing_records_are_counted(tiny: Benchmark, play: Any) -> None:
 def test_records_of_other_trials_are_ignored(tiny: Benchmark, play: Any) -> None:
     """Records of trials that no method asks for are neither reused nor told."""
     others = play(tiny.model_copy(update={"seeds": (7,)}))
-    race = Race(make_methods(tiny), others)
+    race = TrialQueue(make_methods(tiny), others)
     assert (race.reused, race.told, race.left) == ([], 0, 9)
 
 
@@ -84,7 +84,7 @@ def test_failed_trials_are_tried_again(tiny: Benchmark, fake: Fake, play: Any) -
 
 def test_failures_are_kept_in_sight(tiny: Benchmark, fake: Fake) -> None:
     """A failed trial is told, listed, and does not hold up the race."""
-    race = Race(make_methods(tiny))
+    race = TrialQueue(make_methods(tiny))
     while (spec := race.ask()) is not None:
         race.tell(fake(spec, "failed" if spec.method == "elbo" else "completed"))
     assert race.finished
@@ -94,7 +94,7 @@ def test_failures_are_kept_in_sight(tiny: Benchmark, fake: Fake) -> None:
 
 def test_a_retraining_that_never_comes_is_not_left(tiny: Benchmark, fake: Fake) -> None:
     """Where every tuning run failed there is nothing to retrain, and nothing is left at the end."""
-    race = Race(make_methods(tiny))
+    race = TrialQueue(make_methods(tiny))
     while (spec := race.ask()) is not None:
         race.tell(fake(spec, "failed" if spec.stage == "tune" else "completed"))
     assert race.finished
@@ -116,7 +116,7 @@ def test_methods_are_mixed(tiny: Benchmark) -> None:
     """No method gets the first or the last hours to itself: over order seeds, every trial comes first sometimes."""
     first = set()
     for seed in range(60):
-        spec = Race(make_methods(tiny), order_seed=seed).ask()
+        spec = TrialQueue(make_methods(tiny), order_seed=seed).ask()
         assert spec is not None
         first.add(spec.method)
     assert first == {"map-gs", "de-elbo", "elbo"}
@@ -126,16 +126,16 @@ def test_settle_keeps_what_is_done_and_asked_for(tiny: Benchmark, play: Any, fak
     """Records count where their method is done with the cell, failed ones too; elsewhere what is left is counted."""
     records = play(tiny)
     methods = make_methods(tiny)
-    assert sorted(r.key for r in settle(methods, records)[0]) == sorted(r.key for r in records)
+    assert sorted(r.key for r in split_finished(methods, records)[0]) == sorted(r.key for r in records)
     lost = next(record for record in records if record.spec.method == "elbo")
-    kept, left, held = settle(make_methods(tiny), [record for record in records if record is not lost])
+    kept, left, held = split_finished(make_methods(tiny), [record for record in records if record is not lost])
     assert left == {("elbo", lost.spec.cell): 1}
     assert held == sum(record.spec.method == "elbo" for record in records) - 1
     assert {record.spec.method for record in kept} == {"map-gs", "de-elbo"}
     failed = [fake(record.spec, "failed") if record is lost else record for record in records]
-    assert settle(make_methods(tiny), failed)[1] == {}
+    assert split_finished(make_methods(tiny), failed)[1] == {}
     stranger = fake(replace(lost.spec, learning_rate=0.5))
-    assert stranger not in settle(make_methods(tiny), [*records, stranger])[0]
+    assert stranger not in split_finished(make_methods(tiny), [*records, stranger])[0]
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_decisions_are_the_same_after_an_interruption(data: st.DataObject, adapt
         return fake(spec, "diverged" if chance == 0 else "completed", state=learned)
 
     def run(known: list[TrialRecord]) -> tuple[dict[str, TrialRecord], set[str]]:
-        race = Race(make_methods(adaptive), known, order_seed=data.draw(st.integers(0, 99)))
+        race = TrialQueue(make_methods(adaptive), known, order_seed=data.draw(st.integers(0, 99)))
         out, done = [], {record.key: record for record in known}
         kept = {record.spec.kept_as(record.spec.until) for record in known if record.spec.until < 1}
         while not race.finished:
@@ -186,7 +186,7 @@ def test_decisions_are_the_same_after_an_interruption(data: st.DataObject, adapt
 
 
 def test_what_is_decided_one_by_one_is_spread_over_the_race(content: dict[str, Any], play: Any) -> None:
-    """Trials of Bayesian optimisation, each of which waits for the one before it, are started throughout a race, and
+    """Trials of Bayesian optimization, each of which waits for the one before it, are started throughout a race, and
     not when everything else has ended."""
     methods = {"bo": {"trials": 20, "sampler": "tpe", "retrain": "best"}, "map-gs": {"retrain": "all"}}
     race = play(parse_benchmark(content | {"methods": methods, "seeds": [1, 2, 3, 4]}, "x"))
@@ -199,7 +199,7 @@ def test_what_is_decided_one_by_one_is_spread_over_the_race(content: dict[str, A
 def test_a_part_that_failed_later_is_kept(adaptive: Benchmark, fake: Fake) -> None:
     """A part of a run from which another started that failed is not named obsolete: the next run tries again."""
     methods = [method for method in make_methods(adaptive) if method.name == "deelbo-halving"]
-    race = Race(methods)
+    race = TrialQueue(methods)
     named: list[str] = []
     failed = None
     while (spec := race.ask()) is not None:

@@ -17,7 +17,14 @@ from bench.config.benchmark import Benchmark
 from bench.config.loading import parse_benchmark
 from bench.exceptions import RecordError
 from bench.execution.run_trial import start_fingerprint
-from bench.scheduling.resume import OtherBenchmarkError, check_records, check_settings, fork_of, inherit, take_up
+from bench.scheduling.resume import (
+    OtherBenchmarkError,
+    check_same_inputs,
+    check_settings,
+    copy_compatible_records,
+    fork_of,
+    load_for_resume,
+)
 from bench.storage.records import RecordStore
 from deelbo.pretrained.embedded import Pretrained
 
@@ -30,7 +37,7 @@ def store(tmp_path: Path) -> RecordStore:
 
 
 def check_starts(store: RecordStore, starts: Starts) -> None:
-    check_records(store, store.records(), {}, starts)
+    check_same_inputs(store, store.records(), {}, starts)
 
 
 def test_a_new_storage_fits(store: RecordStore, tiny: Benchmark) -> None:
@@ -168,16 +175,16 @@ def test_other_images_are_refused(store: RecordStore, tiny: Benchmark, play: Any
     that failed, is not."""
     spec = play(tiny)[0].spec
     records = [fake(spec), fake(spec, versions={"data": "abc"}), fake(spec, "failed", versions={"data": "x"})]
-    check_records(store, records, {"mnist-digits": "abc"}, {})
-    check_records(store, records, {"CIFAR-10": "def"}, {})
+    check_same_inputs(store, records, {"mnist-digits": "abc"}, {})
+    check_same_inputs(store, records, {"CIFAR-10": "def"}, {})
     with pytest.raises(OtherBenchmarkError, match="saw other images of mnist-digits: abc, here def"):
-        check_records(store, records, {"mnist-digits": "def"}, {})
+        check_same_inputs(store, records, {"mnist-digits": "def"}, {})
 
 
 def test_whole_records_are_taken_up(storage: RecordStore, tiny: Benchmark, play: Any) -> None:
     """Where all is whole every record is taken up, and nothing is said or moved."""
     said: list[str] = []
-    records, set_aside = take_up(storage, tiny, said.append)
+    records, set_aside = load_for_resume(storage, tiny, said.append)
     assert {record.key for record in records} == {record.key for record in play(tiny)}
     assert set_aside == []
     assert said == []
@@ -191,7 +198,7 @@ def test_damaged_files_are_set_aside(storage: RecordStore, tiny: Benchmark, fold
     file = Path(storage.path(folder, f"{victim}.json"))
     file.write_bytes(file.read_bytes()[:-7])
     said: list[str] = []
-    records, set_aside = take_up(storage, tiny, said.append)
+    records, set_aside = load_for_resume(storage, tiny, said.append)
     assert [record.key for record in records] == others
     assert set_aside == [victim]
     (line,) = said
@@ -212,7 +219,7 @@ def test_a_record_under_another_name_is_set_aside(storage: RecordStore, tiny: Be
         Path(storage.path("records", f"{one}.json")).read_bytes()
     )
     said: list[str] = []
-    keys = [record.key for record in take_up(storage, tiny, said.append)[0]]
+    keys = [record.key for record in load_for_resume(storage, tiny, said.append)[0]]
     assert one in keys
     assert other not in keys
     assert f"it holds the record of {one}" in said[0]
@@ -222,7 +229,7 @@ def test_half_written_files_are_swept(storage: RecordStore, tiny: Benchmark) -> 
     """What a killed writer left under its temporary name is removed."""
     part = Path(storage.path("records", "abc.json.0123.part"))
     part.write_text("{")
-    take_up(storage, tiny, lambda line: None)
+    load_for_resume(storage, tiny, lambda line: None)
     assert not part.exists()
 
 
@@ -238,11 +245,11 @@ def test_a_damaged_configuration_is_written_again(
             shutil.rmtree(storage.path(folder))
     Path(storage.path("benchmark.json")).write_text(text)
     said: list[str] = []
-    assert len(take_up(storage, tiny, said.append)[0]) == 9 * finished
+    assert len(load_for_resume(storage, tiny, said.append)[0]) == 9 * finished
     assert "benchmark.json" in said[0]
     assert "set aside as damaged/" in said[0]
     assert not storage.exists("benchmark.json")
-    assert len(take_up(storage, tiny, said.append)[0]) == 9 * finished
+    assert len(load_for_resume(storage, tiny, said.append)[0]) == 9 * finished
     assert len(said) == 1
 
 
@@ -251,14 +258,14 @@ def test_a_checkpoint_goes_with_its_result(storage: RecordStore, tiny: Benchmark
     done = f"checkpoints/{next(storage.records()).key}.pt"
     for name in (done, "checkpoints/other.pt"):
         storage.write_file(name, b"x")
-    take_up(storage, tiny, print)
+    load_for_resume(storage, tiny, print)
     assert storage.names("checkpoints") == ["checkpoints/other.pt"]
 
 
 def test_records_without_a_configuration_are_taken_up(storage: RecordStore, tiny: Benchmark) -> None:
     """Where benchmark.json is gone the records, which name all that they depend on, still count."""
     storage.remove("benchmark.json")
-    assert len(take_up(storage, tiny, lambda line: None)[0]) == 9
+    assert len(load_for_resume(storage, tiny, lambda line: None)[0]) == 9
 
 
 @pytest.fixture
@@ -281,27 +288,30 @@ def test_a_fork_inherits_what_holds(storage: RecordStore, content: dict[str, Any
     never do."""
     renamed = parse_benchmark(content | {"name": "other"}, "x")
     fork = RecordStore(str(tmp_path / "fork"))
-    assert inherit(fork, storage, renamed, {}, {}) == 9
+    assert copy_compatible_records(fork, storage, renamed, {}, {}) == 9
     assert list(fork.records()) == list(storage.records())
     assert all(fork.series(r.key) == storage.series(r.key) for r in fork.records())
     first, second, *_ = storage.records()
     storage.write(replace(first, versions={"pretrained": start(1.0).weights_fingerprint}), [])
     storage.write(replace(second, status="failed"), [])
-    assert inherit(RecordStore(str(tmp_path / "b")), storage, renamed, {}, {"digits-resnet": start(2.0)}) == 7
+    assert (
+        copy_compatible_records(RecordStore(str(tmp_path / "b")), storage, renamed, {}, {"digits-resnet": start(2.0)})
+        == 7
+    )
 
 
 def test_a_fork_with_other_training_inherits_nothing(
     storage: RecordStore, steps: Callable[[int], Benchmark], tmp_path: Path
 ) -> None:
     """Trials of another training are other trials."""
-    assert inherit(RecordStore(str(tmp_path / "fork")), storage, steps(8), {}, {}) == 0
+    assert copy_compatible_records(RecordStore(str(tmp_path / "fork")), storage, steps(8), {}, {}) == 0
 
 
 def test_other_things_are_left_alone(tmp_path: Path, tiny: Benchmark) -> None:
     """A folder with files of somebody else's is refused, and nothing in it is moved."""
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RecordError, match="holds no benchmark"):
-        take_up(RecordStore(str(tmp_path)), tiny, print)
+        load_for_resume(RecordStore(str(tmp_path)), tiny, print)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -313,6 +323,6 @@ def test_what_is_no_file_is_set_aside(storage: RecordStore, tiny: Benchmark, kin
     path.unlink()
     os.mkfifo(path) if kind == "pipe" else path.mkdir()
     said: list[str] = []
-    assert take_up(storage, tiny, said.append)[1] == [victim]
+    assert load_for_resume(storage, tiny, said.append)[1] == [victim]
     assert "is damaged" in said[0]
     assert not path.exists()

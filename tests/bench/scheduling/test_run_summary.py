@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from bench.config.benchmark import Benchmark
-from bench.scheduling.run_summary import Ended, Outcome, outcome_of
-from bench.utils.text import duration
+from bench.scheduling.run_summary import FinishedTrial, RunSummary, summarize_run
+from bench.utils.text import format_duration
 
-Timeline = Callable[..., list[Ended]]
+Timeline = Callable[..., list[FinishedTrial]]
 
 
 @pytest.fixture
@@ -20,16 +20,16 @@ def timeline(tiny: Benchmark, play: Any, fake: Any) -> Timeline:
     """Trials that started and finished at the given times."""
     specs = [record.spec for record in play(tiny)]
 
-    def make(*spans: tuple[float, float]) -> list[Ended]:
+    def make(*spans: tuple[float, float]) -> list[FinishedTrial]:
         timed = zip(specs, spans, strict=False)
-        return [Ended.of(fake(spec, started=start, finished=end)) for spec, (start, end) in timed]
+        return [FinishedTrial.of(fake(spec, started=start, finished=end)) for spec, (start, end) in timed]
 
     return make
 
 
 def test_a_full_house_is_always_busy(timeline: Timeline) -> None:
     """Two slots that work from the first to the last second are busy all the time."""
-    outcome = outcome_of(timeline((100, 110), (100, 105), (105, 110)), 0, 0, 2, 100)
+    outcome = summarize_run(timeline((100, 110), (100, 105), (105, 110)), 0, 0, 2, 100)
     assert (outcome.busy, outcome.wall_seconds, outcome.tail_seconds) == (1, 10, 0)
     assert (outcome.start_up_seconds, outcome.hand_over_seconds) == (0, 0)
 
@@ -37,7 +37,7 @@ def test_a_full_house_is_always_busy(timeline: Timeline) -> None:
 def test_start_up_hand_over_and_tail_are_told_apart(timeline: Timeline) -> None:
     """Of 2 x 20 slot-seconds, 25 in trials: 4 before the first start, twice 1 between trials, and 5 at the end."""
     records = timeline((104, 108), (104, 109), (109, 115), (110, 120))
-    outcome = outcome_of(records, 3, 1, 2, 100)
+    outcome = summarize_run(records, 3, 1, 2, 100)
     assert outcome.wall_seconds == 20
     assert outcome.busy == pytest.approx(25 / 40)
     assert outcome.start_up_seconds == 4
@@ -51,14 +51,14 @@ def test_start_up_hand_over_and_tail_are_told_apart(timeline: Timeline) -> None:
 def test_the_order_of_records_does_not_matter(timeline: Timeline) -> None:
     """The account is the same in whatever order the records come."""
     records = timeline((104, 108), (104, 109), (109, 115), (110, 120))
-    assert asdict(outcome_of(records[::-1], 0, 0, 2, 100)) == asdict(outcome_of(records, 0, 0, 2, 100))
+    assert asdict(summarize_run(records[::-1], 0, 0, 2, 100)) == asdict(summarize_run(records, 0, 0, 2, 100))
 
 
 def test_failures_are_said_by_their_last_line(tiny: Benchmark, play: Any, fake: Any) -> None:
     """A failed trial is one line: what it was, and the last line of its error."""
     specs = [record.spec for record in play(tiny)]
     failed = [fake(specs[0], "failed"), fake(specs[1], "failed", error=None)]
-    outcome = outcome_of([Ended.of(record) for record in failed], 0, 0, 1, 0)
+    outcome = summarize_run([FinishedTrial.of(record) for record in failed], 0, 0, 1, 0)
     assert outcome.failed == 2
     assert outcome.failures[0] == f"{specs[0].describe()}: RuntimeError: out of luck"
     assert outcome.failures[1].endswith(": no error kept")
@@ -67,19 +67,19 @@ def test_failures_are_said_by_their_last_line(tiny: Benchmark, play: Any, fake: 
 
 def test_nothing_to_run_is_said() -> None:
     """A call that had nothing to run says so, and how many trials were done before."""
-    outcome = outcome_of([], 7, 0, 2, 0)
+    outcome = summarize_run([], 7, 0, 2, 0)
     assert (outcome.ran, outcome.reused, outcome.busy) == (0, 7, 0)
     assert outcome.describe() == "nothing left to run, 7 trials done before"
 
 
 def test_a_call_that_was_stopped_says_what_is_left() -> None:
     """A call in which no trial ended says how many are done and how many are left, not that nothing is."""
-    assert outcome_of([], 7, 3, 2, 0).describe() == "no trial ended in this call, 7 done before, 3 left"
+    assert summarize_run([], 7, 3, 2, 0).describe() == "no trial ended in this call, 7 done before, 3 left"
 
 
 def test_description_names_every_part() -> None:
     """For people: how many trials, how long, how busy, and what ate the rest."""
-    text = Outcome(5, 2, 1, ["x"], 0, 3, 185.0, 0.814, 4.21, 0.0123, 7.0).describe()
+    text = RunSummary(5, 2, 1, ["x"], 0, 3, 185.0, 0.814, 4.21, 0.0123, 7.0).describe()
     assert text == (
         "5 trials in 3 min 5 s: 3 slots busy 81% of the time; start-up 4.2 s, 12 ms between two trials, "
         "7.0 s idle at the end; 2 done before, 1 failed"
@@ -92,4 +92,4 @@ def test_description_names_every_part() -> None:
 )
 def test_durations_are_said_as_people_do(seconds: float, words: str) -> None:
     """Seconds, minutes or hours, by how long it was."""
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words

@@ -15,13 +15,13 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from bench.speed.baseline import NaiveRun, OneByOne, plain_kl, plain_terms
-from deelbo.data import Geometry, Images, Normalisation, Split
+from deelbo.data import Geometry, Images, Normalization, Split
 from deelbo.groups import make_groups
 from deelbo.objectives.base import Objective
 from deelbo.objectives.elbo import DataEmphasizedELBO
 from deelbo.objectives.map import MAP
 from deelbo.pretrained.backbones import build_backbone
-from deelbo.training.run import Run
+from deelbo.training.run import TrainingRun
 from deelbo.training.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,7 +38,7 @@ def images(count: int, channels: int, side: int) -> Images:
 def split() -> Split:
     """One batch of digits that nothing is done to: every step sees the same."""
     train = images(BATCH, 1, 16)
-    return Split(train, None, train, Normalisation.of(train), Geometry(side=16, crop=16))
+    return Split(train, None, train, Normalization.of(train), Geometry(side=16, crop=16))
 
 
 def kl_by_torch(weights: dict[str, Tensor], means: dict[str, Tensor], sigma: Tensor, scale: Tensor) -> Tensor:
@@ -114,13 +114,13 @@ def test_the_plain_loss_is_the_bound(small: nn.Module) -> None:
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-10, msg=name)
 
 
-def fast_run(model: nn.Module, head: str, split: Split, method: str) -> Run:
+def fast_run(model: nn.Module, head: str, split: Split, method: str) -> TrainingRun:
     """The fast path's run of the same objective."""
     groups = make_groups(model, head, "l2-sp")
     objective: Objective = MAP(groups, BATCH, {"backbone": 1e-3, "head": 1e-3})
     if method == "de-elbo":
         objective = DataEmphasizedELBO(groups, BATCH, sigma=1e-2, generator=torch.Generator().manual_seed(5))
-    return Run(model.train(), split, objective, Schedule(0.001, steps=10**6, batch_size=BATCH), 0)
+    return TrainingRun(model.train(), split, objective, Schedule(0.001, steps=10**6, batch_size=BATCH), 0)
 
 
 @pytest.mark.parametrize("method", ["map", "de-elbo"])
@@ -152,7 +152,7 @@ def test_naive_steps_train(method: str, split: Split) -> None:
     """The baseline learns its images: after some steps their NLL is lower."""
     model, head = build_backbone("digits-resnet", 10, seed=1)
     run = NaiveRun(model, head, split, method, BATCH, 0)
-    x = split.normalisation(split.geometry.evaluation(split.train.pixels))
+    x = split.normalization(split.geometry.evaluation(split.train.pixels))
 
     def nll() -> float:
         with torch.no_grad():
@@ -172,8 +172,8 @@ def test_naive_steps_train(method: str, split: Split) -> None:
 def test_images_one_by_one_are_those_of_a_batch(channels: int, stored: int, geometry: Geometry) -> None:
     """Where nothing is left to chance, what torchvision makes of an image is what the fast path makes of a batch."""
     found = images(4, channels, stored)
-    split = Split(found, None, found, Normalisation.of(found), geometry)
-    expected = split.normalisation(geometry.evaluation(found.pixels))
+    split = Split(found, None, found, Normalization.of(found), geometry)
+    expected = split.normalization(geometry.evaluation(found.pixels))
     loader = OneByOne(split)
     for i in range(len(loader)):
         image, label = loader[i]
@@ -187,7 +187,7 @@ def test_images_one_by_one_are_moved_and_mirrored() -> None:
     pixels = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
     pixels[0, 0, 1, 1] = 255
     found = Images(pixels, torch.zeros(1, dtype=torch.int64), 1)
-    split = Split(found, None, found, Normalisation(torch.zeros(1), torch.ones(1)), Geometry(4, 3, flip=True))
+    split = Split(found, None, found, Normalization(torch.zeros(1), torch.ones(1)), Geometry(4, 3, flip=True))
     loader: Any = OneByOne(split)
     torch.manual_seed(0)
     seen = [tuple(divmod(int(loader[0][0].argmax()), 3)) for _ in range(200)]

@@ -14,7 +14,7 @@ from bench.storage.files import Storage
 
 @pytest.fixture(params=["folder", "memory", "file", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """The same behaviour on a folder, a file:// URL, and object stores."""
+    """The same behavior on a folder, a file:// URL, and object stores."""
     if request.param == "s3":
         request.getfixturevalue("s3")
         return Storage(f"s3://lab/{uuid.uuid4().hex}/a b")

@@ -18,13 +18,13 @@ from fsspec.spec import AbstractFileSystem
 
 from bench.config.benchmark import Benchmark, make_methods
 from bench.exceptions import RecordError, StorageError
-from bench.ray_backend.trainable import TrialActor
+from bench.ray_backend.trainable import TrialTrainable
 from bench.storage import retry as remote
 from bench.storage.lock import StorageLock
 from bench.storage.records import RecordStore
 from bench.storage.retry import Patience
 from bench.trials.record import TrialRecord
-from bench.utils.text import shown
+from bench.utils.text import redact_url
 
 if TYPE_CHECKING:
     from tests.helpers.object_store import ObjectStore
@@ -110,7 +110,7 @@ def refused(store: RecordStore, call: Callable[[RecordStore], object]) -> str:
     with pytest.raises(StorageError) as caught:
         call(store)
     assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith(shown(store.url))
+    assert str(caught.value).startswith(redact_url(store.url))
     return str(caught.value)
 
 
@@ -246,7 +246,7 @@ def test_no_password_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_worker_without_access_sends_its_records(anew: Anew, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that is not let in takes the storage for none that it shares, and the driver writes for it."""
-    shares = cast(Any, TrialActor)._shares
+    shares = cast(Any, TrialTrainable)._shares
     with StorageLock(anew()) as lock:
         assert shares(SimpleNamespace(store=anew(), token=lock.token)) is True
         assert shares(SimpleNamespace(store=anew(), token=lock.token[::-1])) is False

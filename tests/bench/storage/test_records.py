@@ -14,7 +14,7 @@ import pytest
 
 from bench.config.benchmark import Benchmark, make_methods
 from bench.exceptions import RecordError
-from bench.results.frame import COLUMNS, frame_of
+from bench.results.frame import COLUMNS, to_frame
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
@@ -32,7 +32,7 @@ def spec(tiny: Benchmark) -> TrialSpec:
 
 @pytest.fixture(params=["folder", "memory", "file"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> RecordStore:
-    """The same behaviour on a folder, a file:// URL, and an object store."""
+    """The same behavior on a folder, a file:// URL, and an object store."""
     urls = {"folder": str(tmp_path / "a"), "memory": f"memory://{uuid.uuid4().hex}/a", "file": f"file://{tmp_path}/a"}
     return RecordStore(urls[request.param])
 
@@ -222,7 +222,7 @@ def test_local_and_remote_are_told_apart(tmp_path: Path) -> None:
 
 def test_frame_has_the_documented_columns(storage: RecordStore) -> None:
     """The table of records has the schema's columns with its types, then the learned state."""
-    frame = frame_of(list(storage.records()))
+    frame = to_frame(list(storage.records()))
     assert list(frame.columns)[: len(COLUMNS)] == list(COLUMNS)
     for name, kind in COLUMNS.items():
         assert str(frame[name].dtype) == kind, name
@@ -232,7 +232,7 @@ def test_frame_has_the_documented_columns(storage: RecordStore) -> None:
 
 def test_frame_of_nothing_has_the_same_columns(tmp_path: Path) -> None:
     """A storage without records gives an empty table of the same schema."""
-    frame = frame_of(list(RecordStore(str(tmp_path / "a")).records()))
+    frame = to_frame(list(RecordStore(str(tmp_path / "a")).records()))
     assert list(frame.columns) == list(COLUMNS)
     assert {name: str(kind) for name, kind in frame.dtypes.items()} == COLUMNS
     assert frame.empty
@@ -243,21 +243,21 @@ def test_frame_holds_what_the_records_say(tmp_path: Path, spec: TrialSpec, fake:
     store = RecordStore(str(tmp_path))
     record = fake(spec)
     store.write(record, SERIES)
-    (row,) = frame_of(list(store.records())).to_dict("records")
+    (row,) = to_frame(list(store.records())).to_dict("records")
     assert row["key"] == spec.key
     assert (row["val_nll"], row["train_seconds"]) == (record.metrics["val_nll"], record.seconds["train"])
     assert (row["learning_rate"], row["weight_decay"]) == (spec.learning_rate, spec.weight_decay)
     assert np.isnan([row["kappa"], row["prior_scale"], row["test_acc"]]).all()
     store.write(fake(spec, "failed", seconds={}), [])
-    assert frame_of(list(store.records()))["status"].tolist() == ["failed"]
+    assert to_frame(list(store.records()))["status"].tolist() == ["failed"]
 
 
 def test_frame_says_where_the_records_come_from(storage: RecordStore) -> None:
     """Each row has the name that its storage was given beside others, or none; an ELBo has its NLL under q."""
     records = list(storage.records())
-    assert set(frame_of(records, "here")["source"]) == {"here"}
-    assert set(frame_of(records)["source"]) == {""}
-    frame = frame_of(records).set_index("key")
+    assert set(to_frame(records, "here")["source"]) == {"here"}
+    assert set(to_frame(records)["source"]) == {""}
+    frame = to_frame(records).set_index("key")
     expected = [record.metrics.get("nll_under_q", float("nan")) for record in records]
     assert np.isfinite(expected).sum() == 4
     np.testing.assert_array_equal(frame.loc[[record.key for record in records], "nll_under_q"], expected)

@@ -19,7 +19,7 @@ from bench.trials.spec import TrialSpec
 
 Fake = Callable[..., TrialRecord]
 STATE = {
-    "regulariser": 0.5,
+    "regularizer": 0.5,
     "weight_decay_backbone": 0.02,
     "weight_decay_head": 0.001,
     "dim_backbone": 18296,
@@ -101,12 +101,12 @@ def test_training_seconds_end_with_the_clock(specs: Any, fake: Fake) -> None:
 
 def test_a_last_row_that_is_not_finite(specs: Any, fake: Fake) -> None:
     """A diverged trial's last loss is a tag, its rows before are a line; a final number takes a lost row's place."""
-    series = rows(STATE, train_nll=[2.0, math.inf], regulariser=[0.4, math.nan])
+    series = rows(STATE, train_nll=[2.0, math.inf], regularizer=[0.4, math.nan])
     content = content_of(fake(specs[0], "diverged", metrics={"train_nll": math.inf}, state=STATE), series)
     found = lines(content)
     assert found["train_nll"] == [(10, 2.0)]
     assert content.tags["train_nll"] == "inf"
-    assert found["regulariser"] == [(10, 0.4), (20, 0.5)]
+    assert found["regularizer"] == [(10, 0.4), (20, 0.5)]
 
 
 def test_a_damaged_series_is_named(specs: Any, fake: Fake) -> None:
@@ -145,16 +145,16 @@ def test_settings_of_a_method_are_parameters(specs: Any) -> None:
 
 
 def test_a_comparison_shows_in_what_entries_differ(specs: Any) -> None:
-    """Groups and optimiser are told of every trial, the share of D/N of those whose kappa is one: where two differ,
+    """Groups and optimizer are told of every trial, the share of D/N of those whose kappa is one: where two differ,
     neither is blank."""
     layers = replace(specs[1], method="layers", groups="layer", kappa_share=3.0)
     told = [
-        {name: params_of(spec).get(name) for name in ("groups", "optimiser", "kappa_share")}
+        {name: params_of(spec).get(name) for name in ("groups", "optimizer", "kappa_share")}
         for spec in (specs[1], layers, specs[0])
     ]
-    assert told[0] == {"groups": "backbone+head", "optimiser": "sgd", "kappa_share": "1.0"}
-    assert told[1] == {"groups": "layer", "optimiser": "sgd", "kappa_share": "3.0"}
-    assert told[2] == {"groups": "backbone+head", "optimiser": "sgd", "kappa_share": None}
+    assert told[0] == {"groups": "backbone+head", "optimizer": "sgd", "kappa_share": "1.0"}
+    assert told[1] == {"groups": "layer", "optimizer": "sgd", "kappa_share": "3.0"}
+    assert told[2] == {"groups": "backbone+head", "optimizer": "sgd", "kappa_share": None}
 
 
 def test_what_a_stretch_and_a_hypergradient_leave(specs: Any, fake: Fake) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from bench.config.benchmark import Benchmark, make_methods
 from bench.exceptions import ConfigError, RecordError
-from bench.results.configurations import chosen_trials
-from bench.results.frame import frame_of
+from bench.results.configurations import selected_trials
+from bench.results.frame import to_frame
 from bench.storage.records import RecordStore
 from bench.tracking.client import tracking_uri
 from bench.tracking.mirror import MLflowMirror, sync
@@ -21,7 +21,7 @@ from bench.tracking.tracker import Tracker
 from bench.tracking.views import saved
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from bench.utils.text import shown
+from bench.utils.text import redact_url
 
 Fake = Callable[..., TrialRecord]
 NAN = float("nan")
@@ -102,10 +102,10 @@ def test_what_methods_chose_is_marked(storage: RecordStore, tiny: Benchmark, uri
     comes, that takes the mark over."""
     sync(storage, tiny, uri)
     marked = {key: run for key, run in runs_of(uri, tiny).items() if run.data.tags.get("chosen") == "true"}
-    frame = frame_of(list(storage.records())).set_index("key")
+    frame = to_frame(list(storage.records())).set_index("key")
     assert sorted(frame.loc[list(marked), "method"]) == ["de-elbo", "elbo", "map-gs"]
     assert {key: run.data.metrics["cost_seconds"] for key, run in marked.items()} == pytest.approx(
-        chosen_trials(tiny, list(storage.records())), rel=1e-5
+        selected_trials(tiny, list(storage.records())), rel=1e-5
     )
     before = next(key for key in marked if frame.loc[key, "method"] == "elbo")
     other = next(r for r in storage.records() if r.spec.method == "elbo" and r.key != before)
@@ -119,7 +119,7 @@ def test_what_methods_chose_is_marked(storage: RecordStore, tiny: Benchmark, uri
 def test_a_choice_that_comes_late_is_marked(storage: RecordStore, tiny: Benchmark, uri: str) -> None:
     """A trial that is sent after the choices, as where a server was away for its turn, has its mark all the same."""
     mirror, records = MLflowMirror(uri, tiny, storage), list(storage.records())
-    costs = chosen_trials(tiny, records)
+    costs = selected_trials(tiny, records)
     for record in records[:-1]:
         if record.key not in costs:
             mirror.finish(record)
@@ -510,5 +510,5 @@ def test_where_nothing_can_be_is_refused_at_once(tmp_path: Path, uri: str) -> No
 
 def test_a_password_is_not_shown() -> None:
     """The password in a URI is left out wherever the URI is told, also inside other words."""
-    assert shown("at postgresql://me:se:cr-et@host:1/db it") == "at postgresql://me:***@host:1/db it"
-    assert shown("http://127.0.0.1:5000") == "http://127.0.0.1:5000"
+    assert redact_url("at postgresql://me:se:cr-et@host:1/db it") == "at postgresql://me:***@host:1/db it"
+    assert redact_url("http://127.0.0.1:5000") == "http://127.0.0.1:5000"

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from bench.config.benchmark import Benchmark, make_methods
-from bench.scheduling.queue import Race
+from bench.scheduling.queue import TrialQueue
 from bench.storage.records import RecordStore
 from bench.tracking.mirror import MLflowMirror, sync
 from bench.tracking.tracker import Tracker
@@ -124,7 +124,7 @@ class Follower:
     """A race of fake records that a tracker follows; keeps the time of the slowest call."""
 
     def __init__(self, benchmark: Benchmark, store: RecordStore, tracker: Tracker, fake: Fake) -> None:
-        self.race, self.store, self.tracker, self.fake = Race(make_methods(benchmark)), store, tracker, fake
+        self.race, self.store, self.tracker, self.fake = TrialQueue(make_methods(benchmark)), store, tracker, fake
         self.slowest = 0.0
         self.timed(tracker.began, self.race, 2)
 

@@ -12,7 +12,7 @@ import pytest
 
 from bench.config.benchmark import Benchmark, make_methods
 from bench.exceptions import RecordError
-from bench.scheduling.queue import Race
+from bench.scheduling.queue import TrialQueue
 from bench.storage.records import RecordStore
 from bench.tracking.mirror import MLflowMirror, sync
 from bench.tracking.tracker import Tracker
@@ -50,7 +50,7 @@ def empty(tmp_path: Path, tiny: Benchmark, fill: Any) -> RecordStore:
 def test_a_run_is_followed_as_it_goes(tiny: Benchmark, uri: str, fake: Fake, empty: RecordStore) -> None:
     """Told of a whole race, the tracker leaves what `sync` would have made, and says that all was sent."""
     tracker = Tracker(lambda: MLflowMirror(uri, tiny, empty))
-    race = Race(make_methods(tiny))
+    race = TrialQueue(make_methods(tiny))
     tracker.began(race, 2)
     while (spec := race.ask()) is not None:
         tracker.started(spec)
@@ -70,7 +70,7 @@ def test_a_run_is_followed_as_it_goes(tiny: Benchmark, uri: str, fake: Fake, emp
 
 def test_what_an_interrupted_call_did_not_send_is_sent(tiny: Benchmark, uri: str, storage: RecordStore) -> None:
     """Records that were there before a race are in MLflow after it, although nobody told of their end."""
-    race = Race(make_methods(tiny), storage.records())
+    race = TrialQueue(make_methods(tiny), storage.records())
     tracker = Tracker(lambda: MLflowMirror(uri, tiny, storage))
     tracker.began(race, 2)
     assert tracker.stop("FINISHED", {})
@@ -143,7 +143,7 @@ def test_a_dead_server_is_in_nobodys_way(
 
     tracker = Tracker(dead, pause=0.05, grace=0.3)
     for call in (
-        lambda: tracker.began(Race(make_methods(tiny)), 2),
+        lambda: tracker.began(TrialQueue(make_methods(tiny)), 2),
         lambda: tracker.started(records[0].spec),
         lambda: tracker.finished(records[0]),
     ):
@@ -209,7 +209,7 @@ def test_where_runs_are_gone_all_is_sent_again(tiny: Benchmark, records: list[Tr
     first, second = Mirror(), Mirror()
     mirrors = iter([first, second])
     tracker = Tracker(lambda: next(mirrors), pause=0.01)  # type: ignore[arg-type, return-value]
-    tracker.began(Race(make_methods(tiny), records[:4]), 2)
+    tracker.began(TrialQueue(make_methods(tiny), records[:4]), 2)
     tracker.finished(records[4])
     tracker.started(records[5].spec)
     until(lambda: not tracker.left)

@@ -134,7 +134,7 @@ def test_the_description_tells_entries_apart() -> None:
     assert "DE ELBo; layers; DE ELBo, no rate on" in said
     assert "| de-elbo | DE ELBo | kappa D/N, groups backbone+head |" in said
     assert "| layers | DE ELBo | priors l2-sp, kappa D/N, groups layer |" in said
-    assert "optimiser prodigy" in said
+    assert "optimizer prodigy" in said
     many = note({f"entry-{i}": {"method": "de-elbo", "kappa": f"{i} D/N"} for i in range(1, 101)})
     assert len(many) <= LONGEST
     shown = many.count("| DE ELBo |")

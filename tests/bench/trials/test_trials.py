@@ -62,7 +62,7 @@ def test_every_field_is_part_of_the_key(name: str) -> None:
 
 
 ADDED = {"image_size": 64, "precision": "bf16", "channels_last": True, "compile": True}
-ADDED |= {"learner": "laplace", "kappa_share": 0.1, "groups": "layer", "optimiser": "prodigy"}
+ADDED |= {"learner": "laplace", "kappa_share": 0.1, "groups": "layer", "optimizer": "prodigy"}
 ADDED |= {"until": 0.3, "since": 0.1, "number": 0, "options": '{"every":10}'}
 
 

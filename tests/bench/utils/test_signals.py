@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from bench.exceptions import Halted
+from bench.exceptions import RunAborted
 from bench.utils.signals import same_handlers, stopped_by_signals
 
 
@@ -21,7 +21,7 @@ def test_a_signal_stops_what_runs(number: signal.Signals) -> None:
         assert signal.getsignal(number) is signal.default_int_handler
     finally:
         signal.signal(number, outside)
-    assert not isinstance(stop.value, Halted)
+    assert not isinstance(stop.value, RunAborted)
     assert stop.traceback[-1].name == "_interrupt"
 
 

@@ -1,4 +1,4 @@
-"""Splits, normalisation, augmentation and the embedded digits, against scikit-learn, numpy and plain loops."""
+"""Splits, normalization, augmentation and the embedded digits, against scikit-learn, numpy and plain loops."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.model_selection import train_test_split
 
-from deelbo.data import TASKS, Geometry, Images, Normalisation, Task, load_task
+from deelbo.data import TASKS, Geometry, Images, Normalization, Task, load_task
 from deelbo.data.digits import load_uci
 from deelbo.data.splits import check_size, stratified_subset, validation_fifth
 
@@ -75,7 +75,7 @@ def test_a_task_splits_its_pool(task: Task) -> None:
     assert (len(whole.train), len(parts.train), len(parts.validation)) == (80, 64, 16)
     together = torch.cat([parts.train.pixels, parts.validation.pixels]).flatten(1).tolist()
     assert sorted(together) == sorted(whole.train.pixels.flatten(1).tolist())
-    assert torch.equal(parts.normalisation.mean, Normalisation.of(parts.train).mean)
+    assert torch.equal(parts.normalization.mean, Normalization.of(parts.train).mean)
     assert whole.test is parts.test is task.test
 
 
@@ -102,25 +102,25 @@ def test_a_task_checks_the_size(task: Task) -> None:
         task.split(204, 1, validation=False)
 
 
-def test_normalisation_against_numpy() -> None:
+def test_normalization_against_numpy() -> None:
     """Mean and std are the averages over images of each image's own channel mean and std, of pixels in [0, 1]."""
     pixels = torch.randint(0, 256, (6, 3, 5, 4), dtype=torch.uint8)
     pixels[0] //= 4
     scaled = pixels.numpy().astype(np.float64) / 255
     mean = np.mean([[channel.mean() for channel in image] for image in scaled], axis=0)
     std = np.mean([[channel.std(ddof=1) for channel in image] for image in scaled], axis=0)
-    normalise = Normalisation.of(Images(pixels, torch.zeros(6, dtype=torch.int64), 1))
-    np.testing.assert_allclose(normalise.mean, mean, rtol=1e-5)
-    np.testing.assert_allclose(normalise.std, std, rtol=1e-5)
+    normalize = Normalization.of(Images(pixels, torch.zeros(6, dtype=torch.int64), 1))
+    np.testing.assert_allclose(normalize.mean, mean, rtol=1e-5)
+    np.testing.assert_allclose(normalize.std, std, rtol=1e-5)
     expected = (scaled - mean[:, None, None]) / std[:, None, None]
-    np.testing.assert_allclose(normalise(pixels), expected, rtol=1e-4, atol=1e-5)
-    assert normalise(pixels).dtype == torch.float32
+    np.testing.assert_allclose(normalize(pixels), expected, rtol=1e-4, atol=1e-5)
+    assert normalize(pixels).dtype == torch.float32
 
 
-def test_blank_images_can_be_normalised() -> None:
+def test_blank_images_can_be_normalized() -> None:
     """Images without any contrast do not divide by zero."""
     images = Images(torch.full((2, 1, 3, 3), 7, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), 1)
-    assert torch.isfinite(Normalisation.of(images)(images.pixels)).all()
+    assert torch.isfinite(Normalization.of(images)(images.pixels)).all()
 
 
 @pytest.mark.parametrize("most", [1, 2])

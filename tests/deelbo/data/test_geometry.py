@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from deelbo.data import Geometry, Images, Normalisation
+from deelbo.data import Geometry, Images, Normalization
 
 
 def pictures(n: int, side: int, channels: int = 3) -> Tensor:
@@ -40,7 +40,7 @@ def test_training_is_torchvisions_resize_crop_and_flip(stored: int, side: int, c
 
 @pytest.mark.parametrize(("stored", "side"), [(32, 256), (32, 37), (48, 37)])
 def test_resizing_is_pillows(stored: int, side: int) -> None:
-    """Resizing is bilinear as Pillow does it in floating point: half-pixel centres, averages where it gets smaller."""
+    """Resizing is bilinear as Pillow does it in floating point: half-pixel centers, averages where it gets smaller."""
     pixels = pictures(2, stored, channels=1)
     result = Geometry(side, side).evaluation(pixels)
     for image, resized in zip(pixels[:, 0].numpy(), result[:, 0].numpy(), strict=True):
@@ -109,8 +109,8 @@ def test_flips_do_not_change_the_places() -> None:
 
 
 @pytest.mark.parametrize(("stored", "side", "crop"), [(32, 256, 224), (256, 256, 224), (37, 37, 32), (16, 16, 16)])
-def test_evaluation_is_torchvisions_centre_crop(stored: int, side: int, crop: int) -> None:
-    """An image is evaluated at its centre, as torchvision's CenterCrop takes it after a resize, without padding."""
+def test_evaluation_is_torchvisions_center_crop(stored: int, side: int, crop: int) -> None:
+    """An image is evaluated at its center, as torchvision's CenterCrop takes it after a resize, without padding."""
     pixels = pictures(3, stored)
     resized = pixels if stored == side else transforms.resize(pixels.float(), [side, side], antialias=True)
     expected = transforms.center_crop(resized, [crop, crop])
@@ -128,18 +128,18 @@ def test_an_image_that_is_not_square() -> None:
 
 
 @pytest.mark.parametrize("stored", [32, 300])
-def test_normalising_and_resizing_commute(stored: int) -> None:
-    """Normalising and then resizing gives the same numbers as resizing and then normalising, but for rounding."""
+def test_normalizing_and_resizing_commute(stored: int) -> None:
+    """Normalizing and then resizing gives the same numbers as resizing and then normalizing, but for rounding."""
     pixels = pictures(3, stored)
-    normalise, geometry = Normalisation.of(Images(pixels, torch.zeros(3), 1)), Geometry(256, 224, flip=True)
+    normalize, geometry = Normalization.of(Images(pixels, torch.zeros(3), 1)), Geometry(256, 224, flip=True)
     plan = drawn(geometry, 3)
-    first = transforms.resize(normalise(pixels), [256, 256], antialias=True)
+    first = transforms.resize(normalize(pixels), [256, 256], antialias=True)
     places = zip(first, plan.T.tolist(), strict=True)
     cropped = torch.stack([transforms.crop(image, row, column, 224, 224) for image, (row, column, _) in places])
     mirrored = plan[2, :, None, None, None] > 0
     expected = torch.where(mirrored, cropped.flip(3), cropped)
-    torch.testing.assert_close(normalise(geometry.training(pixels, plan)), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(normalise(geometry.evaluation(pixels)), first[:, :, 16:240, 16:240], rtol=0, atol=1e-5)
+    torch.testing.assert_close(normalize(geometry.training(pixels, plan)), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(normalize(geometry.evaluation(pixels)), first[:, :, 16:240, 16:240], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("side", "crop", "pad"), [(8, 9, 0), (8, 0, 0), (8, 8, -1), (8, 9, 2)])

@@ -294,6 +294,6 @@ def test_an_image_that_cannot_be_decoded(own: Callable[[str], Path]) -> None:
         load_task("Flowers-102", folder.parent, image_size=32, verify=False)
 
 
-def test_every_folder_of_the_catalogue_is_tested_here() -> None:
+def test_every_folder_of_the_catalog_is_tested_here() -> None:
     """A task with a folder on disk has its bad inputs tested."""
     assert {name for name, entry in TASKS.items() if entry.folder is not None} == set(FOLDERS)

@@ -104,7 +104,7 @@ def test_a_split_can_be_trained_on(name: str, data_root: Path) -> None:
         split.geometry.training(split.train.pixels[:8], plan),
         split.geometry.evaluation(split.test.pixels[:8]),
     ):
-        x = split.normalisation(batch)
+        x = split.normalization(batch)
         assert (x.shape, x.dtype) == ((8, 3, 32, 32), torch.float32)
         assert len(torch.unique(x.flatten(1).mean(1))) == 8
     assert split.validation is not None
@@ -120,7 +120,7 @@ def test_a_split_can_be_trained_on(name: str, data_root: Path) -> None:
     ],
 )
 def test_sizes_known_without_data(name: str, pool: int, trained: int, test: int, classes: int) -> None:
-    """The catalogue knows the official sizes, and that the network sees 224x224 RGB."""
+    """The catalog knows the official sizes, and that the network sees 224x224 RGB."""
     entry = TASKS[name]
     assert (entry.pool_size, entry.test_size, entry.num_classes) == (pool, test, classes)
     assert (entry.image_size, entry.channels) == (224, 3)

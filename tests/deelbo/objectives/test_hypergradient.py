@@ -16,7 +16,7 @@ from deelbo import Handover, Schedule, make_groups
 from deelbo.data import Split
 from deelbo.objectives.hypergradient import LEAST, MOST, HypergradientMAP
 from deelbo.training import fit
-from deelbo.training.run import Run
+from deelbo.training.run import TrainingRun
 
 N, ETA = 12, 0.3
 SHORT = Schedule(0.05, steps=40, batch_size=32)  # 8 epochs
@@ -135,7 +135,7 @@ def test_every_image_is_seen_before_any_again(toy_model: nn.Module) -> None:
 
 def test_without_validation_images_there_is_nothing_to_learn_from(toy_split: Split, toy_model: nn.Module) -> None:
     """A split without them is refused before training."""
-    run = Run(toy_model, replace(toy_split, validation=None), made(toy_model), SHORT, 0)
+    run = TrainingRun(toy_model, replace(toy_split, validation=None), made(toy_model), SHORT, 0)
     with pytest.raises(ValueError, match="hypergradients need validation images, got none: give the split"):
         run.warm_up()
 

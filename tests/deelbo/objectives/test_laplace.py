@@ -19,13 +19,13 @@ from bench.config.benchmark import Benchmark
 from bench.methods.laplace import Laplace
 from bench.trials.spec import Cell
 from deelbo.data import Split
-from deelbo.data.images import Geometry, Images, Normalisation
+from deelbo.data.images import Geometry, Images, Normalization
 from deelbo.groups import Group, make_groups
 from deelbo.objectives.laplace import STRENGTHS, Curvature, LaplaceMAP, empirical_fisher, log_marginal_likelihood
 from deelbo.priors import Isotropic, LowRank
 from deelbo.training.fit import fit
 from deelbo.training.numerics import Numerics
-from deelbo.training.run import Run
+from deelbo.training.run import TrainingRun
 from deelbo.training.schedule import Schedule
 from tests.helpers.ridge import Ridge, ridge
 
@@ -54,11 +54,11 @@ def images(n: int, seed: int) -> Images:
     return Images(pixels.to(torch.uint8), labels, 3)
 
 
-def make_run(kind: str = "network", prior: str = "l2-zero", **settings: Any) -> Run:
+def make_run(kind: str = "network", prior: str = "l2-zero", **settings: Any) -> TrainingRun:
     """A run in float64 over 60 images, its weights and running statistics drawn at random, towards ``prior``."""
     torch.manual_seed(0)
     train = images(60, 1)
-    split = Split(train, None, images(30, 2), Normalisation.of(train), Geometry(side=4, crop=4))
+    split = Split(train, None, images(30, 2), Normalization.of(train), Geometry(side=4, crop=4))
     if kind == "linear":
         model: nn.Module = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double()
         groups = make_groups(model, None, prior)
@@ -72,15 +72,15 @@ def make_run(kind: str = "network", prior: str = "l2-zero", **settings: Any) -> 
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return Run(model, split, objective, SCHEDULE, seed=0)
+    return TrainingRun(model, split, objective, SCHEDULE, seed=0)
 
 
-def inputs(run: Run) -> tuple[Tensor, Tensor]:
+def inputs(run: TrainingRun) -> tuple[Tensor, Tensor]:
     """What the network sees of the training images, and their labels."""
-    return run.split.normalisation(run.split.train.pixels).double(), run.split.train.labels
+    return run.split.normalization(run.split.train.pixels).double(), run.split.train.labels
 
 
-def dense(run: Run, log_precision: Tensor) -> float:
+def dense(run: TrainingRun, log_precision: Tensor) -> float:
     """The same approximation written out: one image after the other, dense matrices, determinants by LU."""
     x, labels = inputs(run)
     weights = [p for group in run.objective.groups for p in group.weights]
@@ -248,7 +248,7 @@ def test_frozen_weights_stay_out() -> None:
     every = empirical_fisher(run)
     run.model.get_submodule("norm").requires_grad_(False)
     groups = make_groups(run.model, "head", "l2-zero")
-    some = empirical_fisher(Run(run.model, run.split, LaplaceMAP(groups, 60, 20), SCHEDULE, seed=0))
+    some = empirical_fisher(TrainingRun(run.model, run.split, LaplaceMAP(groups, 60, 20), SCHEDULE, seed=0))
     assert [len(diagonal) for diagonal in some.diagonal] == [16 * 5 + 5, 5 * 3 + 3]
     torch.testing.assert_close(some.diagonal[0], every.diagonal[0][:85])
     torch.testing.assert_close(some.diagonal[1], every.diagonal[1])
@@ -302,7 +302,7 @@ def test_a_whole_run_learns_and_is_judged(precision: str) -> None:
     assert result.seconds["adapt"] > 0
     assert result.series[0]["weight_decay_head"] == pytest.approx(1 / 60)
     assert result.state["weight_decay_head"] == objective.weight_decay()["head"] != pytest.approx(1 / 60, rel=0.1)
-    ended = Run(model, run.split, objective, SCHEDULE, 0, numerics)
+    ended = TrainingRun(model, run.split, objective, SCHEDULE, 0, numerics)
     value, _ = log_marginal_likelihood(empirical_fisher(ended), objective.learned_state()["log_precision"])
     assert result.metrics["objective"] == pytest.approx(-value / 60)
 

@@ -58,8 +58,8 @@ def test_what_a_bound_reports(problem: Any, make: Bound, share: float) -> None:
     state, sigma = objective.describe(), torch.tensor(SIGMA, dtype=torch.float64)
     weights = problem.weights()
     kl = problem.kl(weights, sigma)
-    assert state["regulariser"] == pytest.approx(share * kl.item(), rel=1e-9)
-    assert float(objective.regulariser()) == state["regulariser"]
+    assert state["regularizer"] == pytest.approx(share * kl.item(), rel=1e-9)
+    assert float(objective.regularizer()) == state["regularizer"]
     assert state["kappa"] == pytest.approx(1 / (share * N))
     assert state["sigma"] == pytest.approx(SIGMA)
     gradients = torch.autograd.grad(share * kl, list(weights.values()))
@@ -88,7 +88,7 @@ def test_the_emphasized_bounds_weight_decay(problem: Any) -> None:
 
 
 def test_a_bound_is_bayesian_and_learns_one_number(problem: Any) -> None:
-    """A bound says that it is Bayesian and gives rho to the optimiser; MAP neither."""
+    """A bound says that it is Bayesian and gives rho to the optimizer; MAP neither."""
     groups = make_groups(problem.model, "head", problem.prior)
     bound, point = ELBO(groups, N), MAP(groups, N, {"backbone": 0.1, "head": 0.1})
     assert bound.is_bayesian
@@ -116,8 +116,8 @@ def test_gradients_of_map(problem: Any) -> None:
         torch.testing.assert_close(own[name].grad, gradient, rtol=1e-9, atol=1e-11)
 
 
-def test_maps_regulariser_is_the_log_prior(problem: Any) -> None:
-    """Between any two places MAP's regulariser changes as -1/N log prior does: they differ by a constant."""
+def test_maps_regularizer_is_the_log_prior(problem: Any) -> None:
+    """Between any two places MAP's regularizer changes as -1/N log prior does: they differ by a constant."""
     scales = {"backbone": 0.7, "head": 3.0}
     objective = MAP(
         make_groups(problem.model, "head", problem.prior), N, {name: 1 / (N * s) for name, s in scales.items()}
@@ -129,13 +129,13 @@ def test_maps_regulariser_is_the_log_prior(problem: Any) -> None:
             MultivariateNormal(mean, scales[name] * covariance).log_prob(vector)
             for name, (vector, mean, covariance) in problem.groups(problem.weights()).items()
         )
-        offsets.append(float(objective.regulariser()) + log_prior.item() / N)
+        offsets.append(float(objective.regularizer()) + log_prior.item() / N)
     assert offsets == pytest.approx([offsets[0]] * 3, rel=1e-10)
-    assert objective.describe()["regulariser"] == float(objective.regulariser())
+    assert objective.describe()["regularizer"] == float(objective.regularizer())
 
 
 def test_map_without_weight_decay_is_the_nll(problem: Any) -> None:
-    """With both strengths 0, MAP's gradients are the NLL's to the bit, and its regulariser is 0."""
+    """With both strengths 0, MAP's gradients are the NLL's to the bit, and its regularizer is 0."""
     objective = MAP(make_groups(problem.model, "head", problem.prior), N, {"backbone": 0, "head": 0})
     problem.move()
     loss = F.cross_entropy(problem.model(problem.x), problem.y)
@@ -143,12 +143,12 @@ def test_map_without_weight_decay_is_the_nll(problem: Any) -> None:
     with objective.step():
         F.cross_entropy(problem.model(problem.x), problem.y).backward()
     assert all(torch.equal(p.grad, g) for p, g in zip(problem.model.parameters(), expected, strict=True))
-    assert float(objective.regulariser()) == 0
+    assert float(objective.regularizer()) == 0
 
 
 @pytest.mark.parametrize("kind", ["map", "bound"])
 def test_a_step_without_backward_has_no_gradients(problem: Any, kind: str) -> None:
-    """Where no ``backward`` ran, old gradients are cleared and the regulariser adds none."""
+    """Where no ``backward`` ran, old gradients are cleared and the regularizer adds none."""
     groups = make_groups(problem.model, "head", problem.prior)
     objective = ELBO(groups, N) if kind == "bound" else MAP(groups, N, {"backbone": 1.0, "head": 1.0})
     for parameter in problem.model.parameters():

@@ -44,13 +44,13 @@ def trained(problem: Ridge, make: Callable[[list[Group], int], Objective], steps
     """The strength after steps over all rows at a rate that falls to 0, as the noise of draws must."""
     weight = weights(problem)
     objective = make(group(weight), problem.num_examples)
-    optimiser = torch.optim.Adam([weight, *objective.parameters()], lr=0.1)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
+    optimizer = torch.optim.Adam([weight, *objective.parameters()], lr=0.1)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     nll = training_nll(problem)
     for _ in range(steps):
         with objective.step():
             nll(weight).backward()
-        optimiser.step()
+        optimizer.step()
         cosine.step()
     return objective.weight_decay()["all"]
 
@@ -116,11 +116,11 @@ def test_hypergradients_find_what_validates_best(start: float) -> None:
     objective = HypergradientMAP(group(weight), 60, {"all": start}, rate=0.1)
     train = training_nll(problem)
     validation = nll_of(torch.tensor(problem.fresh_x), torch.tensor(problem.fresh_y), problem.noise)
-    optimiser = torch.optim.SGD([weight], lr=0.2, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD([weight], lr=0.2, momentum=0.9, nesterov=True)
     for step in range(1500):
         with objective.step():
             train(weight).backward()
-        optimiser.step()
+        optimizer.step()
         if step % 5 == 0:
             slope = torch.autograd.grad(validation(weight), [weight])
             objective.move(objective.directions(slope), 0.1 if step < 750 else 0.02)

@@ -203,7 +203,7 @@ def test_a_torchvision_network_from_weights(name: str, head: str, inputs: int) -
         assert model.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 3)
 
 
-def test_the_heads_initialisation(resnet: dict[str, Tensor]) -> None:
+def test_the_heads_initialization(resnet: dict[str, Tensor]) -> None:
     """The head is torch's default linear layer under the seed; torch's global random numbers stay."""
     before = torch.random.get_rng_state()
     model, _ = build_backbone("resnet50", 5, resnet, seed=3)

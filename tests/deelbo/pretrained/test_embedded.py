@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deelbo.data.digits import load_uci
-from deelbo.data.images import Normalisation
+from deelbo.data.images import Normalization
 from deelbo.groups import split_at_head
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.pretrained.embedded import Pretrained, Recipe, cache_folder, load_pretrained, pretrain
@@ -89,7 +89,7 @@ def test_a_network_without_swag_has_a_fingerprint() -> None:
 def test_batchnorm_is_recomputed_at_swags_mean(pretrained: Pretrained) -> None:
     """The first BatchNorm's running mean at SWAG's weights is that of its own inputs, averaged over batches of 256."""
     source = load_uci()
-    x = Normalisation.of(source)(source.pixels)
+    x = Normalization.of(source)(source.pixels)
     inputs = torch.conv2d(x, pretrained.swag_weights["conv1.weight"], padding=1)
     expected = torch.stack([part.mean((0, 2, 3)) for part in inputs.split(256)]).mean(0)
     torch.testing.assert_close(pretrained.swag_weights["bn1.running_mean"], expected, rtol=1e-4, atol=1e-5)

@@ -42,7 +42,7 @@ def seven(grey: Grey, folder: Path) -> Path:
 
 
 def levels(x: Tensor) -> list[int]:
-    """The grey level of each normalised image."""
+    """The grey level of each normalized image."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     rgb = (x * std[:, None, None] + mean[:, None, None]) * 255
     torch.testing.assert_close(rgb, rgb[:, :1, :1, :1].expand_as(rgb), rtol=0, atol=1e-3)
@@ -50,7 +50,7 @@ def levels(x: Tensor) -> list[int]:
 
 
 def test_a_pass_sees_every_image_once(seven: Path) -> None:
-    """Images of any size come as ImageNet's normalised RGB crops, each once a pass, with its folder's class."""
+    """Images of any size come as ImageNet's normalized RGB crops, each once a pass, with its folder's class."""
     images = SourceImages(seven, image_size=8)
     assert (len(images), images.num_classes) == (7, 2)
     seen: list[tuple[int, int]] = []

@@ -68,15 +68,15 @@ def plain_loop(
     images, random = SourceImages(folder, size), torch.Generator().manual_seed(seed)
     model, head = build_backbone(backbone, images.num_classes, read_weights(backbone, weights), seed, image_size=size)
     options = {"lr": given.get("learning_rate", 0.001), "weight_decay": given.get("weight_decay", 1e-4)}
-    optimiser = torch.optim.SGD(model.parameters(), momentum=0.9, **options)
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, **options)
     torch.manual_seed(seed)
     model.train()
     collected, step = [], 0
     for _ in range(epochs):
         for x, y in images.batches(batch_size, random):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
-            optimiser.step()
+            optimizer.step()
             step += 1
             if step % every == 0:
                 collected.append(flatten(split_at_head(model, head)[0]).double().numpy())

@@ -264,7 +264,7 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
 
 
 def test_weights_in_integers_are_refused(tmp_path: Path) -> None:
-    """A quantised network is refused by the type that it holds."""
+    """A quantized network is refused by the type that it holds."""
     path = saved(flat("resnet50") | {"conv1.weight": torch.ones(64, 3, 7, 7, dtype=torch.int8)}, tmp_path)
     with pytest.raises(ValueError, match=r"conv1\.weight holds int8"):
         read_weights("resnet50", path)

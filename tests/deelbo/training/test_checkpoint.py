@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from deelbo import ELBO, MAP, DataEmphasizedELBO, FitResult, LowRank, PhaseClock, Schedule, make_groups
-from deelbo.data import Geometry, Images, Normalisation, Split
+from deelbo.data import Geometry, Images, Normalization, Split
 from deelbo.objectives.base import Objective
 from deelbo.training import fit
 from deelbo.training.checkpoint import Checkpoint
 from deelbo.training.numerics import Numerics
-from deelbo.training.run import Run
+from deelbo.training.run import TrainingRun
 from deelbo.training.snapshot import fingerprint
 
 SCHEDULE = Schedule(0.05, steps=30, batch_size=32, posterior_passes=2, series_points=4)  # 6 epochs, 4 looks
@@ -40,7 +40,7 @@ def images(n: int, seed: int) -> Images:
 
 
 TRAIN = images(160, 1)
-SPLIT = Split(TRAIN, images(40, 2), images(80, 3), Normalisation.of(TRAIN), Geometry(4, 4, pad=1, flip=True))
+SPLIT = Split(TRAIN, images(40, 2), images(80, 3), Normalization.of(TRAIN), Geometry(4, 4, pad=1, flip=True))
 
 
 @dataclass
@@ -277,15 +277,15 @@ def test_another_runs_checkpoint_is_passed_over(mine: Setting, other: Setting) -
 
 
 @pytest.fixture
-def run() -> Run:
+def run() -> TrainingRun:
     """A run at its start."""
     setting = Setting()
     model = setting.model()
     torch.manual_seed(setting.seed)
-    return Run(model, SPLIT, setting.objective(model), SCHEDULE, setting.seed)
+    return TrainingRun(model, SPLIT, setting.objective(model), SCHEDULE, setting.seed)
 
 
-def test_a_state_is_the_runs_alone(run: Run) -> None:
+def test_a_state_is_the_runs_alone(run: TrainingRun) -> None:
     """Loading a state brings back every tensor and number of it, from copies as much as from the original."""
     start = copy.deepcopy(run.state())
     at_start = fingerprint(run)

@@ -17,7 +17,7 @@ from deelbo import DataEmphasizedELBO, PhaseClock, Schedule, make_groups
 from deelbo.data import Split
 from deelbo.training import fit
 from deelbo.training.checkpoint import Checkpoint
-from deelbo.training.run import Run
+from deelbo.training.run import TrainingRun
 from deelbo.training.snapshot import fingerprint, opened, sealed
 
 SCHEDULE = Schedule(0.05, steps=30, batch_size=32, posterior_passes=2, series_points=4)  # 6 epochs, 4 looks
@@ -83,9 +83,9 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no weights": lambda c: c["run"].pop("model") and None,
     "a weight's shape": lambda c: c["run"]["model"].update({"4.weight": torch.zeros(3, 12)}),
     "a weight's type": lambda c: c["run"]["model"].update({"4.weight": torch.zeros(4, 12).double()}),
-    "momentum's shape": lambda c: c["run"]["optimiser"]["state"][0].update(momentum_buffer=torch.zeros(7)),
-    "momentum of nothing": lambda c: c["run"]["optimiser"]["state"].update({99: {}}),
-    "a rate of text": lambda c: c["run"]["optimiser"]["param_groups"][0].update(lr="x"),
+    "momentum's shape": lambda c: c["run"]["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(7)),
+    "momentum of nothing": lambda c: c["run"]["optimizer"]["state"].update({99: {}}),
+    "a rate of text": lambda c: c["run"]["optimizer"]["param_groups"][0].update(lr="x"),
     "a cosine of text": lambda c: c["run"]["cosine"].update(last_epoch="x"),
     "no learned": lambda c: c["run"].update(learned=[]),
     "random numbers": lambda c: c["run"].update(random=[torch.full_like(r, 255) for r in c["run"]["random"]]),
@@ -125,7 +125,7 @@ def test_every_truncation_and_flipped_bit_is_noticed(toy_split: Split, toy_model
     """Bytes cut anywhere, and bytes with any one bit flipped (each tried at every 61st place, and at both ends), leave
     the run at its start; whole ones do not."""
     torch.manual_seed(0)
-    run = Run(toy_model, toy_split, DataEmphasizedELBO(make_groups(toy_model, "4", "l2-sp"), 160), SCHEDULE, 0)
+    run = TrainingRun(toy_model, toy_split, DataEmphasizedELBO(make_groups(toy_model, "4", "l2-sp"), 160), SCHEDULE, 0)
     run.warm_up()
     start, clock = fingerprint(run), PhaseClock()
     for place in sorted({*range(0, len(good), 61), *range(40), *range(len(good) - 40, len(good))}):

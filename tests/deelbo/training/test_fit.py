@@ -14,9 +14,9 @@ from sklearn.metrics import balanced_accuracy_score, log_loss
 from torch import Tensor, nn
 
 from deelbo import ELBO, MAP, DataEmphasizedELBO, FitResult, PhaseClock, Schedule, evaluate, make_groups
-from deelbo.data import Geometry, Images, Normalisation, Split
+from deelbo.data import Geometry, Images, Normalization, Split
 from deelbo.training import fit
-from deelbo.training.run import Run
+from deelbo.training.run import TrainingRun
 
 SHORT = Schedule(0.05, steps=30, batch_size=32, posterior_passes=2)
 
@@ -45,7 +45,7 @@ def test_less_than_an_epoch() -> None:
 
 @pytest.mark.parametrize(("steps", "batch_size", "run"), [(33, 32, 30), (3, 32, 3), (7, 200, 7), (10, 50, 9)])
 def test_runs_the_steps_it_says(toy_split: Split, toy_model: nn.Module, steps: int, batch_size: int, run: int) -> None:
-    """As many optimiser steps are run as `total_steps` says, each on a full batch."""
+    """As many optimizer steps are run as `total_steps` says, each on a full batch."""
     sizes: list[int] = []
 
     def note(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
@@ -94,14 +94,14 @@ def test_global_random_numbers_are_left_alone(toy_split: Split, toy_model: nn.Mo
 
 
 def test_the_metrics_of_a_bound(toy_split: Split, toy_model: nn.Module) -> None:
-    """Test and validation metrics are at the posterior mean; the objective is NLL under q plus the regulariser."""
+    """Test and validation metrics are at the posterior mean; the objective is NLL under q plus the regularizer."""
     objective = bound(toy_model)
     result = fit(toy_model, toy_split, objective, SHORT)
     metrics = result.metrics
-    assert (metrics["test_nll"], metrics["test_acc"]) == evaluate(toy_model, toy_split.test, toy_split.normalisation)
-    at_mean = evaluate(toy_model, toy_split.validation or toy_split.test, toy_split.normalisation)
+    assert (metrics["test_nll"], metrics["test_acc"]) == evaluate(toy_model, toy_split.test, toy_split.normalization)
+    at_mean = evaluate(toy_model, toy_split.validation or toy_split.test, toy_split.normalization)
     assert (metrics["val_nll"], metrics["val_acc"]) == at_mean
-    assert metrics["objective"] == metrics["nll_under_q"] + float(objective.regulariser())
+    assert metrics["objective"] == metrics["nll_under_q"] + float(objective.regularizer())
     assert result.state == objective.describe()
 
 
@@ -109,15 +109,15 @@ def test_nll_under_q_averages_draws(toy_split: Split, toy_model: nn.Module) -> N
     """NLL under q is the NLL at the mean where sigma is tiny, another where it is large."""
     for sigma, agrees in ((1e-9, True), (1.0, False)):
         objective = ELBO(make_groups(toy_model, "4", "l2-sp"), 160, sigma=sigma)
-        run = Run(toy_model, toy_split, objective, SHORT, seed=0)
-        at_mean, _ = evaluate(toy_model, toy_split.train, toy_split.normalisation)
+        run = TrainingRun(toy_model, toy_split, objective, SHORT, seed=0)
+        at_mean, _ = evaluate(toy_model, toy_split.train, toy_split.normalization)
         assert (run.nll_under_posterior() == pytest.approx(at_mean, rel=1e-4)) is agrees
-        assert evaluate(toy_model, toy_split.train, toy_split.normalisation)[0] == at_mean
+        assert evaluate(toy_model, toy_split.train, toy_split.normalization)[0] == at_mean
 
 
 def test_what_is_not_asked_is_not_measured(toy_split: Split, toy_model: nn.Module) -> None:
     """Without test, validation images or a posterior, those metrics are absent."""
-    split = Split(toy_split.train, None, toy_split.test, toy_split.normalisation, toy_split.geometry)
+    split = Split(toy_split.train, None, toy_split.test, toy_split.normalization, toy_split.geometry)
     result = fit(toy_model, split, point(toy_model), SHORT, test=False)
     assert set(result.metrics) == {"train_nll"}
     assert result.seconds["test"] == result.seconds["select"] == 0
@@ -165,14 +165,14 @@ def test_train_nll_is_of_the_last_stretch(
 ) -> None:
     """Each row's train_nll is the mean loss of the steps since the row before."""
     losses: list[float] = []
-    step = Run.step
+    step = TrainingRun.step
 
-    def noted(run: Run, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def noted(run: TrainingRun, batch: tuple[Tensor, Tensor]) -> Tensor:
         loss = step(run, batch)
         losses.append(loss.item())
         return loss
 
-    monkeypatch.setattr(Run, "step", noted)
+    monkeypatch.setattr(TrainingRun, "step", noted)
     result = fit(toy_model, toy_split, bound(toy_model), Schedule(0.1, steps=50, batch_size=32, series_points=3))
     ends = [int(row["step"]) for row in result.series]
     del losses[:2]  # the warm-up's
@@ -226,10 +226,10 @@ def test_evaluate_against_sklearn(toy_images: Callable[[int, int], Images]) -> N
     images = images.take(torch.where(keep)[0])
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4)).train()
     before = copy.deepcopy(model.state_dict())
-    normalise = Normalisation.of(images)
-    nll, accuracy = evaluate(model, images, normalise)
+    normalize = Normalization.of(images)
+    nll, accuracy = evaluate(model, images, normalize)
     with torch.no_grad():
-        logits = model.eval()(normalise(images.pixels)).double()
+        logits = model.eval()(normalize(images.pixels)).double()
     labels = images.labels.numpy()
     assert len(images) > 500
     assert accuracy == pytest.approx(balanced_accuracy_score(labels, logits.argmax(1).numpy()), rel=1e-9)
@@ -246,7 +246,7 @@ def test_a_wrong_number_of_examples_is_refused(toy_split: Split, toy_model: nn.M
 
 def test_warm_up_leaves_no_trace(toy_split: Split, toy_model: nn.Module) -> None:
     """Warming up changes no weight, buffer, gradient or random number, also with dropout."""
-    run = Run(toy_model, toy_split, bound(toy_model), SHORT, seed=0)
+    run = TrainingRun(toy_model, toy_split, bound(toy_model), SHORT, seed=0)
     before, random = copy.deepcopy(toy_model.state_dict()), torch.random.get_rng_state()
     order = run.random.get_state()
     run.warm_up()
@@ -263,7 +263,7 @@ def test_clipping_bounds_the_step(toy_split: Split, toy_model: nn.Module) -> Non
     trained = [*toy_model.parameters(), *objective.parameters()]
     before = [p.detach().clone() for p in trained]
     schedule = Schedule(0.5, steps=1, batch_size=32, clip_norm=1e-3)
-    run = Run(toy_model, toy_split, objective, schedule, seed=0)
+    run = TrainingRun(toy_model, toy_split, objective, schedule, seed=0)
     run.step((torch.arange(32), torch.zeros(2, 32, dtype=torch.int64)))
     moved = math.sqrt(sum((p - b).square().sum().item() for p, b in zip(trained, before, strict=True)))
     assert moved == pytest.approx(0.5 * 1.9 * 1e-3, rel=1e-3)

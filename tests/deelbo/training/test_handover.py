@@ -16,7 +16,7 @@ from deelbo import MAP, Checkpoint, DataEmphasizedELBO, FitResult, Handover, Pha
 from deelbo.data import Split
 from deelbo.objectives.base import Objective
 from deelbo.training import fit
-from deelbo.training.run import Run
+from deelbo.training.run import TrainingRun
 
 SCHEDULE = Schedule(0.05, steps=60, batch_size=32, posterior_passes=2, series_points=4)  # 12 epochs, looks at 3 6 9 12
 SHARES = (0.1, 0.3, 1.0)  # epochs 2, 4 and 12: no look of the whole run's is at the first two
@@ -47,14 +47,14 @@ class Learning(MAP):
     def due(self, steps_done: int) -> bool:
         return steps_done % 4 == 0
 
-    def adapt(self, run: Run) -> None:
+    def adapt(self, run: TrainingRun) -> None:
         self.adapted_after.append(run.steps_done)
         self._strengths["backbone"] *= 1 + float(torch.rand(1, generator=self.generator))
 
-    def warm_up(self, run: Run) -> None:
+    def warm_up(self, run: TrainingRun) -> None:
         self.adapt(run)
 
-    def final(self, run: Run) -> dict[str, float]:
+    def final(self, run: TrainingRun) -> dict[str, float]:
         return {"objective": 7.0 + len(run.split.train)}
 
     def learned_state(self) -> dict[str, Tensor]:
@@ -128,18 +128,18 @@ def bits(ending: tuple[FitResult, list[Tensor]]) -> object:
     return told, [tensor.numpy().tobytes() for tensor in tensors]
 
 
-@pytest.mark.parametrize("optimiser", [None, adamw, Averaging], ids=["sgd", "adamw", "averaging"])
+@pytest.mark.parametrize("optimizer", [None, adamw, Averaging], ids=["sgd", "adamw", "averaging"])
 @pytest.mark.parametrize("make", [point, de_elbo, Learning])
-def test_stretches_end_as_one_run(make: Any, optimiser: Any, stretch: Stretch) -> None:
+def test_stretches_end_as_one_run(make: Any, optimizer: Any, stretch: Stretch) -> None:
     """Three stretches, to 0.1, 0.3 and all of the epochs, end with the weights, metrics, state and series of one run,
     to the bit; and each goes on from where the one before stopped."""
     kept, resumed = Kept(), []
     for until in SHARES:
         handover = kept.handover()
-        ending = stretch(make, until=until, handover=handover, optimiser=optimiser)
+        ending = stretch(make, until=until, handover=handover, optimizer=optimizer)
         resumed.append(handover.resumed_at_step)
     assert resumed == [None, 10, 20]
-    assert bits(ending) == bits(stretch(make, optimiser=optimiser))
+    assert bits(ending) == bits(stretch(make, optimizer=optimizer))
 
 
 @pytest.mark.parametrize("make", [point, de_elbo])
@@ -154,7 +154,7 @@ def test_what_a_stop_is_judged_by(make: Any, stretch: Stretch) -> None:
     assert {**early.series[0], "train_seconds": 0} == {**whole.series[0], "train_seconds": 0}
     expected = {name: last[name] for name in ("train_nll", "val_nll", "val_acc")}
     if make is de_elbo:
-        expected["objective"] = last["train_nll"] + early.state["regulariser"]
+        expected["objective"] = last["train_nll"] + early.state["regularizer"]
     assert early.metrics == expected
     assert early.seconds["test"] == early.seconds["select"] == 0
     assert early.seconds["evaluate"] > 0
@@ -291,8 +291,8 @@ def test_strengths_are_learned_when_due(stretch: Stretch) -> None:
     assert result.metrics["objective"] == 167
 
 
-def test_an_optimiser_may_be_any(stretch: Stretch) -> None:
-    """The given optimiser trains, from the schedule's learning rate; another one's run is another run."""
+def test_an_optimizer_may_be_any(stretch: Stretch) -> None:
+    """The given optimizer trains, from the schedule's learning rate; another one's run is another run."""
     seen: list[tuple[float, int]] = []
 
     def plain(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
@@ -301,8 +301,8 @@ def test_an_optimiser_may_be_any(stretch: Stretch) -> None:
 
     kept = Kept()
     no_momentum = bits(stretch(schedule=replace(SCHEDULE, momentum=0.0)))
-    assert bits(stretch(optimiser=plain)) == no_momentum != bits(stretch())
+    assert bits(stretch(optimizer=plain)) == no_momentum != bits(stretch())
     assert set(seen) == {(0.05, 7)}
-    stretch(until=0.1, handover=kept.handover(), optimiser=adamw)
+    stretch(until=0.1, handover=kept.handover(), optimizer=adamw)
     with pytest.warns(RuntimeWarning, match="another one"):
-        stretch(until=0.3, handover=kept.handover(), optimiser=lambda p, lr: torch.optim.Adam(p, lr=lr))
+        stretch(until=0.3, handover=kept.handover(), optimizer=lambda p, lr: torch.optim.Adam(p, lr=lr))

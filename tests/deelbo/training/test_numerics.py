@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from deelbo import MAP, DataEmphasizedELBO, Schedule, evaluate, make_groups
-from deelbo.data import Geometry, Images, Normalisation, Split
+from deelbo.data import Geometry, Images, Normalization, Split
 from deelbo.objectives.base import Objective
 from deelbo.training import fit
 from deelbo.training.numerics import PRECISIONS, Numerics
-from deelbo.training.run import Run
+from deelbo.training.run import TrainingRun
 
 LAST = torch.channels_last
 
@@ -72,7 +72,7 @@ def test_blocks_may_be_nested() -> None:
 
 @pytest.fixture
 def split() -> Split:
-    """80 colour images of 4 classes, each class of its own colour and place, cropped and mirrored; 40 to test."""
+    """80 color images of 4 classes, each class of its own color and place, cropped and mirrored; 40 to test."""
 
     def images(count: int, seed: int) -> Images:
         random = torch.Generator().manual_seed(seed)
@@ -83,7 +83,7 @@ def split() -> Split:
         return Images(pixels.to(torch.uint8), labels, 4)
 
     train = images(80, 1)
-    return Split(train, None, images(40, 2), Normalisation.of(train), Geometry(side=8, crop=6, flip=True))
+    return Split(train, None, images(40, 2), Normalization.of(train), Geometry(side=8, crop=6, flip=True))
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_activations_are_in_bf16_and_the_rest_is_not(precision: str, kind: str, 
     for layer in (model[0], model[4]):  # type: ignore[index]
         layer.register_forward_hook(lambda module, _, output: seen[module.training].add(output.dtype))
     objective = objective_of(model, kind)
-    run = Run(model.train(), split, objective, Schedule(0.01, steps=4, batch_size=20), 0, Numerics(precision))
+    run = TrainingRun(model.train(), split, objective, Schedule(0.01, steps=4, batch_size=20), 0, Numerics(precision))
     losses = [run.step(batch) for batch in run.batches()[:2]]
     run.evaluate(split.test)
     expected = {torch.bfloat16 if precision == "bf16" else torch.float32}
@@ -118,7 +118,7 @@ def test_activations_are_in_bf16_and_the_rest_is_not(precision: str, kind: str, 
     kept = [
         *weights,
         *(p.grad for p in weights),
-        *(run.optimiser.state[p]["momentum_buffer"] for p in weights),
+        *(run.optimizer.state[p]["momentum_buffer"] for p in weights),
         *losses,
     ]
     assert {tensor.dtype for tensor in kept if tensor is not None} == {torch.float32}
@@ -139,15 +139,17 @@ def test_the_model_gets_the_layout_it_was_promised(channels_last: bool, split: S
 
     model.register_forward_pre_hook(note)
     numerics = Numerics(channels_last=channels_last)
-    run = Run(model.train(), split, objective_of(model, "map"), Schedule(0.01, steps=4, batch_size=20), 0, numerics)
+    run = TrainingRun(
+        model.train(), split, objective_of(model, "map"), Schedule(0.01, steps=4, batch_size=20), 0, numerics
+    )
     (batch, *_) = run.batches()
     run.step(batch)
     run.evaluate(split.test)
     assert seen == [(True, not channels_last, channels_last), (False, not channels_last, channels_last)]
     view = split.geometry
-    expected = split.normalisation(view.training(split.train.pixels[batch[0]], batch[1]))
+    expected = split.normalization(view.training(split.train.pixels[batch[0]], batch[1]))
     assert torch.equal(inputs[0], expected.contiguous())
-    assert torch.equal(inputs[1], split.normalisation(view.evaluation(split.test.pixels)).contiguous())
+    assert torch.equal(inputs[1], split.normalization(view.evaluation(split.test.pixels)).contiguous())
 
 
 @pytest.mark.parametrize("kind", ["map", "de-elbo"])
@@ -178,7 +180,7 @@ def test_layouts_agree(split: Split, model: nn.Module) -> None:
 
 def test_evaluation_is_in_float32_where_nothing_is_said(split: Split, model: nn.Module) -> None:
     """Without numerics a network is measured in float32; in bf16 its NLL is another, near to it."""
-    arguments = (model, split.test, split.normalisation, split.geometry)
+    arguments = (model, split.test, split.normalization, split.geometry)
     plain, half = evaluate(*arguments), evaluate(*arguments, Numerics("bf16"))
     assert plain == evaluate(*arguments, Numerics("float32"))
     assert half[0] != plain[0]
@@ -195,7 +197,7 @@ def test_a_compiled_run_is_the_same_run(toy_split: Split, toy_model: nn.Module) 
     for compiled in (False, True):
         own = copy.deepcopy(toy_model).train()
         numerics, schedule = Numerics(compile=compiled), Schedule(0.05, steps=4, batch_size=40)
-        run = Run(own, toy_split, objective_of(own, "de-elbo", 160), schedule, 0, numerics)
+        run = TrainingRun(own, toy_split, objective_of(own, "de-elbo", 160), schedule, 0, numerics)
         assert (run.forward is not own) is compiled
         losses = [float(run.step(batch)) for batch in run.batches()[:3]]
         found.append((losses, [p.detach() for p in own.parameters()], run.evaluate(toy_split.test)[0]))

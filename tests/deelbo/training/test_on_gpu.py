@@ -9,12 +9,12 @@ import torch
 
 from deelbo import MAP, DataEmphasizedELBO, LowRank, Schedule, make_groups
 from deelbo._vectors import flatten
-from deelbo.data import Geometry, Images, Normalisation, Split
+from deelbo.data import Geometry, Images, Normalization, Split
 from deelbo.groups import split_at_head
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.training import fit
 from deelbo.training.numerics import Numerics
-from deelbo.training.run import Run
+from deelbo.training.run import TrainingRun
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -37,14 +37,14 @@ def photographs(count: int, side: int) -> Images:
 
 def split_of(count: int) -> Split:
     images = photographs(count, 32)
-    return Split(images, None, images, Normalisation.of(images), Geometry(side=64, crop=56, flip=True))
+    return Split(images, None, images, Normalization.of(images), Geometry(side=64, crop=56, flip=True))
 
 
 @pytest.mark.parametrize("method", ["map", "de-elbo"])
 @pytest.mark.parametrize("prior", ["l2-sp", "ptyl"])
 @pytest.mark.parametrize("count", [32, 320])
 def test_no_step_waits_for_the_device(device: torch.device, method: str, prior: str, count: int) -> None:
-    """Steps and the draws of an epoch's batches go out without a synchronisation, however short the epoch."""
+    """Steps and the draws of an epoch's batches go out without a synchronization, however short the epoch."""
     model, head = build_backbone("resnet50", 10)
     mean = flatten(split_at_head(model.to(device), head)[0])
     ptyl = LowRank(mean, torch.full_like(mean, 1e-4), 0.01 * torch.randn(len(mean), 5, device=device))
@@ -56,10 +56,10 @@ def test_no_step_waits_for_the_device(device: torch.device, method: str, prior: 
         split.train.to(device),
         None,
         split.test.to(device),
-        Normalisation(split.normalisation.mean.to(device), split.normalisation.std.to(device)),
+        Normalization(split.normalization.mean.to(device), split.normalization.std.to(device)),
         split.geometry,
     )
-    run = Run(model.train(), split, objective, Schedule(0.01, steps=1000, batch_size=32), 0, FAST)
+    run = TrainingRun(model.train(), split, objective, Schedule(0.01, steps=1000, batch_size=32), 0, FAST)
     run.step(run.batches()[0])
     torch.cuda.synchronize(device)
     torch.cuda.set_sync_debug_mode("error")
@@ -94,8 +94,8 @@ def test_memory_beyond_map(device: torch.device) -> None:
         strengths = {"backbone": 1e-3, "head": 1e-3}
         objective = MAP(groups, 64, strengths) if method == "map" else DataEmphasizedELBO(groups, 64)
         images = photographs(64, 32).to(device)
-        split = Split(images, None, images, Normalisation.of(images), Geometry(side=256, crop=224, flip=True))
-        run = Run(model.train(), split, objective, Schedule(0.01, steps=1000, batch_size=64), 0, FAST)
+        split = Split(images, None, images, Normalization.of(images), Geometry(side=256, crop=224, flip=True))
+        run = TrainingRun(model.train(), split, objective, Schedule(0.01, steps=1000, batch_size=64), 0, FAST)
         run.step(run.batches()[0])  # cuDNN tries its algorithms at first, with memory of their own
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,4 +1,4 @@
-"""Figure 2 with all methods, by what is drawn; and that every method can be told from the others without colour."""
+"""Figure 2 with all methods, by what is drawn; and that every method can be told from the others without color."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.labels import REPLAYED
+from bench.labels import REPLAY_SUFFIX
 from bench.methods import METHODS
 from bench.report.figures.anytime import figure_race
-from bench.report.figures.style import METHOD_COLOURS, looks
+from bench.report.figures.style import METHOD_COLORS, looks
 from bench.results.anytime import anytime, steps
 from bench.results.curves import curves
 from tests.bench.results.test_anytime import stepped
@@ -82,7 +82,7 @@ def test_every_end_is_seen_that_is_near_the_best() -> None:
 def test_all_methods_fit() -> None:
     """With a dozen methods, live and replayed, legend, titles, panels and labels keep clear of each other."""
     live = anytime(steps(curves(many_methods(("l2-sp", "ptyl"), (100,), 2))))
-    again = live[live["method"] == "random"].assign(method="random" + REPLAYED, curves=50)
+    again = live[live["method"] == "random"].assign(method="random" + REPLAY_SUFFIX, curves=50)
     figure = figure_race(pd.concat([live, again], ignore_index=True))
     figure.canvas.draw()
     boxes = [axis.get_tightbbox() for axis in panels(figure)]
@@ -95,15 +95,15 @@ def test_all_methods_fit() -> None:
 
 
 def marks(look: dict[str, Any]) -> tuple[str, str, str]:
-    """All but colour and size."""
+    """All but color and size."""
     return str(look["linestyle"]), str(look["marker"]), str(look.get("markerfacecolor"))
 
 
 @pytest.mark.parametrize("count", [14, 45])
-def test_no_two_methods_differ_by_colour_alone(count: int) -> None:
+def test_no_two_methods_differ_by_color_alone(count: int) -> None:
     """Whatever entries there are, every two differ in line or marker, replayed ones from themselves too."""
     names = [*(method.name for method in METHODS), *(f"entry-{i}" for i in range(count - len(METHODS)))]
-    names += [name + REPLAYED for name in names]
+    names += [name + REPLAY_SUFFIX for name in names]
     found = looks(names)
     assert list(found) == names
     assert len({marks(look) for look in found.values()}) == len(names)
@@ -115,12 +115,12 @@ def test_a_method_keeps_its_look() -> None:
     alone = {method.name: looks([method.name])[method.name] for method in METHODS}
     together = looks(["x", *(method.name for method in reversed(METHODS)), "y"])
     assert {name: together[name] for name in alone} == alone
-    assert {alone[name]["color"] for name in METHOD_COLOURS} == set(METHOD_COLOURS.values())
+    assert {alone[name]["color"] for name in METHOD_COLORS} == set(METHOD_COLORS.values())
     assert looks(["x", "y"]) == {name: together[name] for name in ("x", "y")}
 
 
-def test_grey_is_enough_for_the_colours_in_use() -> None:
-    """No colour of a line is so light that it is lost on white paper."""
+def test_grey_is_enough_for_the_colors_in_use() -> None:
+    """No color of a line is so light that it is lost on white paper."""
     from matplotlib.colors import to_rgb
 
     for look in looks(f"entry-{i}" for i in range(14)).values():

@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from bench.report.figures.bounds import best_scale, bound, figure1, pairs
-from bench.results.frame import COLUMNS, frame_of
+from bench.results.frame import COLUMNS, to_frame
 from deelbo._vectors import flatten
 from deelbo.groups import make_groups
 from deelbo.objectives.elbo import ELBO, DataEmphasizedELBO
@@ -76,7 +76,7 @@ def test_its_kl_is_the_objectives(method: str, kappa: float, prior: str) -> None
         without = {f"state_{what}_{other}": 0.0 for what in ("dim", "squared_distance", "trace_precision", "log_det")}
         scale = np.array([learned.objective.scales()[name]])
         total += 1.25 + bound(pd.Series(learned.row() | without), scale, kappa).item()
-    assert -total == pytest.approx(float(learned.objective.regulariser()), rel=1e-10)
+    assert -total == pytest.approx(float(learned.objective.regularizer()), rel=1e-10)
 
 
 @pytest.mark.parametrize("prior", KINDS)
@@ -154,7 +154,7 @@ def test_published_runs_give_no_figure() -> None:
     published = ROW | {"method": "map-gs", "stage": "tune", "val_nll": 0.0}
     assert pairs(results(published)).empty
     assert pairs(results(published, *BOTH[:1])).empty
-    assert pairs(frame_of([])).empty
+    assert pairs(to_frame([])).empty
 
 
 def drawn(*rows: dict[str, Any]) -> tuple[Figure, pd.DataFrame]:

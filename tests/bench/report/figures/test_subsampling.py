@@ -89,7 +89,7 @@ def test_a_grid_is_a_line_that_ends_in_a_marker() -> None:
 
 
 def test_every_split_and_prior_has_its_line() -> None:
-    """One line, one band and one marker a grid, prior and seed; those of one prior share colour and line."""
+    """One line, one band and one marker a grid, prior and seed; those of one prior share color and line."""
     cells = [{"prior": prior, "split_seed": seed} for prior in ("l2-sp", "ptyl") for seed in (1, 2)]
     (axis,) = panels(draw(*[make(**cell) for cell in cells for make in (grid, ours)]))
     assert (len(lines(axis)), len(axis.collections), len(markers(axis))) == (4, 4, 8)
