@@ -21,7 +21,6 @@ def add_commands(command: Add, tracking: str | None) -> None:
     submit.add_argument("--address", help=DASHBOARD)
     submit.add_argument("--storage", help="URL, or folder that all nodes share, for the records")
     submit.add_argument("--only", metavar="KEY=VALUE,...", help="a part of it, as for `run`")
-    submit.add_argument("--fork", action="store_true", help="as for `run`")
     submit.add_argument("--detach", action="store_true", help="do not follow the job")
     submit.add_argument(
         "--unchecked", action="store_true", help="without looking at the cluster as `doctor` does first"
@@ -76,7 +75,6 @@ def _submit(options: argparse.Namespace) -> int:
         storage=options.storage,
         tracking=options.tracking_uri and options.tracking_uri.rstrip("/"),
         only=options.only,
-        fork=options.fork,
         env=options.env,
         from_source=options.from_source,
         install=options.install,

@@ -73,11 +73,6 @@ def _parser() -> argparse.ArgumentParser:
         help="MLflow server or database (default: $DEELBO_TRACKING_URI, or a sqlite file in the storage)",
     )
     run.add_argument("--address", help="a Ray cluster (default: one on this machine, for this run)")
-    run.add_argument(
-        "--fork",
-        action="store_true",
-        help="where the storage is another benchmark's, go on beside it, in STORAGE-fork-1",
-    )
 
     plan = command("plan", _plan, "say what would run, method by method, and how long it takes; runs nothing")
     plan.add_argument("config", help="a preset's name, or a YAML file")
@@ -178,7 +173,7 @@ def _run(options: argparse.Namespace) -> int:
     from bench.cli.run import run
 
     where = (options.storage, options.tracking_uri, options.address)
-    return run(options.config, *where, STARTED, options.set, options.only, options.fork)
+    return run(options.config, *where, STARTED, options.set, options.only)
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ from bench.labels import PRIOR_NAMES, dataset_name, method_name
 from bench.methods.base import Method
 from bench.scheduling.callbacks import RunCallback
 from bench.scheduling.queue import TrialQueue
-from bench.scheduling.resume import check_same_inputs, copy_compatible_records, fork_of, load_for_resume
+from bench.scheduling.resume import check_same_inputs, load_for_resume
 from bench.storage.attempts import AttemptLog
 from bench.storage.lock import StorageLock
 from bench.storage.records import RecordStore
@@ -80,7 +80,6 @@ def run(
     since: float,
     overrides: Sequence[str] = (),
     only: str | None = None,
-    fork: bool = False,
 ) -> int:
     """Runs what is missing, follows it on the terminal and in MLflow, and draws the report."""
     benchmark = load_benchmark(config, overrides)
@@ -91,11 +90,7 @@ def run(
     where = _Where(tracking, address)
     try:
         with stopped_by_signals():
-            if not fork:
-                return _run_in(store, benchmark, methods, where, since)
-            known = _at_hand(benchmark, methods, address)
-            origin, store = store, fork_of(store, benchmark, *known)
-            return _run_in(store, benchmark, methods, where, since, known, origin if origin.url != store.url else None)
+            return _run_in(store, benchmark, methods, where, since)
     except KeyboardInterrupt:
         console.print(f"stopped: the same command continues what is in {short(redact_url(store.url))}")
         return STOPPED
@@ -109,29 +104,14 @@ def run(
         ) from error
 
 
-AtHand = tuple[dict[str, str], dict[str, Pretrained]]
-
-
-def _at_hand(benchmark: Benchmark, methods: Sequence[Method], address: str | None) -> AtHand:
-    """Hashes of images, by dataset, and pretrained weights, by backbone. On a cluster images are the workers'."""
-    datasets = dict.fromkeys(method.cell.dataset for method in methods)
-    data = check_data(benchmark, datasets) if address is None else {}
-    return data, load_pretrained_backbones(benchmark, methods, say=console.print)
-
-
 def _run_in(
     store: RecordStore,
     benchmark: Benchmark,
     methods: Sequence[Method],
     where: _Where,
     since: float,
-    known: AtHand | None = None,
-    origin: RecordStore | None = None,
 ) -> int:
-    """`run` in one storage, which is locked.
-
-    ``known``: what is at hand, where it was read; ``origin``: the storage of which this is a fork.
-    """
+    """`run` in one storage, which is locked."""
     uri = tracking_uri(store, where.tracking)
     with StorageLock(store, taken_away=lambda: os.kill(os.getpid(), signal.SIGTERM)) as lock:
         store.patience = Patience(OUTAGE, console.print)
@@ -139,11 +119,9 @@ def _run_in(
             console.print(f"the last run here was killed ({lock.predecessor.describe()}): going on from its records")
         records, set_aside = load_for_resume(store, benchmark, console.print)
         console.print(f"{benchmark.name} in {short(redact_url(store.url))}")
-        data, starts = known or _at_hand(benchmark, methods, where.address)
-        if origin is not None and store.read_benchmark() is None:
-            count = copy_compatible_records(store, origin, benchmark, data, starts)
-            console.print(f"a fork of {short(origin.url)}, {count} of whose trials hold here")
-            records = list(store.records())
+        # on a cluster the workers read the images
+        data = check_data(benchmark, dict.fromkeys(m.cell.dataset for m in methods)) if where.address is None else {}
+        starts = load_pretrained_backbones(benchmark, methods, say=console.print)
         check_same_inputs(store, records, data, starts)
         died = lock.predecessor.beat if lock.predecessor is not None else None
         attempts = AttemptLog(store, records, set_aside, died)

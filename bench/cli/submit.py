@@ -25,7 +25,7 @@ from bench.utils.text import short_repr
 __all__ = ["Asked", "submit"]
 
 
-OPTIONS = ("only", "fork", "env", "from-source", "install", "tracking-uri")
+OPTIONS = ("only", "env", "from-source", "install", "tracking-uri")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Asked:
     """What `submit` was asked for beside the benchmark and the cluster.
 
     Attributes:
-        storage, tracking, only, fork: as of `run`; the storage is on the cluster.
+        storage, tracking, only: as of `run`; the storage is on the cluster.
         env: names of variables that go along.
         from_source: takes the code of this checkout along.
         install: what pip is to install on the nodes; "" for this version of deelbo; None for nothing.
@@ -44,7 +44,6 @@ class Asked:
     storage: str | None
     tracking: str | None
     only: str | None = None
-    fork: bool = False
     env: Sequence[str] = ()
     from_source: bool = False
     install: str | None = None
@@ -56,7 +55,6 @@ class Asked:
         packed source."""
         return {
             "only": self.only,
-            "fork": "yes" if self.fork else None,
             "env": ",".join(sorted(self.env)),
             "from-source": code,
             "install": requirement(self.install, self.storage)["pip"][0] if self.install is not None else None,
@@ -105,7 +103,6 @@ def _start(
     """The new job's name; None where another `submit` has just taken it."""
     line = ["-m", "bench", "run", CONFIG, "--storage", storage, "--address", "auto"]
     line += ["--only", asked.only] if asked.only else []
-    line += ["--fork"] if asked.fork else []
     runtime = {"env_vars": variables(asked.tracking, asked.env)} | requirement(asked.install, asked.storage)
     if _at_work(cluster, storage) is not None:
         return None

@@ -151,8 +151,8 @@ class Benchmark(Strict):
                 del settings["method"]
         return content
 
-    def settings_that_bind(self) -> dict[str, Any]:
-        """What must be the same for two runs of a benchmark to share a storage: all else may be extended."""
+    def identity_settings(self) -> dict[str, Any]:
+        """Return the settings in which runs that share a storage must agree; all others may be extended."""
         resources = {"cpus_per_trial", "gpus_per_trial"}  # threads and devices decide the last digits, and all seconds
         return self.model_dump(
             mode="json", include={"name": True, "training": True, "verify_data": True, "resources": resources}

@@ -1,8 +1,8 @@
-"""What a run takes up in its storage: whole records of this very benchmark; or, by ``--fork``, one beside it."""
+"""Resume a benchmark: validate stored records and load those still usable."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from bench.config.benchmark import Benchmark
 from bench.config.loading import flatten_settings, parse_benchmark
@@ -12,40 +12,28 @@ from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from deelbo.pretrained.embedded import Pretrained
 
-__all__ = [
-    "OtherBenchmarkError",
-    "check_same_inputs",
-    "check_settings",
-    "copy_compatible_records",
-    "fork_of",
-    "load_for_resume",
-]
-
-
-FORKS = 1000
-
-
-class OtherBenchmarkError(RecordError):
-    """A storage whose trials are another benchmark's: what differs."""
+__all__ = ["check_same_inputs", "check_settings", "load_for_resume"]
 
 
 def load_for_resume(
     store: RecordStore, benchmark: Benchmark, say: Callable[[str], object]
 ) -> tuple[list[TrialRecord], list[str]]:
-    """The whole records of a storage. Damaged files are set aside and named; the keys of their trials come second.
+    """Load the valid records of a storage and quarantine damaged files. The caller must hold the storage's lock.
 
-    Only for who holds the storage's lock.
+    Returns:
+        the valid records, and the keys of the trials of which a file was quarantined; each such file is reported by
+        ``say``.
 
     Raises:
-        OtherBenchmarkError: the storage is another benchmark's.
-        RecordError: there is something else in it.
+        RecordError: the storage holds another benchmark, or something else.
     """
     try:
-        _benchmark_of(store)
+        _read_benchmark(store)
     except (RecordError, ConfigError) as error:
         if not store.exists("benchmark.json"):
             raise
-        say(f"{error}: set aside as {store.set_aside('benchmark.json')}, written again from the configuration")
+        moved = store.set_aside("benchmark.json")
+        say(f"{error}: moved to {moved}, written again from the configuration")
     check_settings(store, benchmark)
     records, damaged = store.whole_records()
     for line in damaged.values():
@@ -56,98 +44,45 @@ def load_for_resume(
     return records, list(damaged)
 
 
-def _benchmark_of(store: RecordStore) -> Benchmark | None:
-    content = store.read_benchmark()
-    return None if content is None else parse_benchmark(content, store.path("benchmark.json"))
-
-
 def check_settings(store: RecordStore, benchmark: Benchmark) -> None:
-    """Raises OtherBenchmarkError where the storage's benchmark has other settings of those that bind; each is named."""
-    there = _benchmark_of(store)
-    if there is None:
+    """Raise RecordError, naming each difference, if the storage's benchmark has other identity settings."""
+    stored = _read_benchmark(store)
+    if stored is None:
         return
-    before = dict(flatten_settings(there.settings_that_bind()))
-    now = dict(flatten_settings(benchmark.settings_that_bind()))
-    changed = [f"{name} was {before[name]!r} and is now {now[name]!r}" for name in now if now[name] != before[name]]
-    if changed:
-        raise _other(store, "holds another benchmark", "; ".join(changed))
+    before = dict(flatten_settings(stored.identity_settings()))
+    now = dict(flatten_settings(benchmark.identity_settings()))
+    if changed := [
+        f"{name} was {before[name]!r} and is now {now[name]!r}" for name in now if now[name] != before[name]
+    ]:
+        raise _refusal(store, "holds another benchmark", "; ".join(changed))
 
 
 def check_same_inputs(
     store: RecordStore, records: Iterable[TrialRecord], data: Mapping[str, str], starts: Mapping[str, Pretrained]
 ) -> None:
-    """Raises OtherBenchmarkError where a trial saw other images, or started from other weights, than those at hand.
+    """Raise RecordError if a trial used other images or other pretrained weights than those available locally.
 
     Args:
-        store: whose records these are.
-        records: those that would be continued.
-        data: hash of the images at hand, by dataset; one that is not read is not compared.
-        starts: pretrained weights at hand, by backbone; as for ``data``.
+        store: storage of the records.
+        records: records that this run would reuse.
+        data: hash of the local images by dataset; a dataset that is not in it is not compared.
+        starts: local pretrained weights by backbone; a backbone that is not in it is not compared.
     """
     for record in records:
-        if record.succeeded and (reason := _foreign(record, data, starts)) is not None:
-            raise _other(store, "holds trials that", reason)
+        if record.succeeded and (difference := _incompatibility(record, data, starts)) is not None:
+            raise _refusal(store, "holds trials that", difference)
 
 
-def fork_of(
-    store: RecordStore, benchmark: Benchmark, data: Mapping[str, str], starts: Mapping[str, Pretrained]
-) -> RecordStore:
-    """The storage itself where it is this benchmark's; else the first of STORAGE-fork-1, -2, ... that is, or is new."""
-    for candidate in _candidates(store):
-        try:
-            check_settings(candidate, benchmark)
-            check_same_inputs(candidate, candidate.records([]), data, starts)
-        except OtherBenchmarkError:
-            continue
-        return candidate
-    raise RecordError(f"{store.url} has {FORKS} forks, none of this benchmark: choose another --storage")
-
-
-def copy_compatible_records(
-    store: RecordStore,
-    origin: RecordStore,
-    benchmark: Benchmark,
-    data: Mapping[str, str],
-    starts: Mapping[str, Pretrained],
-) -> int:
-    """Copies into a new fork those records of its origin that hold for this benchmark; how many."""
-    there = _benchmark_of(origin)
-    if there is None:
-        return 0
-    before, now = there.settings_that_bind(), benchmark.settings_that_bind()
-    if before | {"name": ""} != now | {"name": ""}:
-        return 0
-    count = 0
-    for record in origin.records([]):
-        if record.succeeded and _foreign(record, data, starts) is None:
-            for name in (f"series/{record.key}.json", f"records/{record.key}.json"):  # in the order of `write`
-                if (content := origin.read_file(name)) is not None:
-                    store.write_file(name, content)
-            part = f"rungs/{record.spec.kept_as(record.spec.until)}.pt"
-            if record.spec.until < 1 and (content := origin.read_file(part)) is not None:
-                store.write_file(part, content)
-            count += 1
-    return count
-
-
-def _candidates(store: RecordStore) -> Iterator[RecordStore]:
-    yield store
-    for number in range(1, FORKS + 1):
-        yield RecordStore(f"{store.url}-fork-{number}")
-
-
-def _foreign(record: TrialRecord, data: Mapping[str, str], starts: Mapping[str, Pretrained]) -> str | None:
-    """What of a record does not fit what is at hand, and how to set it back."""
+def _incompatibility(record: TrialRecord, data: Mapping[str, str], starts: Mapping[str, Pretrained]) -> str | None:
     spec, versions = record.spec, record.versions
-    found, here = versions.get("data"), data.get(spec.dataset)
-    if found is not None and here is not None and found != here:
-        return f"saw other images of {spec.dataset}: {found}, here {here}, so `data` was changed"
+    recorded, local = versions.get("data"), data.get(spec.dataset)
+    if recorded is not None and local is not None and recorded != local:
+        return f"saw other images of {spec.dataset}: {recorded}, here {local}, so `data` was changed"
     start = starts.get(spec.backbone)
     if start is None or (spec.prior == "ptyl" and start.factor is None):
-        return None  # not read in this call, which runs a part without it
+        return None  # this run covers a subset of the benchmark and did not read these weights
     fingerprint = start_fingerprint(spec.prior, start)
-    # a record of version 0.1 names all that its network has, whatever its prior needs
-    if versions.get("pretrained", fingerprint) in (fingerprint, start.fingerprint):
+    if versions.get("pretrained", fingerprint) == fingerprint:
         return None
     return (
         f"started from pretrained weights {versions['pretrained']}, here they are {fingerprint}: "
@@ -155,8 +90,10 @@ def _foreign(record: TrialRecord, data: Mapping[str, str], starts: Mapping[str, 
     )
 
 
-def _other(store: RecordStore, what: str, difference: str) -> OtherBenchmarkError:
-    return OtherBenchmarkError(
-        f"{store.url} {what} ({difference}): set it back, choose another --storage, or run with --fork, "
-        "which leaves this one as it is and goes on beside it"
-    )
+def _read_benchmark(store: RecordStore) -> Benchmark | None:
+    content = store.read_benchmark()
+    return None if content is None else parse_benchmark(content, store.path("benchmark.json"))
+
+
+def _refusal(store: RecordStore, problem: str, difference: str) -> RecordError:
+    return RecordError(f"{store.url} {problem} ({difference}): change that back, or take another --storage")

@@ -217,7 +217,7 @@ def test_checkpoints_belong_to_runs_that_are_not_timed(content: dict[str, Any]) 
     assert (untimed.timed, untimed.checkpoint_minutes) == (False, 10)
     assert parse_benchmark(content | {"timed": False}, "x").checkpoint_minutes is None
     assert parse_benchmark(untimed.content(), "x") == untimed
-    assert untimed.settings_that_bind() == plain.settings_that_bind()
+    assert untimed.identity_settings() == plain.identity_settings()
     keys = [{spec.key for m in make_methods(b) for spec in iter(m.ask, None)} for b in (plain, untimed)]
     assert keys[0] == keys[1]
     assert len(keys[0]) == 8

@@ -220,18 +220,17 @@ def test_servers_listen_on_loopback(done: Done) -> None:
     assert done.listened <= loopback
 
 
-def test_a_fork_goes_on_beside(done: Done, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Under another name ``--fork`` takes all trials over into a storage beside this one, which stays as it is."""
+def test_another_benchmark_is_refused(
+    done: Done, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A storage that holds another benchmark is refused in one line, exit code 2, and stays as it is."""
     before = records_of(done), (done.storage / "benchmark.json").read_bytes()
-    where = ("--storage", str(done.storage))
-    assert "name was 'tiny' and is now 'other'" in again(done, monkeypatch, capsys, *where, name="other").error
-    second = again(done, monkeypatch, capsys, *where, "--fork", name="other")
-    assert second.code == 0, second.out + second.error
-    assert "a fork of deelbo-runs/tiny, 9 of whose trials hold here" in second.out
-    assert "nothing left to run, 9 trials done before" in second.out
+    refused = again(done, monkeypatch, capsys, "--storage", str(done.storage), name="other")
+    assert refused.code == 2
+    assert "name was 'tiny' and is now 'other'" in refused.error
+    assert "take another --storage" in refused.error
+    assert refused.error.count("\n") == 1
     assert (records_of(done), (done.storage / "benchmark.json").read_bytes()) == before
-    fork = done.storage.parent / "tiny-fork-1"
-    assert {path.name: path.read_bytes() for path in (fork / "records").iterdir()} == before[0]
 
 
 def test_more_seeds_run_the_difference(

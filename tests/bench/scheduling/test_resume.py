@@ -1,11 +1,9 @@
-"""What a run takes up in its storage: its own benchmark, extended or not; another one is refused, or forked from."""
+"""Resuming a benchmark: its own records are reused, damaged files are quarantined, other benchmarks are refused."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,7 @@ from bench.config.benchmark import Benchmark
 from bench.config.loading import parse_benchmark
 from bench.exceptions import RecordError
 from bench.execution.run_trial import start_fingerprint
-from bench.scheduling.resume import (
-    OtherBenchmarkError,
-    check_same_inputs,
-    check_settings,
-    copy_compatible_records,
-    fork_of,
-    load_for_resume,
-)
+from bench.scheduling.resume import check_same_inputs, check_settings, load_for_resume
 from bench.storage.records import RecordStore
 from deelbo.pretrained.embedded import Pretrained
 
@@ -84,37 +75,9 @@ def test_another_benchmark_is_kept_out(
 ) -> None:
     """A storage that holds another benchmark, or one trained otherwise, is refused with all that differs."""
     store.write_benchmark(tiny.content())
-    with pytest.raises(
-        OtherBenchmarkError, match="set it back, choose another --storage, or run with --fork"
-    ) as refused:
+    with pytest.raises(RecordError, match="change that back, or take another --storage") as refused:
         check_settings(store, parse_benchmark(content | change, "x"))
     assert all(word in str(refused.value) for word in words)
-
-
-def test_a_storage_of_version_0_1_is_continued(store: RecordStore, tiny: Benchmark) -> None:
-    """A storage whose benchmark.json was written in the short form, before precision and image size, is taken up."""
-    store.write_benchmark(tiny.content())
-    old = {
-        "name": "tiny",
-        "dataset": "mnist-digits",
-        "backbone": "digits-resnet",
-        "priors": ["l2-sp"],
-        "n": [100],
-        "seeds": [1001],
-        "methods": {"de-elbo": {"learning_rates": [0.1], "kappa": "D/N"}},
-        "training": {
-            "steps": 4,
-            "batch_size": 50,
-            "momentum": 0.9,
-            "clip_norm": 1.0,
-            "sigma": 0.0001,
-            "posterior_passes": 10,
-            "series_points": 20,
-        },
-        "head": None,
-    }
-    Path(store.path("benchmark.json")).write_text(json.dumps(old))
-    check_settings(store, tiny)
 
 
 def start(weight: float, *swag: float) -> Pretrained:
@@ -145,7 +108,7 @@ def test_only_the_backbones_at_hand_are_compared(store: RecordStore, tiny: Bench
     store.write(fake(spec, versions={"pretrained": start(1.0).fingerprint}), [])
     check_starts(store, {"resnet50": start(2.0)})
     check_starts(store, {"resnet50": start(2.0), "digits-resnet": start(1.0)})
-    with pytest.raises(RecordError, match="choose another --storage"):
+    with pytest.raises(RecordError, match="take another --storage"):
         check_starts(store, {"resnet50": start(1.0), "digits-resnet": start(2.0)})
 
 
@@ -177,7 +140,7 @@ def test_other_images_are_refused(store: RecordStore, tiny: Benchmark, play: Any
     records = [fake(spec), fake(spec, versions={"data": "abc"}), fake(spec, "failed", versions={"data": "x"})]
     check_same_inputs(store, records, {"mnist-digits": "abc"}, {})
     check_same_inputs(store, records, {"CIFAR-10": "def"}, {})
-    with pytest.raises(OtherBenchmarkError, match="saw other images of mnist-digits: abc, here def"):
+    with pytest.raises(RecordError, match="saw other images of mnist-digits: abc, here def"):
         check_same_inputs(store, records, {"mnist-digits": "def"}, {})
 
 
@@ -247,7 +210,7 @@ def test_a_damaged_configuration_is_written_again(
     said: list[str] = []
     assert len(load_for_resume(storage, tiny, said.append)[0]) == 9 * finished
     assert "benchmark.json" in said[0]
-    assert "set aside as damaged/" in said[0]
+    assert "moved to damaged/" in said[0]
     assert not storage.exists("benchmark.json")
     assert len(load_for_resume(storage, tiny, said.append)[0]) == 9 * finished
     assert len(said) == 1
@@ -266,45 +229,6 @@ def test_records_without_a_configuration_are_taken_up(storage: RecordStore, tiny
     """Where benchmark.json is gone the records, which name all that they depend on, still count."""
     storage.remove("benchmark.json")
     assert len(load_for_resume(storage, tiny, lambda line: None)[0]) == 9
-
-
-@pytest.fixture
-def steps(content: dict[str, Any]) -> Callable[[int], Benchmark]:
-    """The tiny benchmark with another number of steps."""
-    return lambda count: parse_benchmark(content | {"training": {"steps": count, "batch_size": 50}}, "x")
-
-
-def test_a_fork_goes_beside(storage: RecordStore, tiny: Benchmark, steps: Callable[[int], Benchmark]) -> None:
-    """Each other benchmark has a fork of its own, the same each time; the storage's own benchmark needs none."""
-    assert fork_of(storage, tiny, {}, {}).url == storage.url
-    for count, name in ((8, "fork-1"), (16, "fork-2"), (8, "fork-1")):
-        fork = fork_of(storage, steps(count), {}, {})
-        assert fork.url == f"{storage.url}-{name}"
-        fork.write_benchmark(steps(count).content())
-
-
-def test_a_fork_inherits_what_holds(storage: RecordStore, content: dict[str, Any], tmp_path: Path) -> None:
-    """Under another name all trials hold; with other weights only those that did not start from them; failed ones
-    never do."""
-    renamed = parse_benchmark(content | {"name": "other"}, "x")
-    fork = RecordStore(str(tmp_path / "fork"))
-    assert copy_compatible_records(fork, storage, renamed, {}, {}) == 9
-    assert list(fork.records()) == list(storage.records())
-    assert all(fork.series(r.key) == storage.series(r.key) for r in fork.records())
-    first, second, *_ = storage.records()
-    storage.write(replace(first, versions={"pretrained": start(1.0).weights_fingerprint}), [])
-    storage.write(replace(second, status="failed"), [])
-    assert (
-        copy_compatible_records(RecordStore(str(tmp_path / "b")), storage, renamed, {}, {"digits-resnet": start(2.0)})
-        == 7
-    )
-
-
-def test_a_fork_with_other_training_inherits_nothing(
-    storage: RecordStore, steps: Callable[[int], Benchmark], tmp_path: Path
-) -> None:
-    """Trials of another training are other trials."""
-    assert copy_compatible_records(RecordStore(str(tmp_path / "fork")), storage, steps(8), {}, {}) == 0
 
 
 def test_other_things_are_left_alone(tmp_path: Path, tiny: Benchmark) -> None:
