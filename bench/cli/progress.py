@@ -35,11 +35,11 @@ class ProgressDisplay(RunCallback):
         self._last_line = 0.0
         self._out: dict[str, TrialSpec] = {}
 
-    def began(self, race: TrialQueue, slots: int) -> None:
-        self.race, self.slots = race, slots
-        again = f", {len(race.reused)} done before" if race.reused else ""
-        self.console.print(f"{'at most ' * race.at_most}{race.total} trials{again}, {slots} at a time")
-        if self.console.is_terminal and race.left:
+    def on_run_start(self, queue: TrialQueue, slots: int) -> None:
+        self.queue, self.slots = queue, slots
+        again = f", {len(queue.reused)} done before" if queue.reused else ""
+        self.console.print(f"{'at most ' * queue.at_most}{queue.total} trials{again}, {slots} at a time")
+        if self.console.is_terminal and queue.num_remaining:
             self.bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -48,18 +48,18 @@ class ProgressDisplay(RunCallback):
                 TimeElapsedColumn(),
                 console=self.console,
             )
-            self._task = self.bar.add_task("trials", total=race.total, completed=race.told, status="")
+            self._task = self.bar.add_task("trials", total=queue.total, completed=queue.num_completed, status="")
             self.bar.start()
 
-    def started(self, spec: TrialSpec) -> None:
+    def on_trial_start(self, spec: TrialSpec) -> None:
         self._out[spec.key] = spec
         self._show()
 
-    def lost(self, spec: TrialSpec, reason: str) -> None:
+    def on_trial_retry(self, spec: TrialSpec, reason: str) -> None:
         self._out.pop(spec.key, None)
         self.console.print(f"lost, tried again: {spec.describe()} ({reason[:160]})", highlight=False)
 
-    def finished(self, record: TrialRecord) -> None:
+    def on_trial_end(self, record: TrialRecord) -> None:
         self._out.pop(record.key, None)
         self._seconds.append(record.finished - record.started)
         if record.status != "completed":
@@ -76,14 +76,16 @@ class ProgressDisplay(RunCallback):
     def status(self) -> str:
         """Running, left, and the time left once one trial has ended."""
         running = min(len(self._out), self.slots)
-        words = f"{running} running, {self.race.left - running} left"
-        if self._seconds and self.race.left:
-            words += f", about {format_duration(median(self._seconds) * self.race.left / self.slots)} to go"
+        words = f"{running} running, {self.queue.num_remaining - running} left"
+        if self._seconds and self.queue.num_remaining:
+            words += f", about {format_duration(median(self._seconds) * self.queue.num_remaining / self.slots)} to go"
         return words
 
     def _show(self) -> None:
         if self.bar is not None:
-            self.bar.update(self._task, total=self.race.total, completed=self.race.told, status=self.status())
-        elif time.monotonic() - self._last_line >= LINE_EVERY or not self.race.left:
+            self.bar.update(
+                self._task, total=self.queue.total, completed=self.queue.num_completed, status=self.status()
+            )
+        elif time.monotonic() - self._last_line >= LINE_EVERY or not self.queue.num_remaining:
             self._last_line = time.monotonic()
-            self.console.print(f"{self.race.told}/{self.race.total} done, {self.status()}", highlight=False)
+            self.console.print(f"{self.queue.num_completed}/{self.queue.total} done, {self.status()}", highlight=False)

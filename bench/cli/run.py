@@ -54,9 +54,9 @@ class _Claim(RunCallback):
         self._reused: list[TrialRecord] = []
         self._known = 0
 
-    def began(self, race: TrialQueue, slots: int) -> None:
+    def on_run_start(self, queue: TrialQueue, slots: int) -> None:
         self.done = True
-        self._reused, self._known = race.reused, len(race.reused)
+        self._reused, self._known = queue.reused, len(queue.reused)
         self.store.write_benchmark(self.benchmark.content())
 
     def taken_up_later(self) -> list[TrialRecord]:
@@ -153,26 +153,26 @@ def _race(
     terminal, tracker = ProgressDisplay(console), Tracker(lambda: MLflowMirror(uri, benchmark, store))
     claim = _Claim(store, benchmark)
     try:
-        watchers = [claim, terminal, tracker]
+        callbacks = [claim, terminal, tracker]
         try:
             outcome = run_benchmark(
-                benchmark, lock, records, attempts, starts, where.address, watchers, since, methods, say=console.print
+                benchmark, lock, records, attempts, starts, where.address, callbacks, since, methods, say=console.print
             )
         finally:
             terminal.close()
         for record in claim.taken_up_later():
-            tracker.finished(record)
+            tracker.on_trial_end(record)
         if lock.taken:
             raise RecordError(
                 f"another `run` has taken {redact_url(store.url)}, as this one gave no sign of life: it goes on there"
             )
-        stopped = outcome.halted is not None
+        stopped = outcome.stop_reason is not None
         folder = None if stopped else _draw_report(store, benchmark)
     except BaseException:
         if claim.done and not lock.taken:
             tracker.stop("KILLED", {})
         raise
-    account = {name: float(getattr(outcome, name)) for name in ACCOUNT} if outcome.ran else {}
+    account = {name: float(getattr(outcome, field)) for name, field in ACCOUNT.items()} if outcome.ran else {}
     status = "KILLED" if stopped or outcome.left else "FAILED" if outcome.failed else "FINISHED"
     if claim.done and _was_deleted(store):
         raise RecordError(
@@ -197,14 +197,14 @@ def _race(
     )
     for line in outcome.failures:
         console.print(f"failed  {line}")
-    if outcome.halted:
-        raise RecordError(outcome.halted)
+    if outcome.stop_reason:
+        raise RecordError(outcome.stop_reason)
     if stopped:
         console.print(f"stopped with {outcome.left} trials left: the same command continues")
         return STOPPED
     if outcome.ran:
         took = time.time() - since
-        share = outcome.busy * outcome.wall_seconds / took
+        share = outcome.utilization * outcome.wall_seconds / took
         console.print(
             f"the whole command took {format_duration(took)}; its slots were inside trials for {share:.0%} of that"
         )

@@ -57,8 +57,8 @@ class QueueSearcher(Searcher):
 
     def __init__(
         self,
-        race: TrialQueue,
-        watchers: Sequence[RunCallback],
+        queue: TrialQueue,
+        callbacks: Sequence[RunCallback],
         store: RecordStore,
         attempts: AttemptLog,
         most: int,
@@ -67,11 +67,13 @@ class QueueSearcher(Searcher):
     ) -> None:
         super().__init__()
         self._running = Running() if running is None else running
-        self._race, self._watchers, self._store, self._attempts = race, watchers, store, attempts
+        self._queue, self._callbacks, self._store, self._attempts = queue, callbacks, store, attempts
         self._most, self._max_failures, self._timed = most, benchmark.max_failures, benchmark.timed
-        told = (record for record in race.reused if "data" in record.versions)
+        told = (record for record in queue.reused if "data" in record.versions)
         self._images = {record.spec.dataset: record.versions["data"] for record in told}
-        self._gpus = {gpu for record in race.reused if record.timed and (gpu := record.hardware.get("gpu")) is not None}
+        self._gpus = {
+            gpu for record in queue.reused if record.timed and (gpu := record.hardware.get("gpu")) is not None
+        }
         self._out: dict[str, _Attempt] = {}
         self._failures: Counter[tuple[str, bool]] = Counter()
 
@@ -80,13 +82,13 @@ class QueueSearcher(Searcher):
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        spec = self._race.ask() if len(self._out) < self._most else None
+        spec = self._queue.ask() if len(self._out) < self._most else None
         if spec is None:
             finished: Any = Searcher.FINISHED  # a word, whatever the signature says
-            return finished if self._race.finished else None
+            return finished if self._queue.finished else None
         number, lost_seconds = self._or_halted(self._attempts.next, spec.key)
         self._out[trial_id] = _Attempt(spec, number)
-        took = self._race.choosing_seconds(spec)
+        took = self._queue.choosing_seconds(spec)
         return {"spec": asdict(spec), "attempt": number, "lost_seconds": lost_seconds, "choosing_seconds": took}
 
     def began(self, trial_id: str) -> None:
@@ -95,8 +97,8 @@ class QueueSearcher(Searcher):
         attempt.begun = True
         attempt.started = time.time()
         self._or_halted(self._attempts.begin, attempt.spec.key)
-        for watcher in self._watchers:
-            watcher.started(attempt.spec)
+        for callback in self._callbacks:
+            callback.on_trial_start(attempt.spec)
 
     def delivered(self, trial_id: str, result: dict[str, Any]) -> None:
         """Takes what a worker sent out of Tune's result, which Tune keeps for as long as it runs."""
@@ -123,16 +125,16 @@ class QueueSearcher(Searcher):
             key, begun = attempt.spec.key, attempt.begun
             self._failures[key, begun] += 1
             if self._failures[key, begun] <= (self._max_failures if begun else max(self._max_failures, NEVER_BEGUN)):
-                self._race.retry(attempt.spec)
-                for watcher in self._watchers:
-                    watcher.lost(attempt.spec, attempt.reason)
+                self._queue.requeue(attempt.spec)
+                for callback in self._callbacks:
+                    callback.on_trial_retry(attempt.spec, attempt.reason)
                 return
             record = _failed(attempt, self._or_halted(self._attempts.next, key)[1], self._timed)
             self._write(record, [])
-        self._race.tell(record)
-        self._drop(self._race.obsolete())
-        for watcher in self._watchers:
-            watcher.finished(record)
+        self._queue.tell(record)
+        self._drop(self._queue.pop_unneeded_snapshots())
+        for callback in self._callbacks:
+            callback.on_trial_end(record)
 
     def abandon(self) -> None:
         """The run stops: what was running came to nothing."""

@@ -48,7 +48,7 @@ def run_benchmark(
     attempts: AttemptLog,
     pretrained: Mapping[str, Pretrained],
     address: str | None = None,
-    watchers: Sequence[RunCallback] = (),
+    callbacks: Sequence[RunCallback] = (),
     since: float | None = None,
     methods: Sequence[Method] | None = None,
     run_trial: TrialRunner = run_trial,
@@ -63,50 +63,50 @@ def run_benchmark(
         attempts: at trials of this storage.
         pretrained: where training starts, by backbone; sent to the nodes by Ray.
         address: of a Ray cluster; one is started here, and stopped after, where None.
-        watchers: told of every start and end.
+        callbacks: told of every start and end.
         since: when the call began, by time.time().
         methods: those to run, of the benchmark's own; all where None.
         run_trial: how a trial is run.
         say: prints a line for the user.
     """
     since = time.time() if since is None else since
-    race = TrialQueue(methods or make_methods(benchmark), records, benchmark.order_seed)
+    queue = TrialQueue(methods or make_methods(benchmark), records, benchmark.order_seed)
     ended: list[FinishedTrial] = []
-    watchers = [*watchers, _Collector(ended)]
+    callbacks = [*callbacks, _Collector(ended)]
     slots = benchmark.resources.slots or 1
-    halted: str | None = None
+    stop_reason: str | None = None
     mine = not ray.is_initialized()
     try:
         with stopped_by_signals():
             fits = slots
-            if not race.finished:
+            if not queue.finished:
                 slots, fits = connect(benchmark, address, say)
-            for watcher in watchers:
-                watcher.began(race, slots)
-            if not race.finished:
+            for callback in callbacks:
+                callback.on_run_start(queue, slots)
+            if not queue.finished:
                 # a trial always waits where a slot falls free; only on a larger cluster must the searcher hold back
                 os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * slots)
                 # and a cluster that could grow must not, where slots are given
                 keep_waiting = fits == slots and (address is None or benchmark.resources.slots is None)
                 most = 3 * slots if keep_waiting else slots
                 running = Running.start()
-                searcher = QueueSearcher(race, watchers, lock.store, attempts, most, benchmark, running)
+                searcher = QueueSearcher(queue, callbacks, lock.store, attempts, most, benchmark, running)
                 _tune(benchmark, lock, pretrained, searcher, slots, _data(benchmark, address), run_trial, running)
-                if not race.finished:  # Tune ends early, and in order, at SIGUSR1
+                if not queue.finished:  # Tune ends early, and in order, at SIGUSR1
                     raise KeyboardInterrupt
     except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: at SIGTERM, by Ray while it starts
         lock.store.hurry()
-        halted = str(stop) if isinstance(stop, RunAborted) else ""
+        stop_reason = str(stop) if isinstance(stop, RunAborted) else ""
     finally:
         if mine and ray.is_initialized():
             with same_handlers():
                 ray.shutdown()
-    outcome = summarize_run(ended, len(race.reused), race.left, slots, since, halted)
+    summary = summarize_run(ended, len(queue.reused), queue.num_remaining, slots, since, stop_reason)
     if ended:
         when = datetime.fromtimestamp(since, UTC).strftime("%Y%m%dT%H%M%S.%f")
         with suppress(OSError):  # where records could not be written it has been said
-            lock.store.write_run(when, asdict(outcome) | {"account": outcome.describe()})
-    return outcome
+            lock.store.write_run(when, asdict(summary) | {"account": summary.describe()})
+    return summary
 
 
 def _tune(
@@ -192,5 +192,5 @@ class _Collector(RunCallback):
     def __init__(self, into: list[FinishedTrial]) -> None:
         self.into = into
 
-    def finished(self, record: TrialRecord) -> None:
+    def on_trial_end(self, record: TrialRecord) -> None:
         self.into.append(FinishedTrial.of(record))

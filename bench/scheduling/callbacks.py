@@ -1,4 +1,4 @@
-"""Callbacks."""
+"""The interface of code that follows a run."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ __all__ = ["RunCallback"]
 
 
 class RunCallback:
-    """Who wants to know how a race goes. These return at once, since the scheduler waits for them."""
+    """Base class of observers of a run. Every method must return at once: the scheduler waits for it."""
 
-    def began(self, race: TrialQueue, slots: int) -> None:
-        """Trials are about to start, ``slots`` at a time."""
+    def on_run_start(self, queue: TrialQueue, slots: int) -> None:
+        """Trials are about to start, at most ``slots`` at a time."""
 
-    def started(self, spec: TrialSpec) -> None:
-        """A trial starts; more than once where its process died and it is tried again."""
+    def on_trial_start(self, spec: TrialSpec) -> None:
+        """A trial starts; called again for each retry."""
 
-    def lost(self, spec: TrialSpec, reason: str) -> None:
-        """A trial's process died, and it will be tried again."""
+    def on_trial_retry(self, spec: TrialSpec, reason: str) -> None:
+        """A trial's process died, and the trial will be tried again."""
 
-    def finished(self, record: TrialRecord) -> None:
+    def on_trial_end(self, record: TrialRecord) -> None:
         """A trial has its record."""

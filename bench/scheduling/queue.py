@@ -30,8 +30,8 @@ class TrialQueue:
         total: trials in all, told ones included; the most that they may be, where a method decides on the way.
         at_most: whether results may make fewer of them.
         reused: the records that were there before.
-        told: how many have their record.
-        failed: records of status "failed", told in this race.
+        num_completed: how many have their record.
+        failed: records of status "failed", told in this queue.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class TrialQueue:
         self.total = sum(method.count() for method in methods)
         self.at_most = any(method.adaptive for method in methods)
         self.reused: list[TrialRecord] = []
-        self.told = 0
+        self.num_completed = 0
         self.failed: list[TrialRecord] = []
         records = list(records)
         self._existing = {record.key: record for record in records if record.succeeded or keep_failed}
@@ -68,7 +68,7 @@ class TrialQueue:
     def tell(self, record: TrialRecord) -> None:
         """What came of a trial that was asked for."""
         method = self._asked.pop(record.key)
-        self.told += 1
+        self.num_completed += 1
         if record.status == "failed":
             self.failed.append(record)
         self._out[method] -= 1
@@ -76,7 +76,7 @@ class TrialQueue:
         self._drain(method)
         self._give_up_parts(method)
 
-    def retry(self, spec: TrialSpec) -> None:
+    def requeue(self, spec: TrialSpec) -> None:
         """A trial that was asked for came to nothing: it is the next to start."""
         self._ready.append(spec)
 
@@ -86,11 +86,11 @@ class TrialQueue:
         return not self._asked
 
     @property
-    def left(self) -> int:
+    def num_remaining(self) -> int:
         """Trials without a record, the running ones included; none once nothing more will come."""
-        return 0 if self.finished else self.total - self.told
+        return 0 if self.finished else self.total - self.num_completed
 
-    def obsolete(self) -> list[str]:
+    def pop_unneeded_snapshots(self) -> list[str]:
         """Names of kept runs (`TrialSpec.kept_as`) that nobody will go on with; each is named once."""
         names, self._obsolete = self._obsolete, []
         return names
@@ -133,7 +133,7 @@ class TrialQueue:
         while (spec := self._ask(method)) is not None:
             if (record := self._existing.get(spec.key)) is not None:
                 self.reused.append(record)
-                self.told += 1
+                self.num_completed += 1
                 self._told(method, record)
                 continue
             self._asked[spec.key] = method
@@ -157,31 +157,31 @@ def _by_entry(records: Iterable[TrialRecord]) -> dict[tuple[str, Cell], list[Tri
 
 
 class FinishedCells(NamedTuple):
-    """What there is of what methods ask for.
+    """Records of finished cells, and the work that remains in the others.
 
     Attributes:
-        kept: what can be reported: the records of cells where a method is done, failed ones included.
-        left: how many trials are left of each (method, cell) that is not.
-        held: how many records those have already.
+        records: records of each cell that its method has finished, failed ones included.
+        remaining: number of trials left in each unfinished (method, cell).
+        num_unfinished_records: number of records that the unfinished cells have so far.
     """
 
-    kept: list[TrialRecord]
-    left: dict[tuple[str, Cell], int]
-    held: int
+    records: list[TrialRecord]
+    remaining: dict[tuple[str, Cell], int]
+    num_unfinished_records: int
 
 
 def split_finished(methods: Iterable[Method], records: Sequence[TrialRecord]) -> FinishedCells:
-    """Which of the records the methods ask for, and what is left to run."""
-    kept: list[TrialRecord] = []
-    left: dict[tuple[str, Cell], int] = {}
-    held = 0
+    """Separate the records of finished cells from what is left to run."""
+    finished: list[TrialRecord] = []
+    remaining: dict[tuple[str, Cell], int] = {}
+    num_unfinished_records = 0
     known = _by_entry(records)
     for method in methods:
         method.only_looking = True
-        race = TrialQueue([method], known.get((method.name, method.cell), []), keep_failed=True)
-        if race.finished:
-            kept += race.reused
+        queue = TrialQueue([method], known.get((method.name, method.cell), []), keep_failed=True)
+        if queue.finished:
+            finished += queue.reused
         else:
-            left[method.name, method.cell] = race.left
-            held += len(race.reused)
-    return FinishedCells(kept, left, held)
+            remaining[method.name, method.cell] = queue.num_remaining
+            num_unfinished_records += len(queue.reused)
+    return FinishedCells(finished, remaining, num_unfinished_records)

@@ -42,11 +42,11 @@ class RunSummary:
         left: trials that did not run, as the call was stopped.
         slots: trials that may run at once.
         wall_seconds: from the call to the last trial's end.
-        busy: share of slots x wall_seconds that was inside trials.
+        utilization: share of slots x wall_seconds that was inside trials.
         start_up_seconds: from the call to the first trial's start.
-        hand_over_seconds: mean time that a slot waits between two trials.
-        tail_seconds: slot-seconds idle once nothing was left to start.
-        halted: None unless the call was stopped; then why, or nothing where a signal did it.
+        mean_gap_seconds: mean time that a slot waits between two trials.
+        idle_tail_seconds: slot-seconds idle once nothing was left to start.
+        stop_reason: None unless the call was stopped; then why, or nothing where a signal did it.
     """
 
     ran: int
@@ -56,11 +56,11 @@ class RunSummary:
     left: int
     slots: int
     wall_seconds: float
-    busy: float
+    utilization: float
     start_up_seconds: float
-    hand_over_seconds: float
-    tail_seconds: float
-    halted: str | None = None
+    mean_gap_seconds: float
+    idle_tail_seconds: float
+    stop_reason: str | None = None
 
     def describe(self) -> str:
         """For people."""
@@ -70,19 +70,19 @@ class RunSummary:
             return f"no trial ended in this call, {self.reused} done before, {self.left} left"
         slots = f"{self.slots} slot{'s' * (self.slots != 1)}"
         return (
-            f"{self.ran} trials in {format_duration(self.wall_seconds)}: {slots} busy {self.busy:.0%} of the time; "
-            f"start-up {format_duration(self.start_up_seconds)}, {1000 * self.hand_over_seconds:.0f} ms between "
-            "two trials, "
-            f"{format_duration(self.tail_seconds)} idle at the end; {self.reused} done before, {self.failed} failed"
+            f"{self.ran} trials in {format_duration(self.wall_seconds)}: {slots} busy {self.utilization:.0%} of the "
+            f"time; start-up {format_duration(self.start_up_seconds)}, {1000 * self.mean_gap_seconds:.0f} ms between "
+            f"two trials, {format_duration(self.idle_tail_seconds)} idle at the end; {self.reused} done before, "
+            f"{self.failed} failed"
         )
 
 
 def summarize_run(
-    trials: Sequence[FinishedTrial], reused: int, left: int, slots: int, since: float, halted: str | None = None
+    trials: Sequence[FinishedTrial], reused: int, left: int, slots: int, since: float, stop_reason: str | None = None
 ) -> RunSummary:
     """The account of the trials that a call ran. ``since``: when it began, in seconds since 1970."""
     if not trials:
-        return RunSummary(0, reused, 0, [], left, slots, time.time() - since, 0.0, 0.0, 0.0, 0.0, halted)
+        return RunSummary(0, reused, 0, [], left, slots, time.time() - since, 0.0, 0.0, 0.0, 0.0, stop_reason)
     failures = [trial.failure for trial in trials if trial.failure is not None]
     ends = sorted(trial.finished for trial in trials)
     first, wall = min(trial.started for trial in trials) - since, ends[-1] - since
@@ -98,9 +98,9 @@ def summarize_run(
         left=left,
         slots=slots,
         wall_seconds=wall,
-        busy=inside / (slots * wall),
+        utilization=inside / (slots * wall),
         start_up_seconds=first,
-        hand_over_seconds=between,
-        tail_seconds=tail,
-        halted=halted,
+        mean_gap_seconds=between,
+        idle_tail_seconds=tail,
+        stop_reason=stop_reason,
     )

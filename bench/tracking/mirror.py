@@ -32,7 +32,7 @@ __all__ = ["ACCOUNT", "MLflowMirror", "log_report", "sync", "tracking_uri"]
 
 OUTAGE = (1, 2, 4, 8, 16, 30)
 """Seconds between tries once a server has answered: as long as one takes to be started anew."""
-ACCOUNT: tuple[str, ...] = ("wall_seconds", "busy", "slots")
+ACCOUNT = {"wall_seconds": "wall_seconds", "busy": "utilization", "slots": "slots"}
 
 
 class MLflowMirror:
@@ -186,7 +186,9 @@ def sync(store: RecordStore, benchmark: Benchmark, uri: str, report: Path | None
     _, left, _ = split_finished(make_methods(benchmark), records)
     failed = any(record.status == "failed" for record in records)
     accounts = store.runs(problems)
-    metrics = {} if not accounts else {n: float(accounts[-1][n]) for n in ACCOUNT if n in accounts[-1]}
+    metrics = (
+        {} if not accounts else {n: float(accounts[-1][field]) for n, field in ACCOUNT.items() if field in accounts[-1]}
+    )
     ended = max((record.finished for record in records), default=0.0)
     _insist(lambda: mirror.close("KILLED" if left else "FAILED" if failed else "FINISHED", metrics, ended))
     _insist(lambda: mirror.publish(report))

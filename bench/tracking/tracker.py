@@ -95,7 +95,7 @@ class Tracker(RunCallback):
             return words
         return f"{words[: LONGEST_PROBLEM // 2]} ... {words[5 - LONGEST_PROBLEM // 2 :]}"  # the cause comes last
 
-    def began(self, race: TrialQueue, slots: int) -> None:
+    def on_run_start(self, race: TrialQueue, slots: int) -> None:
         with self._changed:
             self._ended |= {record.key: record.finished for record in race.reused}
             self._events.append(_Event("open"))
@@ -103,13 +103,13 @@ class Tracker(RunCallback):
             self._events.append(_Event("publish"))
             self._changed.notify()
 
-    def started(self, spec: TrialSpec) -> None:
+    def on_trial_start(self, spec: TrialSpec) -> None:
         with self._changed:
             self._begun[spec.key] = event = _Event("start", (spec, time.time()), spec.key)
             self._events.append(event)
             self._changed.notify()
 
-    def finished(self, record: TrialRecord) -> None:
+    def on_trial_end(self, record: TrialRecord) -> None:
         with self._changed:
             self._ended[record.key] = record.finished
             self._begun.pop(record.key, None)

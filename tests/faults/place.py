@@ -92,19 +92,19 @@ class Place:
         from deelbo.pretrained.embedded import load_pretrained
 
         store = RecordStore(str(self.folder / "undisturbed"))
-        race = TrialQueue(make_methods(load_benchmark(str(self.config("undisturbed", self.many)))))
+        queue = TrialQueue(make_methods(load_benchmark(str(self.config("undisturbed", self.many)))))
         start = load_pretrained()
-        while (spec := race.ask()) is not None:
+        while (spec := queue.ask()) is not None:
             record, series = run_trial(spec, start, torch.device("cpu"))
             store.write(record, series)
-            race.tell(record)
+            queue.tell(record)
 
     @cached_property
     def account(self) -> dict[str, float]:
         """Where the undisturbed run's time went; ``trial``: mean seconds of one."""
         (file,) = (self.reference / "runs").iterdir()
         account: dict[str, float] = json.loads(file.read_text())
-        busy = account["busy"] * account["wall_seconds"] * account["slots"]
+        busy = account["utilization"] * account["wall_seconds"] * account["slots"]
         return account | {"trial": busy / account["ran"]}
 
     def database(self, name: str) -> str:

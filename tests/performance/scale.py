@@ -73,7 +73,7 @@ class Meter(RunCallback):
         self.every, self.count = every, 0
         self.marks: list[tuple[int, float, float]] = []
 
-    def finished(self, record: TrialRecord) -> None:
+    def on_trial_end(self, record: TrialRecord) -> None:
         self.count += 1
         if self.count % self.every == 0:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -92,8 +92,8 @@ def fill(store: RecordStore, benchmark: Benchmark, every: int, mlflow: bool) -> 
     with StorageLock(store) as lock:
         store.write_benchmark(benchmark.content())
         tracker = Tracker(lambda: MLflowMirror(tracking_uri(store), benchmark, store)) if mlflow else RunCallback()
-        watchers = [tracker, ProgressDisplay(Console(file=sys.stderr)), meter]
-        outcome = run_benchmark(benchmark, lock, [], AttemptLog(store), {}, watchers=watchers, run_trial=pretend)
+        callbacks = [tracker, ProgressDisplay(Console(file=sys.stderr)), meter]
+        outcome = run_benchmark(benchmark, lock, [], AttemptLog(store), {}, callbacks=callbacks, run_trial=pretend)
         stopping = time.perf_counter()
         sent = tracker.stop("FINISHED", {}) if isinstance(tracker, Tracker) else None
         flush = time.perf_counter() - stopping

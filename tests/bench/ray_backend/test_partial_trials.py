@@ -41,14 +41,14 @@ def rungs(content: dict[str, Any]) -> Benchmark:
 
 def run_here(benchmark: Benchmark, start: Pretrained) -> tuple[dict[str, TrialRecord], dict[str, bytes]]:
     """All trials one after the other in this process, and which parts of runs are still kept at the end."""
-    race, kept, done = TrialQueue(make_methods(benchmark)), dict[str, bytes](), dict[str, TrialRecord]()
-    while (spec := race.ask()) is not None:
+    queue, kept, done = TrialQueue(make_methods(benchmark)), dict[str, bytes](), dict[str, TrialRecord]()
+    while (spec := queue.ask()) is not None:
         read = partial(kept.get, spec.kept_as(spec.since) if spec.since else "nothing")
         write = partial(kept.__setitem__, spec.kept_as(spec.until))
         record, _ = run_trial(spec, start, torch.device("cpu"), handover=Handover(read, write))
         done[record.key] = record
-        race.tell(record)
-        for name in race.obsolete():
+        queue.tell(record)
+        for name in queue.pop_unneeded_snapshots():
             del kept[name]
     return done, kept
 

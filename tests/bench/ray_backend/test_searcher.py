@@ -1,4 +1,4 @@
-"""The searcher between a race and Ray Tune, without a cluster."""
+"""The searcher between a queue and Ray Tune, without a cluster."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Notes(RunCallback):
         self.lost_keys: list[tuple[str, str]] = []
         self.ended: list[TrialRecord] = []
 
-    def started(self, spec: TrialSpec) -> None:
+    def on_trial_start(self, spec: TrialSpec) -> None:
         self.started_keys.append(spec.key)
 
-    def lost(self, spec: TrialSpec, reason: str) -> None:
+    def on_trial_retry(self, spec: TrialSpec, reason: str) -> None:
         self.lost_keys.append((spec.key, reason))
 
-    def finished(self, record: TrialRecord) -> None:
+    def on_trial_end(self, record: TrialRecord) -> None:
         self.ended.append(record)
 
 
@@ -47,10 +47,10 @@ class Desk:
     def __init__(
         self, benchmark: Benchmark, store: RecordStore, most: int = 100, max_failures: int = 2, running: Any = None
     ) -> None:
-        self.store, self.notes, self.race = store, Notes(), TrialQueue(make_methods(benchmark))
+        self.store, self.notes, self.queue = store, Notes(), TrialQueue(make_methods(benchmark))
         self.attempts = AttemptLog(store)
         benchmark = benchmark.model_copy(update={"max_failures": max_failures})
-        self.searcher = QueueSearcher(self.race, [self.notes], store, self.attempts, most, benchmark, running)
+        self.searcher = QueueSearcher(self.queue, [self.notes], store, self.attempts, most, benchmark, running)
 
     def suggest(self, trial: str) -> tuple[TrialSpec, int, float]:
         config = self.searcher.suggest(trial)
@@ -214,7 +214,7 @@ def test_what_a_trial_wrote_before_it_died_counts(desk: Desk, fake: Fake) -> Non
 
 
 def test_a_half_written_record_counts_for_nothing(desk: Desk) -> None:
-    """A damaged record of a trial whose process died does not stop the race: the trial runs again."""
+    """A damaged record of a trial whose process died does not stop the queue: the trial runs again."""
     spec, *_ = desk.suggest("a")
     desk.store.write_file(f"records/{spec.key}.json", b"{")
     desk.die("a")

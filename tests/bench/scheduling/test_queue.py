@@ -23,7 +23,7 @@ quick = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCh
 
 
 def test_every_trial_is_asked_once(tiny: Benchmark, play: Any) -> None:
-    """A race asks 4 tuning runs, one retraining, and twice 2 runs, none of them twice."""
+    """A queue asks 4 tuning runs, one retraining, and twice 2 runs, none of them twice."""
     records = play(tiny)
     assert len({record.key for record in records}) == len(records) == 4 + 1 + 2 + 2
 
@@ -31,25 +31,25 @@ def test_every_trial_is_asked_once(tiny: Benchmark, play: Any) -> None:
 @quick
 @given(data=st.data())
 def test_trials_may_end_in_any_order(data: st.DataObject, tiny: Benchmark, fake: Fake, play: Any) -> None:
-    """Several at a time and ending in any order, a race asks for the same trials, and counts them right."""
-    race = TrialQueue(make_methods(tiny))
+    """Several at a time and ending in any order, a queue asks for the same trials, and counts them right."""
+    queue = TrialQueue(make_methods(tiny))
     out: list[TrialSpec] = []
     told = 0
-    while not race.finished:
-        while len(out) < 3 and (spec := race.ask()) is not None:
+    while not queue.finished:
+        while len(out) < 3 and (spec := queue.ask()) is not None:
             out.append(spec)
-        assert (race.told, race.left, race.total) == (told, 9 - told, 9)
+        assert (queue.num_completed, queue.num_remaining, queue.total) == (told, 9 - told, 9)
         spec = out.pop(data.draw(st.integers(0, len(out) - 1)))
-        race.tell(fake(spec))
+        queue.tell(fake(spec))
         told += 1
-    assert (race.told, race.left, race.reused) == (9, 0, [])
-    assert race.ask() is None
+    assert (queue.num_completed, queue.num_remaining, queue.reused) == (9, 0, [])
+    assert queue.ask() is None
 
 
 @quick
 @given(stop=st.integers(0, 9), order=st.integers(0, 100))
 def test_an_interrupted_race_goes_on(stop: int, order: int, tiny: Benchmark, play: Any) -> None:
-    """Continued from any set of existing records, a race asks for the others alone: together they are all."""
+    """Continued from any set of existing records, a queue asks for the others alone: together they are all."""
     everything = play(tiny)
     existing = random.Random(order).sample(everything, stop)  # noqa: S311
     rest = play(tiny, known=existing)
@@ -59,18 +59,18 @@ def test_an_interrupted_race_goes_on(stop: int, order: int, tiny: Benchmark, pla
 
 
 def test_existing_records_are_counted(tiny: Benchmark, play: Any) -> None:
-    """Records that were there count as told and reused; with all of them there a race is finished at once."""
+    """Records that were there count as told and reused; with all of them there a queue is finished at once."""
     records = play(tiny)
-    race = TrialQueue(make_methods(tiny), records)
-    assert (race.finished, len(race.reused), race.told, race.left) == (True, 9, 9, 0)
-    assert race.ask() is None
+    queue = TrialQueue(make_methods(tiny), records)
+    assert (queue.finished, len(queue.reused), queue.num_completed, queue.num_remaining) == (True, 9, 9, 0)
+    assert queue.ask() is None
 
 
 def test_records_of_other_trials_are_ignored(tiny: Benchmark, play: Any) -> None:
     """Records of trials that no method asks for are neither reused nor told."""
     others = play(tiny.model_copy(update={"seeds": (7,)}))
-    race = TrialQueue(make_methods(tiny), others)
-    assert (race.reused, race.told, race.left) == ([], 0, 9)
+    queue = TrialQueue(make_methods(tiny), others)
+    assert (queue.reused, queue.num_completed, queue.num_remaining) == ([], 0, 9)
 
 
 def test_failed_trials_are_tried_again(tiny: Benchmark, fake: Fake, play: Any) -> None:
@@ -83,22 +83,22 @@ def test_failed_trials_are_tried_again(tiny: Benchmark, fake: Fake, play: Any) -
 
 
 def test_failures_are_kept_in_sight(tiny: Benchmark, fake: Fake) -> None:
-    """A failed trial is told, listed, and does not hold up the race."""
-    race = TrialQueue(make_methods(tiny))
-    while (spec := race.ask()) is not None:
-        race.tell(fake(spec, "failed" if spec.method == "elbo" else "completed"))
-    assert race.finished
-    assert [record.spec.method for record in race.failed] == ["elbo", "elbo"]
-    assert race.left == 0
+    """A failed trial is told, listed, and does not hold up the queue."""
+    queue = TrialQueue(make_methods(tiny))
+    while (spec := queue.ask()) is not None:
+        queue.tell(fake(spec, "failed" if spec.method == "elbo" else "completed"))
+    assert queue.finished
+    assert [record.spec.method for record in queue.failed] == ["elbo", "elbo"]
+    assert queue.num_remaining == 0
 
 
 def test_a_retraining_that_never_comes_is_not_left(tiny: Benchmark, fake: Fake) -> None:
     """Where every tuning run failed there is nothing to retrain, and nothing is left at the end."""
-    race = TrialQueue(make_methods(tiny))
-    while (spec := race.ask()) is not None:
-        race.tell(fake(spec, "failed" if spec.stage == "tune" else "completed"))
-    assert race.finished
-    assert race.left == 0
+    queue = TrialQueue(make_methods(tiny))
+    while (spec := queue.ask()) is not None:
+        queue.tell(fake(spec, "failed" if spec.stage == "tune" else "completed"))
+    assert queue.finished
+    assert queue.num_remaining == 0
 
 
 def test_order_depends_on_its_seed_alone(tiny: Benchmark, play: Any) -> None:
@@ -154,7 +154,7 @@ def adaptive(content: dict[str, Any]) -> Benchmark:
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_decisions_are_the_same_after_an_interruption(data: st.DataObject, adaptive: Benchmark, fake: Fake) -> None:
-    """Where results decide what is tried, a race from any part of its records, with answers in any order, asks for the
+    """Where results decide what is tried, a queue from any part of its records, with answers in any order, asks for the
     rest of what it would have asked for alone, whatever diverged or failed; and none of its parts of runs stays kept
     that nobody will go on with."""
     learned = {f"mean_weight_decay_{group}": 1e-3 for group in ("backbone", "head")}
@@ -164,18 +164,18 @@ def test_decisions_are_the_same_after_an_interruption(data: st.DataObject, adapt
         return fake(spec, "diverged" if chance == 0 else "completed", state=learned)
 
     def run(known: list[TrialRecord]) -> tuple[dict[str, TrialRecord], set[str]]:
-        race = TrialQueue(make_methods(adaptive), known, order_seed=data.draw(st.integers(0, 99)))
+        queue = TrialQueue(make_methods(adaptive), known, order_seed=data.draw(st.integers(0, 99)))
         out, done = [], {record.key: record for record in known}
         kept = {record.spec.kept_as(record.spec.until) for record in known if record.spec.until < 1}
-        while not race.finished:
-            while len(out) < 3 and (spec := race.ask()) is not None:
+        while not queue.finished:
+            while len(out) < 3 and (spec := queue.ask()) is not None:
                 out.append(spec)
             record = answer(out.pop(data.draw(st.integers(0, len(out) - 1))))
             done[record.key] = record
             kept |= {record.spec.kept_as(record.spec.until)} if record.spec.until < 1 else set()
-            race.tell(record)
-            kept -= set(race.obsolete())
-        return done, kept - set(race.obsolete())
+            queue.tell(record)
+            kept -= set(queue.pop_unneeded_snapshots())
+        return done, kept - set(queue.pop_unneeded_snapshots())
 
     everything, kept = run([])
     assert kept == set()
@@ -186,11 +186,11 @@ def test_decisions_are_the_same_after_an_interruption(data: st.DataObject, adapt
 
 
 def test_what_is_decided_one_by_one_is_spread_over_the_race(content: dict[str, Any], play: Any) -> None:
-    """Trials of Bayesian optimization, each of which waits for the one before it, are started throughout a race, and
+    """Trials of Bayesian optimization, each of which waits for the one before it, are started throughout a queue, and
     not when everything else has ended."""
     methods = {"bo": {"trials": 20, "sampler": "tpe", "retrain": "best"}, "map-gs": {"retrain": "all"}}
-    race = play(parse_benchmark(content | {"methods": methods, "seeds": [1, 2, 3, 4]}, "x"))
-    places = [place / len(race) for place, record in enumerate(race) if record.spec.method == "bo"]
+    queue = play(parse_benchmark(content | {"methods": methods, "seeds": [1, 2, 3, 4]}, "x"))
+    places = [place / len(queue) for place, record in enumerate(queue) if record.spec.method == "bo"]
     assert len(places) == 4 * 21
     assert 0.35 < sum(places) / len(places) < 0.65
     assert max(b - a for a, b in pairwise([0.0, *places, 1.0])) < 0.15
@@ -199,14 +199,14 @@ def test_what_is_decided_one_by_one_is_spread_over_the_race(content: dict[str, A
 def test_a_part_that_failed_later_is_kept(adaptive: Benchmark, fake: Fake) -> None:
     """A part of a run from which another started that failed is not named obsolete: the next run tries again."""
     methods = [method for method in make_methods(adaptive) if method.name == "deelbo-halving"]
-    race = TrialQueue(methods)
+    queue = TrialQueue(methods)
     named: list[str] = []
     failed = None
-    while (spec := race.ask()) is not None:
+    while (spec := queue.ask()) is not None:
         fails = failed is None and spec.since > 0
         failed = spec if fails else failed
-        race.tell(fake(spec, "failed" if fails else "completed"))
-        named += race.obsolete()
+        queue.tell(fake(spec, "failed" if fails else "completed"))
+        named += queue.pop_unneeded_snapshots()
     assert failed is not None
     assert named
     assert failed.kept_as(failed.since) not in named

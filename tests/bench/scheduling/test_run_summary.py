@@ -29,22 +29,22 @@ def timeline(tiny: Benchmark, play: Any, fake: Any) -> Timeline:
 
 def test_a_full_house_is_always_busy(timeline: Timeline) -> None:
     """Two slots that work from the first to the last second are busy all the time."""
-    outcome = summarize_run(timeline((100, 110), (100, 105), (105, 110)), 0, 0, 2, 100)
-    assert (outcome.busy, outcome.wall_seconds, outcome.tail_seconds) == (1, 10, 0)
-    assert (outcome.start_up_seconds, outcome.hand_over_seconds) == (0, 0)
+    summary = summarize_run(timeline((100, 110), (100, 105), (105, 110)), 0, 0, 2, 100)
+    assert (summary.utilization, summary.wall_seconds, summary.idle_tail_seconds) == (1, 10, 0)
+    assert (summary.start_up_seconds, summary.mean_gap_seconds) == (0, 0)
 
 
 def test_start_up_hand_over_and_tail_are_told_apart(timeline: Timeline) -> None:
     """Of 2 x 20 slot-seconds, 25 in trials: 4 before the first start, twice 1 between trials, and 5 at the end."""
     records = timeline((104, 108), (104, 109), (109, 115), (110, 120))
-    outcome = summarize_run(records, 3, 1, 2, 100)
-    assert outcome.wall_seconds == 20
-    assert outcome.busy == pytest.approx(25 / 40)
-    assert outcome.start_up_seconds == 4
-    assert outcome.tail_seconds == 5
-    assert outcome.hand_over_seconds == pytest.approx(1)
-    assert (outcome.ran, outcome.reused, outcome.failed, outcome.left) == (4, 3, 0, 1)
-    lost = 2 * outcome.start_up_seconds + 2 * outcome.hand_over_seconds + outcome.tail_seconds
+    summary = summarize_run(records, 3, 1, 2, 100)
+    assert summary.wall_seconds == 20
+    assert summary.utilization == pytest.approx(25 / 40)
+    assert summary.start_up_seconds == 4
+    assert summary.idle_tail_seconds == 5
+    assert summary.mean_gap_seconds == pytest.approx(1)
+    assert (summary.ran, summary.reused, summary.failed, summary.left) == (4, 3, 0, 1)
+    lost = 2 * summary.start_up_seconds + 2 * summary.mean_gap_seconds + summary.idle_tail_seconds
     assert 25 + lost == 2 * 20
 
 
@@ -58,18 +58,18 @@ def test_failures_are_said_by_their_last_line(tiny: Benchmark, play: Any, fake: 
     """A failed trial is one line: what it was, and the last line of its error."""
     specs = [record.spec for record in play(tiny)]
     failed = [fake(specs[0], "failed"), fake(specs[1], "failed", error=None)]
-    outcome = summarize_run([FinishedTrial.of(record) for record in failed], 0, 0, 1, 0)
-    assert outcome.failed == 2
-    assert outcome.failures[0] == f"{specs[0].describe()}: RuntimeError: out of luck"
-    assert outcome.failures[1].endswith(": no error kept")
-    assert "2 failed" in outcome.describe()
+    summary = summarize_run([FinishedTrial.of(record) for record in failed], 0, 0, 1, 0)
+    assert summary.failed == 2
+    assert summary.failures[0] == f"{specs[0].describe()}: RuntimeError: out of luck"
+    assert summary.failures[1].endswith(": no error kept")
+    assert "2 failed" in summary.describe()
 
 
 def test_nothing_to_run_is_said() -> None:
     """A call that had nothing to run says so, and how many trials were done before."""
-    outcome = summarize_run([], 7, 0, 2, 0)
-    assert (outcome.ran, outcome.reused, outcome.busy) == (0, 7, 0)
-    assert outcome.describe() == "nothing left to run, 7 trials done before"
+    summary = summarize_run([], 7, 0, 2, 0)
+    assert (summary.ran, summary.reused, summary.utilization) == (0, 7, 0)
+    assert summary.describe() == "nothing left to run, 7 trials done before"
 
 
 def test_a_call_that_was_stopped_says_what_is_left() -> None:

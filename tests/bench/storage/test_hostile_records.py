@@ -215,7 +215,7 @@ def test_a_report_beside_changed_files(
     storage: RecordStore, report: Report, fuzz: Any, mutated: Any, garbled: Any
 ) -> None:
     """Whatever benchmark.json, a series or the account of a run holds, there is a report, or one line says why not."""
-    account = {"started": "x", "account": "9 trials in 24 s", "ran": 9, "failures": ["a"], "busy": 0.5}
+    account = {"started": "x", "account": "9 trials in 24 s", "ran": 9, "failures": ["a"], "utilization": 0.5}
     storage.write_run("20250101T000000", account)
     codes = set()
     for folder, examples in ((".", 12), ("runs", 6), ("series", 3)):

@@ -350,19 +350,19 @@ def test_what_is_deleted_during_a_race_is_made_again(
     client, records = MlflowClient(uri), list(storage.records())
     tracker = Tracker(lambda: MLflowMirror(uri, tiny, storage), pause=0.05)
     for record in records[:3]:
-        tracker.started(record.spec)
-        tracker.finished(record)
-    tracker.started(records[3].spec)
+        tracker.on_trial_start(record.spec)
+        tracker.on_trial_end(record)
+    tracker.on_trial_start(records[3].spec)
     end = time.monotonic() + 60
     while tracker.left and time.monotonic() < end:
         time.sleep(0.02)
     client.delete_run(runs_of(uri, tiny)[records[3].key].info.run_id)
-    tracker.finished(records[3])
+    tracker.on_trial_end(records[3])
     while tracker.left and time.monotonic() < end:
         time.sleep(0.02)
     client.delete_experiment(runs_of(uri, tiny)[""].info.experiment_id)
     for record in records[4:]:
-        tracker.finished(record)
+        tracker.on_trial_end(record)
     assert tracker.stop("FINISHED", {}) is True
     assert states(uri, tiny) == dict.fromkeys(["", *(record.key for record in records)], "FINISHED")
 

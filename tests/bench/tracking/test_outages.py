@@ -126,7 +126,7 @@ class Follower:
     def __init__(self, benchmark: Benchmark, store: RecordStore, tracker: Tracker, fake: Fake) -> None:
         self.race, self.store, self.tracker, self.fake = TrialQueue(make_methods(benchmark)), store, tracker, fake
         self.slowest = 0.0
-        self.timed(tracker.began, self.race, 2)
+        self.timed(tracker.on_run_start, self.race, 2)
 
     def timed(self, call: Callable[..., None], *arguments: Any) -> None:
         since = time.perf_counter()
@@ -136,11 +136,11 @@ class Follower:
     def run(self, trials: int | None = None) -> None:
         """So many trials, or all that are left."""
         while trials != 0 and (spec := self.race.ask()) is not None:
-            self.timed(self.tracker.started, spec)
+            self.timed(self.tracker.on_trial_start, spec)
             record = self.fake(spec)
             self.store.write(record, SERIES)
             self.race.tell(record)
-            self.timed(self.tracker.finished, record)
+            self.timed(self.tracker.on_trial_end, record)
             trials = None if trials is None else trials - 1
 
     def sent(self) -> None:

@@ -51,13 +51,13 @@ def test_a_run_is_followed_as_it_goes(tiny: Benchmark, uri: str, fake: Fake, emp
     """Told of a whole race, the tracker leaves what `sync` would have made, and says that all was sent."""
     tracker = Tracker(lambda: MLflowMirror(uri, tiny, empty))
     race = TrialQueue(make_methods(tiny))
-    tracker.began(race, 2)
+    tracker.on_run_start(race, 2)
     while (spec := race.ask()) is not None:
-        tracker.started(spec)
+        tracker.on_trial_start(spec)
         record = fake(spec)
         empty.write(record, [])
         race.tell(record)
-        tracker.finished(record)
+        tracker.on_trial_end(record)
     assert tracker.stop("FINISHED", {"busy": 0.9}) is True
     assert tracker.problem is None
     runs = runs_of(uri, tiny)
@@ -72,7 +72,7 @@ def test_what_an_interrupted_call_did_not_send_is_sent(tiny: Benchmark, uri: str
     """Records that were there before a race are in MLflow after it, although nobody told of their end."""
     race = TrialQueue(make_methods(tiny), storage.records())
     tracker = Tracker(lambda: MLflowMirror(uri, tiny, storage))
-    tracker.began(race, 2)
+    tracker.on_run_start(race, 2)
     assert tracker.stop("FINISHED", {})
     runs = runs_of(uri, tiny)
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
@@ -143,9 +143,9 @@ def test_a_dead_server_is_in_nobodys_way(
 
     tracker = Tracker(dead, pause=0.05, grace=0.3)
     for call in (
-        lambda: tracker.began(TrialQueue(make_methods(tiny)), 2),
-        lambda: tracker.started(records[0].spec),
-        lambda: tracker.finished(records[0]),
+        lambda: tracker.on_run_start(TrialQueue(make_methods(tiny)), 2),
+        lambda: tracker.on_trial_start(records[0].spec),
+        lambda: tracker.on_trial_end(records[0]),
     ):
         since = time.perf_counter()
         call()
@@ -171,9 +171,9 @@ def test_a_server_that_comes_back_gets_everything(records: list[TrialRecord]) ->
     mirror = Mirror(flaky)
     tracker = follow(mirror)
     for record in records[:2]:
-        tracker.started(record.spec)
+        tracker.on_trial_start(record.spec)
     until(lambda: not tracker.left)
-    tracker.finished(records[0])
+    tracker.on_trial_end(records[0])
     assert tracker.stop("FINISHED", {}) is True
     assert mirror.names == ["start", "start", "finish", *LAST]
     assert tracker.problem is None
@@ -193,7 +193,7 @@ def test_one_event_does_not_block_the_others(poison: Exception, records: list[Tr
     mirror = Mirror(request)
     tracker = follow(mirror, grace=0.5)
     for record in records:
-        tracker.finished(record)
+        tracker.on_trial_end(record)
     until(lambda: len(mirror.got) == len(records) - 1)
     assert tracker.stop("FINISHED", {}) is False
     assert mirror.names[-len(LAST) :] == LAST
@@ -209,16 +209,16 @@ def test_where_runs_are_gone_all_is_sent_again(tiny: Benchmark, records: list[Tr
     first, second = Mirror(), Mirror()
     mirrors = iter([first, second])
     tracker = Tracker(lambda: next(mirrors), pause=0.01)  # type: ignore[arg-type, return-value]
-    tracker.began(TrialQueue(make_methods(tiny), records[:4]), 2)
-    tracker.finished(records[4])
-    tracker.started(records[5].spec)
+    tracker.on_run_start(TrialQueue(make_methods(tiny), records[:4]), 2)
+    tracker.on_trial_end(records[4])
+    tracker.on_trial_start(records[5].spec)
     until(lambda: not tracker.left)
 
     def gone(name: str, key: str) -> None:
         raise GoneError("no such run")
 
     first.request = gone
-    tracker.finished(records[6])
+    tracker.on_trial_end(records[6])
     until(lambda: ("start", records[5].key) in second.got)
     assert tracker.stop("FINISHED", {}) is True
     assert tracker.problem is None
@@ -243,7 +243,7 @@ def test_runs_that_are_gone_again_and_again(records: list[TrialRecord]) -> None:
 
     tracker = Tracker(make, pause=0.01, grace=1.0)
     for record in reversed(records):
-        tracker.finished(record)
+        tracker.on_trial_end(record)
     assert tracker.stop("FINISHED", {}) is False
     assert "no such run" in (tracker.problem or "")
     assert [mirror.left for mirror in made] == [True] * (len(made) - 1) + [made[-1].left]
@@ -259,7 +259,7 @@ def test_a_slow_server_is_waited_for(records: list[TrialRecord]) -> None:
     mirror = Mirror(lambda name, key: time.sleep(0.03))
     tracker = follow(mirror, grace=0.2)
     for record in records:
-        tracker.finished(record)
+        tracker.on_trial_end(record)
     since = time.perf_counter()
     assert tracker.stop("FINISHED", {}) is True
     assert time.perf_counter() - since > 0.4
@@ -277,11 +277,11 @@ def test_a_killed_race_is_closed_first(gate: threading.Event, records: list[Tria
 
     mirror = Mirror(request)
     tracker = follow(mirror)
-    tracker.finished(records[0])
+    tracker.on_trial_end(records[0])
     inside.wait()
     for record in records[1:4]:
-        tracker.started(record.spec)
-    tracker.finished(records[1])
+        tracker.on_trial_start(record.spec)
+    tracker.on_trial_end(records[1])
     threading.Timer(0.1, gate.set).start()
     assert tracker.stop("KILLED", {}) is True
     assert mirror.names[0] == "close"
@@ -301,7 +301,7 @@ def test_a_killed_race_ends_within_its_seconds(how: str, gate: threading.Event, 
     mirror = Mirror(request)
     tracker = follow(mirror, hurry=1.0)
     for record in records:
-        tracker.finished(record)
+        tracker.on_trial_end(record)
     since = time.perf_counter()
     assert tracker.stop("KILLED", {}) is False
     assert time.perf_counter() - since < 1.3
