@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench.jobs.package import IN_JOB
+from bench.jobs import IN_JOB
 
 __all__ = ["command", "console", "short"]
 

@@ -28,7 +28,7 @@ T = TypeVar("T")
 def sync(storage: str, tracking: str | None) -> int:
     """Sends all records to MLflow."""
     from bench.tracking.client import tracking_uri
-    from bench.tracking.mirror import sync as send
+    from bench.tracking.mirror import sync as send_records
 
     store, benchmark = open_benchmark(storage)
     if (owner := Owner.read(store)) is not None and owner.lives:  # two would make two runs of one trial
@@ -38,7 +38,7 @@ def sync(storage: str, tracking: str | None) -> int:
     uri = tracking_uri(store, tracking)
     with _report_of(store) as folder:
         try:
-            count = send(lambda uri: send(store, benchmark, uri, folder), uri)
+            count = send(lambda uri: send_records(store, benchmark, uri, folder), uri)
         except KeyboardInterrupt:
             console.print("stopped: what MLflow has stays, and the same command sends the rest")
             raise

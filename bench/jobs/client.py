@@ -189,7 +189,7 @@ class Cluster:
 
 
 def entrypoint(command: Sequence[str]) -> str:
-    """The shell command that runs ``python COMMAND`` by the interpreter of the cluster's Ray; see start.sh, which is in
+    """The shell command that runs ``python COMMAND`` by the interpreter of the cluster's Ray; see entrypoint.sh, in
     the job's folder."""
     return shlex.join(["exec", "sh", START.name, *command])
 

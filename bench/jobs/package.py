@@ -18,10 +18,11 @@ from bench.config.benchmark import Benchmark
 from bench.config.places import TRACKING
 from bench.config.sections import SWAGFiles
 from bench.exceptions import ConfigError
+from bench.jobs import IN_JOB
 from bench.utils.text import has_credentials, redact_url
 from deelbo.pretrained.weights import VERSIONS
 
-__all__ = ["CONFIG", "IN_JOB", "SECRETS", "facts", "files_named", "own_version", "pack", "requirement", "variables"]
+__all__ = ["CONFIG", "SECRETS", "facts", "files_named", "own_version", "pack", "requirement", "variables"]
 
 
 CONFIG = "benchmark.json"
@@ -33,7 +34,7 @@ INSTALLING = 3600
 SECRETS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 """Variables that go along without being asked for, where they are set."""
 CODE = ("bench", "deelbo")
-OWN = (*CODE, CONFIG, "start.sh")
+OWN = (*CODE, CONFIG, "entrypoint.sh")
 
 
 def pack(folder: Path, benchmark: Benchmark, from_source: bool) -> str:
@@ -190,7 +191,3 @@ def facts(benchmark: Benchmark, storage: str, tracking: str | None, **others: st
     }
     more = {"tracking-uri": None if tracking is None else redact_url(tracking)} | others
     return told | {name: value for name, value in more.items() if value}
-
-
-IN_JOB = "DEELBO_JOB"
-"""The variable that is set in a job of `submit`."""

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from bench.config.benchmark import trial_template
 from bench.config.loading import parse_benchmark
 from bench.methods.base import Method
 from bench.trials.record import TrialRecord
@@ -27,7 +28,8 @@ def make(
     content = {"name": "a", "dataset": "mnist-digits", "backbone": "digits-resnet", "n": [n], "seeds": [split]}
     benchmark = parse_benchmark(content | {"priors": [prior], "methods": {"elbo": {}}}, "x")
     settings = kind.Settings.model_validate({"method": kind.name} | given)
-    return kind(benchmark, Cell("mnist-digits", "digits-resnet", prior, n, split), settings, name)
+    template = trial_template(benchmark, Cell("mnist-digits", "digits-resnet", prior, n, split))
+    return kind(template, settings, name)
 
 
 def judged(spec: TrialSpec, value: float | None) -> TrialRecord:

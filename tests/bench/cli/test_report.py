@@ -252,7 +252,7 @@ def test_the_page_opens_at_the_trials(storage: RecordStore, call: Any, monkeypat
         served.append(command)
         raise OSError("enough")
 
-    monkeypatch.setattr("bench.cli.report.os.execv", become)
+    monkeypatch.setattr("bench.cli.mlflow.os.execv", become)
     _, (line,), _ = call("ui", storage.url, "--port", "0")
     assert line.split()[2] == "http://127.0.0.1:0/#/experiments/1/runs?viewStateShareKey=deelbo-trials"
     with closing(sqlite3.connect(storage.path("mlflow.db"))) as database, database:

@@ -207,7 +207,7 @@ def test_ptyl_turns_lambda_into_alpha(
         seen.append((num_examples, strengths))
         return MAP(groups, num_examples, strengths)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("bench.execution.run_trial.MAP", spy)
+    monkeypatch.setattr("bench.execution.objectives.MAP", spy)
     record, _ = run_trial(replace(PTYL, stage=stage), pretrained, CPU)
     assert record.status == "completed", record.error
     assert seen == [(train, {"backbone": pytest.approx(1 / (train * 10.0)), "head": 0.01})]

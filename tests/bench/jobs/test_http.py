@@ -217,7 +217,7 @@ def test_what_a_failing_cluster_says(words: str, told: str) -> None:
 
 def test_what_an_entry_point_runs_is_quoted_for_the_shell() -> None:
     """A storage with a space or a semicolon in it is one word."""
-    assert entrypoint(["-m", "bench", "--storage", "/a b;rm"]) == "exec sh start.sh -m bench --storage '/a b;rm'"
+    assert entrypoint(["-m", "bench", "--storage", "/a b;rm"]) == "exec sh entrypoint.sh -m bench --storage '/a b;rm'"
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_rays_own_lines_are_left_out() -> None:
         async def tail_job_logs(self, name: str) -> AsyncIterator[Any]:
             self.scripts.clear()
             yield "2026-11-22 INFO job_manager.py:581 -- Runtime env is setting up.\nRunning entrypoint for job deelbo"
-            yield "-x-1: exec sh start.sh\nhello\n"
+            yield "-x-1: exec sh entrypoint.sh\nhello\n"
 
         def log(self, name: str) -> str:
             raise UnreachableError("gone with its node")

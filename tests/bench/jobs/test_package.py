@@ -81,7 +81,12 @@ def test_from_source_takes_code_and_presets_along(tmp_path: Path, tiny: Benchmar
     """What `python -m bench` needs, and nothing that Python made of it."""
     pack(tmp_path, tiny, from_source=True)
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert {"bench/cli.py", "bench/presets/poster.yaml", "deelbo/tasks/__init__.py", "bench/start.sh"} <= names
+    assert {
+        "bench/__main__.py",
+        "bench/config/presets/poster.yaml",
+        "deelbo/data/__init__.py",
+        "bench/jobs/entrypoint.sh",
+    } <= names
     assert not [name for name in names if name.endswith(".pyc")]
 
 

@@ -32,9 +32,7 @@ def copy(tmp_path: Path) -> Path:
     assert text.count("METHODS: tuple[type[Method], ...] = (\n") == 1
     text = text.replace(
         "METHODS: tuple[type[Method], ...] = (\n", f"METHODS: tuple[type[Method], ...] = (\n{line}", 1
-    ).replace(
-        "from bench.trials.spec", "from bench.methods.rule_of_thumb import RuleOfThumb\nfrom bench.trials.spec", 1
-    )
+    ).replace("\nMETHODS", "\nfrom bench.methods.rule_of_thumb import RuleOfThumb\n\nMETHODS", 1)
     registry.write_text(text)
     methods = {"rule-of-thumb": None, "thumb-0.1": {"method": "rule-of-thumb", "learning_rate": 0.1}}
     content = CONTENT | {"methods": methods | {"elbo": {"learning_rates": [0.1]}}}
@@ -52,23 +50,23 @@ def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 RUN = """
 import torch
-from bench.config import load_benchmark
-from bench.execute import execute
-from bench.methods import make_methods
-from bench.race import Race
-from bench.records import RecordStore
-from bench.report import write_report
-from bench.results import from_storage
-from deelbo.pretraining import load_pretrained
+from bench.config.benchmark import make_methods
+from bench.config.loading import load_benchmark
+from bench.execution.run_trial import run_trial
+from bench.report.build import write_report
+from bench.results.sources import from_storage
+from bench.scheduling.queue import TrialQueue
+from bench.storage.records import RecordStore
+from deelbo.pretrained.embedded import load_pretrained
 from pathlib import Path
 
 benchmark, store, start = load_benchmark("mine.yaml"), RecordStore("storage"), load_pretrained()
 store.write_benchmark(benchmark.content())
-race = Race(make_methods(benchmark))
-while (spec := race.ask()) is not None:
-    record, series = execute(spec, start, torch.device("cpu"))
+queue = TrialQueue(make_methods(benchmark))
+while (spec := queue.ask()) is not None:
+    record, series = run_trial(spec, start, torch.device("cpu"))
     store.write(record, series)
-    race.tell(record)
+    queue.tell(record)
 write_report([from_storage(store)], Path("report"))
 """
 

@@ -251,7 +251,7 @@ def test_reading_it_back_takes_neither_optuna_nor_torch(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib\n"
         "from bench.methods.bayesian_optimization import BayesianOptimization\n"
-        "from bench.trials.spec import TrialRecord\n"
+        "from bench.trials.record import TrialRecord\n"
         "from tests.helpers.method_trials import make\n"
         f"files = pathlib.Path({str(tmp_path)!r}).iterdir()\n"
         "records = {r.key: r for r in (TrialRecord.from_json(f.read_text()) for f in files)}\n"

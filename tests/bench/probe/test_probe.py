@@ -30,8 +30,8 @@ from bench.utils.text import truncate
 from tests.faults.processes import until
 from tests.faults.servers import Server
 
-SENT = ("probe.py", "doctor_node.py", "doctor_driver.py")
 HERE = Path(bench.__file__).parent
+SENT = sorted(str(path.relative_to(HERE)) for folder in ("probe", "utils") for path in (HERE / folder).glob("*.py"))
 INVALID = "Invalid Host header - possible DNS rebinding attack detected"
 Answers = Callable[[str, Any], tuple[int, str]]
 
@@ -92,14 +92,21 @@ def test_what_is_sent_runs_on_an_old_cluster(name: str) -> None:
     modules = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
     own = {module for module in modules if module.partition(".")[0] not in sys.stdlib_module_names}
-    assert own <= {"bench", "bench.probe.node", "bench.probe.driver"}
+    assert own <= {
+        "bench",
+        "bench.probe",
+        "bench.probe.node",
+        "bench.probe.driver",
+        "bench.utils.text",
+        "bench.utils.urls",
+    }
 
 
 def test_what_is_sent_is_enough(tmp_path: Path) -> None:
     """Where no cluster can be joined, the files alone, elsewhere, say so in one line of facts and no traceback."""
     for name in ("__init__.py", *SENT):
         place = tmp_path / "bench" / name
-        place.parent.mkdir(exist_ok=True)
+        place.parent.mkdir(exist_ok=True, parents=True)
         place.write_bytes((HERE / name).read_bytes())
     (tmp_path / "questions.json").write_text(json.dumps(questions()))
     (tmp_path / "deelbo.py").write_text("raise SystemExit(9)")

@@ -31,7 +31,8 @@ CONFIG = {
 CONNECT = """
 import sys, time
 from bench.cluster import connect
-from bench.config import ConfigError, parse_benchmark
+from bench.config.loading import parse_benchmark
+from bench.exceptions import ConfigError
 from tests.performance.slots import benchmark_of
 content = benchmark_of(16).content() | {"resources": {"cpus_per_trial": int(sys.argv[2])}}
 since = time.monotonic()

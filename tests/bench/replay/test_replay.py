@@ -104,7 +104,8 @@ class Grid:
         """A method with the grid's lists, every configuration of it tried unless said otherwise."""
         kind = method_named(name)
         lists = {key: getattr(self.method.settings, key) for key in ("learning_rates", "weight_decays")}
-        return kind(self.benchmark, CELL, kind.Settings(**{"trials": len(self.method.grid)} | lists | settings))
+        template = trial_template(self.benchmark, CELL)
+        return kind(template, kind.Settings(**{"trials": len(self.method.grid)} | lists | settings))
 
     def store(self, folder: Path, without: Callable[[TrialRecord], bool] = lambda record: False) -> str:
         """A storage of it, without some records."""
@@ -351,7 +352,7 @@ def test_what_is_not_paid_is_said(
 ) -> None:
     """A part of a run pays the median of what parts of tuning runs took that were really trained in the storage, whole
     runs nothing; without such parts the table says that handing over is not counted. BO's being on the grid is said."""
-    monkeypatch.setattr("bench.replay.settings.write_report", lambda *given, **more: {})
+    monkeypatch.setattr("bench.cli.replay.write_report", lambda *given, **more: {})
     grid = Grid(make(methods={"map-gs": SMALL, "bo": {"trials": 36}}))
     storage = grid.store(tmp_path)
     for i, seconds in enumerate(parts):

@@ -22,8 +22,8 @@ from bench.storage.records import RecordStore
 
 HOLD = """
 import sys, time
-from bench.lock import StorageLock
-from bench.records import RecordStore
+from bench.storage.lock import StorageLock
+from bench.storage.records import RecordStore
 store = RecordStore(sys.argv[1])
 with StorageLock(store):
     store.write_benchmark({})

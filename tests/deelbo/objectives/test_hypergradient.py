@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from deelbo import Handover, Schedule, make_groups
 from deelbo.data import Split
 from deelbo.objectives.hypergradient import LEAST, MOST, HypergradientMAP
-from deelbo.training import fit
+from deelbo.training.fit import fit
 from deelbo.training.run import TrainingRun
 
 N, ETA = 12, 0.3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from copy import deepcopy
@@ -15,9 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.config.benchmark import Benchmark
-from bench.methods.laplace import Laplace
-from bench.trials.spec import Cell
 from deelbo.data import Split
 from deelbo.data.images import Geometry, Images, Normalization
 from deelbo.groups import Group, make_groups
@@ -307,35 +303,8 @@ def test_a_whole_run_learns_and_is_judged(precision: str) -> None:
     assert result.metrics["objective"] == pytest.approx(-value / 60)
 
 
-def test_the_method_is_one_run_a_learning_rate(tiny: Benchmark) -> None:
-    """It asks for runs on all images, whose options are its settings; its objective is made of these."""
-    cell = Cell("mnist-digits", "digits-resnet", "l2-sp", 100, 1001)
-    settings = Laplace.Settings(learning_rates=(0.1, 0.01), every=0.2, hyper_steps=3)
-    method = Laplace(tiny, cell, settings, "laplace-often")
-    specs = [method.ask(), method.ask()]
-    assert method.ask() is None
-    assert [(spec.stage, spec.learning_rate, spec.learner) for spec in specs if spec] == [
-        ("run", 0.1, "laplace"),
-        ("run", 0.01, "laplace"),
-    ]
-    assert {spec.method for spec in specs if spec} == {"laplace-often"}
-    assert settings.most_trials("l2-sp") == method.count() == 2
-    (spec, _) = specs
-    assert spec is not None
-    assert spec.options == '{"burn_in":0.5,"every":0.2,"hyper_rate":0.1,"hyper_steps":3}'
-    groups = make_run().objective.groups
-    objective = Laplace.objective(spec, groups, 100, torch.Generator())
-    assert isinstance(objective, LaplaceMAP)
-    assert {name: getattr(objective, name) for name in json.loads(spec.options)} == json.loads(spec.options)
-    assert objective.times <= set(range(SCHEDULE.total_steps(100)))
-    assert max(objective.times) < Schedule(0.1, spec.steps, spec.batch_size).total_steps(100)
-
-
 def test_ptyl_is_refused_by_name() -> None:
-    """A prior whose precision is no diagonal is refused: by the settings before anything runs, and by the objective."""
-    settings = Laplace.Settings()
-    assert settings.problem("l2-zero") is settings.problem("l2-sp") is None
-    assert "ptyl" in str(settings.problem("ptyl")).lower()
+    """A prior whose precision is not diagonal is refused."""
     weights = nn.Parameter(torch.randn(6))
     prior = LowRank(torch.zeros(6), torch.rand(6), torch.randn(6, 3))
     with pytest.raises(ValueError, match="must be isotropic, got LowRank for 'backbone': use l2-zero or l2-sp"):

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from deelbo import ELBO, MAP, DataEmphasizedELBO, FitResult, LowRank, PhaseClock, Schedule, make_groups
 from deelbo.data import Geometry, Images, Normalization, Split
 from deelbo.objectives.base import Objective
-from deelbo.training import fit
 from deelbo.training.checkpoint import Checkpoint
+from deelbo.training.fit import fit
 from deelbo.training.numerics import Numerics
 from deelbo.training.run import TrainingRun
 from deelbo.training.snapshot import fingerprint

@@ -15,8 +15,8 @@ from torch import nn
 
 from deelbo import DataEmphasizedELBO, PhaseClock, Schedule, make_groups
 from deelbo.data import Split
-from deelbo.training import fit
 from deelbo.training.checkpoint import Checkpoint
+from deelbo.training.fit import fit
 from deelbo.training.run import TrainingRun
 from deelbo.training.snapshot import fingerprint, opened, sealed
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deelbo import ELBO, MAP, DataEmphasizedELBO, FitResult, PhaseClock, Schedule, evaluate, make_groups
 from deelbo.data import Geometry, Images, Normalization, Split
-from deelbo.training import fit
+from deelbo.training.fit import fit
 from deelbo.training.run import TrainingRun
 
 SHORT = Schedule(0.05, steps=30, batch_size=32, posterior_passes=2)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deelbo import MAP, Checkpoint, DataEmphasizedELBO, FitResult, Handover, PhaseClock, Schedule, make_groups
 from deelbo.data import Split
 from deelbo.objectives.base import Objective
-from deelbo.training import fit
+from deelbo.training.fit import fit
 from deelbo.training.run import TrainingRun
 
 SCHEDULE = Schedule(0.05, steps=60, batch_size=32, posterior_passes=2, series_points=4)  # 12 epochs, looks at 3 6 9 12

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deelbo import MAP, DataEmphasizedELBO, Schedule, evaluate, make_groups
 from deelbo.data import Geometry, Images, Normalization, Split
 from deelbo.objectives.base import Objective
-from deelbo.training import fit
+from deelbo.training.fit import fit
 from deelbo.training.numerics import PRECISIONS, Numerics
 from deelbo.training.run import TrainingRun
 

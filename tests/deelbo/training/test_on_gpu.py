@@ -12,7 +12,7 @@ from deelbo._vectors import flatten
 from deelbo.data import Geometry, Images, Normalization, Split
 from deelbo.groups import split_at_head
 from deelbo.pretrained.backbones import build_backbone
-from deelbo.training import fit
+from deelbo.training.fit import fit
 from deelbo.training.numerics import Numerics
 from deelbo.training.run import TrainingRun
 
