@@ -30,7 +30,7 @@ CONFIG = {
 }
 CONNECT = """
 import sys, time
-from bench.cluster import connect
+from bench.ray_backend.connect import connect
 from bench.config.loading import parse_benchmark
 from bench.exceptions import ConfigError
 from tests.performance.slots import benchmark_of
