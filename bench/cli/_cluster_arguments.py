@@ -5,17 +5,26 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
-__all__ = ["add_commands"]
+from bench.cli.arguments import add_command
+
+if TYPE_CHECKING:
+    from bench.cli.arguments import Subparsers
+
+__all__ = ["add_parser"]
 
 
-Add = Callable[[str, Any, str], argparse.ArgumentParser]
 DASHBOARD = "http://HOST:8265 of the cluster (default: $RAY_API_SERVER_ADDRESS)"
 
 
-def add_commands(command: Add, tracking: str | None) -> None:
-    """Adds them; ``tracking`` is where MLflow is unless told otherwise."""
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the commands to the command line."""
+    tracking = os.environ.get("DEELBO_TRACKING_URI")
+
+    def command(name: str, call: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        return add_command(subparsers, name, call, text)
+
     submit = command("submit", _submit, "run a benchmark as a job of a Ray cluster, and follow it")
     submit.add_argument("config", help="a preset's name, or a YAML file")
     submit.add_argument("--address", help=DASHBOARD)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-__all__ = ["add_replay"]
+from bench.cli.arguments import add_command
+
+if TYPE_CHECKING:
+    from bench.cli.arguments import Subparsers
+
+__all__ = ["add_parser"]
 
 
-Add = Callable[[str, Any, str], argparse.ArgumentParser]
 METHODS = "random,bo,asha"
 MOST = 100_000
 
 
-def add_replay(command: Add) -> None:
-    """Adds it."""
-    replay = command("replay", _replay, "race other methods on a grid that has been run; trains nothing")
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command to the command line."""
+    replay = add_command(
+        subparsers, "replay", _replay, "race other methods on a grid that has been run; trains nothing"
+    )
     replay.add_argument("storage", help="of a benchmark whose map-gs is finished, every configuration trained again")
     replay.add_argument("--methods", default=METHODS, metavar="NAME,...", help=f"which (default: {METHODS})")
     replay.add_argument(

@@ -1,52 +1,59 @@
-"""`plan`: what a benchmark would run, method by method or trial by trial, and the hours it would take."""
+"""`plan`: print what a benchmark would run, method by method or trial by trial, and how long it would take."""
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
+from bench.cli.arguments import add_command, add_config, add_only, add_set
 
-from bench.cli.console import console
-from bench.config.benchmark import Benchmark, make_methods
-from bench.config.loading import load_benchmark
-from bench.config.selection import filter_methods
-from bench.config.validation import check
-from bench.labels import PRIOR_NAMES, dataset_name, method_name
-from bench.methods.base import Method
-from bench.scheduling.cost import Throughput, work_of
-from deelbo.data import TASKS, crop_size
+if TYPE_CHECKING:
+    from rich.table import Table
 
-__all__ = ["plan"]
+    from bench.cli.arguments import Subparsers
+    from bench.config.benchmark import Benchmark
+    from bench.methods.base import Method
+    from bench.scheduling.cost import Throughput
+
+__all__ = ["add_parser"]
 
 
 STAGES = ("tune", "retrain", "run")
 
 
-def plan(
-    config: str,
-    overrides: Sequence[str] = (),
-    only: str | None = None,
-    rate: float | None = None,
-    measured: Sequence[Path] = (),
-    trials: bool = False,
-) -> int:
-    """Prints how many trials each method takes in each cell, and their hours; or every trial, a line each.
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        subparsers, "plan", _plan, "show what would run, method by method, and how long it takes; runs nothing"
+    )
+    add_config(parser)
+    parser.add_argument("--trials", action="store_true", help="list every trial")
+    parser.add_argument("--images-per-second", type=float, metavar="R", help="training images a second, for the hours")
+    parser.add_argument(
+        "--speed", type=Path, nargs="+", default=[], metavar="FILE", help="results of `speed --out FILE`, for the hours"
+    )
+    add_set(parser)
+    add_only(parser)
 
-    Args:
-        config, overrides: as for `load_benchmark`.
-        only: as for `filter_methods`.
-        rate, measured: as for `Throughput`.
-        trials: every trial, not the table.
-    """
-    benchmark = load_benchmark(config, overrides)
+
+def _plan(options: argparse.Namespace) -> int:
+    """Print how many trials each method takes in each cell, and their hours; or every trial, one a line."""
+    from bench.cli.console import console
+    from bench.config.benchmark import make_methods
+    from bench.config.loading import load_benchmark
+    from bench.config.selection import filter_methods
+    from bench.config.validation import check
+    from bench.scheduling.cost import Throughput
+    from deelbo.data import crop_size
+
+    benchmark = load_benchmark(options.config, options.set)
     check(benchmark)
-    rates = Throughput(rate, measured)
-    methods = filter_methods(make_methods(benchmark), only)
-    if trials:
+    rates = Throughput(options.images_per_second, options.speed)
+    methods = filter_methods(make_methods(benchmark), options.only)
+    if options.trials:
         for line in _listed(methods):
             print(line)
         return 0
@@ -85,7 +92,15 @@ def _listed(methods: Iterable[Method]) -> Iterable[str]:
 
 
 def _table(benchmark: Benchmark, methods: Sequence[Method], rates: Throughput) -> Table:
-    """A block for each dataset, N and backbone, in it a line for each prior and method: trials by stage, and hours."""
+    """Build a table with a block for each dataset, N and backbone, and in it a line for each prior and method."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    from bench.labels import PRIOR_NAMES, dataset_name, method_name
+    from bench.scheduling.cost import work_of
+    from deelbo.data import TASKS
+
     blocks: dict[tuple[str, int, str], dict[tuple[str, str], Counter[str]]] = {}
     shares: dict[tuple[tuple[str, int, str], str, str], dict[str, float]] = {}
     bayesian: dict[str, bool] = {}
@@ -143,6 +158,8 @@ def _hours(value: float | None) -> str:
 
 
 def _sentence(methods: Sequence[Method]) -> str:
+    from bench.labels import method_name
+
     cells = {(method.cell.dataset, method.cell.n, method.cell.seed) for method in methods}
     counts: Counter[str] = Counter()
     for method in methods:

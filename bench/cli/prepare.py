@@ -1,31 +1,46 @@
-"""`prepare` and `swag`: what a benchmark reads is fetched or made here, once, and never by a trial."""
+"""`prepare`: download what a benchmark reads, once, so that no trial needs a network."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from typing import TYPE_CHECKING
 
-from bench.cli.console import console, short
-from bench.config.benchmark import EMBEDDED, make_methods
-from bench.config.loading import load_benchmark
-from bench.config.validation import check
-from bench.exceptions import ConfigError
-from bench.execution.pretrained import load_pretrained_backbones
-from deelbo.data import check_task, download_task, load_task
-from deelbo.data.splits import check_size
-from deelbo.pretrained.weights import VERSIONS, download_weights, imagenet_file
+from bench.cli.arguments import add_command, add_config, add_set
 
-__all__ = ["prepare"]
+if TYPE_CHECKING:
+    from bench.cli.arguments import Subparsers
+
+__all__ = ["add_parser"]
 
 
-def prepare(config: str, overrides: Sequence[str] = ()) -> int:
-    """Downloads the datasets and ImageNet weights of a benchmark that are missing, and reads everything once.
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        subparsers, "prepare", _prepare, "download what a benchmark reads, once, and check that it is whole"
+    )
+    add_config(parser)
+    add_set(parser)
 
-    Run it on every node whose disk is its own; where everything is there, it needs no network.
+
+def _prepare(options: argparse.Namespace) -> int:
+    """Download the datasets and ImageNet weights of a benchmark that are missing, and read everything once.
+
+    To be run on every node that has its own disk; needs no network where nothing is missing.
 
     Raises:
-        ConfigError: something cannot be downloaded, or what is there is not what it should be.
+        ConfigError: something cannot be downloaded, or a file that is there is not the expected one.
     """
-    benchmark = load_benchmark(config, overrides)
+    from bench.cli.console import console, short
+    from bench.config.benchmark import EMBEDDED, make_methods
+    from bench.config.loading import load_benchmark
+    from bench.config.validation import check
+    from bench.exceptions import ConfigError
+    from bench.execution.pretrained import load_pretrained_backbones
+    from deelbo.data import check_task, download_task, load_task
+    from deelbo.data.splits import check_size
+    from deelbo.pretrained.weights import VERSIONS, download_weights, imagenet_file
+
+    benchmark = load_benchmark(options.config, options.set)
     check(benchmark)
     for name in benchmark.datasets:
         try:

@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 import yaml
 
-from bench.cli.main import _parser
+from bench.cli.main import build_parser
 
 FOLDER = Path(__file__).resolve().parents[2] / "cluster" / "kuberay"
 SCHEMAS = json.loads((Path(__file__).with_name("kubernetes-schema.json")).read_text())["objects"]
@@ -118,7 +118,7 @@ class TestRayJob:
         """The entry point is a command line that `deelbo-bench` understands."""
         words = shlex.split(the("ray.io/v1 RayJob deelbo")["spec"]["entrypoint"])
         assert words[:3] == ["python", "-m", "bench"]
-        options = _parser().parse_args(words[3:])
+        options = build_parser().parse_args(words[3:])
         assert options.address == "auto"
         assert options.storage.startswith("s3://")
 
@@ -129,7 +129,7 @@ class TestRayJob:
         (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
         (box,) = group["template"]["spec"]["containers"]
         most = group["maxReplicas"] * int(box["resources"]["limits"]["nvidia.com/gpu"])
-        options = _parser().parse_args(shlex.split(spec["entrypoint"])[3:])
+        options = build_parser().parse_args(shlex.split(spec["entrypoint"])[3:])
         assert options.set == [f"resources.slots={most}"]
 
     def test_what_failed_pays_for_no_second_cluster(self) -> None:
@@ -181,7 +181,7 @@ class TestData:
         words = [shlex.split(line) for line in lines if re.match("ENV|COPY|RUN deelbo-bench", line)]
         assert [line[0] for line in words] == ["ENV", "COPY", "RUN"]
         assert words[0][1].startswith("DEELBO_DATA=/home/ray/")  # where the image's user may write
-        options = _parser().parse_args(words[2][2:])
+        options = build_parser().parse_args(words[2][2:])
         assert words[2][2] == "prepare"
         assert options.config == words[1][2] + words[1][1]
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from jsonschema import ValidationError
 
-from bench.cli.main import _parser
+from bench.cli.main import build_parser
 from bench.config.loading import load_benchmark
 from bench.config.validation import check
 
@@ -140,7 +140,7 @@ def test_data_is_prepared_by_a_command_of_ours(name: str, where: str) -> None:
     assert line in whole["head_setup_commands"]
     assert (line in whole["worker_setup_commands"]) == (name == "aws")
     before, words = line.split("deelbo-bench ")
-    options = _parser().parse_args(shlex.split(words))
+    options = build_parser().parse_args(shlex.split(words))
     benchmark = load_benchmark(options.config, options.set)
     check(benchmark)
     assert (
@@ -161,4 +161,4 @@ def test_commands_in_comments_are_ours() -> None:
     given = [words for words in map(shlex.split, lines) if len(words) > 1]
     assert sum(words[0] == "submit" for words in given) >= 3
     for words in given:
-        assert _parser().parse_args(words)
+        assert build_parser().parse_args(words)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bench.cli.main import _parser
+from bench.cli.main import build_parser
 from bench.storage.records import RecordStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,7 +201,7 @@ class TestStep:
         """What Ray runs is a command line that `deelbo-bench` understands, with the options of `run` that were
         given."""
         words = seen(environment, "tiny.yaml", "s3://x/y", MLFLOW, "--set", "training.steps=3")["arguments"]
-        options = _parser().parse_args(words[words.index("bench") + 1 :])
+        options = build_parser().parse_args(words[words.index("bench") + 1 :])
         assert (options.config, options.storage, options.address) == ("tiny.yaml", "s3://x/y", "auto")
         assert options.set == ["training.steps=3"]
 
@@ -216,7 +216,7 @@ class TestTracking:
         assert "a-password" not in (tmp_path / "bin" / "srun.calls").read_text()
         monkeypatch.setenv("DEELBO_TRACKING_URI", found["environment"]["DEELBO_TRACKING_URI"])
         words = found["arguments"]
-        assert _parser().parse_args(words[words.index("bench") + 1 :]).tracking_uri == MLFLOW
+        assert build_parser().parse_args(words[words.index("bench") + 1 :]).tracking_uri == MLFLOW
 
     def test_a_dash_takes_it_from_the_environment(self, environment: dict[str, str]) -> None:
         """Given as -, it is what the job's environment has; so it is not in Slurm's records either."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 import re
@@ -17,8 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.cli._replay_arguments import add_replay
-from bench.cli.main import main
+from bench.cli.main import build_parser, main
 from bench.cli.replay import means
 from bench.config.benchmark import Benchmark, make_methods, trial_template
 from bench.config.loading import load_benchmark, parse_benchmark
@@ -311,15 +309,8 @@ def test_cells_that_cannot_be_replayed_are_named(tmp_path: Path) -> None:
 
 def run_command(*arguments: str) -> int:
     """`replay` as the command line calls it."""
-    parser = argparse.ArgumentParser()
-    add_replay(lambda name, call, text: _with(parser, call))
-    options = parser.parse_args(list(arguments))
+    options = build_parser().parse_args(["replay", *arguments])
     return int(options.call(options))
-
-
-def _with(parser: argparse.ArgumentParser, call: Any) -> argparse.ArgumentParser:
-    parser.set_defaults(call=call)
-    return parser
 
 
 @pytest.mark.usefixtures("sketch")

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from bench.cli.main import main
-from bench.cli.plan import plan
 from bench.config.benchmark import make_methods
 from bench.config.loading import load_benchmark
 from bench.config.sections import Training
@@ -173,7 +172,7 @@ def test_a_file_that_is_no_measurement(held: str | bytes, tmp_path: Path) -> Non
     file = tmp_path / "speed.json"
     file.write_bytes(held if isinstance(held, bytes) else held.encode())
     with pytest.raises(ConfigError) as caught:
-        plan("poster", measured=[file])
+        Throughput(measured=[file])
     assert str(caught.value).startswith(f"{file}: not a result of `deelbo-bench speed` (")
     assert len(str(caught.value).splitlines()) == 1
 

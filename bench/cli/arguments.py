@@ -1,0 +1,46 @@
+"""Arguments that several commands share. Imported for `--help`, so it imports only the standard library."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+__all__ = ["add_command", "add_config", "add_only", "add_set", "add_tracking_uri"]
+
+
+def add_command(
+    subparsers: Subparsers, name: str, call: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    """Add a command that is run by ``call``, and return its parser."""
+    parser = subparsers.add_parser(name, help=text, description=text)
+    parser.set_defaults(call=call)
+    return parser
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add the configuration as a positional argument."""
+    parser.add_argument("config", help="a preset's name, or a YAML file")
+
+
+def add_set(parser: argparse.ArgumentParser, text: str = "e.g. training.steps=100; may be given often") -> None:
+    """Add ``--set``, which changes the configuration."""
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help=f"change the configuration, {text}"
+    )
+
+
+def add_only(parser: argparse.ArgumentParser) -> None:
+    """Add ``--only``, which selects a subset of the benchmark."""
+    parser.add_argument(
+        "--only", metavar="KEY=VALUE,...", help="a subset of it: method=, dataset=, backbone=, prior=, n=, seed="
+    )
+
+
+def add_tracking_uri(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add ``--tracking-uri`` with ``$DEELBO_TRACKING_URI`` as its default."""
+    parser.add_argument("--tracking-uri", default=os.environ.get("DEELBO_TRACKING_URI"), help=text)

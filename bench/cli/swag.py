@@ -1,0 +1,44 @@
+"""`swag`: fit PTYL's prior on a folder of source images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.cli.arguments import add_command
+
+if TYPE_CHECKING:
+    from bench.cli.arguments import Subparsers
+
+__all__ = ["add_parser"]
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        subparsers, "swag", _swag, "fit PTYL's prior on a folder of source images, one folder in it for each class"
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path, help="a .safetensors or .pt file: what backbones.NAME.ptyl takes")
+    parser.add_argument("--backbone", default="resnet50")
+    parser.add_argument("--weights", help="IMAGENET1K_V1 (default), IMAGENET1K_V2, or a local file")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--collect-every", type=int, metavar="STEPS", help="from one iterate to the next (an epoch)")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=0.001)
+    parser.add_argument("--rank", type=int, default=5)
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
+    parser.add_argument("--device", help="cpu or cuda (default: the GPU where there is one)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _swag(options: argparse.Namespace) -> int:
+    from bench.cli.console import console
+    from deelbo.pretrained.swag_fitting import fit_swag
+
+    settings = {name: value for name, value in vars(options).items() if name not in ("call", "traceback")}
+    backbone, folder, out = (settings.pop(name) for name in ("backbone", "folder", "out"))
+    console.print(f"PTYL's prior in {fit_swag(backbone, folder, out, say=console.print, **settings)}")
+    return 0
