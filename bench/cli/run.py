@@ -34,5 +34,4 @@ def add_parser(subparsers: Subparsers) -> None:
 def _run(options: argparse.Namespace) -> int:
     from bench.cli.session import run
 
-    where = (options.storage, options.tracking_uri, options.address)
-    return run(options.config, *where, STARTED, options.set, options.only)
+    return run(options, STARTED)

@@ -1,16 +1,16 @@
-"""`run`: what is missing of a benchmark, followed on the terminal and in MLflow, and its report."""
+"""One call of `run`: run what is missing of a benchmark, follow it, and draw its report."""
 
 from __future__ import annotations
 
+import argparse
 import errno
 import math
 import os
 import signal
 import time
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -35,184 +35,214 @@ from bench.storage.retry import OUTAGE, Patience
 from bench.tracking.client import tracking_uri
 from bench.trials.record import TrialRecord
 from bench.utils.signals import stopped_by_signals
-from bench.utils.text import redact_url, single_line
+from bench.utils.text import format_duration, redact_url, single_line
 from deelbo.pretrained.embedded import Pretrained
+
+if TYPE_CHECKING:
+    from bench.scheduling.run_summary import RunSummary
+    from bench.tracking.tracker import Tracker
 
 __all__ = ["run"]
 
 
-STOPPED = 130
+INTERRUPTED = 130
 MANY_EVENTS = 100
 
 
-class _Claim(RunCallback):
-    """Makes the storage this benchmark's, or takes up what changed in it, when trials are about to start and not
-    before: refused input changes nothing."""
+def run(options: argparse.Namespace, start_time: float) -> int:
+    """Run what is missing of a benchmark, follow it on the terminal and in MLflow, and draw the report.
 
-    def __init__(self, store: RecordStore, benchmark: Benchmark) -> None:
-        self.store, self.benchmark, self.done = store, benchmark, False
-        self._reused: list[TrialRecord] = []
-        self._known = 0
+    Args:
+        options: of the command line, see `bench.cli.run`.
+        start_time: when the command was started, in seconds since 1970.
 
-    def on_run_start(self, queue: TrialQueue, slots: int) -> None:
-        self.done = True
-        self._reused, self._known = queue.reused, len(queue.reused)
-        self.store.write_benchmark(self.benchmark.content())
-
-    def taken_up_later(self) -> list[TrialRecord]:
-        """Records that were there before, and of which a method asked only once others had their result again."""
-        return self._reused[self._known :]
-
-
-@dataclass(frozen=True)
-class _Where:
-    """What was given on the command line about places."""
-
-    tracking: str | None
-    address: str | None
-
-
-def run(
-    config: str,
-    storage: str | None,
-    tracking: str | None,
-    address: str | None,
-    since: float,
-    overrides: Sequence[str] = (),
-    only: str | None = None,
-) -> int:
-    """Runs what is missing, follows it on the terminal and in MLflow, and draws the report."""
-    benchmark = load_benchmark(config, overrides)
+    Returns:
+        the exit code.
+    """
+    benchmark = load_benchmark(options.config, options.set)
     check(benchmark)
-    methods = filter_methods(make_methods(benchmark), only)
+    methods = filter_methods(make_methods(benchmark), options.only)
     check_packages(methods)
-    store = RecordStore(storage or os.path.join("deelbo-runs", benchmark.name))
-    where = _Where(tracking, address)
+    store = RecordStore(options.storage or f"deelbo-runs/{benchmark.name}")
     try:
         with stopped_by_signals():
-            return _run_in(store, benchmark, methods, where, since)
+            return RunSession(store, benchmark, methods, options.tracking_uri, options.address, start_time).run()
     except KeyboardInterrupt:
         console.print(f"stopped: the same command continues what is in {short(redact_url(store.url))}")
-        return STOPPED
+        return INTERRUPTED
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise RecordError(
-            f"{single_line(error)}: make room for {redact_url(store.url)}, or in the folder for temporary "
-            "files; what is kept "
-            "stays, and the same command continues"
+            f"{single_line(error)}: make room for {redact_url(store.url)}, or in the folder for temporary files; "
+            "saved records stay, and the same command continues"
         ) from error
 
 
-def _run_in(
-    store: RecordStore,
-    benchmark: Benchmark,
-    methods: Sequence[Method],
-    where: _Where,
-    since: float,
-) -> int:
-    """`run` in one storage, which is locked."""
-    uri = tracking_uri(store, where.tracking)
-    with StorageLock(store, taken_away=lambda: os.kill(os.getpid(), signal.SIGTERM)) as lock:
-        store.patience = Patience(OUTAGE, console.print)
-        if lock.predecessor is not None:
-            console.print(f"the last run here was killed ({lock.predecessor.describe()}): going on from its records")
-        records, set_aside = load_for_resume(store, benchmark, console.print)
+class RunSession(RunCallback):
+    """One call of `run`, from the lock of its storage to the last line on the terminal.
+
+    The storage becomes this benchmark's when trials are about to start, and not before: refused input changes nothing.
+
+    Args:
+        store: where records are kept.
+        benchmark: what to run.
+        methods: those to run.
+        tracking_uri: of MLflow, as given on the command line.
+        address: of a Ray cluster; None for one on this machine.
+        start_time: when the command was started, in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        store: RecordStore,
+        benchmark: Benchmark,
+        methods: Sequence[Method],
+        tracking_uri: str | None,
+        address: str | None,
+        start_time: float,
+    ) -> None:
+        self.store, self.benchmark, self.methods = store, benchmark, methods
+        self.tracking_uri, self.address, self.start_time = tracking_uri, address, start_time
+        self._has_begun = False
+        self._reused: list[TrialRecord] = []
+        self._num_reused_at_start = 0
+
+    def on_run_start(self, queue: TrialQueue, slots: int) -> None:
+        self._has_begun = True
+        self._reused, self._num_reused_at_start = queue.reused, len(queue.reused)
+        self.store.write_benchmark(self.benchmark.content())
+
+    def run(self) -> int:
+        """Run the trials that are missing, and report on them.
+
+        Returns:
+            the exit code.
+        """
+        from bench.tracking.mirror import MLflowMirror
+        from bench.tracking.tracker import Tracker
+
+        uri = tracking_uri(self.store, self.tracking_uri)
+        with StorageLock(self.store, taken_away=lambda: os.kill(os.getpid(), signal.SIGTERM)) as lock:
+            self.store.patience = Patience(OUTAGE, console.print)
+            records, attempts, pretrained = self._resume(lock)
+            tracker = Tracker(lambda: MLflowMirror(uri, self.benchmark, self.store))
+            try:
+                summary = self._run_trials(lock, records, attempts, pretrained, tracker)
+                report = None if summary.stop_reason is not None else _draw_report(self.store, self.benchmark)
+            except BaseException:
+                if self._has_begun and not lock.taken:
+                    tracker.stop("KILLED", {})
+                raise
+            return self._finish(summary, report, tracker)
+
+    def _resume(self, lock: StorageLock) -> tuple[list[TrialRecord], AttemptLog, dict[str, Pretrained]]:
+        """Load the records of the storage, and check that its trials saw the same images and weights."""
+        store, benchmark, predecessor = self.store, self.benchmark, lock.predecessor
+        if predecessor is not None:
+            console.print(f"the last run here was killed ({predecessor.describe()}): continuing from its records")
+        records, quarantined = load_for_resume(store, benchmark, console.print)
         console.print(f"{benchmark.name} in {short(redact_url(store.url))}")
-        # on a cluster the workers read the images
-        data = check_data(benchmark, dict.fromkeys(m.cell.dataset for m in methods)) if where.address is None else {}
-        starts = load_pretrained_backbones(benchmark, methods, say=console.print)
-        check_same_inputs(store, records, data, starts)
-        died = lock.predecessor.beat if lock.predecessor is not None else None
-        attempts = AttemptLog(store, records, set_aside, died)
+        datasets = dict.fromkeys(method.cell.dataset for method in self.methods)
+        data = check_data(benchmark, datasets) if self.address is None else {}  # on a cluster the workers read them
+        pretrained = load_pretrained_backbones(benchmark, self.methods, say=console.print)
+        check_same_inputs(store, records, data, pretrained)
+        attempts = AttemptLog(store, records, quarantined, predecessor.beat if predecessor is not None else None)
         lock.taken_up = True
-        return _race(lock, records, attempts, benchmark, methods, starts, where, uri, since)
+        return records, attempts, pretrained
 
+    def _run_trials(
+        self,
+        lock: StorageLock,
+        records: Sequence[TrialRecord],
+        attempts: AttemptLog,
+        pretrained: Mapping[str, Pretrained],
+        tracker: Tracker,
+    ) -> RunSummary:
+        if self.address is None:  # Ray on this machine alone listens on loopback, as it does by default on macOS
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        from bench.cli.progress import ProgressDisplay
+        from bench.ray_backend.tuner import run_benchmark
 
-def _race(
-    lock: StorageLock,
-    records: Sequence[TrialRecord],
-    attempts: AttemptLog,
-    benchmark: Benchmark,
-    methods: Sequence[Method],
-    starts: Mapping[str, Pretrained],
-    where: _Where,
-    uri: str,
-    since: float,
-) -> int:
-    """Runs what is missing, and says what came of it; ``uri``: of MLflow, wherever it was named."""
-    if where.address is None:  # a Ray of this machine alone: have it listen on loopback, as it does by itself on macOS
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    from bench.cli.progress import ProgressDisplay
-    from bench.ray_backend.tuner import run_benchmark
-    from bench.tracking.mirror import ACCOUNT, MLflowMirror
-    from bench.tracking.tracker import Tracker
-    from bench.utils.text import format_duration
-
-    store = lock.store
-    terminal, tracker = ProgressDisplay(console), Tracker(lambda: MLflowMirror(uri, benchmark, store))
-    claim = _Claim(store, benchmark)
-    try:
-        callbacks = [claim, terminal, tracker]
+        display = ProgressDisplay(console)
         try:
-            outcome = run_benchmark(
-                benchmark, lock, records, attempts, starts, where.address, callbacks, since, methods, say=console.print
+            summary = run_benchmark(
+                self.benchmark,
+                lock,
+                records,
+                attempts,
+                pretrained,
+                self.address,
+                [self, display, tracker],
+                self.start_time,
+                self.methods,
+                say=console.print,
             )
         finally:
-            terminal.close()
-        for record in claim.taken_up_later():
+            display.close()
+        for record in self._reused[self._num_reused_at_start :]:  # asked for only once others had their results
             tracker.on_trial_end(record)
         if lock.taken:
             raise RecordError(
-                f"another `run` has taken {redact_url(store.url)}, as this one gave no sign of life: it goes on there"
+                f"another `run` took over {redact_url(self.store.url)}, as this one gave no sign of life: it continues "
+                "there"
             )
-        stopped = outcome.stop_reason is not None
-        folder = None if stopped else _draw_report(store, benchmark)
-    except BaseException:
-        if claim.done and not lock.taken:
-            tracker.stop("KILLED", {})
-        raise
-    account = {name: float(getattr(outcome, field)) for name, field in ACCOUNT.items()} if outcome.ran else {}
-    status = "KILLED" if stopped or outcome.left else "FAILED" if outcome.failed else "FINISHED"
-    if claim.done and _was_deleted(store):
-        raise RecordError(
-            f"{redact_url(store.url)} was deleted during the run: what it had is gone, the same command begins again"
-        )
-    if tracker.left > MANY_EVENTS:
-        console.print(f"MLflow takes the last {tracker.left} of what happened")
-    sent = not claim.done or tracker.stop(status, account, folder)
-    console.print(outcome.describe())
-    if not sent:
-        again = f"{command()} sync {short(redact_url(store.url))}"
-        again += f" --tracking-uri {redact_url(where.tracking)}" if where.tracking else ""
-        console.print(f"MLflow did not take everything ({tracker.problem}): `{again}` will")
-    if folder is not None:
-        _show_table3(pd.read_csv(folder / "table3.csv"))
-        place = folder if store.local else f"{redact_url(store.url)}/report"
-        console.print(f"report  {short(f'{place}/report.html')}")
-        if (folder / "figure2.png").exists():
-            console.print(f"figure  {short(f'{place}/figure2.png')}")
-    console.print(
-        f"MLflow  {f'{command()} ui {short(store.url)}' if where.tracking is None else redact_url(where.tracking)}"
-    )
-    for line in outcome.failures:
-        console.print(f"failed  {line}")
-    if outcome.stop_reason:
-        raise RecordError(outcome.stop_reason)
-    if stopped:
-        console.print(f"stopped with {outcome.left} trials left: the same command continues")
-        return STOPPED
-    if outcome.ran:
-        took = time.time() - since
-        share = outcome.utilization * outcome.wall_seconds / took
-        console.print(
-            f"the whole command took {format_duration(took)}; its slots were inside trials for {share:.0%} of that"
-        )
-    return 1 if outcome.failed else 0
+        return summary
+
+    def _finish(self, summary: RunSummary, report: Path | None, tracker: Tracker) -> int:
+        """Close MLflow's run, print what was done, and return the exit code."""
+        if self._has_begun and _was_deleted(self.store):
+            raise RecordError(
+                f"{redact_url(self.store.url)} was deleted during the run, and its records with it: the same command "
+                "begins again"
+            )
+        sent = not self._has_begun or self._close_tracking(summary, report, tracker)
+        console.print(summary.describe())
+        if not sent:
+            again = f"{command()} sync {short(redact_url(self.store.url))}"
+            again += f" --tracking-uri {redact_url(self.tracking_uri)}" if self.tracking_uri else ""
+            console.print(f"MLflow did not take everything ({tracker.problem}): `{again}` will")
+        self._print_places(report)
+        for line in summary.failures:
+            console.print(f"failed  {line}")
+        if summary.stop_reason:
+            raise RecordError(summary.stop_reason)
+        if summary.stop_reason is not None:
+            console.print(f"stopped with {summary.left} trials left: the same command continues")
+            return INTERRUPTED
+        if summary.ran:
+            seconds = time.time() - self.start_time
+            share = summary.utilization * summary.wall_seconds / seconds
+            console.print(
+                f"the whole command took {format_duration(seconds)}; its slots were inside trials for {share:.0%} of "
+                "that"
+            )
+        return 1 if summary.failed else 0
+
+    def _close_tracking(self, summary: RunSummary, report: Path | None, tracker: Tracker) -> bool:
+        """Send MLflow what is left; return whether it took everything."""
+        from bench.tracking.mirror import ACCOUNT
+
+        account = {name: float(getattr(summary, field)) for name, field in ACCOUNT.items()} if summary.ran else {}
+        killed = summary.stop_reason is not None or summary.left
+        if tracker.left > MANY_EVENTS:
+            console.print(f"MLflow takes the last {tracker.left} events")
+        return tracker.stop("KILLED" if killed else "FAILED" if summary.failed else "FINISHED", account, report)
+
+    def _print_places(self, report: Path | None) -> None:
+        """Print table 3, and where the report and MLflow's page are."""
+        if report is not None:
+            _print_table3(pd.read_csv(report / "table3.csv"))
+            place = report if self.store.local else f"{redact_url(self.store.url)}/report"
+            console.print(f"report  {short(f'{place}/report.html')}")
+            if (report / "figure2.png").exists():
+                console.print(f"figure  {short(f'{place}/figure2.png')}")
+        given = self.tracking_uri
+        console.print(f"MLflow  {f'{command()} ui {short(self.store.url)}' if given is None else redact_url(given)}")
 
 
 def _was_deleted(store: RecordStore) -> bool:
-    """Whether somebody deleted a storage while it was at work; one that does not answer was not."""
+    """Return whether the storage was deleted while it was in use; one that does not answer was not."""
     try:
         return not store.exists("benchmark.json")
     except OSError:
@@ -220,7 +250,7 @@ def _was_deleted(store: RecordStore) -> bool:
 
 
 def _draw_report(store: RecordStore, benchmark: Benchmark) -> Path | None:
-    """The folder of the report; None, and why, where there can be none: the run's own account comes all the same."""
+    """Draw the report and return its folder; None if it cannot be drawn, which is printed and ends nothing."""
     from bench.report.build import write_report
     from bench.results.sources import from_storage
 
@@ -230,17 +260,17 @@ def _draw_report(store: RecordStore, benchmark: Benchmark) -> Path | None:
     except (ValueError, OSError) as error:
         console.print(f"no report: {single_line(error)}")
         return None
-    if not store.local:  # also there: a job's own folder goes away with it
+    if not store.local:  # copied there, as the folder of a job is deleted with it
         try:
             for file in files.values():
                 store.write_file(f"report/{file.name}", file.read_bytes())
         except OSError as error:
-            console.print(f"the report is in {short(folder)} alone: {single_line(error)}")
+            console.print(f"the report is only in {short(folder)}: {single_line(error)}")
     return folder
 
 
-def _show_table3(third: pd.DataFrame) -> None:
-    """Mean (min-max) of each method in each prior and N, in the width of a terminal."""
+def _print_table3(third: pd.DataFrame) -> None:
+    """Print mean (min-max) of each method in each prior and N, in the width of a terminal."""
     several = [name for name in ("dataset", "backbone") if third[name].nunique() > 1]
     published = bool(third["published_mean"].notna().any())
     title = "test accuracy (%, class-balanced), mean (min-max)"
