@@ -30,7 +30,7 @@ from bench.scheduling.run_summary import FinishedTrial, RunSummary, summarize_ru
 from bench.storage.attempts import AttemptLog
 from bench.storage.lock import StorageLock
 from bench.trials.record import TrialRecord
-from bench.utils.signals import same_handlers, stopped_by_signals
+from bench.utils.signals import interrupt_on_signals, preserve_handlers
 from deelbo.data import data_folder
 from deelbo.pretrained.embedded import Pretrained
 
@@ -77,7 +77,7 @@ def run_benchmark(
     stop_reason: str | None = None
     mine = not ray.is_initialized()
     try:
-        with stopped_by_signals():
+        with interrupt_on_signals():
             fits = slots
             if not queue.finished:
                 slots, fits = connect(benchmark, address, say)
@@ -99,7 +99,7 @@ def run_benchmark(
         stop_reason = str(stop) if isinstance(stop, RunAborted) else ""
     finally:
         if mine and ray.is_initialized():
-            with same_handlers():
+            with preserve_handlers():
                 ray.shutdown()
     summary = summarize_run(ended, len(queue.reused), queue.num_remaining, slots, since, stop_reason)
     if ended:
@@ -153,7 +153,7 @@ def _tune(
         ),
     )
     try:
-        with stopped_by_signals():  # once more: Ray has set its own
+        with interrupt_on_signals():  # once more: Ray has set its own
             tuner.fit()
     finally:
         running.stop()

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.trials.json_fields import check_fields, facts, kinds_of, numbers, plain, strict_json
 from bench.trials.spec import SPEC_KINDS, TrialSpec
-from bench.utils.text import short_repr, single_line
+from bench.utils.text import describe_error, short_repr, single_line
 
 __all__ = ["TrialRecord"]
 
@@ -127,8 +127,7 @@ class TrialRecord:
             record.check()
             expected = record.key
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            problem = single_line(f"{type(error).__name__}: {error}", 200)
-            raise ValueError(f"not a trial record ({problem})") from error
+            raise ValueError(f"not a trial record ({describe_error(error, 200)})") from error
         if key != expected:
             raise ValueError(f"the record's key {short_repr.repr(key)} does not fit its content ({expected})")
         return record
