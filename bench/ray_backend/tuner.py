@@ -20,7 +20,6 @@ from bench.execution.run_trial import run_trial
 from bench.methods.base import Method
 from bench.ray_backend.callbacks import ResultForwarder, StartedActorFirstScheduler
 from bench.ray_backend.capacity import trial_resources
-from bench.ray_backend.concurrency import Running
 from bench.ray_backend.connect import connect
 from bench.ray_backend.searcher import QueueSearcher
 from bench.ray_backend.trainable import TrialRunner, TrialTrainable
@@ -89,9 +88,8 @@ def run_benchmark(
                 # and a cluster that could grow must not, where slots are given
                 keep_waiting = fits == slots and (address is None or benchmark.resources.slots is None)
                 most = 3 * slots if keep_waiting else slots
-                running = Running.start()
-                searcher = QueueSearcher(queue, callbacks, lock.store, attempts, most, benchmark, running)
-                _tune(benchmark, lock, pretrained, searcher, slots, _data(benchmark, address), run_trial, running)
+                searcher = QueueSearcher(queue, callbacks, lock.store, attempts, most, benchmark)
+                _tune(benchmark, lock, pretrained, searcher, slots, _data(benchmark, address), run_trial)
                 if not queue.finished:  # Tune ends early, and in order, at SIGUSR1
                     raise KeyboardInterrupt
     except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: at SIGTERM, by Ray while it starts
@@ -117,7 +115,6 @@ def _tune(
     slots: int,
     data: str | None,
     run_trial: TrialRunner,
-    running: Running,
 ) -> None:
     """The one Tune run."""
     wanted = trial_resources(benchmark.resources)
@@ -130,7 +127,6 @@ def _tune(
         slots=slots,
         data=data,
         run_trial=run_trial,
-        running=running,
     )
     _sweep()
     scratch = tempfile.mkdtemp(prefix=f"{_scratch()}{os.getpid()}-")  # Tune's notes; nothing is ever read from them
@@ -156,7 +152,6 @@ def _tune(
         with interrupt_on_signals():  # once more: Ray has set its own
             tuner.fit()
     finally:
-        running.stop()
         try:
             if not lock.taken:
                 searcher.abandon()

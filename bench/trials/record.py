@@ -16,7 +16,7 @@ __all__ = ["TrialRecord"]
 
 LONGEST = 1e11  # seconds: 3,000 years, so that dates since 1970 are below it too
 STATUSES = ("completed", "diverged", "failed")
-LATER = {"lost_seconds": 0.0, "timed": True, "concurrency_start": None, "concurrency_end": None}
+LATER = {"lost_seconds": 0.0, "timed": True}
 """What earlier records do not have."""
 PARTS = ("metrics", "state", "seconds")
 
@@ -36,8 +36,6 @@ class TrialRecord:
         lost_seconds: what earlier attempts ran in vain before they died; in no phase of ``seconds``.
         timed: whether the seconds are fit to be compared: the benchmark may say ``timed: false``.
         concurrency: how many trials may have run at once.
-        concurrency_start, concurrency_end: how many did, this one included, when it began and when it ended, on all
-            nodes together; None where nobody counted.
         hardware, versions: where and with what it ran.
     """
 
@@ -55,8 +53,6 @@ class TrialRecord:
     error: str | None = None
     lost_seconds: float = 0.0
     timed: bool = True
-    concurrency_start: int | None = None
-    concurrency_end: int | None = None
 
     @property
     def key(self) -> str:
@@ -76,9 +72,6 @@ class TrialRecord:
         for name, value in numbers.items():
             if not 0 <= value < LONGEST:
                 raise ValueError(f"{name} = {value} seconds")
-        for name in ("concurrency_start", "concurrency_end"):
-            if (count := getattr(self, name)) is not None and count < 1:
-                raise ValueError(f"{name} = {count}, expected at least 1, the trial itself")
         if not 0 <= self.spec.since < self.spec.until <= 1:
             raise ValueError(f"a trial from {self.spec.since} to {self.spec.until} of its run, expected 0 to 1")
         if self.spec.number is not None and self.spec.number < 0:
