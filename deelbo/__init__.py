@@ -1,17 +1,26 @@
-"""deelbo: learn the strength of L2 regularization while a network trains, without a validation set."""
+"""deelbo: learn the strength of L2 regularization while a network trains, without a validation set.
 
-from deelbo.groups import Group, make_groups
-from deelbo.learned_l2 import LearnedL2
-from deelbo.objectives.elbo import ELBO, DataEmphasizedELBO
-from deelbo.objectives.map import MAP
-from deelbo.posterior import IsotropicPosterior
-from deelbo.priors import GaussianPrior, Isotropic, LowRank
-from deelbo.training.checkpoint import Checkpoint
-from deelbo.training.clock import PhaseClock
-from deelbo.training.evaluation import evaluate
-from deelbo.training.fit import FitResult, fit
-from deelbo.training.handover import Handover
-from deelbo.training.schedule import Schedule
+Names are imported on first use (PEP 562), so ``import deelbo`` itself loads nothing, and `LearnedL2` loads torch alone.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deelbo.groups import Group, make_groups
+    from deelbo.learned_l2 import LearnedL2
+    from deelbo.objectives.elbo import ELBO, DataEmphasizedELBO
+    from deelbo.objectives.map import MAP
+    from deelbo.posterior import IsotropicPosterior
+    from deelbo.priors import GaussianPrior, Isotropic, LowRank
+    from deelbo.training.checkpoint import Checkpoint
+    from deelbo.training.clock import PhaseClock
+    from deelbo.training.evaluation import evaluate
+    from deelbo.training.fit import FitResult, fit
+    from deelbo.training.handover import Handover
+    from deelbo.training.schedule import Schedule
 
 __all__ = [
     "ELBO",
@@ -33,3 +42,30 @@ __all__ = [
     "make_groups",
 ]
 __version__ = "0.1.0"
+
+_MODULES = {
+    "groups": ("Group", "make_groups"),
+    "learned_l2": ("LearnedL2",),
+    "objectives.elbo": ("ELBO", "DataEmphasizedELBO"),
+    "objectives.map": ("MAP",),
+    "posterior": ("IsotropicPosterior",),
+    "priors": ("GaussianPrior", "Isotropic", "LowRank"),
+    "training.checkpoint": ("Checkpoint",),
+    "training.clock": ("PhaseClock",),
+    "training.evaluation": ("evaluate",),
+    "training.fit": ("FitResult", "fit"),
+    "training.handover": ("Handover",),
+    "training.schedule": ("Schedule",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"deelbo.{module}"), name)
+            return value
+    raise AttributeError(f"module 'deelbo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

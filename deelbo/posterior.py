@@ -18,12 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from deelbo._vectors import add, dot, flatten, flatten_gradients, write
+from deelbo.limits import MIN_SIGMA
 
 __all__ = ["Draw", "IsotropicPosterior"]
-
-
-LEAST_SIGMA = 1e-12
-"""Below it sigma^2 is lost in float32."""
 
 
 @dataclass
@@ -68,8 +65,8 @@ class IsotropicPosterior:
         if len(kinds) > 1:
             found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
             raise ValueError(f"all trained weights must share one type and device, got {found}: move the model first")
-        if not LEAST_SIGMA <= sigma < math.inf:
-            raise ValueError(f"sigma must be a number of at least {LEAST_SIGMA:g}, got {sigma}")
+        if not MIN_SIGMA <= sigma < math.inf:
+            raise ValueError(f"sigma must be a number of at least {MIN_SIGMA:g}, got {sigma}")
         like = self.weights[0]
         if like.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"weights must be float32 or float64, got {like.dtype}: keep them so and use autocast")

@@ -38,7 +38,8 @@ def _prepare(options: argparse.Namespace) -> int:
     from bench.execution.pretrained import load_pretrained_backbones
     from deelbo.data import check_task, download_task, load_task
     from deelbo.data.splits import check_size
-    from deelbo.pretrained.weights import VERSIONS, download_weights, imagenet_file
+    from deelbo.pretrained.registry import IMAGENET_VERSIONS
+    from deelbo.pretrained.weights import download_weights, imagenet_file
 
     benchmark = load_benchmark(options.config, options.set)
     check(benchmark)
@@ -58,8 +59,8 @@ def _prepare(options: argparse.Namespace) -> int:
             f"{name}: {len(task.pool):,} training and {len(task.test):,} test images, data {task.fingerprint}"
         )
     for name, settings in benchmark.backbones.items():
-        version = settings.weights or VERSIONS[0]
-        if name == EMBEDDED or version not in VERSIONS:
+        version = settings.weights or IMAGENET_VERSIONS[0]
+        if name == EMBEDDED or version not in IMAGENET_VERSIONS:
             continue
         try:
             imagenet_file(name, version)

@@ -7,11 +7,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, model_validator
 
 from bench.types import NAME, Count, NotNegative, Number, Positive, Strict
+from deelbo.limits import MIN_SIGMA
 
 __all__ = ["BackboneSettings", "SWAGFiles", "Training"]
-
-
-LEAST_SIGMA = 1e-12  # that of deelbo.posterior, whose import takes seconds
 
 
 def _swag_files(value: Any) -> Any:
@@ -29,7 +27,7 @@ class Training(Strict):
     batch_size: Count = 128
     momentum: Annotated[float, Number, Field(ge=0, lt=1)] = 0.9
     clip_norm: Positive = 1.0
-    sigma: Annotated[float, Number, Field(ge=LEAST_SIGMA, allow_inf_nan=False)] = 1e-4
+    sigma: Annotated[float, Number, Field(ge=MIN_SIGMA, allow_inf_nan=False)] = 1e-4
     posterior_passes: Count = 10
     series_points: Count = 20
     image_size: Annotated[int, Field(ge=1, le=10_000, strict=True)] | None = None

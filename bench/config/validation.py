@@ -9,8 +9,7 @@ from bench.exceptions import ConfigError
 from bench.methods.base import Method
 from deelbo.data import TASKS, crop_size, load_task
 from deelbo.data.splits import check_size
-from deelbo.pretrained.backbones import BACKBONES, replace_head, shapes_only
-from deelbo.pretrained.weights import VERSIONS
+from deelbo.pretrained.registry import BACKBONES, IMAGENET_VERSIONS, find_backbone
 
 __all__ = ["check", "check_data", "check_packages"]
 
@@ -27,9 +26,10 @@ def check(benchmark: Benchmark) -> None:
     for name, settings in benchmark.backbones.items():
         if name not in BACKBONES:
             raise ConfigError(f"backbone = {name!r}: expected one of {', '.join(sorted(BACKBONES))}")
-        if (settings.weights or "").startswith("IMAGENET") and settings.weights not in VERSIONS:
+        if (settings.weights or "").startswith("IMAGENET") and settings.weights not in IMAGENET_VERSIONS:
             raise ConfigError(
-                f"backbones.{name}.weights = {settings.weights!r}: expected {' or '.join(VERSIONS)}, or a local file"
+                f"backbones.{name}.weights = {settings.weights!r}: expected {' or '.join(IMAGENET_VERSIONS)}, "
+                "or a local file"
             )
         if "ptyl" in benchmark.priors and settings.ptyl is None and name != EMBEDDED:
             raise ConfigError(
@@ -43,8 +43,11 @@ def check(benchmark: Benchmark) -> None:
                 _check_size(name, n, TASKS[name].pool_size)
             crop_size(name, benchmark.training.image_size)
         for name, settings in benchmark.backbones.items():
-            model, head = shapes_only(name, benchmark.training.image_size)
-            replace_head(model, settings.head or head, 10)
+            find_backbone(name, benchmark.training.image_size)
+            if settings.head is not None:
+                from deelbo.pretrained.backbones import check_head  # torch takes seconds to import
+
+                check_head(name, settings.head)
         _check_channels(benchmark)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -67,7 +70,7 @@ def _check_methods(benchmark: Benchmark) -> None:
                 f"({', '.join(benchmark.priors)}): name one of those, or take {name} out of methods"
             )
         for prior in filter(settings.runs_on, benchmark.priors):
-            if (problem := settings.find_problem(prior)) is not None:
+            if (problem := settings.problem(prior)) is not None:
                 raise ConfigError(f"methods.{name}: {problem}")
 
 
@@ -107,7 +110,7 @@ def check_data(benchmark: Benchmark, datasets: Iterable[str]) -> dict[str, str]:
 def _check_channels(benchmark: Benchmark) -> None:
     """Raises ValueError where a network takes images of another number of channels than a dataset has."""
     for name in benchmark.backbones:
-        taken = 1 if name == EMBEDDED else 3
+        taken = BACKBONES[name].channels
         for dataset in benchmark.datasets:
             if TASKS[dataset].channels != taken:
                 raise ValueError(

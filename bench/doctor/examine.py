@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bench.config.benchmark import EMBEDDED, Benchmark
-from bench.config.places import check_no_password, check_tracking_uri
+from bench.config.places import check_no_password, check_scheme
 from bench.doctor.cluster_report import Asked, Facts, Finding, minor
 from bench.exceptions import ConfigError
 from bench.jobs.package import files_named, variables
@@ -63,7 +63,7 @@ def examine(
     if storage is not None:
         check_no_password(storage)
     if tracking is not None:
-        check_tracking_uri(tracking)
+        check_scheme(tracking)
     by_http = address is None or urlsplit(address).scheme in ("http", "https")
     questions = _questions(benchmark, storage, by_http)
     if by_http:
@@ -100,11 +100,13 @@ def _questions(benchmark: Benchmark | None, storage: str | None, by_http: bool) 
 
 def _files(benchmark: Benchmark) -> list[dict[str, str]]:
     """The files of weights that the driver will read."""
-    from deelbo.pretrained.weights import VERSIONS
+    from deelbo.pretrained.registry import IMAGENET_VERSIONS
 
     own = [name for name in benchmark.backbones if name != EMBEDDED]  # which is pretrained by deelbo itself
-    versions = {name: benchmark.backbones[name].weights or VERSIONS[0] for name in own}
-    found = [{"backbone": name, "version": version} for name, version in versions.items() if version in VERSIONS]
+    versions = {name: benchmark.backbones[name].weights or IMAGENET_VERSIONS[0] for name in own}
+    found = [
+        {"backbone": name, "version": version} for name, version in versions.items() if version in IMAGENET_VERSIONS
+    ]
     return found + [{"backbone": key.split(".")[1], "file": file} for key, file in files_named(benchmark)]
 
 

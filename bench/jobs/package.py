@@ -15,12 +15,12 @@ from urllib.parse import unquote, urlsplit
 
 import bench
 from bench.config.benchmark import Benchmark
-from bench.config.places import TRACKING_URI_VARIABLE
+from bench.config.places import TRACKING
 from bench.config.sections import SWAGFiles
 from bench.exceptions import ConfigError
 from bench.jobs import IN_JOB
 from bench.utils.text import has_credentials, redact_url
-from deelbo.pretrained.weights import VERSIONS
+from deelbo.pretrained.registry import IMAGENET_VERSIONS
 
 __all__ = ["CONFIG", "SECRETS", "facts", "files_named", "own_version", "pack", "requirement", "variables"]
 
@@ -106,7 +106,7 @@ def files_named(benchmark: Benchmark) -> list[tuple[str, str]]:
     """The files of weights that a benchmark names, with their keys."""
     found = []
     for backbone, settings in benchmark.backbones.items():
-        if settings.weights is not None and settings.weights not in VERSIONS:
+        if settings.weights is not None and settings.weights not in IMAGENET_VERSIONS:
             found.append((f"backbones.{backbone}.weights", settings.weights))
         if "ptyl" not in benchmark.priors or settings.ptyl is None:
             continue
@@ -134,7 +134,7 @@ def variables(tracking: str | None, names: Sequence[str]) -> dict[str, str]:
     if tracking is not None:
         uri, user = _without_user(tracking)
         taken |= user
-        taken[TRACKING_URI_VARIABLE] = uri
+        taken[TRACKING] = uri
     taken["RAY_JOB_STOP_WAIT_TIME_S"] = str(STOP_SECONDS)  # `run` puts its things in order before it goes
     return taken | {IN_JOB: "1"}
 

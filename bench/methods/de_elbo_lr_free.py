@@ -10,13 +10,13 @@ from bench.methods.de_elbo import DEELBoOptions
 from bench.trials.spec import TrialSpec
 from bench.types import Positive
 
-__all__ = ["DEELBoLRFree"]
+__all__ = ["DEELBoFree"]
 
 
 PACKAGES = {"prodigy": "prodigyopt", "schedule-free": "schedulefree"}
 
 
-class LRFreeSettings(DEELBoOptions):
+class FreeSettings(DEELBoOptions):
     """One run.
 
     Attributes:
@@ -33,19 +33,19 @@ class LRFreeSettings(DEELBoOptions):
         """What must be installed for this optimizer."""
         return (PACKAGES[self.optimizer],)
 
-    def max_trials(self, prior: str) -> int:
+    def most_trials(self, prior: str) -> int:
         return 1
 
 
-class DEELBoLRFree(Method):
+class DEELBoFree(Method):
     """The DE ELBo's one run is its result: nothing is chosen, so nothing is tried twice."""
 
     name = "deelbo-free"
     title = "DE ELBo, no rate"
     bayesian = True
-    Settings = LRFreeSettings
-    settings: LRFreeSettings
+    Settings = FreeSettings
+    settings: FreeSettings
 
-    def initial_trials(self) -> Iterable[TrialSpec]:
-        fields = {"optimizer": self.settings.optimizer} | self.settings.spec_fields
+    def first(self) -> Iterable[TrialSpec]:
+        fields = {"optimizer": self.settings.optimizer} | self.settings.fields
         return [self.spec("run", self.settings.learning_rate, **fields)]

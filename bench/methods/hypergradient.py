@@ -15,6 +15,7 @@ from bench.methods.base import Method, MethodSettings, validation_rank
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from bench.types import LEARNING_RATES, Count, LearningRates, Number, Positive
+from deelbo.limits import MAX_WEIGHT_DECAY, MIN_WEIGHT_DECAY
 
 if TYPE_CHECKING:
     import torch
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from deelbo.objectives.base import Objective
 
 __all__ = ["Hypergradient"]
-
-
-LEAST, MOST = 1e-8, 1.0  # those of deelbo.objectives.hypergradient, whose import takes seconds
 
 
 class HypergradientSettings(MethodSettings):
@@ -39,11 +37,11 @@ class HypergradientSettings(MethodSettings):
 
     method: Literal["hypergradient"] = "hypergradient"
     learning_rates: LearningRates = LEARNING_RATES
-    start: Annotated[float, Number, Field(ge=LEAST, le=MOST)] = 1e-4
+    start: Annotated[float, Number, Field(ge=MIN_WEIGHT_DECAY, le=MAX_WEIGHT_DECAY)] = 1e-4
     every: Count = 10
     rate: Positive | None = None
 
-    def max_trials(self, prior: str) -> int:
+    def most_trials(self, prior: str) -> int:
         return len(self.learning_rates) + 1
 
 
@@ -68,7 +66,7 @@ class Hypergradient(Method):
         start = {group.name: options["start"] for group in groups}
         return HypergradientMAP(groups, num_examples, start, options["rate"], options["every"])
 
-    def initial_trials(self) -> Iterable[TrialSpec]:
+    def first(self) -> Iterable[TrialSpec]:
         self._tuned: dict[int, TrialRecord] = {}
         options = {name: getattr(self.settings, name) for name in ("start", "every", "rate")}
         return [
@@ -76,7 +74,7 @@ class Hypergradient(Method):
             for i, rate in enumerate(self.settings.learning_rates)
         ]
 
-    def next_trials(self, record: TrialRecord) -> Iterable[TrialSpec]:
+    def then(self, record: TrialRecord) -> Iterable[TrialSpec]:
         if record.spec.stage != "tune" or record.spec.number is None:
             return ()
         self._tuned[record.spec.number] = record
@@ -87,7 +85,7 @@ class Hypergradient(Method):
         if best.status == "failed" or not (math.isfinite(alpha) and math.isfinite(beta)):
             return ()
         learned = replace(best.spec, learner=None, weight_decay=alpha, head_weight_decay=beta)
-        return [self.retraining(learned)]
+        return [self.retrained(learned)]
 
     def stages(self) -> Counter[str]:
         return Counter(tune=len(self.settings.learning_rates), retrain=1)

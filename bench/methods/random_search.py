@@ -16,13 +16,13 @@ class RandomSearchSettings(SequentialSettings):
 
     method: Literal["random"] = "random"
 
-    def find_problem(self, prior: str) -> str | None:
+    def problem(self, prior: str) -> str | None:
         if self.trials > (size := self.size(prior)):
             return (
                 f"trials = {self.trials} drawn from a grid of {size} with prior {prior}, each once: set trials to "
                 f"{size} or fewer, or make the grid larger"
             )
-        return super().find_problem(prior)
+        return super().problem(prior)
 
 
 def sample_configurations(settings: SequentialSettings, cell: Cell) -> list[dict[str, float]]:
@@ -44,11 +44,11 @@ class RandomSearch(SequentialMethod):
     Settings = RandomSearchSettings
     settings: RandomSearchSettings
 
-    def initial_trials(self) -> Iterable[TrialSpec]:
+    def first(self) -> Iterable[TrialSpec]:
         return [
             self.spec("tune", number=i, **point)
             for i, point in enumerate(sample_configurations(self.settings, self.cell))
         ]
 
-    def num_tuning_trials(self) -> int:
+    def tunes(self) -> int:
         return self.size

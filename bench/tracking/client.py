@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
-from bench.config.places import check_database, check_tracking_uri
+from bench.config.places import _check_database, check_scheme
 from bench.exceptions import ConfigError
 from bench.storage.records import RecordStore
 from bench.utils.text import redact_url
@@ -40,8 +41,9 @@ def tracking_uri(store: RecordStore, uri: str | None = None) -> str:
                 "else: give --tracking-uri, or choose another --storage"
             )
         return f"sqlite:///{store.path('mlflow.db')}"
-    check_tracking_uri(uri)
-    check_database(uri)
+    scheme, rest = check_scheme(uri)
+    if scheme == "sqlite" and not rest.startswith("/file:"):
+        _check_database(uri, Path(rest[1:]).absolute())
     return uri
 
 

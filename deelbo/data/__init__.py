@@ -1,10 +1,18 @@
-"""A task: a pool of training images, a test set, and the split of a given N and seed."""
+"""Image datasets in memory: training pool, test set, and the split of a given N and seed.
+
+The registry needs no torch; the classes of images are imported on first use.
+"""
 
 from __future__ import annotations
 
-from deelbo.data.dataset import Split, Task
-from deelbo.data.images import Geometry, Images, Normalization
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from deelbo.data.registry import TASKS, TaskEntry, check_task, crop_size, data_folder, download_task, load_task
+
+if TYPE_CHECKING:
+    from deelbo.data.dataset import Split, Task
+    from deelbo.data.images import Geometry, Images, Normalization
 
 __all__ = [
     "TASKS",
@@ -20,3 +28,12 @@ __all__ = [
     "download_task",
     "load_task",
 ]
+
+_MODULES = {"dataset": ("Split", "Task"), "images": ("Geometry", "Images", "Normalization")}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"deelbo.data.{module}"), name)
+    raise AttributeError(f"module 'deelbo.data' has no attribute {name!r}")

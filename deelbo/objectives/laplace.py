@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from deelbo._vectors import flatten
 from deelbo.groups import Group
+from deelbo.limits import MAX_WEIGHT_DECAY, MIN_WEIGHT_DECAY
 from deelbo.objectives.base import TrainingContext
 from deelbo.objectives.map import MAP
 from deelbo.priors import Isotropic
@@ -41,8 +42,6 @@ __all__ = ["Curvature", "LaplaceMAP", "empirical_fisher", "log_marginal_likeliho
 AT_ONCE = 1 << 27
 """Numbers in the gradients of the images that are differentiated at one time."""
 MOST_IMAGES = 250
-STRENGTHS = (1e-8, 1.0)
-"""Where alpha is kept: below, it does nothing; above, weight decay alone is a step too long for common rates."""
 BETAS, TINY = (0.9, 0.999), 1e-8
 
 
@@ -219,13 +218,14 @@ class LaplaceMAP(MAP):
         self._take_up()
 
     def _climb(self, slope: Tensor) -> None:
-        """One step of Adam, on numbers kept on the CPU; alpha stays within `STRENGTHS`."""
+        """One step of Adam, on numbers kept on the CPU; alpha stays within the range of `deelbo.limits`."""
         self._count += 1
         self._first.lerp_(slope, 1 - BETAS[0])
         self._second.lerp_(slope.square(), 1 - BETAS[1])
         first, second = self._first / (1 - BETAS[0] ** self._count), self._second / (1 - BETAS[1] ** self._count)
         self._log_precision += self.hyper_rate * first / (second.sqrt() + TINY)
-        self._log_precision.clamp_(*(math.log(self.num_examples * strength) for strength in STRENGTHS))
+        low, high = (math.log(self.num_examples * alpha) for alpha in (MIN_WEIGHT_DECAY, MAX_WEIGHT_DECAY))
+        self._log_precision.clamp_(low, high)
 
     def _take_up(self) -> None:
         precisions = self._log_precision.exp().tolist()

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deelbo.data.digits import SIZE, load_uci
 from deelbo.data.images import Geometry, Images, Normalization
+from deelbo.data.registry import DIGIT_SIZE
 from deelbo.groups import split_at_head
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.pretrained.swag import SWAG, recompute_batchnorm
@@ -117,10 +117,12 @@ def load_pretrained(recipe: Recipe | None = None, say: Callable[[str], object] |
 
 def pretrain(recipe: Recipe) -> Pretrained:
     """Trains the recipe's backbone on the source digits, then SWAG. One thread, one seed: the same bits every time."""
+    from deelbo.data.digits import load_uci  # scikit-learn takes seconds to import
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _pretrain(recipe, load_uci())
+        return _pretrain(recipe, load_uci(DIGIT_SIZE))
     finally:
         torch.set_num_threads(threads)
 
@@ -128,7 +130,7 @@ def pretrain(recipe: Recipe) -> Pretrained:
 def _pretrain(recipe: Recipe, source: Images) -> Pretrained:
     model, head = build_backbone(recipe.backbone, source.num_classes, seed=recipe.seed)
     normalize = Normalization.of(source)
-    geometry = Geometry(side=SIZE, crop=SIZE, pad=recipe.most_shift)
+    geometry = Geometry(side=DIGIT_SIZE, crop=DIGIT_SIZE, pad=recipe.most_shift)
     random = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from deelbo._vectors import views
 from deelbo.groups import split_at_head
-from deelbo.pretrained.backbones import EMBEDDING, shapes_only, vit_image_size
+from deelbo.pretrained.backbones import EMBEDDING, shapes_only
+from deelbo.pretrained.registry import vit_image_size
 from deelbo.pretrained.tensor_files import read_file, read_tensors
 
 __all__ = ["RANK", "SwagPosterior", "SwagSource", "check_target", "read_swag", "weights_at_mean", "write_swag"]

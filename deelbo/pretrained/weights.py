@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deelbo.pretrained.backbones import EMBEDDING, shapes_only, vit_image_size
+from deelbo.pretrained.backbones import EMBEDDING, shapes_only
 from deelbo.pretrained.embedded import Pretrained, load_pretrained
+from deelbo.pretrained.registry import IMAGENET_VERSIONS, find_backbone, vit_image_size
 from deelbo.pretrained.swag_files import SwagSource, read_swag, weights_at_mean
 from deelbo.pretrained.tensor_files import one_line, read_tensors
 
 __all__ = ["download_weights", "imagenet_file", "load_backbone", "read_tensors", "read_weights"]
 
 
-VERSIONS = ("IMAGENET1K_V1", "IMAGENET1K_V2")  # vit_b_16 has others, which are not for commercial use
 OLD_NAMES = {"mlp.linear_1.": "mlp.0.", "mlp.linear_2.": "mlp.3."}  # in the published vit_b_16 file
 
 
@@ -32,7 +32,7 @@ def load_backbone(
     """The named backbone's pretrained weights and, where asked for, its SWAG posterior. Never downloads.
 
     Args:
-        name: a key of `deelbo.pretrained.backbones.BACKBONES`. digits-resnet is pretrained by
+        name: a key of `deelbo.pretrained.registry.BACKBONES`. digits-resnet is pretrained by
             `deelbo.pretrained.embedded`.
         weights: as for `read_weights`; None is IMAGENET1K_V1.
         ptyl: files as for `deelbo.pretrained.swag_files.read_swag`; None: no SWAG posterior.
@@ -104,12 +104,12 @@ def download_weights(backbone: str, version: str) -> Path:
 
 
 def _published(backbone: str, version: str) -> tuple[Path, str]:
-    shapes_only(backbone)  # an unknown name is an error that lists those that exist
+    find_backbone(backbone)
     if backbone == "digits-resnet":
         raise ValueError("digits-resnet has no published weights: deelbo pretrains it itself")
     from torchvision.models import get_model_weights
 
-    known = {entry.name: entry.url for entry in get_model_weights(backbone) if entry.name in VERSIONS}
+    known = {entry.name: entry.url for entry in get_model_weights(backbone) if entry.name in IMAGENET_VERSIONS}
     if version not in known:
         raise ValueError(f"{backbone} has the weights {', '.join(known)}, or those of a local file; got {version!r}")
     return Path(torch.hub.get_dir()) / "checkpoints" / known[version].rpartition("/")[2], known[version]

@@ -22,7 +22,6 @@ import ray
 
 from bench.config.benchmark import Benchmark
 from bench.config.loading import parse_benchmark
-from bench.results.frame import to_frame
 from bench.results.makespan import Jobs, makespan
 from bench.storage.attempts import AttemptLog
 from bench.storage.lock import StorageLock
@@ -98,7 +97,7 @@ def drive(address: str, trials: int, since: float, resources: Mapping[str, Any] 
         "command_to_end": last - since,
         "over_greedy_and_start_up": (last - since) / (greedy + max(ready.values())),
         "over_greedy_from_when_slots_were_ready": (last - first) / (staggered - (first - since)),
-        "max_concurrency": int(to_frame(records)["concurrency_start"].max()),
+        "counted_at_start": max(record.concurrency_start or 0 for record in records),
         "load": os.getloadavg()[0],
     }
 

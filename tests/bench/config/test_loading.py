@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import load_benchmark, parse_benchmark, preset_names
-from bench.config.sections import LEAST_SIGMA
 from bench.exceptions import ConfigError
-from deelbo import posterior
+from deelbo.limits import MIN_SIGMA
 
 NAN, INF = float("nan"), float("inf")
 
@@ -69,7 +68,7 @@ def test_default_grids_are_the_protocols() -> None:
     assert grid.learning_rates == ours.learning_rates == plain.learning_rates == rates
     assert grid.weight_decays == (0.01, 0.001, 0.0001, 0.00001, 0.000001, 0)
     assert grid.ptyl_lambdas == (1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9)
-    assert grid.retrain_mode("ptyl") == "best"
+    assert grid.retrains("ptyl") == "best"
     assert ours.kappa == "D/N"
 
 
@@ -123,14 +122,12 @@ def test_scientific_notation_of_yaml_1_1_is_a_number(tmp_path: Path) -> None:
     assert benchmark.training.sigma == 0.001
 
 
-def test_the_least_sigma_is_the_posteriors(content: dict[str, Any]) -> None:
-    """The least sigma that a configuration may have is that of the posterior, which is not imported to say so; it is
-    accepted, and less is not."""
-    assert LEAST_SIGMA == posterior.LEAST_SIGMA
-    accepted = parse_benchmark(changed(content, "training/sigma", LEAST_SIGMA), "x")
-    assert accepted.training.sigma == LEAST_SIGMA
+def test_sigma_may_be_as_small_as_the_posterior_allows(content: dict[str, Any]) -> None:
+    """The least sigma of the posterior is accepted, and half of it is refused."""
+    accepted = parse_benchmark(changed(content, "training/sigma", MIN_SIGMA), "x")
+    assert accepted.training.sigma == MIN_SIGMA
     with pytest.raises(ConfigError, match=r"training\.sigma"):
-        parse_benchmark(changed(content, "training/sigma", LEAST_SIGMA / 2), "x")
+        parse_benchmark(changed(content, "training/sigma", MIN_SIGMA / 2), "x")
 
 
 RETRAIN = "methods/map-gs/retrain"

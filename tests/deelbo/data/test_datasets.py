@@ -174,7 +174,7 @@ def test_mnist_digits() -> None:
 
 def test_uci_digits() -> None:
     """The source digits are 1,797 images of 16x16 that use the whole range of grey."""
-    images = load_uci()
+    images = load_uci(16)
     assert images.pixels.shape == (1797, 1, 16, 16)
     assert (images.pixels.dtype, int(images.pixels.min()), int(images.pixels.max())) == (torch.uint8, 0, 255)
     assert set(images.labels.tolist()) == set(range(10))

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from deelbo import Handover, Schedule, make_groups
 from deelbo.data import Split
-from deelbo.objectives.hypergradient import LEAST, MOST, HypergradientMAP
+from deelbo.limits import MAX_WEIGHT_DECAY, MIN_WEIGHT_DECAY
+from deelbo.objectives.hypergradient import HypergradientMAP
 from deelbo.training.fit import fit
 from deelbo.training.run import TrainingRun
 
@@ -82,7 +83,7 @@ def test_a_strength_falls_where_the_pull_is_in_the_way(toy_model: nn.Module) -> 
     assert objective.weight_decay() == pytest.approx({"backbone": 1e-3 * math.exp(-1.5), "head": 1e-3 * math.exp(1.5)})
     for _ in range(100):
         objective.move(torch.tensor([1e-9, -0.7]).double(), 0.5)
-    assert objective.weight_decay() == pytest.approx({"backbone": LEAST, "head": MOST})
+    assert objective.weight_decay() == pytest.approx({"backbone": MIN_WEIGHT_DECAY, "head": MAX_WEIGHT_DECAY})
 
 
 def test_a_run_learns_its_strengths(toy_split: Split, toy_model: nn.Module) -> None:

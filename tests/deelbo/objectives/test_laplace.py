@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from deelbo.data import Split
 from deelbo.data.images import Geometry, Images, Normalization
 from deelbo.groups import Group, make_groups
-from deelbo.objectives.laplace import STRENGTHS, Curvature, LaplaceMAP, empirical_fisher, log_marginal_likelihood
+from deelbo.limits import MAX_WEIGHT_DECAY, MIN_WEIGHT_DECAY
+from deelbo.objectives.laplace import Curvature, LaplaceMAP, empirical_fisher, log_marginal_likelihood
 from deelbo.priors import Isotropic, LowRank
 from deelbo.training.fit import fit
 from deelbo.training.numerics import Numerics
@@ -278,11 +279,11 @@ def test_what_is_learned_can_be_kept() -> None:
 @pytest.mark.parametrize(("curvature", "distance", "precision", "end"), [(5.0, 0.0, 40, 1), (0.0, 1e9, 1e-6, 0)])
 def test_strengths_stay_in_their_range(curvature: float, distance: float, precision: float, end: int) -> None:
     """Weights at the prior's mean ask for an infinite strength, flat ones far away for none: alpha stops at the ends of
-    `STRENGTHS`."""
+    `deelbo.limits`."""
     mean, diagonal = torch.zeros(4).double(), torch.full((4,), curvature).double()
     objective = LaplaceMAP([Group("backbone", (nn.Parameter(mean),), Isotropic(mean))], 50, 10, precision=precision)
     objective.learn(Curvature(1.0, (diagonal,), (distance,)))
-    assert objective.weight_decay() == {"backbone": pytest.approx(STRENGTHS[end])}
+    assert objective.weight_decay() == {"backbone": pytest.approx((MIN_WEIGHT_DECAY, MAX_WEIGHT_DECAY)[end])}
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

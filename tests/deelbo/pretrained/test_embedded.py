@@ -88,7 +88,7 @@ def test_a_network_without_swag_has_a_fingerprint() -> None:
 
 def test_batchnorm_is_recomputed_at_swags_mean(pretrained: Pretrained) -> None:
     """The first BatchNorm's running mean at SWAG's weights is that of its own inputs, averaged over batches of 256."""
-    source = load_uci()
+    source = load_uci(16)
     x = Normalization.of(source)(source.pixels)
     inputs = torch.conv2d(x, pretrained.swag_weights["conv1.weight"], padding=1)
     expected = torch.stack([part.mean((0, 2, 3)) for part in inputs.split(256)]).mean(0)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deelbo.groups import split_at_head
-from deelbo.pretrained.backbones import BACKBONES
+from deelbo.pretrained.registry import BACKBONES, BackboneEntry
 from deelbo.pretrained.swag_files import SwagSource, check_target, read_swag, weights_at_mean, write_swag
 
 D = 19
@@ -30,7 +30,7 @@ class Small(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BACKBONES, "small", (Small, "fc"))
+    monkeypatch.setitem(BACKBONES, "small", BackboneEntry(Small, "fc"))
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from deelbo._vectors import flatten
 from deelbo.groups import split_at_head
 from deelbo.pretrained import swag_fitting
-from deelbo.pretrained.backbones import BACKBONES, build_backbone
+from deelbo.pretrained.backbones import build_backbone
+from deelbo.pretrained.registry import BACKBONES, BackboneEntry
 from deelbo.pretrained.source_images import SourceImages
 from deelbo.pretrained.swag_files import read_swag
 from deelbo.pretrained.swag_fitting import fit_swag
@@ -40,7 +41,7 @@ class Small(nn.Module):
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of pretrained weights of the backbone "small"."""
-    monkeypatch.setitem(BACKBONES, "small", (Small, "fc"))
+    monkeypatch.setitem(BACKBONES, "small", BackboneEntry(Small, "fc"))
     torch.save(Small().state_dict(), tmp_path / "w.pt")
     return tmp_path / "w.pt"
 

@@ -15,7 +15,8 @@ from deelbo._vectors import flatten
 from deelbo.groups import split_at_head
 from deelbo.pretrained import embedded as pretraining
 from deelbo.pretrained import weights
-from deelbo.pretrained.backbones import BACKBONES, build_backbone, shapes_only
+from deelbo.pretrained.backbones import build_backbone, shapes_only
+from deelbo.pretrained.registry import BACKBONES, BackboneEntry
 from deelbo.pretrained.swag_files import RANK, SwagPosterior
 from deelbo.pretrained.weights import download_weights, imagenet_file, load_backbone, read_weights
 
@@ -334,7 +335,7 @@ class Small(nn.Module):
 
 def test_ptyl_starts_at_the_posteriors_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With PTYL files the backbone's weights are the mean in the network's order, and the rest is the pretrained."""
-    monkeypatch.setitem(BACKBONES, "small", (Small, "fc"))
+    monkeypatch.setitem(BACKBONES, "small", BackboneEntry(Small, "fc"))
     own = Small().state_dict()
     own["bn.running_var"].fill_(3)
     mean, factor = torch.arange(16.0), torch.randn(16, RANK)
