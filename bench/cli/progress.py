@@ -1,11 +1,10 @@
-"""What a person sees while a benchmark runs: done, running, left, and the time left."""
+"""Progress of a run on the terminal: trials done, running and left, and the time that the rest will take."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from contextlib import suppress
-from statistics import median
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -19,26 +18,27 @@ from bench.utils.text import format_duration
 __all__ = ["ProgressDisplay"]
 
 
-LINE_EVERY = 10.0
-WINDOW = 200
-"""How many of the last trials say how long one takes."""
+LINE_INTERVAL_SECONDS = 10.0
+RATE_WINDOW_TRIALS = 200
+"""Number of latest trials from which the trials per second are estimated."""
 
 
 class ProgressDisplay(RunCallback):
-    """A bar that moves on a terminal; elsewhere a line every ten seconds."""
+    """A bar on a terminal; elsewhere one line every ten seconds, printed when the free slots have been filled again."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bar: Progress | None = None
         self._task = TaskID(0)
-        self._seconds: deque[float] = deque(maxlen=WINDOW)
-        self._last_line = 0.0
-        self._out: dict[str, TrialSpec] = {}
+        self._moments: deque[float] = deque(maxlen=RATE_WINDOW_TRIALS + 1)  # the first start, then one for each end
+        self._ended = 0
+        self._running: set[str] = set()
 
     def on_run_start(self, queue: TrialQueue, slots: int) -> None:
         self.queue, self.slots = queue, slots
-        again = f", {len(queue.reused)} done before" if queue.reused else ""
-        self.console.print(f"{'at most ' * queue.at_most}{queue.total} trials{again}, {slots} at a time")
+        self._last_line = time.monotonic()
+        reused = f", {len(queue.reused)} done before" if queue.reused else ""
+        self.console.print(f"{'at most ' * queue.at_most}{queue.total} trials{reused}, {slots} at a time")
         if self.console.is_terminal and queue.num_remaining:
             self.bar = Progress(
                 TextColumn("{task.description}"),
@@ -52,40 +52,51 @@ class ProgressDisplay(RunCallback):
             self.bar.start()
 
     def on_trial_start(self, spec: TrialSpec) -> None:
-        self._out[spec.key] = spec
-        self._show()
+        self._running.add(spec.key)
+        if not self._moments:
+            self._moments.append(time.monotonic())
+        self._update(overdue_seconds=LINE_INTERVAL_SECONDS)
 
     def on_trial_retry(self, spec: TrialSpec, reason: str) -> None:
-        self._out.pop(spec.key, None)
+        self._running.discard(spec.key)
         self.console.print(f"lost, tried again: {spec.describe()} ({reason[:160]})", highlight=False)
 
     def on_trial_end(self, record: TrialRecord) -> None:
-        self._out.pop(record.key, None)
-        self._seconds.append(record.finished - record.started)
+        self._running.discard(record.key)
+        self._moments.append(time.monotonic())
+        self._ended += 1
         if record.status != "completed":
             self.console.print(f"{record.status}: {record.spec.describe()}", highlight=False)
-        self._show()
+        self._update()
 
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Restore the terminal."""
         if self.bar is not None:
             with suppress(OSError):  # the terminal is gone
                 self.bar.stop()
             self.bar = None
 
     def status(self) -> str:
-        """Running, left, and the time left once one trial has ended."""
-        running = min(len(self._out), self.slots)
-        words = f"{running} running, {self.queue.num_remaining - running} left"
-        if self._seconds and self.queue.num_remaining:
-            words += f", about {format_duration(median(self._seconds) * self.queue.num_remaining / self.slots)} to go"
-        return words
+        """Numbers of running and waiting trials, and the time left once as many trials have ended as run at once."""
+        running, remaining = min(len(self._running), self.slots), self.queue.num_remaining
+        status = f"{running} running, {remaining - running} left"
+        seconds = self._moments[-1] - self._moments[0] if self._moments else 0.0
+        if remaining and self._ended >= self.slots and seconds > 0:
+            status += f", about {format_duration(remaining * seconds / (len(self._moments) - 1))} to go"
+        return status
 
-    def _show(self) -> None:
+    def _update(self, overdue_seconds: float = float("inf")) -> None:
+        """Move the bar, or print a line if one is due.
+
+        A line waits for free slots to be filled, since a slot is free for some milliseconds after each trial; if slots
+        stay free, as after the loss of a node, it is printed ``overdue_seconds`` later.
+        """
+        queue = self.queue
         if self.bar is not None:
-            self.bar.update(
-                self._task, total=self.queue.total, completed=self.queue.num_completed, status=self.status()
-            )
-        elif time.monotonic() - self._last_line >= LINE_EVERY or not self.queue.num_remaining:
-            self._last_line = time.monotonic()
-            self.console.print(f"{self.queue.num_completed}/{self.queue.total} done, {self.status()}", highlight=False)
+            self.bar.update(self._task, total=queue.total, completed=queue.num_completed, status=self.status())
+            return
+        now = time.monotonic()
+        wait = 0.0 if len(self._running) >= min(self.slots, queue.num_remaining) else overdue_seconds
+        if now - self._last_line >= LINE_INTERVAL_SECONDS + wait or not queue.num_remaining:
+            self._last_line = now
+            self.console.print(f"{queue.num_completed}/{queue.total} done, {self.status()}", highlight=False)
