@@ -1,8 +1,7 @@
-"""A cluster of this machine, up for the tests that need one."""
+"""A cluster of this machine for the tests that need one."""
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -11,42 +10,45 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
-from cluster.local.state import State
+from cluster.local.__main__ import State, find_processes, session_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that is up.
+    """A running cluster, by the folder of its state, logs and MLflow's database."""
 
-    Attributes:
-        address: of the dashboard, what `submit --address` takes.
-        mlflow: what --tracking-uri takes.
-        folder: where its state, logs and MLflow's database are.
-        gcs: HOST:PORT, what `run --address` takes of a driver in whose environment `cluster.local.node.STAY` is.
-    """
-
-    address: str
-    mlflow: str
     folder: Path
-    gcs: str
 
     @property
     def state(self) -> State:
-        state = State.read(self.folder)
-        assert state is not None, "the cluster has no state any more"
-        return state
+        return State.read(self.folder)
 
-    def pids(self) -> dict[int, str]:
-        """All of its processes, with their births."""
-        return self.state.processes()
+    @property
+    def address(self) -> str:
+        """URL of the dashboard, for `submit --address`."""
+        return self.state.url("dashboard")
+
+    @property
+    def mlflow(self) -> str:
+        """URL of MLflow, for --tracking-uri."""
+        return self.state.url("mlflow")
+
+    def processes(self) -> set[psutil.Process]:
+        return find_processes(self.folder)
+
+
+def alive(processes: set[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run."""
+    return [process for process in processes if session_of(process)]
 
 
 def free_ports() -> dict[str, str]:
-    """Variables that give a cluster ports of its own."""
+    """Variables that give a cluster free ports."""
     sockets = {name: socket.socket() for name in ("DASHBOARD_PORT", "MLFLOW_PORT", "RAY_PORT")}
     for one in sockets.values():
         one.bind(("127.0.0.1", 0))
@@ -56,36 +58,32 @@ def free_ports() -> dict[str, str]:
     return ports
 
 
-def call(
+def cluster_command(
     action: str,
     folder: Path,
     variables: Mapping[str, str] | None = None,
     python: str = sys.executable,
     root: Path = ROOT,
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m cluster.local`, as make calls it, of the code in ``root``; tokens off unless the variables say
-    otherwise."""
+    """Run `python -m cluster.local` with the code in ``root``; tokens are off unless the variables turn them on."""
     command = [python, "-m", "cluster.local", action, "--folder", str(folder)]
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"} | dict(variables or {})
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=280, check=False)
 
 
-def started(
+def start_cluster(
     folder: Path, variables: Mapping[str, str] | None = None, python: str = sys.executable, root: Path = ROOT
 ) -> Cluster:
-    """A cluster on ports of its own."""
-    done = call("up", folder, free_ports() | dict(variables or {}), python, root)
+    """Start a cluster on free ports."""
+    done = cluster_command("up", folder, free_ports() | dict(variables or {}), python, root)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    ports = json.loads((folder / "state.json").read_text())["ports"]
-    address, mlflow, gcs = (f"127.0.0.1:{ports[name]}" for name in ("dashboard", "mlflow", "ray"))
-    return Cluster(f"http://{address}", f"http://{mlflow}", folder, gcs)
+    return Cluster(folder)
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A head, two workers with a CPU each and an MLflow server on loopback, without tokens; gone after the session."""
+    """A head, two workers of one CPU each and MLflow on loopback, without tokens, for the whole session."""
     folder = tmp_path_factory.mktemp("cluster") / "deelbo-cluster"
-    up = started(folder)
-    yield up
-    done = call("down", folder)
+    yield start_cluster(folder)
+    done = cluster_command("down", folder)
     assert done.returncode == 0, done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -10,335 +9,236 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 
-from cluster.local.asking import alive_nodes, mlflow_answers, token_mode
-from cluster.local.processes import MARK, alive, born, end, family
-from cluster.local.state import State, temporary_folder
-from tests.cluster.conftest import ROOT, Cluster, call, free_ports, started
-from tests.faults.processes import descendants, until
+from cluster.local.__main__ import MARK, State, find_processes, stop_processes
+from tests.cluster.conftest import ROOT, Cluster, alive, cluster_command, free_ports, start_cluster
+from tests.faults.processes import until
 
-LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
+STARTS_A_CLUSTER = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
-def listening(pids: set[int]) -> set[tuple[str, int]]:
-    """Addresses, as the kernel writes them, and ports on which processes listen."""
-    sockets = set()
-    for pid in pids:
-        for handle in Path(f"/proc/{pid}/fd").glob("*"):
-            try:
-                sockets |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(handle)))
-            except OSError:
-                continue
-    found = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and fields[9] in sockets:
-                address, port = fields[1].split(":")
-                found.add((address, int(port, 16)))
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.cluster
-@pytest.mark.timeout(600)
 class TestUp:
-    def test_both_addresses_answer_and_all_nodes_are_alive(self, cluster: Cluster) -> None:
-        """The head and two workers are alive by the dashboard, and MLflow answers by its API."""
-        assert alive_nodes(cluster.state) == 3
-        assert mlflow_answers(cluster.state)
+    pytestmark = STARTS_A_CLUSTER
 
-    def test_state_names_the_parts(self, cluster: Cluster) -> None:
-        """The state file has each part's process with its birth, and no token."""
-        state = cluster.state
-        assert [part.name for part in state.parts] == ["mlflow", "head", "worker1", "worker2"]
-        assert all(part.lives for part in state.parts)
-        assert not state.token
+    def test_all_services_answer(self, cluster: Cluster) -> None:
+        """The dashboard counts the head and both workers, MLflow answers by its API, and the state names them."""
+        assert cluster.state.problems("") == []
+        assert list(cluster.state.services) == ["mlflow", "head", "worker1", "worker2"]
 
     def test_everything_listens_on_loopback(self, cluster: Cluster) -> None:
-        """No process of the cluster, Ray's agents and raylets included, listens on another address than 127.0.0.1."""
-        found = listening(set(cluster.pids()))
-        assert {port for _, port in found} >= set(cluster.state.ports.values())
-        assert {address for address, _ in found} <= LOOPBACK
+        """No process of the cluster, including Ray's agents and raylets, listens on another address than 127.0.0.1."""
+        pids = {process.pid for process in cluster.processes()}
+        sockets = [one for one in psutil.net_connections("tcp") if one.pid in pids and one.status == "LISTEN"]
+        assert {one.laddr.port for one in sockets} >= set(cluster.state.ports.values())
+        assert {one.laddr.ip for one in sockets} <= {"127.0.0.1", "::ffff:127.0.0.1"}
 
-    def test_nodes_have_folders_of_their_own(self, cluster: Cluster) -> None:
-        """Each node runs in a working directory and with a temporary folder that no other node has."""
-        nodes = [part for part in cluster.state.parts if part.name != "mlflow"]
-        places = {os.readlink(f"/proc/{part.pid}/cwd") for part in nodes}
-        assert len(places) == 3
-        assert {Path(place).name for place in places} == {"head-work", "worker1-work", "worker2-work"}
-        sessions = [Path(cluster.state.temporary) / part.name / "session_latest" for part in nodes]
-        assert len({os.path.realpath(session) for session in sessions}) == 3
-        assert all(session.is_dir() for session in sessions)
+    def test_nodes_share_no_folder(self, cluster: Cluster) -> None:
+        """Each node has its own working directory and temporary folder."""
+        nodes = [name for name in cluster.state.services if name != "mlflow"]
+        places = {os.readlink(f"/proc/{cluster.state.services[name]}/cwd") for name in nodes}
+        assert {Path(place).name for place in places} == {f"{name}-work" for name in nodes}
+        sessions = [cluster.state.temporary / name / "session_latest" for name in nodes]
+        assert len({os.path.realpath(session) for session in sessions if session.is_dir()}) == 3
 
-    def test_a_second_one_is_refused(self, cluster: Cluster) -> None:
-        """`up` in the folder of a cluster that is up ends with 2 and one line, and changes nothing."""
-        before = cluster.pids()
-        done = call("up", cluster.folder, free_ports())
+    def test_a_second_cluster_in_the_folder_is_refused(self, cluster: Cluster) -> None:
+        """`up` in the folder of a running cluster prints one line, returns 2 and changes nothing."""
+        before = cluster.processes()
+        done = cluster_command("up", cluster.folder, free_ports())
         assert (done.returncode, done.stdout) == (2, "")
         assert re.fullmatch(
-            r"cluster: a cluster is up in .* already .* end it with `make cluster-down CLUSTER=.*`\n", done.stderr
+            r"cluster: a cluster is already up in .* end it by `make cluster-down CLUSTER=.*`\n", done.stderr
         )
-        assert set(alive(before)) == set(before)
+        assert len(alive(before)) == len(before)
 
-    def test_a_port_that_is_taken_is_named(self, cluster: Cluster, tmp_path: Path) -> None:
-        """`up` on a port on which something listens ends with 2 and one line, and leaves no folder."""
+    def test_a_port_in_use_is_refused(self, cluster: Cluster, tmp_path: Path) -> None:
+        """`up` on a port in use names it in one line, returns 2 and creates no folder."""
         port = cluster.state.ports["dashboard"]
-        done = call("up", tmp_path / "other", free_ports() | {"DASHBOARD_PORT": str(port)})
+        done = cluster_command("up", tmp_path / "other", free_ports() | {"DASHBOARD_PORT": str(port)})
         assert done.returncode == 2
-        assert re.fullmatch(rf"cluster: port {port} of 127.0.0.1 is taken: .* DASHBOARD_PORT=\n", done.stderr)
+        assert re.fullmatch(rf"cluster: port {port} is in use; .* DASHBOARD_PORT\n", done.stderr)
         assert not (tmp_path / "other").exists()
 
     def test_mlflow_refuses_other_hosts(self, cluster: Cluster) -> None:
-        """A request by another name than loopback's, as a page of another site would make, is answered by 403."""
+        """A request by another host name than loopback's, as from a page of another site, is answered by 403."""
         url = f"{cluster.mlflow}/api/2.0/mlflow/experiments/get?experiment_id=0"
         with pytest.raises(HTTPError, match="403"):
             urlopen(Request(url, headers={"Host": "evil.example"}), timeout=20)  # noqa: S310 - loopback
 
 
-@pytest.mark.slow
-@pytest.mark.cluster
-@pytest.mark.timeout(600)
-def test_a_whole_life_with_tokens(tmp_path: Path) -> None:
-    """With tokens: no token is answered by 401, a killed worker is told by `status`, and after `down` no process, no
-    port and no temporary folder is left, and another process on the machine still runs."""
-    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    secret = "0123456789abcdef" * 4
-    asked = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secret}
-    try:
-        cluster = started(tmp_path / "deelbo-cluster", asked | {"WORKERS": "1"})
-        state, processes = cluster.state, cluster.pids()
-        with pytest.raises(HTTPError, match="401"):
-            urlopen(f"{cluster.address}/nodes?view=summary", timeout=20)  # noqa: S310 - loopback
-        assert secret not in "".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in processes)
-        assert secret not in (cluster.folder / "state.json").read_text()
+class TestDown:
+    pytestmark = STARTS_A_CLUSTER
 
-        assert call("status", cluster.folder, asked).returncode == 0
-        (worker,) = (part for part in state.parts if part.name == "worker1")
-        (raylet,) = (pid for pid in descendants(worker.pid) if "/raylet/raylet" in _program(pid))
-        os.kill(raylet, signal.SIGKILL)
-        until(lambda: not worker.lives, "the worker's process notices", 30)
-        told = call("status", cluster.folder, asked)
-        assert told.returncode == 1
-        assert re.search(r"^worker1 +has ended \(.*\), see .*worker1.log$", told.stdout, re.MULTILINE)
+    def test_a_cluster_with_tokens_from_start_to_end(self, tmp_path: Path) -> None:
+        """Requests without the token get 401, `status` reports a killed worker, and `down` leaves no process, port or
+        temporary folder, while another process of the machine still runs."""
+        bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        secret = "0123456789abcdef" * 4
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secret}
+        folder = tmp_path / "deelbo-cluster"
+        try:
+            cluster = start_cluster(folder, token | {"WORKERS": "1"})
+            state, processes = cluster.state, cluster.processes()
+            with pytest.raises(HTTPError, match="401"):
+                urlopen(f"{cluster.address}/nodes?view=summary", timeout=20)  # noqa: S310 - loopback
+            assert secret not in " ".join(word for process in processes for word in process.cmdline())
+            assert secret not in (folder / "state.json").read_text()
 
-        done = call("down", cluster.folder)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert re.match(r"ended \d+ processes; kept: ", done.stdout)
-        assert alive(processes) == []
-        for port in state.ports.values():
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(("127.0.0.1", port))
-        assert not Path(state.temporary).exists()
-        assert not (cluster.folder / "state.json").exists()
-        assert (cluster.folder / "mlflow.db").is_file()
-        assert (cluster.folder / "logs" / "head-ray" / "gcs_server.out").is_file()
-        assert bystander.poll() is None
-        assert call("down", cluster.folder).stdout.startswith("no cluster of ")
-    finally:
-        bystander.kill()
-        bystander.wait()
-        call("down", tmp_path / "deelbo-cluster")
+            assert cluster_command("status", folder, token).returncode == 0
+            worker = psutil.Process(state.services["worker1"])
+            (raylet,) = (one for one in worker.children(recursive=True) if one.name() == "raylet")
+            raylet.kill()
+            until(lambda: not alive({worker}), "the worker's process notices", 30)
+            done = cluster_command("status", folder, token)
+            assert done.returncode == 1
+            assert re.search(r"^worker1 has ended; see .*worker1.log$", done.stdout, re.MULTILINE)
 
+            done = cluster_command("down", folder)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert re.match(r"ended \d+ processes; kept: ", done.stdout)
+            assert alive(processes) == []
+            for port in state.ports.values():
+                with socket.socket() as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(("127.0.0.1", port))
+            assert not state.temporary.exists()
+            assert not (folder / "state.json").exists()
+            assert (folder / "mlflow.db").is_file()
+            assert (folder / "logs" / "head-ray" / "gcs_server.out").is_file()
+            assert bystander.poll() is None
+            assert cluster_command("down", folder).stdout.startswith("no cluster of ")
+        finally:
+            bystander.kill()
+            bystander.wait()
+            cluster_command("down", folder)
 
-def _program(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0]
-    except OSError:
-        return ""
+    def test_a_cluster_that_starts_in_part_is_ended(self, tmp_path: Path) -> None:
+        """If MLflow's database is damaged, `up` names MLflow and its log in one line, returns 2 and leaves nothing."""
+        folder = tmp_path / "deelbo-cluster"
+        folder.mkdir()
+        (folder / "mlflow.db").write_text("not a database, but long enough to be taken for one" * 100)
+        done = cluster_command("up", folder, free_ports())
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.fullmatch(
+            r"cluster: the cluster did not start: mlflow has ended; see .*/logs/mlflow.log\n", done.stderr
+        )
+        assert not (folder / "state.json").exists()
+        assert find_processes(folder) == set()
 
-
-@pytest.mark.slow
-@pytest.mark.cluster
-def test_what_is_half_started_is_ended_again(tmp_path: Path) -> None:
-    """Where MLflow cannot start, as its database is none, `up` ends with 2 and one line with the log; nothing runs."""
-    folder = tmp_path / "deelbo-cluster"
-    folder.mkdir()
-    (folder / "mlflow.db").write_text("no database, and long enough to be taken for none" * 100)
-    variables = free_ports() | {"SPY": str(tmp_path)}
-    done = call("up", folder, variables)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(
-        r"cluster: mlflow ended while the cluster started \(.+\): see .*/logs/mlflow.log\n", done.stderr
+    @pytest.mark.parametrize(
+        ("number", "removed"), [(signal.SIGTERM, False), (signal.SIGKILL, False), (signal.SIGKILL, True)]
     )
-    assert not (folder / "state.json").exists()
-    spy = f"SPY={tmp_path}".encode()
-    left = [pid for pid in os.listdir("/proc") if pid.isdigit() and spy in _environment(pid)]
-    assert left == []
-
-
-@pytest.mark.slow
-@pytest.mark.cluster
-@pytest.mark.parametrize(
-    ("what", "removed"), [(signal.SIGTERM, False), (signal.SIGKILL, False), (signal.SIGKILL, True)]
-)
-def test_up_is_stopped_on_the_way(tmp_path: Path, what: signal.Signals, removed: bool) -> None:
-    """Where `up` is stopped by a signal it ends what it has started; where it is killed, `down` does, even where its
-    folder was removed meanwhile."""
-    folder = tmp_path / "deelbo-cluster"
-    command = [sys.executable, "-m", "cluster.local", "up", "--folder", str(folder)]
-    environment = os.environ | free_ports() | {"RAY_AUTH_MODE": "disabled"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as going:
-        until(lambda: (state := State.read(folder)) and len(state.parts) == 2, "two parts are started", 60)
-        state = State.read(folder)
-        assert state is not None
-        until(lambda: len(state.processes()) > 2, "they start others", 60)
-        processes = state.processes()
-        going.send_signal(what)
-        assert going.wait(60) == (130 if what == signal.SIGTERM else -signal.SIGKILL)
-    if what == signal.SIGKILL:
-        assert alive(processes)
-        if removed:
-            shutil.rmtree(folder)
-        said = call("down", folder).stdout
-        assert re.match(r"ended \d+ processes", said)
-        assert ("the folder was removed" in said) == removed
-    assert state.processes() == {}
-    assert alive(processes) == []
-    assert not Path(state.temporary).exists()
-    assert not (folder / "state.json").exists()
-
-
-def _environment(pid: str) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return []
+    def test_up_is_interrupted(self, tmp_path: Path, number: signal.Signals, removed: bool) -> None:
+        """`up` stopped by SIGTERM ends all that it started; after SIGKILL `down` does, even without the folder."""
+        folder = tmp_path / "deelbo-cluster"
+        command = [sys.executable, "-m", "cluster.local", "up", "--folder", str(folder)]
+        environment = os.environ | free_ports() | {"RAY_AUTH_MODE": "disabled"}
+        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as starting:
+            until(lambda: len(find_processes(folder)) > 4, "services start processes of their own", 60)
+            state, processes = State.read(folder), find_processes(folder)
+            starting.send_signal(number)
+            assert starting.wait(60) == (130 if number == signal.SIGTERM else -signal.SIGKILL)
+        if number == signal.SIGKILL:
+            assert alive(processes)
+            if removed:
+                shutil.rmtree(folder)
+            printed = cluster_command("down", folder).stdout
+            assert re.match(r"ended \d+ processes", printed)
+            assert ("the folder was removed" in printed) == removed
+        assert find_processes(folder) == set()
+        assert alive(processes) == []
+        assert not state.temporary.exists()
+        assert not (folder / "state.json").exists()
 
 
 class TestRefused:
     @pytest.mark.parametrize(
-        ("name", "value"),
-        [("WORKERS", "0"), ("WORKERS", "two"), ("CPUS", "65"), ("RAY_PORT", "80"), ("MLFLOW_PORT", "-1")],
+        ("variables", "message"),
+        [
+            ({"WORKERS": "0"}, "WORKERS=0: expected a whole number from 1 to 64"),
+            ({"WORKERS": "two"}, "WORKERS=two: expected .*"),
+            ({"CPUS": "65"}, "CPUS=65: expected .*"),
+            ({"RAY_PORT": "80"}, "RAY_PORT=80: expected a whole number from 1024 to 65535"),
+            ({"MLFLOW_PORT": "-1"}, "MLFLOW_PORT=-1: expected .*"),
+            ({"MLFLOW_PORT": "43210", "RAY_PORT": "43210"}, "port 43210 is in use; .* another RAY_PORT"),
+            ({"RAY_AUTH_MODE": "maybe"}, "RAY_AUTH_MODE=maybe: expected token, disabled or nothing"),
+            ({"RAY_AUTH_MODE": "token"}, "RAY_AUTH_MODE=token: no token; set RAY_AUTH_TOKEN, or run .*"),
+        ],
     )
-    def test_a_variable_that_makes_no_sense(self, tmp_path: Path, name: str, value: str) -> None:
-        """A number that is none, or out of range, is refused by its name in one line, with 2."""
-        done = call("up", tmp_path / "none", free_ports() | {name: value})
-        assert done.returncode == 2
-        assert re.fullmatch(rf"cluster: {name}={value}: expected .*\n", done.stderr)
+    def test_up_with_a_wrong_variable(self, tmp_path: Path, variables: dict[str, str], message: str) -> None:
+        """One line names the variable, the exit code is 2, and no folder is created."""
+        no_token = {"HOME": str(tmp_path), "RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": ""}
+        done = cluster_command("up", tmp_path / "none", free_ports() | no_token | variables)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.fullmatch(f"cluster: {message}\n", done.stderr)
         assert not (tmp_path / "none").exists()
 
-    def test_one_port_for_two(self, tmp_path: Path) -> None:
-        """Two parts on one port are refused."""
-        ports = free_ports()
-        done = call("up", tmp_path / "none", ports | {"MLFLOW_PORT": ports["RAY_PORT"]})
-        assert done.returncode == 2
-        assert "is another part's port too" in done.stderr
-
-    def test_token_mode_without_a_token(self, tmp_path: Path) -> None:
-        """RAY_AUTH_MODE=token without a token anywhere is refused before anything starts."""
-        nowhere = {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": ""}
-        done = call("up", tmp_path / "none", free_ports() | nowhere)
-        assert done.returncode == 2
-        assert re.fullmatch(r"cluster: RAY_AUTH_MODE=token, but there is no token: set .*\n", done.stderr)
-
-    def test_another_mode(self) -> None:
-        """A mode that Ray does not have is refused by its name."""
-        with pytest.raises(ValueError, match="RAY_AUTH_MODE=maybe: expected token, disabled or nothing"):
-            token_mode({"RAY_AUTH_MODE": "maybe"})
-
-    def test_a_state_that_is_none(self, tmp_path: Path) -> None:
-        """A state file that was not written by `up` is named, with 2, and stays."""
+    @pytest.mark.parametrize("action", ["up", "down", "status"])
+    def test_a_foreign_state_file(self, tmp_path: Path, action: str) -> None:
+        """A state file that `up` did not write is named in one line with exit code 2, and stays."""
         (tmp_path / "state.json").write_text("[1, 2]")
-        done = call("down", tmp_path)
+        done = cluster_command(action, tmp_path, free_ports())
         assert done.returncode == 2
-        assert re.fullmatch(r"cluster: .*state.json is no state of a cluster .*\n", done.stderr)
+        assert re.fullmatch(r"cluster: .*state.json is not the state of a cluster; remove it, .*\n", done.stderr)
+        assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
         assert (tmp_path / "state.json").read_text() == "[1, 2]"
 
     def test_status_without_a_cluster(self, tmp_path: Path) -> None:
-        """`status` of a folder without a cluster ends with 2 and says how to start one."""
-        done = call("status", tmp_path)
+        """`status` of a folder without a cluster names the command that starts one, and returns 2."""
+        done = cluster_command("status", tmp_path)
         assert done.returncode == 2
         assert "`make cluster` starts one" in done.stderr
 
-
-class TestRemovedFolder:
-    @pytest.fixture
-    def state(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> State:
-        """A cluster whose folder is gone."""
-        monkeypatch.setattr("cluster.local.state.PLACE", str(tmp_path))
-        (tmp_path / "folder").mkdir()
-        state = State(tmp_path / "folder", temporary_folder(), {"ray": 6379}, False, 2)
-        state.write()
-        shutil.rmtree(state.folder)
-        return state
-
-    def test_its_cluster_is_found(self, state: State) -> None:
-        """By the copy of the state among what Ray keeps meanwhile, and by no other folder's name."""
-        assert State.read(state.folder) == state
-        assert State.read(state.folder.with_name("other")) is None
-        state.forget()
-        assert State.read(state.folder) is None
-
-    def test_a_state_that_names_no_folder(self, state: State) -> None:
-        """As those of before: it is of the folder that it lies in."""
-        state.folder.mkdir()
-        content = asdict(state)
-        del content["folder"]
-        (state.folder / "state.json").write_text(json.dumps(content))
-        assert State.read(state.folder) == state
-
-    def test_a_copy_from_before_the_machine_started_is_none(self, state: State) -> None:
-        """Numbers of processes mean nothing then."""
-        state.boot = "another"
-        (Path(state.temporary) / "state.json").write_text(json.dumps(asdict(state) | {"folder": str(state.folder)}))
-        assert State.read(state.folder) is None
-
-    @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a file to another user")
-    def test_another_users_copy_is_none(self, state: State) -> None:
-        """Else whoever may write to /tmp could say which processes are ended."""
-        os.chown(Path(state.temporary) / "state.json", 65534, 65534)
-        assert State.read(state.folder) is None
+    def test_an_unknown_action(self, tmp_path: Path) -> None:
+        """A wrong command line is refused in one line with exit code 2."""
+        done = cluster_command("restart", tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
-class TestFamily:
-    def test_a_recycled_number_is_not_ours(self, tmp_path: Path) -> None:
-        """A process of a number that is in the state, but with another birth, is never ended."""
-        other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-        try:
-            state = State(tmp_path, str(tmp_path), {}, False, 0)
-            assert family(state.mark, {other.pid: str(int(born(other.pid)) - 1)}) == {}
-            assert end(state.mark, {other.pid: str(int(born(other.pid)) - 1)}) == 0
-            assert other.poll() is None
-        finally:
-            other.kill()
-            other.wait()
+class TestProcesses:
+    def test_a_process_number_in_the_state_is_not_enough(self, tmp_path: Path) -> None:
+        """A process that reuses the number of a recorded service is neither counted nor ended."""
+        with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True) as other:
+            try:
+                state = State(folder=tmp_path, services={"head": other.pid})
+                (tmp_path / "state.json").write_text(state.model_dump_json())
+                assert state.stop() == 0
+                assert other.poll() is None
+            finally:
+                other.kill()
 
-    def test_orphans_and_the_stubborn_are_ended(self) -> None:
-        """What lost its parent, what began a session of its own, and what ignores SIGTERM is found and ended."""
-        stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-        script = f"""
-import os, subprocess, sys, time
-subprocess.Popen([sys.executable, "-c", {stubborn!r}], start_new_session=True)
-subprocess.Popen([sys.executable, "-c", {stubborn!r}], env={{}})
-if os.fork() == 0:
-    os.setsid()
-    time.sleep(600)
+    @pytest.mark.parametrize("orphans", [False, True])
+    def test_stubborn_processes_and_orphans_are_ended(self, tmp_path: Path, orphans: bool) -> None:
+        """Processes that ignore SIGTERM are found and ended by their mark, by their session if they lack it, or by
+        their parent if they also have a session of their own; without the parent, only that last one is not."""
+        script = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for environment in (None, {}):
+    for session in (False, True):
+        subprocess.Popen(["sleep", "600"], env=environment, start_new_session=session)
 print("ready", flush=True)
 time.sleep(600)
 """
-        mark = "a-test-of-its-own"
-        root = subprocess.Popen(
-            [sys.executable, "-c", script],
-            env=os.environ | {MARK: mark},
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-        assert root.stdout is not None
-        assert root.stdout.readline() == b"ready\n"
-        roots = {root.pid: born(root.pid)}
-        processes = family(mark, roots)
-        assert len(processes) == 4
-        root.kill()
-        root.wait()
-        assert len(family(mark, roots)) == 3
-        assert end(mark, roots, seconds=1.0) == 3
-        assert alive(processes) == []
-        root.stdout.close()
+        environment = os.environ | {MARK: str(tmp_path)}
+        with subprocess.Popen(
+            [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, start_new_session=True
+        ) as root:
+            assert root.stdout is not None
+            assert root.stdout.readline() == b"ready\n"
+            processes = find_processes(tmp_path)
+            try:
+                assert len(processes) == 5
+                if orphans:
+                    root.kill()
+                    root.wait()
+                assert stop_processes(tmp_path, seconds=1.0) == (3 if orphans else 5)
+                assert len(alive(processes)) == (1 if orphans else 0)
+            finally:
+                for process in alive(processes):
+                    process.kill()

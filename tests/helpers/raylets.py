@@ -19,13 +19,13 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from ray.autoscaler._private.monitor import BASE_READONLY_CONFIG
 
 from cluster.local import node
-from cluster.local.node import STAY
+from cluster.local.node import LOOPBACK_ENV
 from tests.faults.processes import alive, descendants
 
 __all__ = ["AUTOSCALER_1", "AUTOSCALER_2", "Raylets"]
 
 LOOPBACK = {
-    **STAY,
+    **LOOPBACK_ENV,
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_raylet_start_wait_time_s": "120",  # 30 are not enough where many nodes start on few cores
