@@ -17,7 +17,7 @@ from bench.replay.grid_table import grid_tables
 from bench.replay.settings import OFTEN, REPETITIONS, entries, off_grid
 from bench.replay.simulation import replay
 from bench.report.build import write_report
-from bench.results.frame import sort_rows
+from bench.results.frame import iterate_groups, sort_rows
 from bench.results.sources import from_storage
 from bench.storage.records import RecordStore
 
@@ -93,7 +93,8 @@ def means(found: pd.DataFrame, after: Sequence[int] = AFTER) -> pd.DataFrame:
     parts.append(found[found["number"] == last].assign(after=0))
     rows = pd.concat(parts, ignore_index=True)
     grouped = rows.groupby([*place, "after"], sort=False, dropna=False)
-    table = grouped[["hours", "test_acc", "wall_hours"]].agg(lambda values: values.mean(skipna=False))
+    columns = ["hours", "test_acc", "wall_hours"]
+    table = grouped[columns].mean().mask(grouped[columns].count().ne(grouped.size(), axis=0))
     table["repetitions"] = grouped["repetition"].nunique()
     return sort_rows(table.reset_index(), "after")
 
@@ -101,7 +102,8 @@ def means(found: pd.DataFrame, after: Sequence[int] = AFTER) -> pd.DataFrame:
 def _printed(table: pd.DataFrame, slots: int, handovers: Mapping[str, float | None]) -> Iterator[Table]:
     """A table for each dataset, N and backbone, with a line for each prior and method; below it, what is not paid."""
     what, column = ("compute", "hours") if slots == 1 else (f"wall-clock time on {slots} slots", "wall_hours")
-    for (dataset, backbone, n), block in table.groupby(["dataset", "backbone", "n"], sort=False):
+    for where, block in iterate_groups(table, ["dataset", "backbone", "n"]):
+        dataset, backbone, n = where.values()
         printed = Table(
             title=f"{dataset_name(dataset)}, N = {n}, {backbone}: mean test accuracy and {what}, after configurations",
             title_justify="left",
@@ -115,10 +117,10 @@ def _printed(table: pd.DataFrame, slots: int, handovers: Mapping[str, float | No
             printed.add_column(name, no_wrap=True)
         for k in (*AFTER, 0):
             printed.add_column(str(k or "all"), justify="right", no_wrap=True)
-        for (prior, method), lines in block.groupby(["prior", "method"], sort=False):
-            by = lines.set_index("after")
-            cells = [_cell(by.loc[k, "test_acc"], by.loc[k, column]) if k in by.index else "" for k in (*AFTER, 0)]
-            printed.add_row(PRIOR_NAMES[prior], method_name(method), *cells)
+        for line, means_of in iterate_groups(block, ["prior", "method"]):
+            cells = {row["after"]: _cell(row["test_acc"], row[column]) for row in means_of.to_dict("records")}
+            row = [cells.get(k, "") for k in (*AFTER, 0)]
+            printed.add_row(PRIOR_NAMES[line["prior"]], method_name(line["method"]), *row)
         yield printed
 
 

@@ -15,7 +15,7 @@ from bench.report.race_narrative import race_sentences
 from bench.results.anytime import anytime, steps
 from bench.results.budgets import budgets, run_seconds, time_to
 from bench.results.configurations import COSTS
-from bench.results.frame import sort_rows
+from bench.results.frame import iterate_groups, sort_rows
 from bench.results.paired_tests import chosen
 from bench.results.ranking import rank_pairs, ranking
 
@@ -86,11 +86,12 @@ def winners(made: pd.DataFrame) -> pd.DataFrame:
         made: as `bench.results.budgets.budgets` gives.
     """
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for keys, group in made[made["best"]].groupby([*WHERE, "budget_runs"], sort=False, dropna=False):
-        row = rows.setdefault(tuple(map(str, keys[:-1])), dict(zip(WHERE, keys[:-1], strict=True)))
+    for known, group in iterate_groups(made[made["best"]], [*WHERE, "budget_runs"]):
+        runs = known.pop("budget_runs")
+        row = rows.setdefault(tuple(map(str, known.values())), known)
         value = group["relative_acc" if pd.isna(row["n"]) else "test_acc"].max()
         names = " = ".join(method_name(name) for name in group["method"])
-        row[_budget(keys[-1])] = f"{names} {100 * value:.1f}"
+        row[_budget(runs)] = f"{names} {100 * value:.1f}"
     return _filled(pd.DataFrame(list(rows.values()), columns=[*WHERE, *_columns(made)]))
 
 

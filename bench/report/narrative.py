@@ -113,7 +113,7 @@ def _lost(overview: pd.DataFrame) -> list[str]:
     return [f"Lost runs: {'; '.join(words[:MANY])}{more}. Failed runs do not count; diverged ones do, as they ended."]
 
 
-def _problem(row: dict[str, Any]) -> str:
+def _problem(row: dict[Any, Any]) -> str:
     return f"{dataset_name(row['dataset'])}, N = {row['n']:,}, {PRIOR_NAMES.get(row['prior'], row['prior'])}"
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from bench.labels import PRIOR_NAMES, dataset_name, method_name
 from bench.results.budgets import GRID, SLACK
 from bench.results.configurations import PROBLEM
-from bench.results.frame import sort_rows
+from bench.results.frame import iterate_groups, sort_rows
 from bench.utils.text import format_duration
 
 __all__ = ["race_sentences"]
@@ -49,12 +49,12 @@ def _by_budget(made: pd.DataFrame, times: pd.DataFrame) -> str:
     best = total[total["best"]].sort_values("budget_runs", kind="stable")
     rows = [
         (
-            runs,
+            where["budget_runs"],
             _all_of(group["method"]),
             group["relative_acc"].max(),
             group["budget_seconds"].max(),
         )
-        for runs, group in best.groupby("budget_runs")
+        for where, group in iterate_groups(best, ["budget_runs"])
     ]
     ends = [_stretch(list(group)) for _, group in groupby(rows, key=lambda row: row[1])]
     first = alone.iloc[0]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from bench.labels import REPLAY_SUFFIX
 from bench.results.configurations import CELL, PROBLEM
-from bench.results.frame import sort_rows
+from bench.results.frame import iterate_groups, sort_rows
 
 __all__ = ["REPLAY", "MeanCurve", "anytime", "mean_curve", "mean_curves", "steps"]
 
@@ -113,11 +114,10 @@ def mean_curve(table: pd.DataFrame) -> MeanCurve:
     return MeanCurve(seconds[order][ends], accuracy, float(seconds[last].max()), frozenset(names.tolist()), len(first))
 
 
-def mean_curves(table: pd.DataFrame) -> Iterator[tuple[dict[str, object], dict[str, MeanCurve]]]:
+def mean_curves(table: pd.DataFrame) -> Iterator[tuple[dict[str, Any], dict[str, MeanCurve]]]:
     """For each problem of a table of `steps`, the mean curve of each method."""
-    for where, group in table.groupby(PROBLEM, sort=False):
-        found = {str(method): mean_curve(of) for method, of in group.groupby("method", sort=False)}
-        yield dict(zip(PROBLEM, where, strict=True)), found
+    for where, group in iterate_groups(table, PROBLEM):
+        yield where, {str(method): mean_curve(of) for method, of in group.groupby("method", sort=False)}
 
 
 def anytime(table: pd.DataFrame, cost: str = "full") -> pd.DataFrame:
@@ -128,7 +128,7 @@ def anytime(table: pd.DataFrame, cost: str = "full") -> pd.DataFrame:
     many; cost, backbone, source. Times at which a mean is not known are left out.
     """
     parts = []
-    for where, problem in table.groupby(PROBLEM, sort=False):
+    for where, problem in iterate_groups(table, PROBLEM):
         least, most = max(problem["seconds"].min(), 1e-9), max(problem["seconds"].max(), 1e-9)
         times = least * 2 ** (np.arange(np.ceil(np.log2(most / least) * PER_OCTAVE) + 1) / PER_OCTAVE)
         for method, of in problem.groupby("method", sort=False):
@@ -138,7 +138,7 @@ def anytime(table: pd.DataFrame, cost: str = "full") -> pd.DataFrame:
             low, high = _band(of, own)
             values = {"seconds": own, "test_acc": curve.at(own), "low": low, "high": high}
             more = {"method": method, "seeds": len(curve.seeds), "curves": curve.curves, "cost": cost}
-            parts.append(pd.DataFrame(values)[known].assign(**more, **dict(zip(PROBLEM, where, strict=True))))
+            parts.append(pd.DataFrame(values)[known].assign(**more, **where))
     made = [part for part in parts if len(part)]
     return pd.concat(made, ignore_index=True)[ANYTIME] if made else pd.DataFrame(columns=ANYTIME)
 

@@ -1,15 +1,16 @@
-"""Frame."""
+"""The table of trials that every result is computed from: its columns, the order of its rows, and its groups."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import pandas as pd
 
 from bench.labels import METHOD_NAMES, PRIOR_NAMES, REPLAY_SUFFIX
 from bench.trials.record import TrialRecord
 
-__all__ = ["sort_rows", "to_frame"]
+__all__ = ["COLUMNS", "iterate_groups", "sort_rows", "to_frame"]
 
 
 def sort_rows(table: pd.DataFrame, *last: str) -> pd.DataFrame:
@@ -17,6 +18,18 @@ def sort_rows(table: pd.DataFrame, *last: str) -> pd.DataFrame:
     names behind them by the alphabet, a replayed method behind itself; sources side by side."""
     by = [name for name in ("dataset", "backbone", "n", "prior", "method", "source", *last) if name in table]
     return table.sort_values(by, key=_rank, ignore_index=True, kind="stable")
+
+
+def iterate_groups(
+    table: pd.DataFrame, by: Sequence[str], sort: bool = False
+) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Groups of rows that agree in ``by``: the shared values by column, and the rows.
+
+    Groups come in the order of their first rows, or with ``sort`` in that of their values. A missing value is a value
+    like any other.
+    """
+    for values, rows in table.groupby(list(by), sort=sort, dropna=False):
+        yield dict(zip(by, values, strict=True)), rows
 
 
 def _rank(column: pd.Series) -> pd.Series:
@@ -35,7 +48,7 @@ def _place(name: str, kind: str) -> tuple[int, str, bool]:
     return place, "" if entry in known else entry, entry != name
 
 
-COLUMNS = {
+COLUMNS: dict[str, Literal["str", "int64", "float64"]] = {
     "source": "str",
     "key": "str",
     "dataset": "str",
@@ -96,6 +109,6 @@ def to_frame(records: list[TrialRecord], source: str = "") -> pd.DataFrame:
         row |= {f"state_{name}": value for name, value in record.state.items()}
         rows.append(row)
     frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
-    for name, kind in COLUMNS.items():
-        frame[name] = frame[name].astype(kind)
-    return frame.sort_values(["dataset", "prior", "n", "seed", "method", "stage", "key"], ignore_index=True)
+    return frame.astype(COLUMNS).sort_values(
+        ["dataset", "prior", "n", "seed", "method", "stage", "key"], ignore_index=True
+    )

@@ -40,17 +40,17 @@ def equal_compute(curves: pd.DataFrame, published: Collection[str] = ()) -> pd.D
     """
     rows = []
     printed = paper_de_elbo(curves, published).dropna(subset="published_total_seconds")
-    printed = printed.set_index([*PROBLEM, "split_seed"])
+    in_paper = {tuple(row[name] for name in SPLIT): row for row in printed.to_dict("records")}
     for cost, shown in curves.groupby("cost", sort=False):
         methods = {name: dict(list(part.groupby(SPLIT))) for name, part in shown.groupby("method")}
         for cell, grid in methods.get("map-gs", {}).items():
             known = dict(zip(SPLIT, cell, strict=True)) | {"cost": cost}
             ours = methods.get("de-elbo", {}).get(cell)
             if ours is not None:
-                last = ours.loc[ours["k"].idxmax()]
+                last = ours[ours["k"] == ours["k"].max()].iloc[0]
                 target = ("run", last["expected_hours"], last["expected_test_acc"])
-            elif cost == "train" and cell in printed.index:
-                paper = printed.loc[cell]
+            elif cost == "train" and cell in in_paper:
+                paper = in_paper[cell]
                 target = ("paper", paper["published_total_seconds"] / 3600, paper["published_mean"] / 100)
             else:
                 continue

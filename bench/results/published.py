@@ -86,11 +86,8 @@ def read_published(tuned: Path, retrained: Path, dataset: str | None = None, sou
         raise ValueError(f"{tuned} and {retrained} hold no run that can be used{words}")
     frame = frame.reset_index(drop=True)
     frame = frame.assign(dataset=dataset or names[0], backbone="resnet50", method="map-gs", source=source)
-    for column, kind in COLUMNS.items():
-        if column not in frame:
-            frame[column] = float("nan") if kind == "float64" else ""
-        frame[column] = frame[column].astype(kind)
-    return Published(frame[list(COLUMNS)], problems, notes)
+    absent = {name: float("nan") if kind == "float64" else "" for name, kind in COLUMNS.items() if name not in frame}
+    return Published(frame.assign(**absent)[list(COLUMNS)].astype(COLUMNS), problems, notes)
 
 
 def _read(path: Path, stage: str) -> tuple[pd.DataFrame, int]:
@@ -165,7 +162,7 @@ def _table(path: Path, what: str, metrics: list[str]) -> tuple[pd.DataFrame, str
     return raw, prior
 
 
-def _cells(row: dict[str, Any]) -> Iterator[tuple[object, ...]]:
+def _cells(row: dict[Any, Any]) -> Iterator[tuple[object, ...]]:
     """The cells that a bad row may belong to: by its columns, and by its name."""
     yield tuple(row[name] for name in SPLIT)
     found = dict(PART.findall(row["key"]))

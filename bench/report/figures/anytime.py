@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from bench.labels import PRIOR_NAMES, dataset_name, method_name
 from bench.report.figures.style import EDGE, label, looks, panels, tidy, time_unit
 from bench.results.anytime import PER_OCTAVE
-from bench.results.frame import sort_rows
+from bench.results.frame import iterate_groups, sort_rows
 
 __all__ = ["figure_race"]
 
@@ -48,7 +48,7 @@ def figure_race(anytime: pd.DataFrame, cost: str = "full") -> Figure:
         anytime: as `bench.results.anytime.anytime` gives, not empty.
         cost: what is counted as compute in it, "train" or "full".
     """
-    rows = list(sort_rows(anytime).groupby(ROW, sort=False))
+    rows = list(iterate_groups(sort_rows(anytime), ROW))
     priors = sort_rows(anytime[["prior"]].drop_duplicates())["prior"].tolist()
     methods = sort_rows(anytime[["method"]].drop_duplicates())["method"].tolist()
     look = looks(methods)
@@ -63,8 +63,7 @@ def figure_race(anytime: pd.DataFrame, cost: str = "full") -> Figure:
     titles = 0.32 + 0.17 * bool(named)
     above = titles + 0.2 * math.ceil(len(legend) / across) + 0.1
     figure, grid = panels(len(rows), len(priors), size, (0.42, titles + 0.3), above)
-    for axes, (where, of) in zip(grid, rows, strict=True):
-        known = dict(zip(ROW, where, strict=True))
+    for axes, (known, of) in zip(grid, rows, strict=True):
         for axis, prior in zip(axes, priors, strict=True):
             shown = of[of["prior"] == prior]
             if shown.empty:

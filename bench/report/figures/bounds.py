@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from bench.labels import PRIOR_NAMES, dataset_name, method_name
 from bench.report.figures.style import METHOD_COLORS, label, panels, tidy
 from bench.results.configurations import CELL, PROBLEM, configurations
-from bench.results.frame import sort_rows
+from bench.results.frame import iterate_groups, sort_rows
 
 __all__ = ["bound", "figure1", "pairs"]
 
@@ -82,7 +82,7 @@ def pairs(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.iloc[:0]
     rows = [found.judged[0] for cell, found in configurations(frame) if cell["method"] in LINES]
     runs = frame.loc[rows].dropna(subset=NEEDED)
-    runs = runs[np.isfinite(runs[NEEDED]).all(axis=1) & (runs["status"] == "completed")]
+    runs = runs[(runs["status"] == "completed") & ~runs[NEEDED].isin([np.inf, -np.inf]).any(axis=1)]
     if runs.empty:
         return runs
     emphasis = runs.apply(data_emphasis, axis=1)
@@ -99,15 +99,14 @@ def figure1(runs: pd.DataFrame) -> Figure:
     Args:
         runs: as `pairs` gives, not empty.
     """
-    rows = list(sort_rows(runs, "seed").groupby(PROBLEM, sort=False))
+    rows = list(iterate_groups(sort_rows(runs, "seed"), PROBLEM))
     figure, axes = panels(len(rows), 2, (3.0, 1.9), (0.75, 0.75), 0.8)
     best = runs.apply(best_scale, axis=1)
     decades = np.log10([best.min(), best.max()])
     scale = np.logspace(math.floor(decades[0]) - 1.5, math.ceil(decades[1]) + 1.5, 300)
-    for (left, right), (where, of) in zip(axes, rows, strict=True):
+    for (left, right), (name, of) in zip(axes, rows, strict=True):
         for axis, emphasised in ((left, False), (right, True)):
             _draw(axis, of, scale, emphasised)
-        name = dict(zip(PROBLEM, where, strict=True))
         words = [dataset_name(name["dataset"]), f"N = {name['n']:,}", PRIOR_NAMES.get(name["prior"], name["prior"])]
         words += [name[column] for column in ("backbone", "source") if runs[column].nunique() > 1]
         place = left.get_position()

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.labels import PAPER_METHODS, PRIOR_NAMES, dataset_name, method_name
 from bench.report.figures.style import EDGE, METHOD_COLORS, PRIOR_COLORS, label, panels, tidy, time_unit
-from bench.results.frame import sort_rows
+from bench.results.frame import iterate_groups, sort_rows
 from bench.results.paper import paper_de_elbo
 
 __all__ = ["figure2"]
@@ -26,7 +26,8 @@ SHAPES = {"l2-zero": ("^", 6.5), "l2-sp": ("o", 6.0), "ptyl": ("s", 5.5)}
 LINES: dict[str, Any] = {"l2-zero": (0, (5, 1.5)), "l2-sp": "-", "ptyl": (0, (1.5, 1))}
 PAPER: dict[str, Any] = {"marker": "D", "markersize": 7.0, "markerfacecolor": "none", "markeredgewidth": 1.3}
 ALONE = {"map-gs": ("o", 6.0), "de-elbo": ("*", 13.0), "elbo": ("X", 8.0)}
-PANEL = ["dataset", "backbone", "n", "source"]
+PROBLEM = ["dataset", "backbone", "n"]
+PANEL = [*PROBLEM, "source"]
 LINE = [*PANEL, "prior", "method", "split_seed"]
 CURVED = ["map-gs"]
 """Methods of which a part is worth something, so that they have a curve."""
@@ -46,12 +47,12 @@ def figure2(curves: pd.DataFrame, cost: str = "train", published: Collection[str
     shown = sort_rows(curves[(curves["cost"] == cost) & curves["method"].isin(PAPER_METHODS)], "split_seed", "k")
     ends = shown["k"] == shown.groupby(LINE)["k"].transform("max")
     shown = shown[ends | shown["method"].isin(CURVED)]
-    cells = list(shown.groupby(PANEL))
+    cells = list(iterate_groups(shown, PANEL, sort=True))
     columns = _columns(len(cells), shown["source"].nunique())
     rows = math.ceil(len(cells) / columns)
-    size, titles = (4.4 if columns == 1 else 2.6, 2.1), 0.2 * _title(shown, *cells[0][0]).count("\n") + 0.3
+    size, titles = (4.4 if columns == 1 else 2.6, 2.1), 0.2 * _title(shown, **cells[0][0]).count("\n") + 0.3
     by_prior = shown["prior"].nunique() > 1
-    longest = shown.groupby(PANEL[:3])["expected_hours"].max()
+    longest = shown.groupby(PROBLEM)["expected_hours"].transform("max")
     unit, factor = time_unit(longest.max())
     apart = longest.min() * factor < 0.25  # seconds beside hours: each panel in a unit of its own
     printed = paper_de_elbo(shown, published if cost == "train" else ())
@@ -62,14 +63,14 @@ def figure2(curves: pd.DataFrame, cost: str = "train", published: Collection[str
     axes = grid.ravel()
     for axis, (where, panel) in zip(axes, cells, strict=False):
         if apart:
-            name, factor = time_unit(longest[where[:3]])
+            name, factor = time_unit(longest[panel.index[0]])
             axis.set_xlabel(name, fontsize=8, labelpad=1)
-        for (prior, method, _), curve in panel.groupby(["prior", "method", "split_seed"], sort=False):
-            _draw(axis, curve, _look(prior, method, by_prior), factor, 0.05 if by_prior else 0.1)
-        _draw_printed(axis, printed[_same(printed, PANEL, where)], by_prior, factor)
-        axis.set_title(_title(shown, *where), fontsize=9.5)
-        problem = PANEL[:3], where[:3]  # the same limits for other sources
-        _limits(axis, shown[_same(shown, *problem)], printed[_same(printed, *problem)], factor)
+        for line, curve in iterate_groups(panel, LINE):
+            _draw(axis, curve, _look(line["prior"], line["method"], by_prior), factor, 0.05 if by_prior else 0.1)
+        _draw_printed(axis, printed[_agree(printed, where)], by_prior, factor)
+        axis.set_title(_title(shown, **where), fontsize=9.5)
+        problem = {name: where[name] for name in PROBLEM}  # sources side by side share their limits
+        _limits(axis, shown[_agree(shown, problem)], printed[_agree(printed, problem)], factor)
         tidy(axis)
     for axis in axes[len(cells) :]:
         axis.set_axis_off()
@@ -118,15 +119,15 @@ def _draw(axis: Axes, curve: pd.DataFrame, look: dict[str, Any], factor: float, 
 
 def _draw_printed(axis: Axes, printed: pd.DataFrame, by_prior: bool, factor: float) -> None:
     """A dotted line at the printed accuracy, and a hollow marker where the time is printed too."""
-    for row in printed.itertuples():
-        look = _look(row.prior, "de-elbo", by_prior)
-        axis.axhline(row.published_mean, color=look["color"], linestyle=":", linewidth=1.4, zorder=2)
+    for row in printed.to_dict("records"):
+        look = _look(row["prior"], "de-elbo", by_prior)
+        axis.axhline(row["published_mean"], color=look["color"], linestyle=":", linewidth=1.4, zorder=2)
         hollow = PAPER | {"markeredgecolor": look["color"]}
-        axis.plot(row.published_total_seconds / 3600 * factor, row.published_mean, **(EDGE | hollow))
+        axis.plot(row["published_total_seconds"] / 3600 * factor, row["published_mean"], **(EDGE | hollow))
 
 
-def _same(table: pd.DataFrame, columns: list[str], values: tuple[Any, ...]) -> pd.Series:
-    return (table[columns] == list(values)).all(axis=1)
+def _agree(table: pd.DataFrame, values: dict[str, Any]) -> pd.Series:
+    return (table[list(values)] == list(values.values())).all(axis=1)
 
 
 def _limits(axis: Axes, shown: pd.DataFrame, printed: pd.DataFrame, factor: float) -> None:
