@@ -1,4 +1,4 @@
-# Every target sets up what it needs, and reuses what is there.
+# Every target installs what it needs into $(VENV) and reuses an existing installation.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,68 +6,69 @@ BIN := $(VENV)/bin
 .PHONY: help quickstart digits test test-fast lint test-long cluster cluster-down test-cluster faults measure-report measure-scale measure-slots speed speed-gpu speed-cpu clean
 .DEFAULT_GOAL := help
 
-help:           ## this list
+help:           ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-quickstart: $(VENV)/.bench   ## race three methods on real digits (minutes); ends with a report
+quickstart: $(VENV)/.bench   ## compare three methods on real digits (minutes) and write a report
 	$(BIN)/deelbo-bench run quickstart
 
-digits: $(VENV)/.bench       ## three priors, two sizes, three seeds (about an hour)
+digits: $(VENV)/.bench       ## compare all methods: three priors, two sizes, three seeds (about an hour)
 	$(BIN)/deelbo-bench run digits
 
-test: $(VENV)/.test          ## the test suite, but for what test-long and test-cluster have
-	$(BIN)/python -m pytest
+TEST_WORKERS ?= 2
+test: $(VENV)/.test          ## run the test suite, except tests marked long or cluster; TEST_WORKERS=2
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
-test-fast: $(VENV)/.test     ## without the tests marked slow
-	$(BIN)/python -m pytest -m "not slow"
+test-fast: $(VENV)/.test     ## run the test suite without tests marked slow
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow and not cluster and not long"
 
-lint: $(VENV)/.test          ## ruff, mypy and import-linter
+lint: $(VENV)/.test          ## run ruff, mypy and import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 CLUSTER ?= deelbo-cluster
-cluster: $(VENV)/.bench      ## a Ray cluster and MLflow on loopback, to try `submit` with; WORKERS=2 CPUS=1 DASHBOARD_PORT=8265 ...
+cluster: $(VENV)/.bench      ## start a Ray cluster and MLflow on loopback; WORKERS=2 CPUS=1 DASHBOARD_PORT=8265 ...
 	@$(BIN)/python -m cluster.local up --folder $(CLUSTER)
 
-cluster-down: $(VENV)/.bench ## end what `make cluster` started, and nothing else
+cluster-down: $(VENV)/.bench ## stop the processes that `make cluster` started
 	@$(BIN)/python -m cluster.local down --folder $(CLUSTER)
 
-test-long: $(VENV)/.test     ## what takes minutes: the paper's whole benchmark on small files, a storage through every fault
+test-long: $(VENV)/.test     ## run tests that take minutes: the paper's benchmark on small files, all faults on one storage
 	$(BIN)/python -m pytest -m long
 
 CLUSTER_TESTS ?= tests
-test-cluster: $(VENV)/.test  ## the tests that start a cluster of several nodes here (half an hour; as root all of them)
+test-cluster: $(VENV)/.test  ## run tests that start clusters of several nodes here (half an hour; some need root)
 	$(BIN)/python -m pytest -m cluster $(CLUSTER_TESTS)
 
-faults: $(VENV)/.test        ## kill, fill and cut what runs, and see it recover (a quarter of an hour); FAULTS="--only driver --times 3"
+faults: $(VENV)/.test        ## inject faults and check recovery (26 minutes); FAULTS="--only driver --times 3"
 	$(BIN)/python -m tests.faults $(FAULTS)
 
-measure-report: $(VENV)/.test   ## what a report costs, as JSON (a quarter of an hour); PUBLISHED=folder of the authors' files
+measure-report: $(VENV)/.test   ## measure the time of a report, as JSON (15 minutes); PUBLISHED=folder of the authors' files
 	$(BIN)/python -m tests.performance.report $(if $(PUBLISHED),--published $(PUBLISHED))
 
-measure-scale: $(VENV)/.test    ## what the bookkeeping of 10,000 trials costs, as JSON (a quarter of an hour)
+measure-scale: $(VENV)/.test    ## measure the overhead of 10,000 trials that train nothing, as JSON (15 minutes)
 	$(BIN)/python -m tests.performance.scale
 
-measure-slots: $(VENV)/.test    ## how well trials fill 1, 2, 4 and 8 simulated nodes, as a table (ten minutes)
+measure-slots: $(VENV)/.test    ## measure the utilization of 1, 2, 4 and 8 simulated nodes (10 minutes)
 	$(BIN)/python -m tests.performance.slots
 
-speed: $(VENV)/.bench        ## what a step of each method costs, as JSON
+speed: $(VENV)/.bench        ## time a training step of each method, as JSON
 	$(BIN)/deelbo-bench speed
 
 # needs torch, torchvision, numpy and scikit-learn alone: on a bare machine, make speed-gpu SPEED_PYTHON=python3
 SPEED_PYTHON ?= $(BIN)/python
 SPEED_BACKBONES ?= resnet50 vit_b_16 convnext_tiny
 SPEED_WORKERS ?= 12
-speed-gpu:      ## the same on a GPU for the paper's networks, beside a naive baseline; into docs/speed_results
+speed-gpu:      ## time steps on a GPU for the paper's networks, with a plain baseline; into docs/speed_results
 	failed=0; for how in "--naive-steps 24 --profile" --compile; do for backbone in $(SPEED_BACKBONES); do \
 	  $(SPEED_PYTHON) -m bench speed --device cuda --backbone $$backbone --batch 128 --size 224 --stored 32 --channels 3 \
 	    --precision bf16 --channels-last $$how --rounds 10 --steps 20 --workers $(SPEED_WORKERS) --threads 8 \
 	    --out docs/speed_results || failed=1; done; done; exit $$failed
 
-# small images, as a CPU can: what is worth knowing there is ratios
-speed-cpu: $(VENV)/.bench    ## the paper's networks on this CPU, small; into docs/speed_results (a quarter of an hour)
+# images are small so that a CPU can do it: only ratios are meaningful
+speed-cpu: $(VENV)/.bench    ## time steps of the paper's networks on this CPU; into docs/speed_results (15 minutes)
 	for network in "resnet50 64" "vit_b_16 64" "convnext_tiny 64"; do set -- $$network; \
 	  $(BIN)/deelbo-bench speed --backbone $$1 --batch 32 --size $$2 --stored 32 --channels 3 --channels-last \
 	    --rounds 5 --steps 1 --naive-steps 1 --threads 2 --profile --out docs/speed_results || exit 1; done

@@ -1,4 +1,4 @@
-"""Exceptions."""
+"""All exceptions of this package; each message is a single line."""
 
 from __future__ import annotations
 
@@ -8,35 +8,29 @@ __all__ = ["ConfigError", "RecordError", "RunAborted", "StorageError", "Unreacha
 
 
 class ConfigError(ValueError):
-    """Bad input, in one short line: what came, what was expected, what to do."""
+    """Bad input: what is wrong, what was expected, what to do."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(single_line(message))  # whatever the input, names and values of which are in it
+        super().__init__(single_line(message))  # the message quotes input, which may be anything
 
 
 class UnreachableError(ConfigError):
-    """Nobody answers, which may pass."""
-
-
-LONGEST = 1000
+    """A server that does not answer; trying again may help."""
 
 
 class RecordError(ValueError):
-    """A storage that cannot be used as it is, in one line."""
+    """A storage that cannot be used as it is."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(single_line(message, LONGEST))
+        super().__init__(single_line(message, max_chars=1000))
 
 
 class StorageError(OSError):
-    """A storage behind a URL that cannot be used: what it said, and what to do, in one line.
-
-    ``strerror`` is the first of the two.
-    """
+    """A storage behind a URL that cannot be used: the reason and what to do; ``strerror`` is the reason alone."""
 
 
 class RunAborted(KeyboardInterrupt):
-    """A run that cannot go on; its words say why, and what to do. It stops as Ctrl-C stops it, and keeps what it has.
+    """A run that cannot go on; the message says why and what to do. Finished trials are kept, as after Ctrl-C.
 
-    No Exception, which Ray Tune would take for a failed trial's.
+    Not an Exception, which Ray Tune would treat as the failure of a trial.
     """

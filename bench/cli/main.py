@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from bench.cli import _cluster_arguments, _replay_arguments, _report_arguments, plan, prepare, run, speed, swag
-from bench.utils.signals import ignore_signals, stopped_by_signals
+from bench.utils.signals import ignore_signals, interrupt_on_signals
 from bench.utils.text import single_line
 
 __all__ = ["build_parser", "main"]
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(arguments)
     try:
-        with stopped_by_signals():
+        with interrupt_on_signals():
             return int(options.call(options))
     except (ValueError, ImportError, OSError) as error:
         if options.traceback:

@@ -78,7 +78,7 @@ def _plan(options: argparse.Namespace) -> int:
 def _listed(methods: Iterable[Method]) -> Iterable[str]:
     """Every trial; the one that is chosen by others' results by what it is."""
     for method in methods:
-        first = list(method.first())
+        first = list(method.initial_trials())
         for spec in first:
             yield f"{spec.key}  {spec.describe()}"
         cell, more = method.cell, method.stages()["retrain"] - sum(spec.stage == "retrain" for spec in first)
@@ -109,7 +109,7 @@ def _table(benchmark: Benchmark, methods: Sequence[Method], rates: Throughput) -
         place = cell.dataset, cell.n, cell.backbone
         blocks.setdefault(place, {}).setdefault((cell.prior, method.name), Counter()).update(method.stages())
         so_far = shares.setdefault((place, cell.prior, method.name), {})
-        for stage, share in method.shares().items():
+        for stage, share in method.run_equivalents().items():
             so_far[stage] = so_far.get(stage, 0.0) + share
         bayesian[method.name] = method.bayesian
     seeds = sorted({method.cell.seed for method in methods})

@@ -20,6 +20,7 @@ from bench.report.build import write_report
 from bench.results.frame import iterate_groups, sort_rows
 from bench.results.sources import from_storage
 from bench.storage.records import RecordStore
+from bench.utils.text import format_duration
 
 __all__ = ["AFTER", "means", "run_replay"]
 
@@ -131,11 +132,4 @@ def _handing_over(seconds: float | None) -> str:
 
 
 def _cell(accuracy: float, hours: float) -> str:
-    return f"{'-' if pd.isna(accuracy) else f'{accuracy:.1%}'} {_time(hours)}"
-
-
-def _time(hours: float) -> str:
-    seconds = hours * 3600
-    if seconds < 1000:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{hours:,.1f} h"
+    return f"{'-' if pd.isna(accuracy) else f'{accuracy:.1%}'} {format_duration(hours * 3600)}"

@@ -34,7 +34,7 @@ from bench.storage.records import RecordStore
 from bench.storage.retry import OUTAGE, Patience
 from bench.tracking.client import tracking_uri
 from bench.trials.record import TrialRecord
-from bench.utils.signals import stopped_by_signals
+from bench.utils.signals import interrupt_on_signals
 from bench.utils.text import format_duration, redact_url, single_line
 from deelbo.pretrained.embedded import Pretrained
 
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace, start_time: float) -> int:
     check_packages(methods)
     store = RecordStore(options.storage or f"deelbo-runs/{benchmark.name}")
     try:
-        with stopped_by_signals():
+        with interrupt_on_signals():
             return RunSession(store, benchmark, methods, options.tracking_uri, options.address, start_time).run()
     except KeyboardInterrupt:
         console.print(f"stopped: the same command continues what is in {short(redact_url(store.url))}")

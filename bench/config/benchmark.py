@@ -97,7 +97,7 @@ class Benchmark(Strict):
         """Not more trials than one machine can hold a list of."""
         running = [(one, prior) for one in self.methods.values() for prior in self.priors if one.runs_on(prior)]
         count = (
-            sum(one.most_trials(prior) for one, prior in running)
+            sum(one.max_trials(prior) for one, prior in running)
             * sum(map(len, self.datasets.values()))
             * len(self.backbones)
             * len(self.seeds)

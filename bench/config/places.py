@@ -1,4 +1,4 @@
-"""Places."""
+"""Parse and check --storage and --tracking-uri."""
 
 from __future__ import annotations
 
@@ -9,36 +9,70 @@ from pathlib import Path
 
 from bench.exceptions import ConfigError
 from bench.utils.text import has_credentials, redact_url
+from bench.utils.urls import local_folder
 
-__all__ = ["TRACKING", "check_no_password", "check_places", "check_scheme", "check_url"]
+__all__ = [
+    "TRACKING_URI_VARIABLE",
+    "check_database",
+    "check_no_password",
+    "check_places",
+    "check_storage_url",
+    "check_tracking_uri",
+]
 
 
-TRACKING = "DEELBO_TRACKING_URI"
-"""The variable that stands for --tracking-uri where none is given: no command line shows what is in it."""
-SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+TRACKING_URI_VARIABLE = "DEELBO_TRACKING_URI"
+"""The environment variable that replaces --tracking-uri: its value, unlike an option, is in no list of processes."""
+TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss")
+"""Schemes of object stores, whose URLs begin with a bucket."""
 
 
-def check_scheme(uri: str) -> tuple[str, str]:
-    """The scheme of a tracking URI and what follows it; raises ConfigError where it is none that MLflow takes."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator or not rest or scheme.partition("+")[0] not in SCHEMES:
+def check_storage_url(url: str) -> None:
+    """Raise ConfigError if a storage URL does not name a location inside a bucket or server."""
+    scheme, _, rest = url.partition("://")
+    bucket, *folders = rest.rstrip("/").split("/")
+    expected = f"expected {scheme}://BUCKET/NAME, or the like"
+    if not rest.strip("/") or (scheme in BUCKET_SCHEMES and not (bucket and folders)):
+        raise ConfigError(f"--storage {redact_url(url)} is incomplete: {expected}")
+    if scheme in BUCKET_SCHEMES and {"", ".", ".."} & set(folders):
+        raise ConfigError(f"--storage {redact_url(url)} contains //, . or .., invalid in object stores: {expected}")
+
+
+def check_no_password(storage: str) -> None:
+    """Raise ConfigError if a storage URL contains a password, which would be visible on a job's command line."""
+    if has_credentials(storage):
         raise ConfigError(
-            f"--tracking-uri {redact_url(uri)!r}: expected one of {', '.join(SCHEMES)}, then :// and where it is"
+            f"--storage {redact_url(storage)} has a password in it, visible to everybody who lists the cluster's jobs: "
+            "give credentials by --env"
         )
-    return scheme, rest
 
 
-def _check_database(uri: str, file: Path) -> None:
-    """Raises ConfigError where there can be no database: MLflow would try for minutes."""
-    problem = "expected sqlite:/// and a file in a folder that exists"
+def check_tracking_uri(uri: str) -> None:
+    """Raise ConfigError if the scheme of a tracking URI is not one that MLflow supports."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator or not rest or scheme.partition("+")[0] not in TRACKING_SCHEMES:
+        raise ConfigError(
+            f"--tracking-uri {redact_url(uri)!r}: expected one of {', '.join(TRACKING_SCHEMES)}, followed by "
+            ":// and an address"
+        )
+
+
+def check_database(uri: str) -> None:
+    """Raise ConfigError if ``uri`` is a sqlite file that cannot be opened: MLflow would retry for minutes."""
+    path = uri.removeprefix("sqlite:///")
+    if path == uri or path.startswith("file:"):
+        return
+    file = Path(path).absolute()
+    expected = "expected sqlite:/// and a file in an existing directory"
     if file.is_dir() or not file.parent.is_dir():
-        raise ConfigError(f"--tracking-uri {uri!r}: {problem}")
+        raise ConfigError(f"--tracking-uri {uri!r}: {expected}")
     new = not file.exists()
     try:
         with closing(sqlite3.connect(file)) as connection:
             connection.execute("select count(*) from sqlite_master")
     except sqlite3.Error as error:
-        raise ConfigError(f"--tracking-uri {uri!r}: {problem}, {file} cannot be used ({error})") from None
+        raise ConfigError(f"--tracking-uri {uri!r}: {expected}; {file} cannot be used ({error})") from None
     finally:
         if new:
             with suppress(OSError):
@@ -46,65 +80,35 @@ def _check_database(uri: str, file: Path) -> None:
 
 
 def check_places(storage: str | None, tracking: str | None) -> str:
-    """The storage, where it and the tracking URI mean the same place on a cluster as here.
+    """Check that the storage and the tracking URI mean the same location on a cluster's nodes as here.
+
+    Returns:
+        The storage in its canonical form: an absolute path without ``..``, or a URL without a slash at its end.
 
     Raises:
-        ConfigError: they do not, or there is no place.
+        ConfigError: either is relative to this machine, incomplete or missing, or contains a password.
     """
     if not storage:
         raise ConfigError(
             "no --storage: expected a URL, or a folder that all nodes share, for the records; the job's own folder "
-            "goes away with it"
+            "is deleted with the job"
         )
     check_no_password(storage)
-    scheme, found, rest = storage.partition("://")
-    if found and scheme in ("file", "local"):  # a folder by another name is the same storage
-        storage, found = rest, ""
-    if found and not rest.strip("/"):
-        raise ConfigError(f"--storage {storage!r} names no place: expected {scheme}://BUCKET/NAME, or the like")
-    if found:
-        try:
-            check_url(storage)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-    if not found and not os.path.isabs(storage):
+    folder = local_folder(storage)
+    if folder is None:
+        check_storage_url(storage)
+    elif not os.path.isabs(folder):
         raise ConfigError(
-            f"--storage {storage!r} is a path from here, where no node is: expected an absolute path that all nodes "
-            "share, or a URL"
+            f"--storage {folder!r} is relative to this machine, not to the nodes: expected an absolute path that all "
+            "nodes share, or a URL"
         )
-    if tracking is None and found:
-        raise ConfigError(f"{storage} is no folder, so MLflow needs a place of its own: give --tracking-uri")
     if tracking is not None:
-        check_scheme(tracking)
+        check_tracking_uri(tracking)
         if tracking.startswith("sqlite:///") and not tracking.startswith("sqlite:////"):
             raise ConfigError(
-                f"--tracking-uri {tracking!r} is a path from here, where no node is: expected sqlite:////PATH, or a "
-                "server"
+                f"--tracking-uri {tracking!r} is relative to this machine, not to the nodes: expected sqlite:////PATH, "
+                "or a server"
             )
-    return storage.rstrip("/") if found else os.path.normpath(f"/{storage.lstrip('/')}")
-
-
-def check_no_password(storage: str) -> None:
-    """Raises ConfigError where a storage's URL has one, which would be on a job's command line."""
-    if has_credentials(storage):
-        raise ConfigError(
-            f"--storage {redact_url(storage)} has a password in it, which everybody would see who lists the "
-            "cluster's jobs: "
-            "give credentials by --env"
-        )
-
-
-BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss")
-"""Schemes of object stores, whose URLs begin with a bucket and whose names know no folder above."""
-
-
-def check_url(url: str) -> None:
-    """Raises ValueError where a URL names no place of its own: one line."""
-    scheme, _, rest = url.partition("://")
-    bucket, *folders = rest.rstrip("/").split("/")
-    expected = f"expected {scheme}://BUCKET/NAME, or the like"
-    url = redact_url(url)
-    if not rest.strip("/") or (scheme in BUCKETS and not (bucket and folders)):
-        raise ValueError(f"storage {url} names no place: {expected}")
-    if scheme in BUCKETS and {"", ".", ".."} & set(folders):
-        raise ValueError(f"storage {url} has // or . or .. in it, which no object store knows: {expected}")
+    elif folder is None:
+        raise ConfigError(f"{storage} is not a directory, which could hold MLflow's database: give --tracking-uri")
+    return storage.rstrip("/") if folder is None else os.path.normpath(f"/{folder.lstrip('/')}")

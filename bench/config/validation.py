@@ -70,7 +70,7 @@ def _check_methods(benchmark: Benchmark) -> None:
                 f"({', '.join(benchmark.priors)}): name one of those, or take {name} out of methods"
             )
         for prior in filter(settings.runs_on, benchmark.priors):
-            if (problem := settings.problem(prior)) is not None:
+            if (problem := settings.find_problem(prior)) is not None:
                 raise ConfigError(f"methods.{name}: {problem}")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bench.config.benchmark import EMBEDDED, Benchmark
-from bench.config.places import check_no_password, check_scheme
+from bench.config.places import check_no_password, check_tracking_uri
 from bench.doctor.cluster_report import Asked, Facts, Finding, minor
 from bench.exceptions import ConfigError
 from bench.jobs.package import files_named, variables
@@ -63,7 +63,7 @@ def examine(
     if storage is not None:
         check_no_password(storage)
     if tracking is not None:
-        check_scheme(tracking)
+        check_tracking_uri(tracking)
     by_http = address is None or urlsplit(address).scheme in ("http", "https")
     questions = _questions(benchmark, storage, by_http)
     if by_http:

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import bench
 from bench.config.benchmark import Benchmark
-from bench.config.places import TRACKING
+from bench.config.places import TRACKING_URI_VARIABLE
 from bench.config.sections import SWAGFiles
 from bench.exceptions import ConfigError
 from bench.jobs import IN_JOB
@@ -134,7 +134,7 @@ def variables(tracking: str | None, names: Sequence[str]) -> dict[str, str]:
     if tracking is not None:
         uri, user = _without_user(tracking)
         taken |= user
-        taken[TRACKING] = uri
+        taken[TRACKING_URI_VARIABLE] = uri
     taken["RAY_JOB_STOP_WAIT_TIME_S"] = str(STOP_SECONDS)  # `run` puts its things in order before it goes
     return taken | {IN_JOB: "1"}
 

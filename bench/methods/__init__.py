@@ -7,7 +7,7 @@ from bench.methods.base import Method, MethodSettings
 from bench.methods.bayesian_optimization import BayesianOptimization
 from bench.methods.de_elbo import DEELBo
 from bench.methods.de_elbo_halving import DEELBoHalving
-from bench.methods.de_elbo_lr_free import DEELBoFree
+from bench.methods.de_elbo_lr_free import DEELBoLRFree
 from bench.methods.elbo import ELBo
 from bench.methods.grid_search import MAPGridSearch
 from bench.methods.hypergradient import Hypergradient
@@ -27,7 +27,7 @@ METHODS: tuple[type[Method], ...] = (
     Hypergradient,
     Laplace,
     DEELBoHalving,
-    DEELBoFree,
+    DEELBoLRFree,
 )
 """In the order of tables and legends."""
 

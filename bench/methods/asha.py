@@ -50,16 +50,16 @@ class ASHASettings(SequentialSettings):
     def configurations(self, prior: str) -> int:
         return min(self.trials, self.size(prior))
 
-    def problem(self, prior: str) -> str | None:
+    def find_problem(self, prior: str) -> str | None:
         if (count := self.configurations(prior)) < self.eta:
             return (
                 f"{count} configurations with prior {prior}, of which one in eta = {self.eta:g} goes on from each "
                 f"rung: set trials and the grid to {self.eta:g} or more, or eta lower"
             )
-        return super().problem(prior)
+        return super().find_problem(prior)
 
-    def most_trials(self, prior: str) -> int:
-        return super().most_trials(prior) + len(self.rungs) * self.configurations(prior)
+    def max_trials(self, prior: str) -> int:
+        return super().max_trials(prior) + len(self.rungs) * self.configurations(prior)
 
 
 def passes_rung(value: float, before: Sequence[float], eta: float) -> bool:
@@ -108,29 +108,29 @@ class ASHA(SequentialMethod):
         """For each rung the first number of which is not known whether it goes on from there."""
         super().__init__(template, settings, name)
 
-    def first(self) -> Iterable[TrialSpec]:
+    def initial_trials(self) -> Iterable[TrialSpec]:
         return [self._level(number, 0) for number in range(self.size)]
 
-    def then(self, record: TrialRecord) -> Iterable[TrialSpec]:
+    def next_trials(self, record: TrialRecord) -> Iterable[TrialSpec]:
         number = record.spec.number
         if record.spec.stage != "tune" or number is None:
             return []
         level = self.levels.index(record.spec.until)
         self._at[level][number] = record
-        return self.ended(record) if level == len(self.settings.rungs) else self._decide(level)
+        return self.record_tuned(record) if level == len(self.settings.rungs) else self._decide(level)
 
-    def given_up(self) -> Sequence[TrialSpec]:
+    def stopped_trials(self) -> Sequence[TrialSpec]:
         stopped, self._stopped = self._stopped, []
         return stopped
 
-    def tunes(self) -> int:
+    def num_tuning_trials(self) -> int:
         return self.size * len(self.levels) - sum(record is None for at in self._at for record in at.values())
 
-    def shares(self) -> Mapping[str, float]:
+    def run_equivalents(self) -> Mapping[str, float]:
         out = [sum(record is None for record in at.values()) for at in self._at]
         parts = [level - since for since, level in zip((0.0, *self.levels), self.levels, strict=False)]
         tuned = sum((self.size - n) * part for n, part in zip(out, parts, strict=True))
-        return {"tune": tuned, "retrain": self.retrains()}
+        return {"tune": tuned, "retrain": self.num_retraining_trials()}
 
     def _level(self, number: int, level: int) -> TrialSpec:
         since = self.levels[level - 1] if level else 0.0
@@ -156,5 +156,5 @@ class ASHA(SequentialMethod):
             for later in self._at[rung + 1 :]:
                 later[number] = None
             self._stopped.append(record.spec)
-            asked += self.ended(record)
+            asked += self.record_tuned(record)
         return asked

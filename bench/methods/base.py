@@ -45,11 +45,11 @@ class MethodSettings(Strict):
         """One of `packages` that is not installed; None where all are."""
         return next((package for package in self.packages if find_spec(package) is None), None)
 
-    def problem(self, prior: str) -> str | None:
+    def find_problem(self, prior: str) -> str | None:
         """Why it does not fit that prior, or its own budget, and what to do; None where it does."""
         return None
 
-    def most_trials(self, prior: str) -> int:
+    def max_trials(self, prior: str) -> int:
         """How many a cell of that prior takes at most."""
         raise NotImplementedError
 
@@ -67,7 +67,7 @@ class Method(ABC):
         title: what tables and legends call it.
         bayesian: whether its runs draw from a posterior, as the DE ELBo's do: they take longer than MAP's.
         adaptive: whether results decide how many trials there are, so that `stages` are the most that there may be.
-        only_looking: set by who wants to know what belongs to it, and will run nothing: what is costly to find need not
+        dry_run: set by who wants to know what belongs to it, and will run nothing: what is costly to find need not
             be found, any trial may stand for it.
     """
 
@@ -75,14 +75,14 @@ class Method(ABC):
     title: ClassVar[str]
     bayesian: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
-    only_looking: bool = False
+    dry_run: bool = False
     Settings: ClassVar[type[MethodSettings]]
     settings: Any
 
     def __init__(self, template: TrialTemplate, settings: Any, name: str | None = None) -> None:
         self.template, self.cell, self.settings = template, template.cell, settings
         self.name = type(self).name if name is None else name
-        self._queue: deque[TrialSpec] = deque(self.first())
+        self._queue: deque[TrialSpec] = deque(self.initial_trials())
 
     @staticmethod
     def objective(spec: TrialSpec, groups: Sequence[Group], num_examples: int, generator: torch.Generator) -> Objective:
@@ -97,19 +97,19 @@ class Method(ABC):
         raise NotImplementedError(f"{spec.learner} says nothing of an objective")
 
     @abstractmethod
-    def first(self) -> Iterable[TrialSpec]:
+    def initial_trials(self) -> Iterable[TrialSpec]:
         """The trials that depend on no other's result."""
 
-    def then(self, record: TrialRecord) -> Iterable[TrialSpec]:
+    def next_trials(self, record: TrialRecord) -> Iterable[TrialSpec]:
         """The trials that this record makes possible."""
         return ()
 
-    def given_up(self) -> Sequence[TrialSpec]:
+    def stopped_trials(self) -> Sequence[TrialSpec]:
         """Trials that were told since the last call, stopped before the end of their run, and will not be gone on with:
         what they left is not needed any more. Those that are not named are kept until the cell is done."""
         return ()
 
-    def recall(self, records: Sequence[TrialRecord]) -> None:  # noqa: B027 - most have nothing to take from there
+    def load_history(self, records: Sequence[TrialRecord]) -> None:  # noqa: B027 - most have nothing to take from there
         """Is told once, before the first `ask`, which records this entry has in this cell.
 
         They are told again by `tell`, each after its trial was asked for. A method whose next trial is costly to find
@@ -122,13 +122,13 @@ class Method(ABC):
 
     def tell(self, record: TrialRecord) -> None:
         """What came of a trial that was asked for."""
-        self._queue.extend(self.then(record))
+        self._queue.extend(self.next_trials(record))
 
     def stages(self) -> Counter[str]:
         """How many trials of each stage this cell takes, all told; the most that it may, while that is not known."""
-        return Counter(spec.stage for spec in self.first())
+        return Counter(spec.stage for spec in self.initial_trials())
 
-    def shares(self) -> Mapping[str, float]:
+    def run_equivalents(self) -> Mapping[str, float]:
         """`stages` in whole runs: a trial that stops early, or goes on from another, is a part of one."""
         return self.stages()
 
@@ -141,7 +141,7 @@ class Method(ABC):
         return self.template.make(self.name, stage, learning_rate, **settings)
 
     @staticmethod
-    def retrained(spec: TrialSpec) -> TrialSpec:
+    def retraining(spec: TrialSpec) -> TrialSpec:
         """The trial that trains a tuned configuration again, from its start to its end, on all N images."""
         return replace(spec, stage="retrain", until=1.0, since=0.0)
 

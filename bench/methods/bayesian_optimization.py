@@ -62,7 +62,7 @@ class BayesianOptimizationSettings(SequentialSettings):
     tied: Annotated[bool, Field(strict=True)] = False
     grid: Annotated[bool, Field(strict=True)] = False
 
-    def problem(self, prior: str) -> str | None:
+    def find_problem(self, prior: str) -> str | None:
         if self.trials < 2:
             return f"trials = {self.trials}, which leaves nothing to learn from: set trials to 2 or more"
         if self.startup >= self.trials:
@@ -80,7 +80,7 @@ class BayesianOptimizationSettings(SequentialSettings):
                 "prior ptyl, whose scale lambda needs a box of its own: give lambda, such as [1, 1e9], or set priors "
                 "to l2-zero and l2-sp"
             )
-        return super().problem(prior)
+        return super().find_problem(prior)
 
     def axes(self, prior: str) -> dict[str, Axis]:
         """What is chosen with that prior: fields of `TrialSpec`, without the head's where it is tied to the
@@ -165,11 +165,11 @@ def suggest(
 
 
 class BayesianOptimization(SequentialMethod):
-    """Strictly one after the other: a configuration is chosen when the one before it is known.
+    """Choose each configuration once the result of the one before it is known.
 
-    Number i's choice is a function of settings, cell and the i results before it. Choices that were made before are
-    read from their records (`recall`): a benchmark that goes on elsewhere keeps them, whatever the last digits of a
-    Gaussian process are there, and the report of a finished one needs no Optuna.
+    Configuration i is a function of the settings, the cell and the i results before it. Those that were chosen before
+    are read from their records (`load_history`): a benchmark resumed on another machine keeps them although the last
+    digits of a Gaussian process differ there, and the report of a finished one does not need Optuna.
     """
 
     name = "bo"
@@ -193,10 +193,10 @@ class BayesianOptimization(SequentialMethod):
         self._next = 0
         super().__init__(template, settings, name)
 
-    def first(self) -> Iterable[TrialSpec]:
+    def initial_trials(self) -> Iterable[TrialSpec]:
         return ()  # even the first is chosen when it is asked for: its record may be told of before
 
-    def recall(self, records: Sequence[TrialRecord]) -> None:
+    def load_history(self, records: Sequence[TrialRecord]) -> None:
         for record in records:
             number = record.spec.number
             if record.spec.stage != "tune" or number is None:
@@ -215,17 +215,17 @@ class BayesianOptimization(SequentialMethod):
         if (point := self._kept.get(number)) is None:
             # a report has no use for the next choice, and loads neither Optuna nor torch to find it
             anywhere = {name: values[0] for name, values in self._axes.items()}
-            point = anywhere if self.only_looking else self._choose(number)
+            point = anywhere if self.dry_run else self._choose(number)
         return self._spec(number, point)
 
-    def then(self, record: TrialRecord) -> Iterable[TrialSpec]:
+    def next_trials(self, record: TrialRecord) -> Iterable[TrialSpec]:
         if record.spec.stage == "tune":
             failed, value = validation_rank(record)
             point = {name: getattr(record.spec, name) for name in self._axes}
             self._history.append(Observation(point, None if failed else value))
-        return super().then(record)
+        return super().next_trials(record)
 
-    def tunes(self) -> int:
+    def num_tuning_trials(self) -> int:
         return self.size
 
     def _choose(self, number: int) -> Point:

@@ -52,7 +52,7 @@ class DEELBoOptions(MethodSettings):
     kappa: Annotated[str | float, BeforeValidator(_kappa)] = "D/N"
     groups: Annotated[str, BeforeValidator(_groups)] = TOGETHER
 
-    def problem(self, prior: str) -> str | None:
+    def find_problem(self, prior: str) -> str | None:
         if self.groups == "layer" and prior == "ptyl":
             return (
                 "groups = layer with prior ptyl, whose covariance is one over all of the backbone: set groups to "
@@ -61,7 +61,7 @@ class DEELBoOptions(MethodSettings):
         return None
 
     @property
-    def fields(self) -> dict[str, Any]:
+    def spec_fields(self) -> dict[str, Any]:
         """Fields of `TrialSpec`: kappa, kappa_share and groups."""
         if isinstance(self.kappa, float):
             return {"kappa": self.kappa, "groups": self.groups}
@@ -74,7 +74,7 @@ class DEELBoSettings(DEELBoOptions):
     method: Literal["de-elbo"] = "de-elbo"
     learning_rates: LearningRates = LEARNING_RATES
 
-    def most_trials(self, prior: str) -> int:
+    def max_trials(self, prior: str) -> int:
         return len(self.learning_rates)
 
 
@@ -87,5 +87,5 @@ class DEELBo(Method):
     Settings = DEELBoSettings
     settings: DEELBoSettings
 
-    def first(self) -> Iterable[TrialSpec]:
-        return [self.spec("run", rate, **self.settings.fields) for rate in self.settings.learning_rates]
+    def initial_trials(self) -> Iterable[TrialSpec]:
+        return [self.spec("run", rate, **self.settings.spec_fields) for rate in self.settings.learning_rates]

@@ -36,23 +36,23 @@ class HalvingSettings(DEELBoOptions):
     rungs: Annotated[Rungs, AfterValidator(filled)] = (0.125, 0.25)
     eta: Annotated[int, Field(ge=2, lt=2**31, strict=True)] = 2
 
-    def problem(self, prior: str) -> str | None:
+    def find_problem(self, prior: str) -> str | None:
         if len(self.learning_rates) < self.eta:
             return (
                 f"learning_rates = {list(self.learning_rates)} with eta = {self.eta}, of which one in {self.eta} goes "
                 f"on from a rung: give {self.eta} learning_rates or more, or use de-elbo"
             )
-        return super().problem(prior)
+        return super().find_problem(prior)
 
-    def entrants(self) -> list[int]:
+    def num_at_rungs(self) -> list[int]:
         """How many train up to each rung, and to the end: 4, 2, 1 by default."""
         counts = [len(self.learning_rates)]
         while len(counts) < len(self.rungs):
             counts.append(math.ceil(counts[-1] / self.eta))
         return [*counts, 1]
 
-    def most_trials(self, prior: str) -> int:
-        return sum(self.entrants())
+    def max_trials(self, prior: str) -> int:
+        return sum(self.num_at_rungs())
 
 
 class DEELBoHalving(Method):
@@ -73,17 +73,17 @@ class DEELBoHalving(Method):
 
     def __init__(self, template: TrialTemplate, settings: HalvingSettings, name: str | None = None) -> None:
         self.levels = (*settings.rungs, 1.0)
-        self._counts = settings.entrants()
+        self._counts = settings.num_at_rungs()
         self._level = 0
         self._entered: tuple[float, ...] = settings.learning_rates
         self._told: dict[float, TrialRecord] = {}
         self._stopped: list[TrialSpec] = []
         super().__init__(template, settings, name)
 
-    def first(self) -> Iterable[TrialSpec]:
+    def initial_trials(self) -> Iterable[TrialSpec]:
         return self._specs(0, self.settings.learning_rates)
 
-    def then(self, record: TrialRecord) -> Iterable[TrialSpec]:
+    def next_trials(self, record: TrialRecord) -> Iterable[TrialSpec]:
         self._told[record.spec.learning_rate] = record
         if len(self._told) < len(self._entered) or self._level == len(self.settings.rungs):
             return ()
@@ -97,14 +97,14 @@ class DEELBoHalving(Method):
             self._counts[level] = min(self._counts[level], len(kept))
         return self._specs(self._level, kept)
 
-    def given_up(self) -> Sequence[TrialSpec]:
+    def stopped_trials(self) -> Sequence[TrialSpec]:
         stopped, self._stopped = self._stopped, []
         return stopped
 
     def stages(self) -> Counter[str]:
         return Counter(run=sum(self._counts))
 
-    def shares(self) -> Mapping[str, float]:
+    def run_equivalents(self) -> Mapping[str, float]:
         parts = [until - since for since, until in pairwise((0.0, *self.levels))]
         return {"run": sum(count * part for count, part in zip(self._counts, parts, strict=True))}
 
@@ -116,5 +116,5 @@ class DEELBoHalving(Method):
 
     def _specs(self, level: int, rates: Sequence[float]) -> list[TrialSpec]:
         since = self.levels[level - 1] if level else 0.0
-        where = {"until": self.levels[level], "since": since} | self.settings.fields
+        where = {"until": self.levels[level], "since": since} | self.settings.spec_fields
         return [self.spec("run", rate, **where) for rate in rates]

@@ -10,13 +10,13 @@ from bench.methods.de_elbo import DEELBoOptions
 from bench.trials.spec import TrialSpec
 from bench.types import Positive
 
-__all__ = ["DEELBoFree"]
+__all__ = ["DEELBoLRFree"]
 
 
 PACKAGES = {"prodigy": "prodigyopt", "schedule-free": "schedulefree"}
 
 
-class FreeSettings(DEELBoOptions):
+class LRFreeSettings(DEELBoOptions):
     """One run.
 
     Attributes:
@@ -33,19 +33,19 @@ class FreeSettings(DEELBoOptions):
         """What must be installed for this optimizer."""
         return (PACKAGES[self.optimizer],)
 
-    def most_trials(self, prior: str) -> int:
+    def max_trials(self, prior: str) -> int:
         return 1
 
 
-class DEELBoFree(Method):
+class DEELBoLRFree(Method):
     """The DE ELBo's one run is its result: nothing is chosen, so nothing is tried twice."""
 
     name = "deelbo-free"
     title = "DE ELBo, no rate"
     bayesian = True
-    Settings = FreeSettings
-    settings: FreeSettings
+    Settings = LRFreeSettings
+    settings: LRFreeSettings
 
-    def first(self) -> Iterable[TrialSpec]:
-        fields = {"optimizer": self.settings.optimizer} | self.settings.fields
+    def initial_trials(self) -> Iterable[TrialSpec]:
+        fields = {"optimizer": self.settings.optimizer} | self.settings.spec_fields
         return [self.spec("run", self.settings.learning_rate, **fields)]

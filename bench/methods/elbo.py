@@ -18,7 +18,7 @@ class ELBoSettings(MethodSettings):
     method: Literal["elbo"] = "elbo"
     learning_rates: LearningRates = LEARNING_RATES
 
-    def most_trials(self, prior: str) -> int:
+    def max_trials(self, prior: str) -> int:
         return len(self.learning_rates)
 
 
@@ -31,5 +31,5 @@ class ELBo(Method):
     Settings = ELBoSettings
     settings: ELBoSettings
 
-    def first(self) -> Iterable[TrialSpec]:
+    def initial_trials(self) -> Iterable[TrialSpec]:
         return [self.spec("run", rate, kappa=1.0) for rate in self.settings.learning_rates]

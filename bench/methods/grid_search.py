@@ -66,15 +66,15 @@ class GridSearchSettings(Grid):
     method: Literal["map-gs"] = "map-gs"
     retrain: Annotated[Retrain | dict[Prior, Retrain], BeforeValidator(_retrain)] = "best"
 
-    def retrains(self, prior: str) -> Retrain:
+    def retrain_mode(self, prior: str) -> Retrain:
         """Which tuned configurations of that prior are trained again on all N images."""
         if isinstance(self.retrain, dict):
             return self.retrain.get(prior, "best")  # type: ignore[call-overload, no-any-return]
         return self.retrain
 
-    def most_trials(self, prior: str) -> int:
+    def max_trials(self, prior: str) -> int:
         size = self.size(prior)
-        return 2 * size if self.retrains(prior) == "all" else size + 1
+        return 2 * size if self.retrain_mode(prior) == "all" else size + 1
 
 
 class MAPGridSearch(Method):
@@ -86,17 +86,17 @@ class MAPGridSearch(Method):
     settings: GridSearchSettings
 
     def __init__(self, template: TrialTemplate, settings: GridSearchSettings, name: str | None = None) -> None:
-        self.retrain = settings.retrains(template.cell.prior)
+        self.retrain = settings.retrain_mode(template.cell.prior)
         self._tuned: dict[str, tuple[bool, float]] = {}
         super().__init__(template, settings, name)
 
-    def first(self) -> Iterable[TrialSpec]:
+    def initial_trials(self) -> Iterable[TrialSpec]:
         self.grid = [self.spec("tune", **point) for point in self.settings.points(self.cell.prior)]
         if self.retrain == "all":
-            return [*self.grid, *map(self.retrained, self.grid)]
+            return [*self.grid, *map(self.retraining, self.grid)]
         return self.grid
 
-    def then(self, record: TrialRecord) -> Iterable[TrialSpec]:
+    def next_trials(self, record: TrialRecord) -> Iterable[TrialSpec]:
         if record.spec.stage != "tune" or self.retrain == "all":
             return ()
         self._tuned[record.key] = validation_rank(record)
@@ -104,7 +104,7 @@ class MAPGridSearch(Method):
             return ()
         best = min(self.grid, key=lambda spec: (self._tuned[spec.key], spec.key))
         failed, _ = self._tuned[best.key]
-        return () if failed else [self.retrained(best)]
+        return () if failed else [self.retraining(best)]
 
     def stages(self) -> Counter[str]:
         return Counter(tune=len(self.grid), retrain=len(self.grid) if self.retrain == "all" else 1)

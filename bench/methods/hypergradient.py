@@ -41,7 +41,7 @@ class HypergradientSettings(MethodSettings):
     every: Count = 10
     rate: Positive | None = None
 
-    def most_trials(self, prior: str) -> int:
+    def max_trials(self, prior: str) -> int:
         return len(self.learning_rates) + 1
 
 
@@ -66,7 +66,7 @@ class Hypergradient(Method):
         start = {group.name: options["start"] for group in groups}
         return HypergradientMAP(groups, num_examples, start, options["rate"], options["every"])
 
-    def first(self) -> Iterable[TrialSpec]:
+    def initial_trials(self) -> Iterable[TrialSpec]:
         self._tuned: dict[int, TrialRecord] = {}
         options = {name: getattr(self.settings, name) for name in ("start", "every", "rate")}
         return [
@@ -74,7 +74,7 @@ class Hypergradient(Method):
             for i, rate in enumerate(self.settings.learning_rates)
         ]
 
-    def then(self, record: TrialRecord) -> Iterable[TrialSpec]:
+    def next_trials(self, record: TrialRecord) -> Iterable[TrialSpec]:
         if record.spec.stage != "tune" or record.spec.number is None:
             return ()
         self._tuned[record.spec.number] = record
@@ -85,7 +85,7 @@ class Hypergradient(Method):
         if best.status == "failed" or not (math.isfinite(alpha) and math.isfinite(beta)):
             return ()
         learned = replace(best.spec, learner=None, weight_decay=alpha, head_weight_decay=beta)
-        return [self.retrained(learned)]
+        return [self.retraining(learned)]
 
     def stages(self) -> Counter[str]:
         return Counter(tune=len(self.settings.learning_rates), retrain=1)

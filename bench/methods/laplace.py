@@ -39,12 +39,12 @@ class LaplaceSettings(MethodSettings):
     hyper_steps: Count = 10
     hyper_rate: Positive = 0.1
 
-    def problem(self, prior: str) -> str | None:
+    def find_problem(self, prior: str) -> str | None:
         if prior != "ptyl":
             return None
         return "its Hessian is a diagonal and PTYL's prior is not: name it for l2-zero and l2-sp alone by its priors"
 
-    def most_trials(self, prior: str) -> int:
+    def max_trials(self, prior: str) -> int:
         return len(self.learning_rates)
 
 
@@ -65,7 +65,7 @@ class Laplace(Method):
         schedule = Schedule(spec.learning_rate, spec.steps, spec.batch_size)
         return LaplaceMAP(groups, num_examples, schedule.total_steps(num_examples), **json.loads(spec.options))
 
-    def first(self) -> Iterable[TrialSpec]:
+    def initial_trials(self) -> Iterable[TrialSpec]:
         options = self.settings.model_dump(include={"every", "burn_in", "hyper_steps", "hyper_rate"})
         return [
             self.spec("run", rate, learner=self.settings.method, options=options)

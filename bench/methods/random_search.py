@@ -16,13 +16,13 @@ class RandomSearchSettings(SequentialSettings):
 
     method: Literal["random"] = "random"
 
-    def problem(self, prior: str) -> str | None:
+    def find_problem(self, prior: str) -> str | None:
         if self.trials > (size := self.size(prior)):
             return (
                 f"trials = {self.trials} drawn from a grid of {size} with prior {prior}, each once: set trials to "
                 f"{size} or fewer, or make the grid larger"
             )
-        return super().problem(prior)
+        return super().find_problem(prior)
 
 
 def sample_configurations(settings: SequentialSettings, cell: Cell) -> list[dict[str, float]]:
@@ -44,11 +44,11 @@ class RandomSearch(SequentialMethod):
     Settings = RandomSearchSettings
     settings: RandomSearchSettings
 
-    def first(self) -> Iterable[TrialSpec]:
+    def initial_trials(self) -> Iterable[TrialSpec]:
         return [
             self.spec("tune", number=i, **point)
             for i, point in enumerate(sample_configurations(self.settings, self.cell))
         ]
 
-    def tunes(self) -> int:
+    def num_tuning_trials(self) -> int:
         return self.size

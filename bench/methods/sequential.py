@@ -45,7 +45,7 @@ class SequentialSettings(Grid):
         """How many are tried in a cell of that prior."""
         return self.trials
 
-    def most_trials(self, prior: str) -> int:
+    def max_trials(self, prior: str) -> int:
         count = self.configurations(prior)
         return count + (1 if self.retrain == "best" else count)
 
@@ -71,10 +71,10 @@ class SequentialMethod(Method):
         super().__init__(template, settings, name)
 
     @abstractmethod
-    def tunes(self) -> int:
+    def num_tuning_trials(self) -> int:
         """How many tuning trials there are, all told; the most that there may be, while that is not known."""
 
-    def ended(self, record: TrialRecord) -> list[TrialSpec]:
+    def record_tuned(self, record: TrialRecord) -> list[TrialSpec]:
         """Takes the last tuning record of a configuration; gives what is to be trained again, as far as that is decided
         by now."""
         if record.spec.number is None:
@@ -91,19 +91,19 @@ class SequentialMethod(Method):
                 self._best = rank, found.spec
             chosen = incumbent or found.spec.until == 1.0 if self.settings.retrain == "all" else incumbent
             if chosen and self.settings.retrain != "best":
-                asked.append(self.retrained(found.spec))
+                asked.append(self.retraining(found.spec))
         if self.settings.retrain == "best" and self._ranked == self.size and self._best is not None:
-            asked.append(self.retrained(self._best[1]))
+            asked.append(self.retraining(self._best[1]))
         self._again += len(asked)
         return asked
 
-    def then(self, record: TrialRecord) -> Iterable[TrialSpec]:
-        return self.ended(record) if record.spec.stage == "tune" else ()
+    def next_trials(self, record: TrialRecord) -> Iterable[TrialSpec]:
+        return self.record_tuned(record) if record.spec.stage == "tune" else ()
 
-    def retrains(self) -> int:
+    def num_retraining_trials(self) -> int:
         """How many configurations are trained again, all told; the most that may be, while that is not known."""
         unknown = self.size - self._ranked
         return self._again + (min(unknown, 1) if self.settings.retrain == "best" else unknown)
 
     def stages(self) -> Counter[str]:
-        return Counter(tune=self.tunes(), retrain=self.retrains())
+        return Counter(tune=self.num_tuning_trials(), retrain=self.num_retraining_trials())

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
 from bench.probe.node import Facts
-from bench.utils.text import describe_error, truncate
+from bench.utils.text import describe_error, redact_url, single_line
 
 __all__ = ["grows", "mlflow", "report", "token_mode"]
 
@@ -83,7 +83,7 @@ def mlflow(uri: Optional[str]) -> Optional[Facts]:  # noqa: UP045
         socket.create_connection((parts.hostname or "", port), ANSWER).close()
         return {"ok": True, "status": None, "words": ""}
     except URLError as error:
-        return {"ok": False, "status": None, "words": truncate(str(error.reason))}
+        return {"ok": False, "status": None, "words": single_line(redact_url(str(error.reason)))}
     except Exception as error:
         return {"ok": False, "status": None, "words": describe_error(error)}
 
@@ -97,11 +97,13 @@ def _server(uri: str) -> Facts:
         if not isinstance(answer, dict):
             facts.update(ok=False, words="the answer is not MLflow's")
     except HTTPError as error:
-        facts.update(ok=False, status=error.code, words=truncate(error.read(1000).decode(errors="replace")))
+        facts.update(
+            ok=False, status=error.code, words=single_line(redact_url(error.read(1000).decode(errors="replace")))
+        )
     except ValueError:
         facts.update(ok=False, words="the answer is not MLflow's")
     with contextlib.suppress(Exception):
-        facts["version"] = truncate(_fetch(f"{root}/version", headers).decode())[:40]
+        facts["version"] = single_line(_fetch(f"{root}/version", headers).decode(), 40)
     return facts
 
 

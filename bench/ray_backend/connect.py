@@ -14,7 +14,7 @@ from bench.config.benchmark import Benchmark
 from bench.exceptions import ConfigError
 from bench.ray_backend.autoscaler import Growth, growth, wait_for
 from bench.ray_backend.capacity import one_accelerator, refusal, trial_resources, trials_per_node
-from bench.utils.signals import same_handlers
+from bench.utils.signals import preserve_handlers
 from bench.utils.text import redact_url, single_line
 
 __all__ = ["connect", "token_refused"]
@@ -55,7 +55,7 @@ def connect(benchmark: Benchmark, address: str | None, say: Callable[[str], obje
                 "head, or auto: start `run` there"
             )
         try:
-            with warnings.catch_warnings(action="ignore"), same_handlers():
+            with warnings.catch_warnings(action="ignore"), preserve_handlers():
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **joined)
         except ray.exceptions.AuthenticationError as error:
             raise token_refused(address or "local", error) from None

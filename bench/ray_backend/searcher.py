@@ -15,7 +15,6 @@ from ray.tune.search import Searcher
 from bench.config.benchmark import Benchmark
 from bench.exceptions import RecordError, RunAborted
 from bench.execution.environment import hardware, versions
-from bench.ray_backend.concurrency import Running
 from bench.scheduling.callbacks import RunCallback
 from bench.scheduling.queue import TrialQueue
 from bench.storage.attempts import AttemptLog
@@ -63,10 +62,8 @@ class QueueSearcher(Searcher):
         attempts: AttemptLog,
         most: int,
         benchmark: Benchmark,
-        running: Running | None = None,
     ) -> None:
         super().__init__()
-        self._running = Running() if running is None else running
         self._queue, self._callbacks, self._store, self._attempts = queue, callbacks, store, attempts
         self._most, self._max_failures, self._timed = most, benchmark.max_failures, benchmark.timed
         told = (record for record in queue.reused if "data" in record.versions)
@@ -114,8 +111,6 @@ class QueueSearcher(Searcher):
         attempt = self._out.pop(trial_id, None)
         if attempt is None:
             return
-        if error or attempt.result is None:
-            self._running.forget(Running.name(attempt.spec.key, attempt.number))
         try:
             record = self._found(attempt) if error or attempt.result is None else self._received(attempt.result)
         except RunAborted:

@@ -12,7 +12,6 @@ from ray import tune
 
 from bench.config.benchmark import Benchmark
 from bench.execution.run_trial import Series
-from bench.ray_backend.concurrency import Running
 from bench.storage.lock import Owner
 from bench.storage.records import RecordStore
 from bench.storage.retry import OUTAGE, Patience
@@ -47,17 +46,15 @@ class TrialTrainable(tune.Trainable):
         slots: int,
         data: str | None,
         run_trial: TrialRunner,
-        running: Running,
     ) -> None:
         torch.set_num_threads(benchmark.resources.cpus_per_trial)
         self.device = torch.device("cuda" if benchmark.resources.gpus_per_trial else "cpu")
         self.pretrained, self.benchmark, self.slots, self.data = pretrained, benchmark, slots, data
-        self.run_trial, self.running = run_trial, running
+        self.run_trial = run_trial
         self.store = RecordStore(storage)
         self.store.patience = Patience(OUTAGE)
         self.token = token
         self.shares_storage = self._shares()
-        self.running.meet()
 
     def _shares(self) -> bool | None:
         """Whether the driver's name is in the storage; None where it cannot be read: this node lacks credentials or
@@ -75,8 +72,6 @@ class TrialTrainable(tune.Trainable):
         spec = TrialSpec(**self.config["spec"])
         if self.shares_storage is None:
             self.shares_storage = self._shares()
-        name = Running.name(spec.key, self.config["attempt"])
-        self.running.begin(name)
         record, series = self.run_trial(
             spec,
             self.pretrained.get(spec.backbone),
@@ -92,7 +87,6 @@ class TrialTrainable(tune.Trainable):
         )
         if (took := self.config["choosing_seconds"]) > 0:
             record = replace(record, seconds=record.seconds | {"choose": took})
-        record = self.running.end(name, record)
         written = bool(self.shares_storage) and self._write(record, series)
         if record.status == "failed" and self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -20,7 +20,6 @@ from bench.execution.run_trial import run_trial
 from bench.methods.base import Method
 from bench.ray_backend.callbacks import ResultForwarder, StartedActorFirstScheduler
 from bench.ray_backend.capacity import trial_resources
-from bench.ray_backend.concurrency import Running
 from bench.ray_backend.connect import connect
 from bench.ray_backend.searcher import QueueSearcher
 from bench.ray_backend.trainable import TrialRunner, TrialTrainable
@@ -30,7 +29,7 @@ from bench.scheduling.run_summary import FinishedTrial, RunSummary, summarize_ru
 from bench.storage.attempts import AttemptLog
 from bench.storage.lock import StorageLock
 from bench.trials.record import TrialRecord
-from bench.utils.signals import same_handlers, stopped_by_signals
+from bench.utils.signals import interrupt_on_signals, preserve_handlers
 from deelbo.data import data_folder
 from deelbo.pretrained.embedded import Pretrained
 
@@ -77,7 +76,7 @@ def run_benchmark(
     stop_reason: str | None = None
     mine = not ray.is_initialized()
     try:
-        with stopped_by_signals():
+        with interrupt_on_signals():
             fits = slots
             if not queue.finished:
                 slots, fits = connect(benchmark, address, say)
@@ -89,9 +88,8 @@ def run_benchmark(
                 # and a cluster that could grow must not, where slots are given
                 keep_waiting = fits == slots and (address is None or benchmark.resources.slots is None)
                 most = 3 * slots if keep_waiting else slots
-                running = Running.start()
-                searcher = QueueSearcher(queue, callbacks, lock.store, attempts, most, benchmark, running)
-                _tune(benchmark, lock, pretrained, searcher, slots, _data(benchmark, address), run_trial, running)
+                searcher = QueueSearcher(queue, callbacks, lock.store, attempts, most, benchmark)
+                _tune(benchmark, lock, pretrained, searcher, slots, _data(benchmark, address), run_trial)
                 if not queue.finished:  # Tune ends early, and in order, at SIGUSR1
                     raise KeyboardInterrupt
     except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: at SIGTERM, by Ray while it starts
@@ -99,7 +97,7 @@ def run_benchmark(
         stop_reason = str(stop) if isinstance(stop, RunAborted) else ""
     finally:
         if mine and ray.is_initialized():
-            with same_handlers():
+            with preserve_handlers():
                 ray.shutdown()
     summary = summarize_run(ended, len(queue.reused), queue.num_remaining, slots, since, stop_reason)
     if ended:
@@ -117,7 +115,6 @@ def _tune(
     slots: int,
     data: str | None,
     run_trial: TrialRunner,
-    running: Running,
 ) -> None:
     """The one Tune run."""
     wanted = trial_resources(benchmark.resources)
@@ -130,7 +127,6 @@ def _tune(
         slots=slots,
         data=data,
         run_trial=run_trial,
-        running=running,
     )
     _sweep()
     scratch = tempfile.mkdtemp(prefix=f"{_scratch()}{os.getpid()}-")  # Tune's notes; nothing is ever read from them
@@ -153,10 +149,9 @@ def _tune(
         ),
     )
     try:
-        with stopped_by_signals():  # once more: Ray has set its own
+        with interrupt_on_signals():  # once more: Ray has set its own
             tuner.fit()
     finally:
-        running.stop()
         try:
             if not lock.taken:
                 searcher.abandon()

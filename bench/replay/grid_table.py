@@ -224,7 +224,7 @@ def grid_tables(store: RecordStore, benchmark: Benchmark) -> tuple[list[GridTabl
             continue
         specs = list(method.grid)
         tuned = [records[spec.key] for spec in specs if spec.key in records]
-        again = [records[key] for spec in specs if (key := method.retrained(spec).key) in records]
+        again = [records[key] for spec in specs if (key := method.retraining(spec).key) in records]
         name = f"{method.name} {where(method.cell)}"
         if len(tuned) < len(specs):
             problem = f"{len(tuned)} of {len(specs)} configurations are tuned"

@@ -69,7 +69,7 @@ def entries(
     for name, settings in checked.items():
         if getattr(settings, "grid", True) is False:
             raise ConfigError(f"{name} with grid: false asks for what is on no grid: set {name}.grid to true")
-        if (problem := settings.problem(prior)) is not None:
+        if (problem := settings.find_problem(prior)) is not None:
             raise ConfigError(f"methods.{name}: {problem}")
         if (missing := settings.missing_package()) is not None:
             raise ConfigError(

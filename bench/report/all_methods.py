@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from bench.labels import PAPER_METHODS, method_name
 from bench.report.figures.anytime import figure_race
-from bench.report.formatting import clock
+from bench.report.formatting import duration_cell
 from bench.report.race_narrative import race_sentences
 from bench.results.anytime import anytime, steps
 from bench.results.budgets import budgets, run_seconds, time_to
@@ -124,7 +124,7 @@ def nearness(times: pd.DataFrame) -> pd.DataFrame:
     for row in times.to_dict("records"):
         known = {name: row[name] for name in [*WHERE, "target_acc"]}
         found = rows.setdefault(tuple(row[name] for name in WHERE), known)
-        words = clock(row["seconds"])
+        words = duration_cell(row["seconds"])
         reached = f" = {row['runs']:.1f} runs" if 0 < row["runs"] < float("inf") else ""
         found[method_name(row["method"])] = words + reached
     return pd.DataFrame(list(rows.values()), columns=[*WHERE, "target_acc", *names]).fillna(dict.fromkeys(names, "-"))

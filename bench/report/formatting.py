@@ -9,25 +9,20 @@ from typing import Any
 import pandas as pd
 
 from bench.labels import PRIOR_NAMES, dataset_name, method_name
+from bench.utils.text import format_duration
 
-__all__ = ["Shown", "clock", "for_people", "markdown", "shown_columns"]
+__all__ = ["Shown", "duration_cell", "for_people", "markdown", "shown_columns"]
 
 
 Shown = tuple[str, str, Callable[[Any], str]]
 """A column: its name in the table, its heading, and how its values are written."""
 
 
-def clock(seconds: float) -> str:
-    """Seconds as table 2 of the paper has them: 16 h 15 min 55 s, 39 min 11 s, 4.2 s; infinity is "never"."""
+def duration_cell(seconds: float) -> str:
+    """Format seconds as table 2 of the paper does (16 h 15 min 55 s): "-" if missing, "never" if infinite."""
     if pd.isna(seconds):
         return "-"
-    if math.isinf(seconds):
-        return "never"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole % 3600 // 60
-    return f"{hours} h {minutes} min {whole % 60} s" if hours else f"{minutes} min {whole % 60} s"
+    return "never" if math.isinf(seconds) else format_duration(seconds, exact=True)
 
 
 def _number(pattern: str) -> Callable[[Any], str]:
@@ -42,7 +37,7 @@ def _whole_or(missing: str) -> Callable[[Any], str]:
 
 
 def _hours(hours: float) -> str:
-    return clock(3600 * hours)
+    return duration_cell(3600 * hours)
 
 
 def _ratio(value: float) -> str:
@@ -85,12 +80,15 @@ WORDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "max": ("max %", _percent),
     # table 2
     "num_runs": ("runs", str),
-    "mean_run_seconds": ("mean run", clock),
-    "total_seconds": ("total", clock),
-    "total_seconds_full": ("total, full cost", clock),
-    "published_run_seconds": ("published run", clock),
+    "mean_run_seconds": ("mean run", duration_cell),
+    "total_seconds": ("total", duration_cell),
+    "total_seconds_full": ("total, full cost", duration_cell),
+    "published_run_seconds": ("published run", duration_cell),
     "published_runs": ("published runs", _whole_or("-")),
-    "published_total_seconds": ("published total (seed 1001)", lambda seconds: clock(seconds).removesuffix(" 0 s")),
+    "published_total_seconds": (
+        "published total (seed 1001)",
+        lambda seconds: duration_cell(seconds).removesuffix(" 0 s"),
+    ),
     "published_mean": ("published mean %", _percent),
     "published_min": ("published min %", _percent),
     "published_max": ("published max %", _percent),
@@ -139,12 +137,12 @@ WORDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "left_out": ("not ranked", _methods),
     "final_acc": ("at its end %", _share),
     "target_acc": ("to be reached %", _share),
-    "seconds": ("reached after", clock),
+    "seconds": ("reached after", duration_cell),
     "runs": ("in runs", _runs),
     # what if
-    "one_slot_seconds": ("one after the other", clock),
+    "one_slot_seconds": ("one after the other", duration_cell),
     "slots": ("slots", str),
-    "makespan_seconds": ("with these slots", clock),
+    "makespan_seconds": ("with these slots", duration_cell),
 }
 """Columns as people read them, in the order in which they are read; other columns keep name and place."""
 

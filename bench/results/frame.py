@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -86,15 +87,22 @@ COLUMNS: dict[str, Literal["str", "int64", "float64"]] = {
     "total_seconds": "float64",
     "started": "float64",
     "finished": "float64",
+    "concurrency_start": "float64",
+    "concurrency_end": "float64",
 }
 """The schema that curves, tables and figures read: one row a trial. docs/records.md says what each column means."""
 
 
-def to_frame(records: list[TrialRecord], source: str = "") -> pd.DataFrame:
+def to_frame(records: list[TrialRecord], source: str = "", ran: Sequence[TrialRecord] | None = None) -> pd.DataFrame:
     """One row a record: the columns of `COLUMNS`, then the learned state (``state_*``).
 
-    ``source``: what to call the storage beside others."""
+    Args:
+        records: records to show.
+        source: name of their storage in tables of several storages.
+        ran: all records of the storage, among which trials that ran at the same time are counted; default: ``records``.
+    """
     rows = []
+    starts, ends = sorted(r.started for r in ran or records), sorted(r.finished for r in ran or records)
     for record in records:
         row: dict[str, Any] = {name: getattr(record.spec, name, None) for name in COLUMNS}
         row |= {
@@ -103,6 +111,8 @@ def to_frame(records: list[TrialRecord], source: str = "") -> pd.DataFrame:
             "status": record.status,
             "started": record.started,
             "finished": record.finished,
+            "concurrency_start": max(1, bisect_right(starts, record.started) - bisect_right(ends, record.started)),
+            "concurrency_end": max(1, bisect_left(starts, record.finished) - bisect_left(ends, record.finished)),
         }
         row |= {name: value for name, value in record.metrics.items() if name in COLUMNS}
         row |= {f"{phase}_seconds": value for phase, value in record.seconds.items()}

@@ -73,7 +73,7 @@ def from_storage(store: RecordStore, label: str = "") -> Results:
     records = list(store.records(damaged))
     benchmark = parse_benchmark(content, store.path("benchmark.json"))
     kept, left, held = split_finished(make_methods(benchmark), records)
-    frame = to_frame(kept, label)
+    frame = to_frame(kept, label, records)
     counts = Counter(record.status for record in records)
     if not frame["status"].isin(["completed", "diverged"]).any():
         raise RecordError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.config.sections import Training
 from bench.exceptions import ConfigError
-from bench.utils.text import single_line
+from bench.utils.text import describe_error
 from deelbo.training.schedule import Schedule
 
 __all__ = ["Throughput", "Work", "work_of"]
@@ -78,8 +78,7 @@ class Throughput:
                 backbone, environment = str(content["backbone"]), content["environment"]
                 self._where[backbone] = str(environment.get("gpu") or environment["cpu"])
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                problem = f"{type(error).__name__}: {single_line(error)}"
-                raise ConfigError(f"{path}: not a result of `deelbo-bench speed` ({problem})") from error
+                raise ConfigError(f"{path}: not a result of `deelbo-bench speed` ({describe_error(error)})") from error
             self.measured[backbone] = rates
 
     def of(self, backbone: str, bayesian: bool, prior: str) -> float | None:

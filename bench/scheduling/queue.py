@@ -57,7 +57,7 @@ class TrialQueue:
         known = _by_entry(records)
         self._shuffle = random.Random(order_seed)  # noqa: S311 - an order, not a secret
         for method in methods:
-            method.recall(known.get((method.name, method.cell), []))
+            method.load_history(known.get((method.name, method.cell), []))
             self._drain(method, at_once=True)
             self._give_up_parts(method)
 
@@ -105,7 +105,7 @@ class TrialQueue:
         if record.spec.until < 1:
             self._handed_over[method].add(record.spec.kept_as(record.spec.until))
         method.tell(record)
-        for stopped in method.given_up():
+        for stopped in method.stopped_trials():
             name = stopped.kept_as(stopped.until)
             self._handed_over[method].discard(name)
             self._obsolete.append(name)
@@ -177,7 +177,7 @@ def split_finished(methods: Iterable[Method], records: Sequence[TrialRecord]) ->
     num_unfinished_records = 0
     known = _by_entry(records)
     for method in methods:
-        method.only_looking = True
+        method.dry_run = True
         queue = TrialQueue([method], known.get((method.name, method.cell), []), keep_failed=True)
         if queue.finished:
             finished += queue.reused

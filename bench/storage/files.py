@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
-from bench.config.places import check_url
+from bench.config.places import check_storage_url
 from bench.storage.object_store import opened
 from bench.storage.retry import Patience, asked
 
@@ -40,7 +40,7 @@ class Storage:
 
     def __init__(self, url: str) -> None:
         if "://" in url:
-            check_url(url)
+            check_storage_url(url)
         self.url = url.rstrip("/") if "://" in url else os.path.abspath(url)
         self.patience: Patience | None = None
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
-from bench.config.places import _check_database, check_scheme
+from bench.config.places import check_database, check_tracking_uri
 from bench.exceptions import ConfigError
 from bench.storage.records import RecordStore
 from bench.utils.text import redact_url
@@ -41,9 +40,8 @@ def tracking_uri(store: RecordStore, uri: str | None = None) -> str:
                 "else: give --tracking-uri, or choose another --storage"
             )
         return f"sqlite:///{store.path('mlflow.db')}"
-    scheme, rest = check_scheme(uri)
-    if scheme == "sqlite" and not rest.startswith("/file:"):
-        _check_database(uri, Path(rest[1:]).absolute())
+    check_tracking_uri(uri)
+    check_database(uri)
     return uri
 
 

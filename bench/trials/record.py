@@ -9,14 +9,14 @@ from typing import Any
 
 from bench.trials.json_fields import check_fields, facts, kinds_of, numbers, plain, strict_json
 from bench.trials.spec import SPEC_KINDS, TrialSpec
-from bench.utils.text import short_repr, single_line
+from bench.utils.text import describe_error, short_repr, single_line
 
 __all__ = ["TrialRecord"]
 
 
 LONGEST = 1e11  # seconds: 3,000 years, so that dates since 1970 are below it too
 STATUSES = ("completed", "diverged", "failed")
-LATER = {"lost_seconds": 0.0, "timed": True, "concurrency_start": None, "concurrency_end": None}
+LATER = {"lost_seconds": 0.0, "timed": True}
 """What earlier records do not have."""
 PARTS = ("metrics", "state", "seconds")
 
@@ -36,8 +36,6 @@ class TrialRecord:
         lost_seconds: what earlier attempts ran in vain before they died; in no phase of ``seconds``.
         timed: whether the seconds are fit to be compared: the benchmark may say ``timed: false``.
         concurrency: how many trials may have run at once.
-        concurrency_start, concurrency_end: how many did, this one included, when it began and when it ended, on all
-            nodes together; None where nobody counted.
         hardware, versions: where and with what it ran.
     """
 
@@ -55,8 +53,6 @@ class TrialRecord:
     error: str | None = None
     lost_seconds: float = 0.0
     timed: bool = True
-    concurrency_start: int | None = None
-    concurrency_end: int | None = None
 
     @property
     def key(self) -> str:
@@ -76,9 +72,6 @@ class TrialRecord:
         for name, value in numbers.items():
             if not 0 <= value < LONGEST:
                 raise ValueError(f"{name} = {value} seconds")
-        for name in ("concurrency_start", "concurrency_end"):
-            if (count := getattr(self, name)) is not None and count < 1:
-                raise ValueError(f"{name} = {count}, expected at least 1, the trial itself")
         if not 0 <= self.spec.since < self.spec.until <= 1:
             raise ValueError(f"a trial from {self.spec.since} to {self.spec.until} of its run, expected 0 to 1")
         if self.spec.number is not None and self.spec.number < 0:
@@ -127,8 +120,7 @@ class TrialRecord:
             record.check()
             expected = record.key
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            problem = single_line(f"{type(error).__name__}: {error}", 200)
-            raise ValueError(f"not a trial record ({problem})") from error
+            raise ValueError(f"not a trial record ({describe_error(error, 200)})") from error
         if key != expected:
             raise ValueError(f"the record's key {short_repr.repr(key)} does not fit its content ({expected})")
         return record

@@ -1,4 +1,4 @@
-"""How a run is stopped: by Ctrl-C, SIGTERM or SIGHUP, or by itself where it cannot go on."""
+"""Signal handling: SIGINT, SIGTERM and SIGHUP stop a run in the same way."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-__all__ = ["ignore_signals", "same_handlers", "stopped_by_signals"]
+__all__ = ["ignore_signals", "interrupt_on_signals", "preserve_handlers"]
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -19,10 +19,12 @@ def _interrupt(number: int, frame: Any) -> NoReturn:
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the block, in the main thread; one that was ignored, as
-    nohup has it, stays so. Elsewhere nothing is changed."""
-    with same_handlers():
+def interrupt_on_signals() -> Iterator[None]:
+    """Raise KeyboardInterrupt in the block on SIGINT, SIGTERM and SIGHUP.
+
+    A signal that is ignored, as SIGHUP under nohup, stays ignored. Outside the main thread nothing changes.
+    """
+    with preserve_handlers():
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
@@ -31,18 +33,18 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """From now on: who has stopped, and says so, is not to be killed for leaving too slowly."""
+    """Ignore the signals from now on: a process that has already stopped is not killed while it exits."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
-def same_handlers() -> Iterator[None]:
-    """After the block signals are handled as before it: Ray sets its own, and sets them back to the kernel's."""
-    here = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+def preserve_handlers() -> Iterator[None]:
+    """Restore the signal handlers after the block: Ray installs its own and then resets them to the default."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items() if here else ():
+        for number, handler in handlers.items() if in_main_thread else ():
             signal.signal(number, handler)

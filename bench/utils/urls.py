@@ -1,13 +1,11 @@
-"""Urls."""
+"""Helpers for storage URLs."""
 
 from __future__ import annotations
-
-from typing import Optional
 
 __all__ = ["local_folder"]
 
 
-def local_folder(url: str) -> Optional[str]:  # noqa: UP045
-    """The folder that a storage is; None where it is none."""
+def local_folder(url: str) -> str | None:
+    """Return the directory of a storage that is a path or a file:// URL; None for any other URL."""
     scheme, separator, rest = url.partition("://")
     return url if not separator else rest if scheme in ("file", "local") else None

@@ -22,6 +22,7 @@ import ray
 
 from bench.config.benchmark import Benchmark
 from bench.config.loading import parse_benchmark
+from bench.results.frame import to_frame
 from bench.results.makespan import Jobs, makespan
 from bench.storage.attempts import AttemptLog
 from bench.storage.lock import StorageLock
@@ -97,7 +98,7 @@ def drive(address: str, trials: int, since: float, resources: Mapping[str, Any] 
         "command_to_end": last - since,
         "over_greedy_and_start_up": (last - since) / (greedy + max(ready.values())),
         "over_greedy_from_when_slots_were_ready": (last - first) / (staggered - (first - since)),
-        "counted_at_start": max(record.concurrency_start or 0 for record in records),
+        "max_concurrency": int(to_frame(records)["concurrency_start"].max()),
         "load": os.getloadavg()[0],
     }
 

@@ -66,7 +66,7 @@ def test_other_images_than_before(
 ) -> None:
     """A storage whose trials saw other images is not continued; with the same images, or none on record, it is."""
     benchmark = benchmark_on(data_root)
-    (spec,) = make_methods(benchmark)[0].first()
+    (spec,) = make_methods(benchmark)[0].initial_trials()
     seen = load_task("CIFAR-10", data_root, 32, verify=False).fingerprint
     records = [fake(spec), fake(spec, versions={"data": seen})]
     check_same_inputs(store, records, check_data(benchmark, ["CIFAR-10"]), {})

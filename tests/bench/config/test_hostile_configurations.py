@@ -238,7 +238,7 @@ def test_trials_are_counted_as_they_are_made(name: str, retrain: str) -> None:
     for prior in benchmark.priors:
         cells = [method for method in make_methods(benchmark) if method.cell.prior == prior]
         counted = sum(method.count() for method in cells)
-        wanted = [entry.most_trials(prior) for entry in benchmark.methods.values() if entry.runs_on(prior)]
+        wanted = [entry.max_trials(prior) for entry in benchmark.methods.values() if entry.runs_on(prior)]
         assert counted == sum(wanted) * len({method.cell for method in cells})
 
 

@@ -68,7 +68,7 @@ def test_default_grids_are_the_protocols() -> None:
     assert grid.learning_rates == ours.learning_rates == plain.learning_rates == rates
     assert grid.weight_decays == (0.01, 0.001, 0.0001, 0.00001, 0.000001, 0)
     assert grid.ptyl_lambdas == (1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9)
-    assert grid.retrains("ptyl") == "best"
+    assert grid.retrain_mode("ptyl") == "best"
     assert ours.kappa == "D/N"
 
 

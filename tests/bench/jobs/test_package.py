@@ -11,7 +11,6 @@ import pytest
 
 from bench.config.benchmark import Benchmark
 from bench.config.loading import load_benchmark, parse_benchmark
-from bench.config.places import check_places
 from bench.exceptions import ConfigError
 from bench.jobs import package as packing
 from bench.jobs.package import facts, pack, requirement, variables
@@ -96,33 +95,6 @@ def test_a_relative_data_folder_is_refused(tmp_path: Path, content: dict[str, An
         pack(tmp_path, parse_benchmark(content | {"data": "images"}, "test"), from_source=False)
 
 
-@pytest.mark.parametrize(
-    ("storage", "tracking", "words"),
-    [
-        (None, None, "no --storage"),
-        ("runs/x", None, "absolute path"),
-        ("file://runs/x", None, "absolute path"),
-        ("s3://", "http://mlflow:5000", "names no place"),
-        ("s3://bucket/x", None, "give --tracking-uri"),
-        ("s3://key:secret@bucket/x", "http://mlflow:5000", "s3://key:\\*\\*\\*@bucket/x has a password in it"),
-        ("/shared/x", "mlflow.example:5000", "expected one of http"),
-        ("/shared/x", "sqlite:///mlflow.db", "a path from here"),
-    ],
-)
-def test_places_that_mean_nothing_on_a_cluster_are_refused(storage: str, tracking: str | None, words: str) -> None:
-    """Before anything is sent."""
-    with pytest.raises(ConfigError, match=words):
-        check_places(storage, tracking)
-
-
-def test_places_of_one_storage_have_one_name() -> None:
-    """A slash at the end makes no other storage."""
-    assert check_places("/shared/x/", None) == check_places("/shared/x", "http://mlflow:5000") == "/shared/x"
-    assert check_places("s3://bucket/x/", "http://mlflow:5000") == "s3://bucket/x"
-    for name in ("file:///shared/x", "/shared//x", "//shared/x", "/shared/y/../x", "file:///shared/x/"):
-        assert check_places(name, None) == "/shared/x"
-
-
 def test_passwords_go_by_environment_alone(tiny: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that is listed of a job holds them; MLflow's client finds them where it looks."""
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "a-token")
@@ -176,14 +148,9 @@ def test_install_asks_for_this_version_unless_told_otherwise(monkeypatch: pytest
     assert requirement(wanted) == {"pip": [wanted], "config": {"setup_timeout_seconds": 3600}}
 
 
-def test_a_user_is_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of git over SSH, of a file server, or a container of an object store."""
+def test_a_user_is_no_password() -> None:
+    """Of git over SSH."""
     assert requirement("deelbo @ git+ssh://git@example.org/x.git")["pip"]
-    for storage in ("sftp://me@host/x", "abfs://container@account.dfs.core.windows.net/x"):
-        assert check_places(storage, "http://mlflow:5000") == storage
-    for storage in ("sftp://me:secret@host/x", "https://token@host/x", "s3://key:se/cret@lab/x"):
-        with pytest.raises(ConfigError, match="has a password in it"):
-            check_places(storage, "http://mlflow:5000")
 
 
 @pytest.mark.parametrize("where", ["git+https://me:secret@example.org/x", "https://secret@example.org/x.whl"])

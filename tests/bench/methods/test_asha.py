@@ -160,12 +160,12 @@ def test_incumbents_are_those_of_full_length() -> None:
 def test_what_is_left_is_counted_in_runs() -> None:
     """At first everything may run to its end: 24 tuning runs in 72 trials. In the end it is what was trained."""
     method = make(ASHA)
-    assert (method.stages(), method.shares()["tune"]) == (Counter(tune=72, retrain=24), pytest.approx(24))
-    assert method.settings.most_trials("l2-sp") == 96
+    assert (method.stages(), method.run_equivalents()["tune"]) == (Counter(tune=72, retrain=24), pytest.approx(24))
+    assert method.settings.max_trials("l2-sp") == 96
     records = drive(method, lambda spec: float(spec.number or 0), 1)
     tuned = [record.spec for record in records if record.spec.stage == "tune"]
-    assert method.shares()["tune"] == pytest.approx(sum(spec.until - spec.since for spec in tuned))
-    assert method.shares()["tune"] == pytest.approx(1 + 23 * 0.1)
+    assert method.run_equivalents()["tune"] == pytest.approx(sum(spec.until - spec.since for spec in tuned))
+    assert method.run_equivalents()["tune"] == pytest.approx(1 + 23 * 0.1)
     assert method.stages() == Counter(tune=26, retrain=1)
 
 
@@ -178,15 +178,15 @@ def test_without_rungs_it_is_random_search() -> None:
 
 def test_settings_that_make_no_sense_are_refused() -> None:
     """Fewer configurations than eta, in all or in the grid, are refused in one clause; rungs must rise, below 1."""
-    assert make(ASHA, trials=2).settings.problem("l2-sp") == (
+    assert make(ASHA, trials=2).settings.find_problem("l2-sp") == (
         "2 configurations with prior l2-sp, of which one in eta = 3 goes on from each rung: set trials and the grid to "
         "3 or more, or eta lower"
     )
     small = make(ASHA, learning_rates=[0.1], weight_decays=[0.0, 1.0])
     assert small.size == 2
-    assert small.settings.problem("l2-sp") is not None
-    assert small.settings.problem("ptyl") is None
-    assert make(ASHA, trials=3).settings.problem("l2-sp") is None
+    assert small.settings.find_problem("l2-sp") is not None
+    assert small.settings.find_problem("ptyl") is None
+    assert make(ASHA, trials=3).settings.find_problem("l2-sp") is None
     for wrong in ({"rungs": [0.3, 0.1]}, {"rungs": [0.1, 0.1]}, {"rungs": [0.1, 1.0]}, {"rungs": [0]}, {"eta": 1}):
         with pytest.raises(ValidationError):
             make(ASHA, **wrong)

@@ -236,7 +236,7 @@ def test_what_was_chosen_is_kept() -> None:
     kept = [r if r.spec.number != 8 else judged(r.spec, FAILED) for r in records if r.spec != specs[5]]
     for recalled, same in ((kept, True), ([replace(r, spec=replace(r.spec, steps=9)) for r in kept], False)):
         method = make(BayesianOptimization, **given)
-        method.recall(recalled)
+        method.load_history(recalled)
         again = tuned(drive(method, lambda spec: 1 / bowl(point_of(spec))))
         assert again[:3] == specs[:3]
         assert (again[3:5] == specs[3:5], again[6:] == specs[6:]) == (same, same)
@@ -256,7 +256,7 @@ def test_reading_it_back_takes_neither_optuna_nor_torch(tmp_path: Path) -> None:
         f"files = pathlib.Path({str(tmp_path)!r}).iterdir()\n"
         "records = {r.key: r for r in (TrialRecord.from_json(f.read_text()) for f in files)}\n"
         "method = make(BayesianOptimization, sampler='tpe', trials=6, startup=3)\n"
-        "method.recall(list(records.values()))\n"
+        "method.load_history(list(records.values()))\n"
         "count = 0\n"
         "while (spec := method.ask()) is not None:\n"
         "    method.tell(records[spec.key])\n"
@@ -274,7 +274,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     refused in one clause. A box is two positive numbers, the lesser first."""
 
     def problem(prior: str = "l2-sp", **given: Any) -> str | None:
-        return make(BayesianOptimization, **given).settings.problem(prior)
+        return make(BayesianOptimization, **given).settings.find_problem(prior)
 
     assert problem() is None
     assert problem(trials=1, startup=1) == "trials = 1, which leaves nothing to learn from: set trials to 2 or more"

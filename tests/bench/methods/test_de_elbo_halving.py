@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from bench.methods.de_elbo_halving import DEELBoHalving
-from bench.methods.de_elbo_lr_free import DEELBoFree
+from bench.methods.de_elbo_lr_free import DEELBoLRFree
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from tests.helpers.method_trials import FAILED, drive, make, waiting
@@ -98,29 +98,29 @@ def test_trials_are_counted_beforehand(given: dict[str, Any], entrants: list[int
     method = make(DEELBoHalving, **given)
     expected = method.stages()
     parts = [b - a for a, b in zip([0.0, *method.settings.rungs], [*method.settings.rungs, 1.0], strict=True)]
-    assert method.settings.entrants() == entrants
-    assert method.settings.most_trials("l2-sp") == expected["run"] == sum(entrants)
-    assert method.shares()["run"] == pytest.approx(sum(a * b for a, b in zip(entrants, parts, strict=True)))
+    assert method.settings.num_at_rungs() == entrants
+    assert method.settings.max_trials("l2-sp") == expected["run"] == sum(entrants)
+    assert method.run_equivalents()["run"] == pytest.approx(sum(a * b for a, b in zip(entrants, parts, strict=True)))
     records = drive(method, lambda spec: random.Random(spec.describe()).random())  # noqa: S311
     assert Counter(record.spec.stage for record in records) == expected
 
 
 def test_kappa_and_groups_reach_every_trial() -> None:
     """The emphasis and the grouping of the configuration are those of all rungs, and of the run without a rate."""
-    for kind in (DEELBoHalving, DEELBoFree):
+    for kind in (DEELBoHalving, DEELBoLRFree):
         specs = [r.spec for r in drive(make(kind, kappa="0.1 D/N", groups="layer"), lambda _: 1.0)]
         assert {(spec.kappa, spec.kappa_share, spec.groups) for spec in specs} == {(None, 0.1, "layer")}
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
     """Fewer rates than eta, and what the DE ELBo refuses, are refused in one clause; so are rungs that do not rise."""
-    assert make(DEELBoHalving, learning_rates=[0.1]).settings.problem("l2-sp") == (
+    assert make(DEELBoHalving, learning_rates=[0.1]).settings.find_problem("l2-sp") == (
         "learning_rates = [0.1] with eta = 2, of which one in 2 goes on from a rung: give 2 learning_rates or more, or "
         "use de-elbo"
     )
-    assert make(DEELBoHalving).settings.problem("ptyl") is None
-    for kind in (DEELBoHalving, DEELBoFree):
-        assert "groups = layer" in (make(kind, groups="layer").settings.problem("ptyl") or "")
+    assert make(DEELBoHalving).settings.find_problem("ptyl") is None
+    for kind in (DEELBoHalving, DEELBoLRFree):
+        assert "groups = layer" in (make(kind, groups="layer").settings.find_problem("ptyl") or "")
     for wrong in ({"rungs": []}, {"rungs": [0.5, 0.25]}, {"rungs": [1.0]}, {"eta": 1}, {"eta": 2.5}):
         with pytest.raises(ValidationError):
             make(DEELBoHalving, **wrong)
@@ -132,10 +132,10 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 )
 def test_one_run_without_a_rate(given: dict[str, Any], optimizer: str, package: str) -> None:
     """Exactly one run on all images, its rate a factor of 1, by an optimizer whose package is named."""
-    method = make(DEELBoFree, **given)
+    method = make(DEELBoLRFree, **given)
     (spec,) = (record.spec for record in drive(method, lambda _: 1.0))
     assert (spec.stage, spec.learning_rate, spec.optimizer, spec.until) == ("run", 1.0, optimizer, 1.0)
-    assert (method.settings.packages, method.settings.most_trials("l2-sp")) == ((package,), 1)
+    assert (method.settings.packages, method.settings.max_trials("l2-sp")) == ((package,), 1)
 
 
 def test_the_best_final_run_is_not_chosen_again() -> None:

@@ -25,7 +25,7 @@ def test_the_method_is_one_run_a_learning_rate() -> None:
         ("run", 0.01, "laplace"),
     ]
     assert {spec.method for spec in specs if spec} == {"laplace-often"}
-    assert method.settings.most_trials("l2-sp") == method.count() == 2
+    assert method.settings.max_trials("l2-sp") == method.count() == 2
     (spec, _) = specs
     assert spec is not None
     assert spec.options == '{"burn_in":0.5,"every":0.2,"hyper_rate":0.1,"hyper_steps":3}'
@@ -40,5 +40,5 @@ def test_the_method_is_one_run_a_learning_rate() -> None:
 def test_ptyl_is_refused_before_anything_runs() -> None:
     """The settings refuse the prior whose precision is not diagonal."""
     settings = Laplace.Settings()
-    assert settings.problem("l2-zero") is settings.problem("l2-sp") is None
-    assert "ptyl" in str(settings.problem("ptyl")).lower()
+    assert settings.find_problem("l2-zero") is settings.find_problem("l2-sp") is None
+    assert "ptyl" in str(settings.find_problem("ptyl")).lower()

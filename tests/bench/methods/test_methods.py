@@ -223,7 +223,7 @@ def test_count_is_what_is_asked(prior: str, method: str, settings: dict[str, Any
     comes down to what it asked for."""
     (made,) = make_methods(paper(prior, {method: settings}))
     before, asked = made.count(), 0
-    assert before <= made.settings.most_trials(prior)
+    assert before <= made.settings.max_trials(prior)
     while (spec := made.ask()) is not None:
         asked += 1
         learned = {f"mean_weight_decay_{group}": 1e-3 for group in ("backbone", "head")}

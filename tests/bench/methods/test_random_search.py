@@ -124,18 +124,18 @@ def test_what_is_left_shrinks() -> None:
         method.tell(judged(spec, 1.0))
         left.append(method.stages()["retrain"])
     assert left == [4, 4, 3, 2, 1]
-    assert method.settings.most_trials("l2-sp") == 8
+    assert method.settings.max_trials("l2-sp") == 8
 
 
 def test_a_budget_beyond_the_grid_is_refused() -> None:
     """More trials than the grid has points are refused in one clause that says how many it has; so is less than one."""
     settings = make(RandomSearch, trials=24).settings
-    assert settings.problem("l2-sp") is None
-    assert settings.model_copy(update={"trials": 25}).problem("l2-sp") == (
+    assert settings.find_problem("l2-sp") is None
+    assert settings.model_copy(update={"trials": 25}).find_problem("l2-sp") == (
         "trials = 25 drawn from a grid of 24 with prior l2-sp, each once: set trials to 24 or fewer, or make the grid "
         "larger"
     )
-    assert settings.model_copy(update={"trials": 25}).problem("ptyl") is None
+    assert settings.model_copy(update={"trials": 25}).find_problem("ptyl") is None
     with pytest.raises(ValidationError):
         make(RandomSearch, trials=0)
 

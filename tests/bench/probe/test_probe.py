@@ -26,7 +26,6 @@ from bench.probe import node as doctor_node
 from bench.probe.__main__ import look
 from bench.probe.driver import mlflow
 from bench.probe.node import answer, clean, data_of, unseen, version_of
-from bench.utils.text import truncate
 from tests.faults.processes import until
 from tests.faults.servers import Server
 
@@ -194,11 +193,6 @@ def test_an_mlflow_database(tmp_path: Path) -> None:
     closed = mlflow(f"postgresql://me:hush@{place}") or {}
     assert not closed["ok"]
     assert "hush" not in str(closed)
-
-
-def test_a_password_with_an_at_in_it_is_in_no_fact() -> None:
-    """Up to the last one before the host."""
-    assert truncate("cannot reach http://me:hu@sh@mlflow:5000/a") == "cannot reach http://me:***@mlflow:5000/a"
 
 
 @pytest.mark.slow

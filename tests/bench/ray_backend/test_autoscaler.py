@@ -178,7 +178,7 @@ def test_a_benchmark_runs_on_a_cluster_that_sleeps(growing: Raylets) -> None:
     assert "a node that holds a trial is there" in done.stdout
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert (result["slots"], result["trials"], result["processes"]) == (2, 16, 2)
-    assert result["counted_at_start"] == 2
+    assert result["max_concurrency"] == 2
 
 
 @pytest.mark.slow

@@ -44,13 +44,11 @@ class Notes(RunCallback):
 class Desk:
     """A searcher with what it needs, and Tune's part played by hand."""
 
-    def __init__(
-        self, benchmark: Benchmark, store: RecordStore, most: int = 100, max_failures: int = 2, running: Any = None
-    ) -> None:
+    def __init__(self, benchmark: Benchmark, store: RecordStore, most: int = 100, max_failures: int = 2) -> None:
         self.store, self.notes, self.queue = store, Notes(), TrialQueue(make_methods(benchmark))
         self.attempts = AttemptLog(store)
         benchmark = benchmark.model_copy(update={"max_failures": max_failures})
-        self.searcher = QueueSearcher(self.queue, [self.notes], store, self.attempts, most, benchmark, running)
+        self.searcher = QueueSearcher(self.queue, [self.notes], store, self.attempts, most, benchmark)
 
     def suggest(self, trial: str) -> tuple[TrialSpec, int, float]:
         config = self.searcher.suggest(trial)
@@ -270,18 +268,3 @@ def test_tune_keeps_nothing_of_a_trial_that_ended() -> None:
     metadata = SimpleNamespace(metric_analysis={"a": 1}, metric_n_steps={"a": 1}, last_result={"a": 1})
     ResultForwarder(None).on_trial_complete(0, [], SimpleNamespace(run_metadata=metadata))  # type: ignore[arg-type]
     assert vars(metadata) == {"metric_analysis": {}, "metric_n_steps": {}, "last_result": {}}
-
-
-def test_a_dead_trial_is_no_longer_counted(tiny: Benchmark, store: RecordStore, fake: Fake) -> None:
-    """An attempt whose process died is forgotten by its number, so that it is not counted for ever; one that ended by
-    itself has said so."""
-    forgotten: list[str] = []
-    desk = Desk(tiny, store, running=SimpleNamespace(forget=forgotten.append))
-    spec, _, _ = desk.suggest("a")
-    desk.searcher.began("a")
-    desk.die("a")
-    again, number, _ = desk.suggest("b")
-    assert (again, number) == (spec, 2)
-    desk.searcher.began("b")
-    desk.end("b", fake(spec))
-    assert forgotten == [f"{spec.key}.1"]

@@ -20,6 +20,7 @@ import yaml
 from bench.cli.main import main
 from bench.config.benchmark import make_methods
 from bench.config.loading import parse_benchmark
+from bench.results.frame import to_frame
 from bench.storage.records import RecordStore
 from tests.helpers.tiny import CONTENT
 
@@ -143,11 +144,10 @@ def test_every_trial_is_recorded_once(done: Done) -> None:
     assert (retrained.learning_rate, retrained.weight_decay) == (best.learning_rate, best.weight_decay)
 
 
-def test_every_trial_says_how_many_ran_beside_it(done: Done) -> None:
-    """Each record has how many of the two slots were inside a trial when it began and when it ended; some ran beside
-    another one."""
-    counts = [(record.concurrency_start, record.concurrency_end) for record in done.store.records()]
-    assert {count for pair in counts for count in pair} == {1, 2}
+def test_tables_count_trials_that_ran_together(done: Done) -> None:
+    """Some of the trials on two slots ran beside another one, and none beside more."""
+    frame = to_frame(list(done.store.records()))
+    assert set(frame["concurrency_start"]) == set(frame["concurrency_end"]) == {1, 2}
 
 
 def test_every_trial_has_its_series(done: Done) -> None:

@@ -62,7 +62,7 @@ class Grid:
         (method,) = [one for one in make_methods(benchmark) if isinstance(one, MAPGridSearch)]
         self.method, self.benchmark = method, benchmark
         self.tuned = [self._tuned(spec) for spec in method.grid]
-        self.retrained = [self._retrained(method.retrained(spec)) for spec in method.grid]
+        self.retrained = [self._retrained(method.retraining(spec)) for spec in method.grid]
 
     def _tuned(self, spec: TrialSpec) -> TrialRecord:
         end, speed, step, rise = (self.random.uniform(0.5, 2) for _ in range(4))

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench.report.formatting import WORDS, clock, for_people, markdown, shown_columns
+from bench.report.formatting import WORDS, duration_cell, for_people, markdown, shown_columns
 
 NAN, INF = float("nan"), float("inf")
 
@@ -32,9 +32,9 @@ CLOCK = [
 
 
 @pytest.mark.parametrize(("seconds", "words"), CLOCK, ids=[str(seconds) for seconds, _ in CLOCK])
-def test_clock(seconds: Any, words: str) -> None:
+def test_durations(seconds: Any, words: str) -> None:
     """Seconds read as table 2 prints them; rounding carries over, so that there is no 60 s and no 60 min."""
-    assert clock(seconds) == words
+    assert duration_cell(seconds) == words
 
 
 TABLE = pd.DataFrame(

@@ -1,7 +1,8 @@
-"""The order of rows: as the papers' tables list them."""
+"""The table of trials, and the order of rows: as the papers' tables list them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 
 import pandas as pd
@@ -9,7 +10,8 @@ import pytest
 
 from bench.labels import METHOD_NAMES, PRIOR_NAMES, dataset_name, method_name
 from bench.methods import METHODS
-from bench.results.frame import sort_rows
+from bench.results.frame import sort_rows, to_frame
+from bench.storage.records import RecordStore
 
 
 @pytest.mark.parametrize("shuffled", [*permutations(["l2-zero", "l2-sp", "ptyl"])])
@@ -92,3 +94,17 @@ def test_the_table_given_is_left_alone() -> None:
 def test_a_title_has_spaces() -> None:
     """Oxford-IIIT_Pet is said as Oxford-IIIT Pet."""
     assert dataset_name("Oxford-IIIT_Pet") == "Oxford-IIIT Pet"
+
+
+def test_trials_that_run_at_the_same_time_are_counted(storage: RecordStore) -> None:
+    """A trial counts itself and those that run as it starts and as it ends, also those that are not shown; one that
+    ends when another starts is not beside it."""
+    spans = [(0.0, 10.0), (0.0, 4.0), (4.0, 6.0), (6.0, 20.0), (30.0, 30.0)]
+    records = [
+        replace(record, started=started, finished=finished)
+        for record, (started, finished) in zip(storage.records(), spans, strict=False)
+    ]
+    frame = to_frame(records).set_index("key").loc[[record.key for record in records]]
+    assert frame["concurrency_start"].tolist() == [2, 2, 2, 2, 1]
+    assert frame["concurrency_end"].tolist() == [2, 2, 2, 1, 1]
+    assert to_frame(records[:1], ran=records)["concurrency_end"].tolist() == [2]

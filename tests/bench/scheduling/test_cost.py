@@ -32,7 +32,7 @@ def a_trial(stage: str, n: int, training: dict[str, Any]) -> TrialSpec:
     overrides = [f"training.{name}={value}" for name, value in training.items()]
     benchmark = load_benchmark("quickstart", [f"n=[{n}]", "seeds=[1]", *overrides])
     (method,) = [method for method in make_methods(benchmark) if method.name == STAGES[stage]]
-    return replace(next(iter(method.first())), stage=stage)
+    return replace(next(iter(method.initial_trials())), stage=stage)
 
 
 @pytest.mark.parametrize("stage", STAGES)

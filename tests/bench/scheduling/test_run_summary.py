@@ -10,7 +10,6 @@ import pytest
 
 from bench.config.benchmark import Benchmark
 from bench.scheduling.run_summary import FinishedTrial, RunSummary, summarize_run
-from bench.utils.text import format_duration
 
 Timeline = Callable[..., list[FinishedTrial]]
 
@@ -84,12 +83,3 @@ def test_description_names_every_part() -> None:
         "5 trials in 3 min 5 s: 3 slots busy 81% of the time; start-up 4.2 s, 12 ms between two trials, "
         "7.0 s idle at the end; 2 done before, 1 failed"
     )
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0, "0.0 s"), (4.24, "4.2 s"), (12.4, "12 s"), (59.6, "1 min 0 s"), (185, "3 min 5 s"), (9360, "2 h 36 min")],
-)
-def test_durations_are_said_as_people_do(seconds: float, words: str) -> None:
-    """Seconds, minutes or hours, by how long it was."""
-    assert format_duration(seconds) == words

@@ -267,12 +267,12 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("s3://", "names no place"),
+        ("s3://", "is incomplete"),
         ("s3://lab", "s3://BUCKET/NAME"),
         ("s3://lab/", "s3://BUCKET/NAME"),
-        ("s3:///x", "names no place"),
-        ("s3://lab/a/../b", "which no object store knows"),
-        ("gs://lab/a//b", "which no object store knows"),
+        ("s3:///x", "is incomplete"),
+        ("s3://lab/a/../b", "invalid in object stores"),
+        ("gs://lab/a//b", "invalid in object stores"),
     ],
 )
 def test_a_url_must_name_a_place(url: str, words: str) -> None:

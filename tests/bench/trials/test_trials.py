@@ -105,31 +105,6 @@ def test_a_record_has_room_for_every_layer() -> None:
     assert again.state == state
 
 
-def test_a_record_without_counts_is_read() -> None:
-    """A record written before anybody counted how many trials ran beside it is read, without counts, as the same."""
-    content = json.loads(record().to_json())
-    for name in ("concurrency_start", "concurrency_end"):
-        assert content.pop(name) is None
-    read = TrialRecord.from_json(json.dumps(content))
-    assert (read.concurrency_start, read.concurrency_end, read.key) == (None, None, SPEC.key)
-
-
-def test_counts_survive_json() -> None:
-    """How many trials ran at its begin and its end is read back as it was written."""
-    counted = replace(record(), concurrency_start=3, concurrency_end=1)
-    read = TrialRecord.from_json(counted.to_json())
-    assert (read.concurrency_start, read.concurrency_end) == (3, 1)
-
-
-@pytest.mark.parametrize("name", ["concurrency_start", "concurrency_end"])
-@pytest.mark.parametrize("value", [0, -1, 1.5, "2", True])
-def test_a_count_that_is_none_is_refused(name: str, value: Any) -> None:
-    """A trial counts itself, so a count below 1, or one that is no whole number, is no record's."""
-    content = json.loads(record().to_json()) | {name: value}
-    with pytest.raises(ValueError, match=name):
-        TrialRecord.from_json(json.dumps(content))
-
-
 def test_cell_is_where_methods_compete() -> None:
     """A trial's cell is its dataset, backbone, prior, N and seed, whatever its method."""
     cell = Cell("mnist-digits", "digits-resnet", "l2-sp", 100, 1001)

@@ -1,4 +1,4 @@
-"""What came from outside, told in one short line."""
+"""Text for terminals: messages, errors, URLs, values and durations."""
 
 from __future__ import annotations
 
@@ -7,35 +7,27 @@ import time
 import pytest
 
 from bench.exceptions import ConfigError
-from bench.utils.text import short_repr, single_line
-
-
-def test_a_message_stays_as_it_is() -> None:
-    """A short message of one line is told as it is, an exception's like a text."""
-    assert (
-        single_line(ValueError("n = 3: expected 4 (ü)"))
-        == single_line("n = 3: expected 4 (ü)")
-        == "n = 3: expected 4 (ü)"
-    )
+from bench.utils.text import describe_error, format_duration, has_credentials, redact_url, short_repr, single_line
 
 
 @pytest.mark.parametrize(
     ("text", "line"),
     [
+        ("n = 3: expected 4 (ü)", "n = 3: expected 4 (ü)"),
+        (ValueError("n = 3"), "n = 3"),
         ("a\n b\r\n\tc ", "a b c"),
         ("\x1b[31mred\x07", "\\x1b[31mred\\x07"),
         ("\ud800 \u202e", "\\ud800 \\u202e"),
         ("\x00", "\\x00"),
     ],
 )
-def test_nothing_that_a_terminal_obeys(text: str, line: str) -> None:
-    """Line breaks become spaces; control characters, those that turn the direction, and what is no character, are
-    spelled out."""
+def test_message_is_one_printable_line(text: object, line: str) -> None:
+    """Line breaks become spaces; control, direction and surrogate characters are escaped; other text is unchanged."""
     assert single_line(text) == line
 
 
-def test_what_is_long_loses_its_middle() -> None:
-    """Of a long message beginning and end are told, in no more than the characters allowed, at once."""
+def test_long_message_loses_its_middle() -> None:
+    """A long message keeps its beginning and end, has the requested length and takes no time."""
     since = time.process_time()
     line = single_line("start " + "\x1b" * 10_000_000 + " end", 100)
     assert time.process_time() - since < 1
@@ -43,6 +35,35 @@ def test_what_is_long_loses_its_middle() -> None:
     assert line.startswith("start ")
     assert line.endswith(" end")
     assert len(str(ConfigError("x" * 100_000))) == 500
+
+
+def test_errors_are_described_by_type_and_message() -> None:
+    """A ValueError is described by its message alone; a URL in the message loses its password."""
+    assert describe_error(ValueError("n = 3")) == "n = 3"
+    assert describe_error(KeyError("x")) == "KeyError: 'x'"
+    assert describe_error(OSError("no http://me:hush@h/x")) == "OSError: no http://me:***@h/x"
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("at postgresql://me:se:cr-et@host:1/db it", "at postgresql://me:***@host:1/db it"),
+        ("reach http://me:hu@sh@mlflow:5000/a", "reach http://me:***@mlflow:5000/a"),
+        ("s3://key:se/cret@lab/x", "s3://key:***@lab/x"),
+        ("https://token@host/x", "https://***@host/x"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ],
+)
+def test_passwords_are_redacted(text: str, redacted: str) -> None:
+    """Passwords and tokens in URLs are replaced, also inside other text; a URL without any is unchanged."""
+    assert redact_url(text) == redacted
+    assert has_credentials(text) is (text != redacted)
+
+
+@pytest.mark.parametrize("url", ["deelbo @ git+ssh://git@example.org/x.git", "sftp://me@host/x", "abfs://box@acc/x"])
+def test_user_name_is_not_a_credential(url: str) -> None:
+    """A user name or a container before the @ is allowed outside http(s)."""
+    assert not has_credentials(url)
 
 
 VALUES = {
@@ -55,11 +76,31 @@ VALUES = {
 
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
-def test_any_value_is_short(value: object) -> None:
-    """No value takes more than a few words, an integer that Python itself refuses to spell out among them."""
+def test_repr_of_any_value_is_short(value: object) -> None:
+    """No value takes more than 500 characters, including integers that Python refuses to print."""
     assert 0 < len(short_repr.repr(value)) < 500
 
 
-def test_small_integers_are_spelled_out() -> None:
-    """An integer of an ordinary size is told by its digits."""
+def test_repr_of_common_integers_is_exact() -> None:
+    """An integer of a common size is printed with all digits."""
     assert short_repr.repr(-(2**64)) == str(-(2**64))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text", "exact"),
+    [
+        (0, "0.0 s", "0.0 s"),
+        (4.24, "4.2 s", "4.2 s"),
+        (9.96, "10 s", "10.0 s"),
+        (12.4, "12 s", "12.4 s"),
+        (59.6, "1 min 0 s", "59.6 s"),
+        (59.999, "1 min 0 s", "1 min 0 s"),
+        (185, "3 min 5 s", "3 min 5 s"),
+        (3599.6, "1 h 0 min", "1 h 0 min 0 s"),
+        (9364, "2 h 36 min", "2 h 36 min 4 s"),
+    ],
+)
+def test_durations(seconds: float, text: str, exact: str) -> None:
+    """Durations are in seconds, minutes or hours; rounding carries, so 60 s and 60 min never appear."""
+    assert format_duration(seconds) == text
+    assert format_duration(seconds, exact=True) == exact

@@ -1,0 +1,72 @@
+"""Checks of --storage and --tracking-uri."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bench.config.places import check_database, check_places
+from bench.exceptions import ConfigError
+
+SERVER = "http://mlflow:5000"
+
+
+@pytest.mark.parametrize(
+    ("storage", "tracking", "message"),
+    [
+        (None, None, "no --storage"),
+        ("runs/x", None, "absolute path"),
+        ("file://runs/x", None, "absolute path"),
+        ("s3://", SERVER, "is incomplete"),
+        ("s3://bucket/x", None, "give --tracking-uri"),
+        ("s3://key:secret@bucket/x", SERVER, "s3://key:***@bucket/x has a password in it"),
+        ("sftp://me:secret@host/x", SERVER, "has a password in it"),
+        ("https://token@host/x", SERVER, "has a password in it"),
+        ("/shared/x", "mlflow.example:5000", "expected one of http"),
+        ("/shared/x", "sqlite:///mlflow.db", "relative to this machine"),
+    ],
+)
+def test_invalid_places_are_refused(storage: str | None, tracking: str | None, message: str) -> None:
+    """A location that is incomplete, relative to this machine or contains a password is refused in one line."""
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_places(storage, tracking)
+
+
+@pytest.mark.parametrize(
+    ("storage", "canonical"),
+    [
+        ("/shared/x/", "/shared/x"),
+        ("/shared//x", "/shared/x"),
+        ("//shared/x", "/shared/x"),
+        ("/shared/y/../x", "/shared/x"),
+        ("file:///shared/x/", "/shared/x"),
+        ("s3://bucket/x/", "s3://bucket/x"),
+        ("sftp://me@host/x", "sftp://me@host/x"),
+        ("abfs://container@account.dfs.core.windows.net/x", "abfs://container@account.dfs.core.windows.net/x"),
+    ],
+)
+def test_storage_has_one_canonical_form(storage: str, canonical: str) -> None:
+    """Different spellings of one storage give the same string; a user name is allowed."""
+    assert check_places(storage, SERVER) == canonical
+
+
+def test_directory_needs_no_tracking_uri() -> None:
+    """MLflow's database can be in a storage that is a directory."""
+    assert check_places("/shared/x", None) == "/shared/x"
+
+
+@pytest.mark.parametrize("folder", ["/proc", "/nowhere/at/all"])
+def test_database_that_cannot_be_opened_is_refused(folder: str) -> None:
+    """A sqlite file in a directory that does not exist or cannot be written is refused."""
+    with pytest.raises(ConfigError, match="expected sqlite:/// and a file in an existing directory"):
+        check_database(f"sqlite:///{folder}/x.db")
+
+
+def test_database_check_leaves_no_file(tmp_path: Path) -> None:
+    """The check creates nothing; other URIs are not checked."""
+    check_database(f"sqlite:///{tmp_path}/x.db")
+    check_database("sqlite:///file:/nowhere/x.db?mode=ro")
+    check_database(SERVER)
+    assert list(tmp_path.iterdir()) == []
