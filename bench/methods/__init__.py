@@ -1,4 +1,4 @@
-"""The methods in the race, each one file. `METHODS` is where a new one is entered."""
+"""The methods that compete, one file each; `METHODS` registers them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ METHODS: tuple[type[Method], ...] = (
     DEELBoHalving,
     DEELBoLRFree,
 )
-"""In the order of tables and legends."""
+"""In the order in which tables and legends list them."""
 
 
 def method_named(name: str) -> type[Method]:
-    """The method of that name. Raises ValueError where there is none."""
+    """Return the class of the method of that name; raise ValueError if there is none."""
     for method in METHODS:
         if method.name == name:
             return method
-    raise ValueError(f"no method {name!r}: there are {', '.join(method.name for method in METHODS)}")
+    raise ValueError(f"no method {name!r}: expected one of {', '.join(method.name for method in METHODS)}")

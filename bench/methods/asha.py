@@ -1,5 +1,7 @@
-"""ASHA: random configurations, of which those that look bad early stop early. Li et al. 2020, "A System for Massively
-Parallel Hyperparameter Tuning"."""
+"""ASHA: random configurations, of which bad ones stop early.
+
+Source: Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning".
+"""
 
 from __future__ import annotations
 
@@ -30,16 +32,16 @@ def _rising(rungs: Any) -> Any:
 
 
 Rungs = Annotated[tuple[Share, ...], AfterValidator(_rising)]
-"""Shares of a run after which it is looked at, rising; the whole run, 1, is not among them."""
+"""Rising shares of a run at which it is evaluated; the end of the run, 1, is not among them."""
 
 
 class ASHASettings(SequentialSettings):
     """Asynchronous successive halving.
 
     Attributes:
-        trials: 24 where not given: how many configurations begin; all of the grid where it has fewer.
-        rungs: after which shares of a run it may stop.
-        eta: one in so many goes on from each rung.
+        trials: number of configurations, 24 by default; all of the grid if it has fewer.
+        rungs: shares of a run at which it may stop.
+        eta: one in eta continues from each rung.
     """
 
     method: Literal["asha"] = "asha"
@@ -53,7 +55,7 @@ class ASHASettings(SequentialSettings):
     def find_problem(self, prior: str) -> str | None:
         if (count := self.configurations(prior)) < self.eta:
             return (
-                f"{count} configurations with prior {prior}, of which one in eta = {self.eta:g} goes on from each "
+                f"{count} configurations with prior {prior}, of which one in eta = {self.eta:g} continues from each "
                 f"rung: set trials and the grid to {self.eta:g} or more, or eta lower"
             )
         return super().find_problem(prior)
@@ -63,16 +65,16 @@ class ASHASettings(SequentialSettings):
 
 
 def passes_rung(value: float, before: Sequence[float], eta: float) -> bool:
-    """Whether a run with this validation NLL goes on from a rung, after those that reached it before.
+    """Return whether a run with this validation NLL continues from a rung, given the values of those before it.
 
-    Where it is at or below the 1/eta quantile of theirs, interpolated, as Ray's ``AsyncHyperBandScheduler`` has it; the
-    first always does. What is not finite does not go on, and does not count among those before: an infinite one would
-    have no quantile to be interpolated.
+    It does if its value is at or below their interpolated 1/eta quantile, the rule of Ray's
+    ``AsyncHyperBandScheduler``; the first always continues. A value that is not finite never continues, and is left
+    out of the quantile.
     """
     finite = sorted(-other for other in before if math.isfinite(other))
     if not math.isfinite(value) or not finite:
         return math.isfinite(value)
-    # numpy's percentile to the bit, without its 50 microseconds a call, of which a replay makes millions
+    # equal to numpy.percentile to the bit, which takes 50 microseconds a call; a replay makes millions of calls
     place = (len(finite) - 1) * ((1 - 1 / eta) * 100 / 100)
     below = math.floor(place)
     low, high, part = finite[below], finite[min(below + 1, len(finite) - 1)], place - below
@@ -81,16 +83,15 @@ def passes_rung(value: float, before: Sequence[float], eta: float) -> bool:
 
 
 class ASHA(SequentialMethod):
-    """The stopping form: a configuration is looked at after each rung's share of its run, and goes on or stops.
+    """The stopping variant: each configuration is evaluated at every rung of its run, and continues or stops.
 
-    It is compared with the configurations before it in number that reached the rung, for which it waits; so what is
-    trained depends on results, never on which came first. Each rung is a trial, going on where the rung before ended;
-    the first of all is never stopped, unless it diverged.
+    It waits for, and is compared with, the configurations of lower number that reached the rung: the trials depend on
+    results, never on which came first. Each rung is a trial that continues where the rung before ended. The first
+    configuration is never stopped, unless it diverges.
 
-    The learning rate's schedule is one cosine over the whole run, as it must be if the last rung is to be an ordinary
-    run. At an early rung the rate is still near its start: validation NLL there favors configurations that do well
-    under the noise of a high rate, and those are behind that would be ahead at the end, when the rate has come down.
-    Late rungs decide fairly and save little. Nothing here corrects for that.
+    The schedule of the learning rate is one cosine over the whole run, so that a run through all rungs is an ordinary
+    run. At an early rung the rate is still high, and validation NLL favors configurations that do well under its noise;
+    late rungs select better and save less. Nothing here corrects for that.
     """
 
     name = "asha"
@@ -101,11 +102,10 @@ class ASHA(SequentialMethod):
     def __init__(self, template: TrialTemplate, settings: ASHASettings, name: str | None = None) -> None:
         self.levels = (*settings.rungs, 1.0)
         self._points = sample_configurations(settings, template.cell)
-        self._at: list[dict[int, TrialRecord | None]] = [{} for _ in self.levels]
-        """For each level the records of the numbers that reached it, None for those that never will."""
-        self._stopped: list[TrialSpec] = []
-        self._decided = [0] * len(settings.rungs)
-        """For each rung the first number of which is not known whether it goes on from there."""
+        self._at_level: list[dict[int, TrialRecord | None]] = [{} for _ in self.levels]
+        """For each level the records by configuration number; None for those that stopped before it."""
+        self._num_decided = [0] * len(settings.rungs)
+        """For each rung the number of configurations that are decided."""
         super().__init__(template, settings, name)
 
     def initial_trials(self) -> Iterable[TrialSpec]:
@@ -116,18 +116,14 @@ class ASHA(SequentialMethod):
         if record.spec.stage != "tune" or number is None:
             return []
         level = self.levels.index(record.spec.until)
-        self._at[level][number] = record
+        self._at_level[level][number] = record
         return self.record_tuned(record) if level == len(self.settings.rungs) else self._decide(level)
 
-    def stopped_trials(self) -> Sequence[TrialSpec]:
-        stopped, self._stopped = self._stopped, []
-        return stopped
-
     def num_tuning_trials(self) -> int:
-        return self.size * len(self.levels) - sum(record is None for at in self._at for record in at.values())
+        return self.size * len(self.levels) - sum(record is None for at in self._at_level for record in at.values())
 
     def run_equivalents(self) -> Mapping[str, float]:
-        out = [sum(record is None for record in at.values()) for at in self._at]
+        out = [sum(record is None for record in at.values()) for at in self._at_level]
         parts = [level - since for since, level in zip((0.0, *self.levels), self.levels, strict=False)]
         tuned = sum((self.size - n) * part for n, part in zip(out, parts, strict=True))
         return {"tune": tuned, "retrain": self.num_retraining_trials()}
@@ -137,24 +133,24 @@ class ASHA(SequentialMethod):
         return self.spec("tune", number=number, until=self.levels[level], since=since, **self._points[number])
 
     def _decide(self, rung: int) -> list[TrialSpec]:
-        """Decides on all numbers at that rung of which it is possible by now, in their order.
+        """Decide, in order, on all configurations at that rung for which the results before them are known.
 
-        Nobody waits at a later rung for one that stops here: who is there went on from here, after this one's turn.
+        A configuration that stops here is marked as absent from the later rungs, so that no other waits for it there.
         """
-        asked: list[TrialSpec] = []
-        at = self._at[rung]
-        while (number := self._decided[rung]) in at:
-            self._decided[rung] += 1
+        trials: list[TrialSpec] = []
+        at = self._at_level[rung]
+        while (number := self._num_decided[rung]) in at:
+            self._num_decided[rung] += 1
             record = at[number]
             if record is None:
                 continue
             value = validation_rank(record)[1]
             before = [validation_rank(at[other])[1] for other in range(number) if at[other] is not None]  # type: ignore[arg-type]
             if passes_rung(value, before, self.settings.eta):
-                asked.append(self._level(number, rung + 1))
+                trials.append(self._level(number, rung + 1))
                 continue
-            for later in self._at[rung + 1 :]:
+            for later in self._at_level[rung + 1 :]:
                 later[number] = None
             self._stopped.append(record.spec)
-            asked += self.record_tuned(record)
-        return asked
+            trials += self.record_tuned(record)
+        return trials

@@ -1,4 +1,4 @@
-"""The interface of a method, and what every method's settings and trials have in common."""
+"""The interface of a method, its settings, and the order in which methods rank records."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = ["Method", "MethodSettings", "objective_rank", "validation_rank"]
 
 
 class MethodSettings(Strict):
-    """What a configuration says of one entry under ``methods``.
+    """Settings of one configured method, an entry under ``methods`` of the configuration.
 
     Attributes:
-        method: which method it is; the entry's own name where that is not given.
-        priors: those of the benchmark's that it runs on; all where None.
-        packages: what must be installed beside the benchmark's own requirements, by the names to import.
+        method: name of the method; the entry's own name if it is not given.
+        priors: those of the benchmark's priors that it runs on; all if None.
+        packages: import names of packages that it needs beside the benchmark's own requirements.
     """
 
     method: str
@@ -38,37 +38,36 @@ class MethodSettings(Strict):
     packages: ClassVar[tuple[str, ...]] = ()
 
     def runs_on(self, prior: str) -> bool:
-        """Whether the configuration wants it on that prior."""
+        """Return whether the method is configured to run on that prior."""
         return self.priors is None or prior in self.priors
 
     def missing_package(self) -> str | None:
-        """One of `packages` that is not installed; None where all are."""
+        """Return one of `packages` that is not installed; None if all are."""
         return next((package for package in self.packages if find_spec(package) is None), None)
 
     def find_problem(self, prior: str) -> str | None:
-        """Why it does not fit that prior, or its own budget, and what to do; None where it does."""
+        """Return why the settings do not fit that prior or each other, and what to do; None if they fit."""
         return None
 
     def max_trials(self, prior: str) -> int:
-        """How many a cell of that prior takes at most."""
+        """Return the largest number of trials that a cell of that prior may take."""
         raise NotImplementedError
 
 
 class Method(ABC):
-    """A method at work in one cell, by ask and tell.
+    """A method at work in one cell, with an ask-and-tell interface.
 
-    `ask` gives the next trial that may start now, or None: nothing now, and, once every asked trial was told, nothing
-    any more. `tell` takes each asked trial's record, in any order. A record that exists from an earlier run is told
-    like a new one, so a method never knows whether it was interrupted. What it asks for must be decided by its settings
-    and by what it was told, never by when: reports ask again to know what belongs to it.
+    `ask` returns the next trial that may start now, or None: no trial now, and, once `tell` has received the records of
+    all trials, no trial any more. `tell` receives the record of each trial, in any order. Records of an earlier call of
+    `run` are received like new ones, so a method cannot tell whether it was interrupted. The trials must be a function
+    of the settings and of the records received, never of time: reports ask again to find which records belong to it.
 
     Attributes:
-        name: the entry in the configuration; the class's own is the method's.
-        title: what tables and legends call it.
-        bayesian: whether its runs draw from a posterior, as the DE ELBo's do: they take longer than MAP's.
-        adaptive: whether results decide how many trials there are, so that `stages` are the most that there may be.
-        dry_run: set by who wants to know what belongs to it, and will run nothing: what is costly to find need not
-            be found, any trial may stand for it.
+        name: of the entry in the configuration; the class attribute is the method's own.
+        title: display name in tables and legends.
+        bayesian: whether its runs sample from a posterior, as the DE ELBo's do; they take longer than those of MAP.
+        adaptive: whether results decide how many trials there are, so that `stages` are upper bounds.
+        dry_run: set by a caller that will run nothing: an expensive choice may be replaced by any trial.
     """
 
     name: str
@@ -82,58 +81,62 @@ class Method(ABC):
     def __init__(self, template: TrialTemplate, settings: Any, name: str | None = None) -> None:
         self.template, self.cell, self.settings = template, template.cell, settings
         self.name = type(self).name if name is None else name
+        self._stopped: list[TrialSpec] = []
         self._queue: deque[TrialSpec] = deque(self.initial_trials())
 
     @staticmethod
     def objective(spec: TrialSpec, groups: Sequence[Group], num_examples: int, generator: torch.Generator) -> Objective:
-        """What a trial with this method's name in ``spec.learner`` minimizes. Torch is imported in here.
+        """Return the objective of a trial that has this method's name as its ``learner``; import torch in here.
 
         Args:
             spec: the trial.
-            groups: of weights, as ``spec.groups`` says.
-            num_examples: how many images this run trains on.
-            generator: random numbers of its own, on the weights' device.
+            groups: groups of weights, as ``spec.groups`` defines them.
+            num_examples: number of images that the run trains on.
+            generator: random numbers for the objective alone, on the weights' device.
         """
-        raise NotImplementedError(f"{spec.learner} says nothing of an objective")
+        raise NotImplementedError(f"{spec.learner} defines no objective")
 
     @abstractmethod
     def initial_trials(self) -> Iterable[TrialSpec]:
-        """The trials that depend on no other's result."""
+        """Return the trials that depend on no result."""
 
     def next_trials(self, record: TrialRecord) -> Iterable[TrialSpec]:
-        """The trials that this record makes possible."""
+        """Return the trials that this record makes possible."""
         return ()
 
     def stopped_trials(self) -> Sequence[TrialSpec]:
-        """Trials that were told since the last call, stopped before the end of their run, and will not be gone on with:
-        what they left is not needed any more. Those that are not named are kept until the cell is done."""
-        return ()
+        """Return the trials since the last call that stopped before the end of their run and will not continue.
 
-    def load_history(self, records: Sequence[TrialRecord]) -> None:  # noqa: B027 - most have nothing to take from there
-        """Is told once, before the first `ask`, which records this entry has in this cell.
+        Methods add them to ``_stopped``. Their snapshots are deleted; others stay until the cell is finished.
+        """
+        stopped, self._stopped = self._stopped, []
+        return stopped
 
-        They are told again by `tell`, each after its trial was asked for. A method whose next trial is costly to find
-        takes from here what it asked for before.
+    def load_history(self, records: Sequence[TrialRecord]) -> None:  # noqa: B027 - most have nothing to take from it
+        """Receive the records that this entry has in this cell, once, before the first `ask`.
+
+        `tell` receives them again, each after `ask` returned its trial. A method whose next trial is expensive to
+        choose takes its earlier choices from here.
         """
 
     def ask(self) -> TrialSpec | None:
-        """The next trial, or None."""
+        """Return the next trial, or None if none may start now."""
         return self._queue.popleft() if self._queue else None
 
     def tell(self, record: TrialRecord) -> None:
-        """What came of a trial that was asked for."""
+        """Receive the record of a trial."""
         self._queue.extend(self.next_trials(record))
 
     def stages(self) -> Counter[str]:
-        """How many trials of each stage this cell takes, all told; the most that it may, while that is not known."""
+        """Return the number of trials of each stage in this cell; upper bounds while results decide."""
         return Counter(spec.stage for spec in self.initial_trials())
 
     def run_equivalents(self) -> Mapping[str, float]:
-        """`stages` in whole runs: a trial that stops early, or goes on from another, is a part of one."""
+        """Return `stages` in whole runs: a trial that trains a segment of a run counts as that share."""
         return self.stages()
 
     def count(self) -> int:
-        """How many trials this cell takes, all told; the most that it may, while that is not known."""
+        """Return the number of trials in this cell; an upper bound while results decide."""
         return self.stages().total()
 
     def spec(self, stage: str, learning_rate: float, **settings: Any) -> TrialSpec:
@@ -142,17 +145,17 @@ class Method(ABC):
 
     @staticmethod
     def retraining(spec: TrialSpec) -> TrialSpec:
-        """The trial that trains a tuned configuration again, from its start to its end, on all N images."""
+        """Return the trial that trains a tuned configuration again, from start to end, on all N images."""
         return replace(spec, stage="retrain", until=1.0, since=0.0)
 
 
 def validation_rank(record: TrialRecord) -> tuple[bool, float]:
-    """Least is best: failed runs last, and before them those that diverged or whose validation NLL is not finite."""
+    """Return a sort key by validation NLL, best first; diverged and non-finite ones rank behind, failed ones last."""
     return _rank(record, "val_nll")
 
 
 def objective_rank(record: TrialRecord) -> tuple[bool, float]:
-    """The same by the objective, of methods that hold nothing out."""
+    """Return the same sort key by the objective, for methods without a validation set."""
     return _rank(record, "objective")
 
 

@@ -1,13 +1,13 @@
-"""Bayesian optimization: each configuration is chosen in the light of all before it, by Optuna's samplers."""
+"""Bayesian optimization: Optuna's samplers choose each configuration by the results of all before it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import AfterValidator, Field
 
 from bench.methods.base import validation_rank
@@ -28,26 +28,26 @@ Sampler = Literal["gp", "tpe"]
 
 def _box(box: Any) -> Any:
     if box[0] >= box[1]:
-        raise ValueError("must be [least, most], least below most")
+        raise ValueError("must be [min, max], min below max")
     return box
 
 
 Box = Annotated[tuple[Positive, Positive], AfterValidator(_box)]
 Axis = tuple[float, ...]
-"""Least and most of a box; or the points of a grid, rising."""
+"""Lower and upper bound of a range; or the points of a grid, rising."""
 
 
 class BayesianOptimizationSettings(SequentialSettings):
-    """Optuna's samplers over the logarithms of learning rate and strengths, or over a grid.
+    """Search of the logarithms of learning rate and strengths, or of a grid.
 
     Attributes:
-        trials: 36 where not given.
+        trials: 36 by default.
         sampler: a Gaussian process with expected improvement, or the tree-structured Parzen estimator.
-        startup: how many results at random are there before the sampler decides.
-        learning_rate, alpha, beta: boxes, [least, most]; alpha is the backbone's strength, beta the head's.
-        lambda_: ``lambda``, a box for the scale of PTYL's prior, which stands in alpha's place there.
-        tied: one strength for backbone and head, alpha's box; PTYL always has lambda and beta.
-        grid: only points of the grid, whose lists are `Grid`'s, and each at most once.
+        startup: number of random configurations before the sampler decides.
+        learning_rate, alpha, beta: ranges, [min, max]; alpha is the backbone's strength, beta the head's.
+        lambda_: ``lambda``, the range of the scale of PTYL's prior, which replaces alpha there.
+        tied: one strength for backbone and head, in alpha's range; PTYL always has lambda and beta.
+        grid: only points of the grid, whose lists are those of `Grid`, each at most once.
     """
 
     method: Literal["bo"] = "bo"
@@ -77,14 +77,13 @@ class BayesianOptimizationSettings(SequentialSettings):
             )
         if prior == "ptyl" and not self.grid and self.lambda_ is None:
             return (
-                "prior ptyl, whose scale lambda needs a box of its own: give lambda, such as [1, 1e9], or set priors "
+                "prior ptyl, whose scale lambda needs a range of its own: give lambda, such as [1, 1e9], or set priors "
                 "to l2-zero and l2-sp"
             )
         return super().find_problem(prior)
 
     def axes(self, prior: str) -> dict[str, Axis]:
-        """What is chosen with that prior: fields of `TrialSpec`, without the head's where it is tied to the
-        backbone's."""
+        """Return what is searched with that prior: fields of `TrialSpec`, without the head's if it is tied."""
         if self.grid:
             decays: Axis = tuple(sorted(self.weight_decays))
             rates: Axis = tuple(sorted(self.learning_rates))
@@ -100,11 +99,11 @@ class BayesianOptimizationSettings(SequentialSettings):
 
 @dataclass(frozen=True)
 class Observation:
-    """What came of a configuration.
+    """The result of a configuration.
 
     Attributes:
-        point: its place on each axis.
-        value: validation NLL in nats; inf where it diverged; None where it failed.
+        point: its value on each axis.
+        value: validation NLL in nats; inf if it diverged; None if it failed.
     """
 
     point: Point
@@ -114,14 +113,13 @@ class Observation:
 def suggest(
     axes: Mapping[str, Axis], history: Sequence[Observation], sampler: Sampler, startup: int, seed: int, grid: bool
 ) -> Point:
-    """The next point by a fresh Optuna study that is told the history; depends on the arguments alone.
+    """Return the next point by a new Optuna study with that history; a function of the arguments only.
 
-    On a grid each axis is the place of a value in its list. A point that was tried gives the nearest that was not: by
-    the sum of steps over the axes, of equals the one whose values are first in the lists.
+    On a grid each axis is the index of a value in its list. A point that was tried is replaced by the nearest that was
+    not: by the sum of steps over the axes, ties going to the values that are first in the lists.
 
-    A run that diverged is told as worse than the worst, by a tenth of the range seen. Optuna would leave a failed trial
-    out, and might go where runs diverge again and again; an infinite or a huge value would make all differences among
-    the others vanish.
+    A diverged run counts as worse than the worst by a tenth of the range seen. Optuna would ignore a failed trial and
+    could return to where runs diverge; an infinite or huge value would hide all differences among the others.
 
     Raises:
         ValueError: every point of the grid was tried.
@@ -140,9 +138,9 @@ def suggest(
     if sampler == "gp":
         import torch
 
-        torch.set_num_threads(1)  # beside trials whose seconds count
+        torch.set_num_threads(1)  # timed trials run at the same time
     study = optuna.create_study(sampler=make(seed=seed, n_startup_trials=startup))
-    finite = [seen.value for seen in history if seen.value is not None and np.isfinite(seen.value)]
+    finite = [seen.value for seen in history if seen.value is not None and math.isfinite(seen.value)]
     worse = max(finite) + ((max(finite) - min(finite)) / 10 or 1.0) if finite else 0.0
     for seen in history:
         study.add_trial(
@@ -150,7 +148,7 @@ def suggest(
                 state=optuna.trial.TrialState.FAIL if seen.value is None else optuna.trial.TrialState.COMPLETE,
                 params={name: places[name][value] if grid else value for name, value in seen.point.items()},
                 distributions=space,
-                value=seen.value if seen.value is None or np.isfinite(seen.value) else worse,
+                value=seen.value if seen.value is None or math.isfinite(seen.value) else worse,
             )
         )
     found: dict[str, Any] = study.ask(space).params
@@ -159,7 +157,7 @@ def suggest(
     tried = {tuple(places[name][value] for name, value in seen.point.items()) for seen in history}
     left = [place for place in product(*map(range, map(len, axes.values()))) if place not in tried]
     if not left:
-        raise ValueError(f"all {len(tried)} points of the grid were tried: ask for fewer trials")
+        raise ValueError(f"all {len(tried)} points of the grid were tried: set trials lower")
     nearest = min(left, key=lambda place: sum(abs(i - found[name]) for i, name in zip(place, axes, strict=True)))
     return {name: values[i] for i, (name, values) in zip(nearest, axes.items(), strict=True)}
 
@@ -189,12 +187,12 @@ class BayesianOptimization(SequentialMethod):
             "startup": settings.startup,
         }
         self._history: list[Observation] = []
-        self._kept: dict[int, Point] = {}
+        self._known_points: dict[int, Point] = {}
         self._next = 0
         super().__init__(template, settings, name)
 
     def initial_trials(self) -> Iterable[TrialSpec]:
-        return ()  # even the first is chosen when it is asked for: its record may be told of before
+        return ()  # the first is chosen by `ask` too, after `load_history`
 
     def load_history(self, records: Sequence[TrialRecord]) -> None:
         for record in records:
@@ -203,7 +201,7 @@ class BayesianOptimization(SequentialMethod):
                 continue
             point = {name: getattr(record.spec, name) for name in self._axes}
             if None not in point.values() and record.spec == self._spec(number, point):
-                self._kept[number] = point
+                self._known_points[number] = point
 
     def ask(self) -> TrialSpec | None:
         if (spec := super().ask()) is not None:
@@ -212,10 +210,10 @@ class BayesianOptimization(SequentialMethod):
             return None
         number = self._next
         self._next += 1
-        if (point := self._kept.get(number)) is None:
-            # a report has no use for the next choice, and loads neither Optuna nor torch to find it
-            anywhere = {name: values[0] for name, values in self._axes.items()}
-            point = anywhere if self.dry_run else self._choose(number)
+        if (point := self._known_points.get(number)) is None:
+            # a report does not use the choice, and must not import Optuna and torch for it
+            arbitrary = {name: values[0] for name, values in self._axes.items()}
+            point = arbitrary if self.dry_run else self._choose(number)
         return self._spec(number, point)
 
     def next_trials(self, record: TrialRecord) -> Iterable[TrialSpec]:

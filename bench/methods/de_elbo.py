@@ -1,4 +1,4 @@
-"""DE ELBo: learn regularization by the data-emphasized ELBo. One run a learning rate, on all N images."""
+"""DE ELBo: learn the regularization by the data-emphasized ELBo; one run per learning rate, on all N images."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from bench.types import LEARNING_RATES, LearningRates, number
 __all__ = ["DEELBo", "DEELBoOptions"]
 
 
-TOGETHER = "backbone+head"
+BACKBONE_AND_HEAD = "backbone+head"
 
 
 def _kappa(value: Any) -> Any:
-    share, times, unit = value.rpartition("D/N") if isinstance(value, str) else ("", "", value)
-    if times:
-        value = share.strip().removesuffix("*").strip() or 1.0
+    relative = isinstance(value, str) and value.strip().endswith("D/N")
+    if relative:
+        value = value.strip().removesuffix("D/N").strip().removesuffix("*").strip() or 1.0
     try:
-        found = float(number(value)) if isinstance(value, str | int | float) else math.nan
+        factor = float(number(value)) if isinstance(value, str | int | float) else math.nan
     except (ValueError, OverflowError):
-        found = math.nan
-    if not 0 < found < math.inf or (times and unit.strip()):
+        factor = math.nan
+    if not 0 < factor < math.inf:
         raise ValueError("must be D/N, a share of it such as 0.1 D/N, or a positive number")
-    if not times:
-        return found
-    return "D/N" if found == 1 else f"{found!r} D/N"
+    if not relative:
+        return factor
+    return "D/N" if factor == 1 else f"{factor!r} D/N"
 
 
 def _groups(value: Any) -> Any:
-    if value in ("layer", TOGETHER):
+    if value in ("layer", BACKBONE_AND_HEAD):
         return value
     if isinstance(value, list | tuple) and set(value) == {"backbone", "head"}:
-        return TOGETHER
+        return BACKBONE_AND_HEAD
     raise ValueError("must be layer, or [backbone, head]")
 
 
 class DEELBoOptions(MethodSettings):
-    """How a DE ELBo counts and groups.
+    """Settings that all DE ELBo methods share.
 
     Attributes:
-        kappa: how often the likelihood counts: ``D/N``, a share of it (``0.1 D/N``), or a number.
-        groups: which weights share a prior variance: those of the backbone and of the head, or of each layer.
+        kappa: factor of the likelihood: ``D/N``, a share of it (``0.1 D/N``), or a number.
+        groups: which weights share a prior variance: all of the backbone and all of the head, or those of each layer.
     """
 
     kappa: Annotated[str | float, BeforeValidator(_kappa)] = "D/N"
-    groups: Annotated[str, BeforeValidator(_groups)] = TOGETHER
+    groups: Annotated[str, BeforeValidator(_groups)] = BACKBONE_AND_HEAD
 
     def find_problem(self, prior: str) -> str | None:
         if self.groups == "layer" and prior == "ptyl":
@@ -62,14 +62,14 @@ class DEELBoOptions(MethodSettings):
 
     @property
     def spec_fields(self) -> dict[str, Any]:
-        """Fields of `TrialSpec`: kappa, kappa_share and groups."""
+        """The fields of `TrialSpec` that these settings determine."""
         if isinstance(self.kappa, float):
             return {"kappa": self.kappa, "groups": self.groups}
         return {"kappa_share": float(self.kappa.removesuffix("D/N") or 1), "groups": self.groups}
 
 
 class DEELBoSettings(DEELBoOptions):
-    """The DE ELBo: one run a learning rate."""
+    """One run per learning rate."""
 
     method: Literal["de-elbo"] = "de-elbo"
     learning_rates: LearningRates = LEARNING_RATES
@@ -79,7 +79,7 @@ class DEELBoSettings(DEELBoOptions):
 
 
 class DEELBo(Method):
-    """As `ELBo`, with the likelihood counted kappa times; kappa = D/N unless the configuration says otherwise."""
+    """As `ELBo`, with the likelihood weighted by kappa, D/N by default."""
 
     name = "de-elbo"
     title = "DE ELBo"

@@ -1,4 +1,4 @@
-"""DE ELBo by successive halving: bad learning rates stop early, by the objective itself. Nothing is held out."""
+"""DE ELBo with successive halving: bad learning rates stop early, judged by the objective; no validation set."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["DEELBoHalving"]
 
 
 class HalvingSettings(DEELBoOptions):
-    """Several learning rates begin, one ends.
+    """Settings of successive halving.
 
     Attributes:
-        rungs: after which shares of the run they are compared.
-        eta: one in so many goes on from each rung but the last, from which the best one does.
+        rungs: shares of the run at which learning rates are compared.
+        eta: one in eta continues from each rung but the last, from which only the best does.
     """
 
     method: Literal["deelbo-halving"] = "deelbo-halving"
@@ -39,13 +39,13 @@ class HalvingSettings(DEELBoOptions):
     def find_problem(self, prior: str) -> str | None:
         if len(self.learning_rates) < self.eta:
             return (
-                f"learning_rates = {list(self.learning_rates)} with eta = {self.eta}, of which one in {self.eta} goes "
-                f"on from a rung: give {self.eta} learning_rates or more, or use de-elbo"
+                f"learning_rates = {list(self.learning_rates)} with eta = {self.eta}, of which one in {self.eta} "
+                f"continues from a rung: give {self.eta} learning_rates or more, or use de-elbo"
             )
         return super().find_problem(prior)
 
     def num_at_rungs(self) -> list[int]:
-        """How many train up to each rung, and to the end: 4, 2, 1 by default."""
+        """Return how many learning rates train up to each rung and to the end: 4, 2, 1 by default."""
         counts = [len(self.learning_rates)]
         while len(counts) < len(self.rungs):
             counts.append(math.ceil(counts[-1] / self.eta))
@@ -56,12 +56,13 @@ class HalvingSettings(DEELBoOptions):
 
 
 class DEELBoHalving(Method):
-    """All learning rates train to the first rung; the best half of them, by the objective there, to the next; one to
-    the end. By default that is 4 x 1/8 + 2 x 1/8 + 3/4 = 1.5 runs, where the DE ELBo's four take 4.
+    """Train all learning rates to the first rung, the best half of them to the next, and one to the end.
 
-    At a rung the objective is the mean NLL under q of the last training batches plus the regularizer: it costs nothing.
-    A run that diverged there, or failed, stops. Where none completed, the first that diverged goes on, so that the cell
-    has its result; where all failed there is none.
+    By default that is 4 x 1/8 + 2 x 1/8 + 3/4 = 1.5 runs instead of the DE ELBo's 4.
+
+    At a rung the objective is the mean NLL under q of the last training batches plus the regularizer, at no extra cost.
+    A run that diverged or failed stops. If none completed, the first that diverged continues, so that the cell has a
+    result; if all failed there is none.
     """
 
     name = "deelbo-halving"
@@ -75,31 +76,26 @@ class DEELBoHalving(Method):
         self.levels = (*settings.rungs, 1.0)
         self._counts = settings.num_at_rungs()
         self._level = 0
-        self._entered: tuple[float, ...] = settings.learning_rates
-        self._told: dict[float, TrialRecord] = {}
-        self._stopped: list[TrialSpec] = []
+        self._rates: tuple[float, ...] = settings.learning_rates
+        self._records: dict[float, TrialRecord] = {}
         super().__init__(template, settings, name)
 
     def initial_trials(self) -> Iterable[TrialSpec]:
         return self._specs(0, self.settings.learning_rates)
 
     def next_trials(self, record: TrialRecord) -> Iterable[TrialSpec]:
-        self._told[record.spec.learning_rate] = record
-        if len(self._told) < len(self._entered) or self._level == len(self.settings.rungs):
+        self._records[record.spec.learning_rate] = record
+        if len(self._records) < len(self._rates) or self._level == len(self.settings.rungs):
             return ()
-        kept = self._best(self._counts[self._level + 1])
-        self._stopped += [told.spec for rate, told in self._told.items() if rate not in kept]
+        survivors = self._best(self._counts[self._level + 1])
+        self._stopped += [record.spec for rate, record in self._records.items() if rate not in survivors]
         self._level += 1
-        self._entered, self._told = kept, {}
+        self._rates, self._records = survivors, {}
         later = range(self._level + 1, len(self._counts))
-        self._counts[self._level] = len(kept)
+        self._counts[self._level] = len(survivors)
         for level in later:
-            self._counts[level] = min(self._counts[level], len(kept))
-        return self._specs(self._level, kept)
-
-    def stopped_trials(self) -> Sequence[TrialSpec]:
-        stopped, self._stopped = self._stopped, []
-        return stopped
+            self._counts[level] = min(self._counts[level], len(survivors))
+        return self._specs(self._level, survivors)
 
     def stages(self) -> Counter[str]:
         return Counter(run=sum(self._counts))
@@ -109,10 +105,10 @@ class DEELBoHalving(Method):
         return {"run": sum(count * part for count, part in zip(self._counts, parts, strict=True))}
 
     def _best(self, count: int) -> tuple[float, ...]:
-        """So many of the rates that completed this rung, the best first; one that diverged where none did."""
-        order = sorted(self._entered, key=lambda rate: objective_rank(self._told[rate]))  # stable: of equals the first
-        done = [rate for rate in order if math.isfinite(objective_rank(self._told[rate])[1])]
-        return tuple(done[:count] or [rate for rate in order if self._told[rate].succeeded][:1])
+        """Return the best ``count`` learning rates that completed this rung; one that diverged if none did."""
+        order = sorted(self._rates, key=lambda rate: objective_rank(self._records[rate]))  # stable
+        done = [rate for rate in order if math.isfinite(objective_rank(self._records[rate])[1])]
+        return tuple(done[:count] or [rate for rate in order if self._records[rate].succeeded][:1])
 
     def _specs(self, level: int, rates: Sequence[float]) -> list[TrialSpec]:
         since = self.levels[level - 1] if level else 0.0

@@ -1,4 +1,4 @@
-"""DE ELBo without a learning rate: exactly one run, by an optimizer that finds its own step size."""
+"""DE ELBo without a learning rate: one run, by an optimizer that estimates its own step size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LRFreeSettings(DEELBoOptions):
 
     Attributes:
         optimizer: Prodigy (Mishchenko and Defazio 2023), or schedule-free (Defazio et al. 2024).
-        learning_rate: what the optimizer's own step size is multiplied by.
+        learning_rate: factor of the optimizer's own step size.
     """
 
     method: Literal["deelbo-free"] = "deelbo-free"
@@ -30,7 +30,7 @@ class LRFreeSettings(DEELBoOptions):
 
     @property
     def packages(self) -> tuple[str, ...]:  # type: ignore[override]
-        """What must be installed for this optimizer."""
+        """The package of the optimizer."""
         return (PACKAGES[self.optimizer],)
 
     def max_trials(self, prior: str) -> int:
@@ -38,7 +38,7 @@ class LRFreeSettings(DEELBoOptions):
 
 
 class DEELBoLRFree(Method):
-    """The DE ELBo's one run is its result: nothing is chosen, so nothing is tried twice."""
+    """Take the result of the only run; nothing is selected or retrained."""
 
     name = "deelbo-free"
     title = "DE ELBo, no rate"

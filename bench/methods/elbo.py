@@ -1,4 +1,4 @@
-"""ELBo: learn regularization by the plain evidence lower bound, kappa = 1. One run a learning rate, on all N images."""
+"""ELBo: learn the regularization by the evidence lower bound, kappa = 1; one run per learning rate, on all N images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ELBo"]
 
 
 class ELBoSettings(MethodSettings):
-    """The plain ELBo, kappa = 1: one run a learning rate."""
+    """One run per learning rate."""
 
     method: Literal["elbo"] = "elbo"
     learning_rates: LearningRates = LEARNING_RATES
@@ -23,7 +23,7 @@ class ELBoSettings(MethodSettings):
 
 
 class ELBo(Method):
-    """The run whose objective is least at the end is the one that counts; there is nothing to retrain."""
+    """Take the run with the lowest objective at its end; nothing is retrained."""
 
     name = "elbo"
     title = "ELBo"

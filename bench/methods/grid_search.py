@@ -1,4 +1,4 @@
-"""MAP + grid search: tune on 4/5 of the data, choose by validation NLL, train again on all of it."""
+"""MAP + grid search: tune on 4/5 of the data, select by validation NLL, retrain on all of it."""
 
 from __future__ import annotations
 
@@ -32,9 +32,11 @@ def _retrain(value: Any) -> Any:
 
 
 class Grid(MethodSettings):
-    """Learning rates x strengths. One strength for backbone and head (alpha = beta) with L2-zero and L2-SP, unless the
-    prior is ``untied``: then alpha x beta. With PTYL the backbone's strength is its prior's scale lambda, and
-    ``weight_decays`` are the head's."""
+    """A grid of learning rates x strengths.
+
+    With L2-zero and L2-SP backbone and head have one strength (alpha = beta), or, if the prior is ``untied``, two
+    (alpha x beta). With PTYL the backbone has the scale lambda of its prior, and ``weight_decays`` are the head's.
+    """
 
     learning_rates: LearningRates = LEARNING_RATES
     weight_decays: Annotated[tuple[NotNegative, ...], Filled] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 0.0)
@@ -42,7 +44,7 @@ class Grid(MethodSettings):
     ptyl_lambdas: LearningRates = tuple(10.0**i for i in range(10))
 
     def points(self, prior: str) -> Iterable[dict[str, float]]:
-        """The configurations with that prior: fields of `TrialSpec`, in the order of the lists."""
+        """Yield the configurations with that prior, each as fields of `TrialSpec`, in the order of the lists."""
         rates, decays = self.learning_rates, self.weight_decays
         if prior == "ptyl":
             for rate, scale, decay in product(rates, self.ptyl_lambdas, decays):
@@ -55,19 +57,19 @@ class Grid(MethodSettings):
                 yield {"learning_rate": rate, "weight_decay": decay, "head_weight_decay": decay}
 
     def size(self, prior: str) -> int:
-        """How many configurations there are with that prior."""
+        """Return the number of configurations with that prior."""
         second = self.ptyl_lambdas if prior == "ptyl" else self.weight_decays if prior in self.untied else (None,)
         return len(self.learning_rates) * len(second) * len(self.weight_decays)
 
 
 class GridSearchSettings(Grid):
-    """MAP + grid search: the whole grid. ``retrain``: which configurations are trained again on all N images."""
+    """The whole grid; ``retrain`` selects the configurations that are retrained on all N images."""
 
     method: Literal["map-gs"] = "map-gs"
     retrain: Annotated[Retrain | dict[Prior, Retrain], BeforeValidator(_retrain)] = "best"
 
     def retrain_mode(self, prior: str) -> Retrain:
-        """Which tuned configurations of that prior are trained again on all N images."""
+        """Return which configurations of that prior are retrained."""
         if isinstance(self.retrain, dict):
             return self.retrain.get(prior, "best")  # type: ignore[call-overload, no-any-return]
         return self.retrain
@@ -78,7 +80,7 @@ class GridSearchSettings(Grid):
 
 
 class MAPGridSearch(Method):
-    """Every configuration of the grid; the one with the lowest validation NLL is the one that counts."""
+    """Tune every configuration of the grid and take the one with the lowest validation NLL."""
 
     name = "map-gs"
     title = "MAP + GS"

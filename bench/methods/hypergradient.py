@@ -1,4 +1,4 @@
-"""Hypergradient: learn the strengths on the validation fifth while training on the rest, then train again on all."""
+"""Hypergradient: learn the strengths on a validation fifth while training on the rest, then retrain on all images."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class HypergradientSettings(MethodSettings):
 
     Attributes:
         start: alpha = beta at the first step.
-        every: training steps between two moves of the strengths.
-        rate: of a move, in nats of log alpha; where None, what `deelbo.objectives.hypergradient` takes.
+        every: training steps between two updates of the strengths.
+        rate: size of an update, in nats of log alpha; the default of `deelbo.objectives.hypergradient` if None.
     """
 
     method: Literal["hypergradient"] = "hypergradient"
@@ -46,11 +46,10 @@ class HypergradientSettings(MethodSettings):
 
 
 class Hypergradient(Method):
-    """One run a learning rate on 4/5 of the data. The one with the lowest validation NLL counts; it is trained again by
-    MAP on all N images, with the geometric mean of the strengths that it went through: where they end says little.
+    """Run each learning rate on 4/5 of the data, and retrain the run with the lowest validation NLL.
 
-    The configurations have numbers, by which what was trained again finds what was tuned: the strengths are no longer
-    those that it began with.
+    The retraining is MAP on all N images with the geometric mean of the strengths over the run: their last values say
+    little. Its number links it to its tuning run, which started from other strengths.
     """
 
     name = "hypergradient"

@@ -1,4 +1,4 @@
-"""Laplace: learn the strengths by the marginal likelihood, beside the training steps. One run a learning rate."""
+"""Laplace: learn the strengths by the marginal likelihood during training; one run per learning rate."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["Laplace"]
 
 
 class LaplaceSettings(MethodSettings):
-    """The strengths of backbone and head by the diagonal Laplace approximation; see `deelbo.objectives.laplace`.
+    """Settings of the diagonal Laplace approximation, see `deelbo.objectives.laplace`.
 
     Attributes:
-        every: share of the run from one time that strengths are learned to the next.
-        burn_in: share of the run before the first time.
-        hyper_steps: Adam's steps on the log precisions each time.
+        every: share of the run between two updates of the strengths.
+        burn_in: share of the run before the first update.
+        hyper_steps: Adam steps on the log precisions per update.
         hyper_rate: Adam's learning rate.
     """
 
@@ -49,8 +49,7 @@ class LaplaceSettings(MethodSettings):
 
 
 class Laplace(Method):
-    """On all N images. The run whose marginal likelihood is greatest at the end is the one that counts; there is
-    nothing to retrain."""
+    """Train on all N images; take the run with the highest marginal likelihood at its end; nothing is retrained."""
 
     name = "laplace"
     title = "Laplace"

@@ -1,4 +1,4 @@
-"""Random search: some configurations of the grid, tuned as grid search tunes them. Bergstra and Bengio 2012."""
+"""Random search: random configurations of the grid, tuned as grid search tunes them (Bergstra and Bengio 2012)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["RandomSearch", "sample_configurations"]
 
 
 class RandomSearchSettings(SequentialSettings):
-    """``trials`` configurations, 12 where not given, drawn without replacement from the lists of the grid."""
+    """``trials`` configurations, 12 by default, sampled without replacement from the grid."""
 
     method: Literal["random"] = "random"
 
@@ -26,10 +26,10 @@ class RandomSearchSettings(SequentialSettings):
 
 
 def sample_configurations(settings: SequentialSettings, cell: Cell) -> list[dict[str, float]]:
-    """The configurations of a cell in their order: fields of `TrialSpec`.
+    """Return the configurations of a cell in order, each as fields of `TrialSpec`.
 
-    They are the beginning of one shuffle of the whole grid, which depends on the seed, the cell and the grid alone, so
-    that more trials begin with the same ones.
+    They are the beginning of one shuffle of the whole grid, which depends on the seed, the cell and the grid only: more
+    trials begin with the same configurations.
     """
     points = list(settings.points(cell.prior))
     derived_rng(settings.seed, cell).shuffle(points)
@@ -37,7 +37,7 @@ def sample_configurations(settings: SequentialSettings, cell: Cell) -> list[dict
 
 
 class RandomSearch(SequentialMethod):
-    """All tuning trials may run at once; the order only says which k a budget of k would have been."""
+    """All tuning trials may run at once; their numbers define the first k configurations of a budget of k."""
 
     name = "random"
     title = "Random search"

@@ -1,4 +1,4 @@
-"""What methods share that try numbered configurations one after the other: which are trained again, and when."""
+"""Base of methods that try numbered configurations in order: which are retrained, and when."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ __all__ = ["SequentialMethod", "SequentialSettings", "derived_rng"]
 
 
 def derived_rng(seed: int, cell: Cell, *more: Any) -> random.Random:
-    """Random numbers that depend on these values alone, and are the same in every process and on every machine."""
-    words = json.dumps([seed, cell.dataset, cell.backbone, cell.prior, cell.n, cell.seed, *more])
-    return random.Random(words)  # noqa: S311 - a draw, not a secret
+    """Return a random generator that depends on these values only, the same in every process and on every machine."""
+    content = json.dumps([seed, cell.dataset, cell.backbone, cell.prior, cell.n, cell.seed, *more])
+    return random.Random(content)  # noqa: S311 - not a secret
 
 
 class SequentialSettings(Grid):
-    """Configurations tried in an order.
+    """Settings of methods that try configurations in order.
 
     Attributes:
-        trials: how many there are; each may stop on the way, or be trained again.
-        retrain: which are trained again on all N images: those that were the best so far when their turn in the order
-            came, so that the curve is known at every k; the best of all; or all that were tuned to the end.
-        seed: of the method's own choices, beside the cell.
+        trials: number of configurations.
+        retrain: which are retrained on all N images: "incumbents", each the best of all up to itself, so that the curve
+            is known at every k; "best", the best of all; "all", those that were tuned to the end.
+        seed: of the method's own random choices, combined with the cell.
     """
 
     trials: Count = 12
@@ -42,7 +42,7 @@ class SequentialSettings(Grid):
     seed: Seed = 0
 
     def configurations(self, prior: str) -> int:
-        """How many are tried in a cell of that prior."""
+        """Return the number of configurations in a cell of that prior."""
         return self.trials
 
     def max_trials(self, prior: str) -> int:
@@ -51,12 +51,12 @@ class SequentialSettings(Grid):
 
 
 class SequentialMethod(Method):
-    """Configurations numbered 0, 1, 2, ...; the one with the lowest validation NLL at the full length counts.
+    """Try configurations numbered 0, 1, 2, ..., and take the best.
 
-    Of the first k configurations the best is the one of lowest validation NLL among those tuned to the end; those that
-    stopped before rank behind them, the longer the better; a diverged one is the last of its length, and of equals the
-    earlier is better. A failed one is never chosen. A configuration that is the best of all up to itself, an incumbent,
-    is trained again once those before it are known, in whatever order they become known.
+    Of the first k configurations the best has the lowest validation NLL among those tuned to the end. Those that
+    stopped early rank behind, the longer the better; a diverged one ranks last of its length; of equals the earlier is
+    better; a failed one is never taken. An incumbent, the best of all up to itself, is retrained once the results
+    before it are known, in whatever order they become known.
     """
 
     adaptive = True
@@ -64,46 +64,45 @@ class SequentialMethod(Method):
 
     def __init__(self, template: TrialTemplate, settings: Any, name: str | None = None) -> None:
         self.size: int = settings.configurations(template.cell.prior)
-        self._ended: dict[int, TrialRecord] = {}
-        self._ranked = 0
-        self._again = 0
+        self._tuned: dict[int, TrialRecord] = {}
+        self._num_ranked = 0
+        self._num_retrained = 0
         self._best: tuple[tuple[float, float], TrialSpec] | None = None
         super().__init__(template, settings, name)
 
     @abstractmethod
     def num_tuning_trials(self) -> int:
-        """How many tuning trials there are, all told; the most that there may be, while that is not known."""
+        """Return the number of tuning trials; an upper bound while results decide."""
 
     def record_tuned(self, record: TrialRecord) -> list[TrialSpec]:
-        """Takes the last tuning record of a configuration; gives what is to be trained again, as far as that is decided
-        by now."""
+        """Receive the last tuning record of a configuration; return the retrainings that are decided by now."""
         if record.spec.number is None:
             raise ValueError(f"{record.spec.describe()} has no number")
-        self._ended[record.spec.number] = record
-        asked = []
-        while (found := self._ended.get(self._ranked)) is not None:
-            self._ranked += 1
-            if found.status == "failed":
+        self._tuned[record.spec.number] = record
+        trials = []
+        while (tuned := self._tuned.get(self._num_ranked)) is not None:
+            self._num_ranked += 1
+            if tuned.status == "failed":
                 continue
-            rank = (-found.spec.until, validation_rank(found)[1])
+            rank = (-tuned.spec.until, validation_rank(tuned)[1])
             incumbent = self._best is None or rank < self._best[0]
             if incumbent:
-                self._best = rank, found.spec
-            chosen = incumbent or found.spec.until == 1.0 if self.settings.retrain == "all" else incumbent
-            if chosen and self.settings.retrain != "best":
-                asked.append(self.retraining(found.spec))
-        if self.settings.retrain == "best" and self._ranked == self.size and self._best is not None:
-            asked.append(self.retraining(self._best[1]))
-        self._again += len(asked)
-        return asked
+                self._best = rank, tuned.spec
+            selected = incumbent or tuned.spec.until == 1.0 if self.settings.retrain == "all" else incumbent
+            if selected and self.settings.retrain != "best":
+                trials.append(self.retraining(tuned.spec))
+        if self.settings.retrain == "best" and self._num_ranked == self.size and self._best is not None:
+            trials.append(self.retraining(self._best[1]))
+        self._num_retrained += len(trials)
+        return trials
 
     def next_trials(self, record: TrialRecord) -> Iterable[TrialSpec]:
         return self.record_tuned(record) if record.spec.stage == "tune" else ()
 
     def num_retraining_trials(self) -> int:
-        """How many configurations are trained again, all told; the most that may be, while that is not known."""
-        unknown = self.size - self._ranked
-        return self._again + (min(unknown, 1) if self.settings.retrain == "best" else unknown)
+        """Return the number of retrainings; an upper bound while results decide."""
+        unknown = self.size - self._num_ranked
+        return self._num_retrained + (min(unknown, 1) if self.settings.retrain == "best" else unknown)
 
     def stages(self) -> Counter[str]:
         return Counter(tune=self.num_tuning_trials(), retrain=self.num_retraining_trials())

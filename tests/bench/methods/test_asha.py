@@ -179,8 +179,8 @@ def test_without_rungs_it_is_random_search() -> None:
 def test_settings_that_make_no_sense_are_refused() -> None:
     """Fewer configurations than eta, in all or in the grid, are refused in one clause; rungs must rise, below 1."""
     assert make(ASHA, trials=2).settings.find_problem("l2-sp") == (
-        "2 configurations with prior l2-sp, of which one in eta = 3 goes on from each rung: set trials and the grid to "
-        "3 or more, or eta lower"
+        "2 configurations with prior l2-sp, of which one in eta = 3 continues from each rung: set trials and the grid "
+        "to 3 or more, or eta lower"
     )
     small = make(ASHA, learning_rates=[0.1], weight_decays=[0.0, 1.0])
     assert small.size == 2

@@ -287,7 +287,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     )
     assert problem(grid=True, untied=["l2-sp"]) is None
     assert problem("ptyl") == (
-        "prior ptyl, whose scale lambda needs a box of its own: give lambda, such as [1, 1e9], or set priors to "
+        "prior ptyl, whose scale lambda needs a range of its own: give lambda, such as [1, 1e9], or set priors to "
         "l2-zero and l2-sp"
     )
     assert problem("ptyl", grid=True) is None

@@ -115,8 +115,8 @@ def test_kappa_and_groups_reach_every_trial() -> None:
 def test_settings_that_make_no_sense_are_refused() -> None:
     """Fewer rates than eta, and what the DE ELBo refuses, are refused in one clause; so are rungs that do not rise."""
     assert make(DEELBoHalving, learning_rates=[0.1]).settings.find_problem("l2-sp") == (
-        "learning_rates = [0.1] with eta = 2, of which one in 2 goes on from a rung: give 2 learning_rates or more, or "
-        "use de-elbo"
+        "learning_rates = [0.1] with eta = 2, of which one in 2 continues from a rung: give 2 learning_rates or more, "
+        "or use de-elbo"
     )
     assert make(DEELBoHalving).settings.find_problem("ptyl") is None
     for kind in (DEELBoHalving, DEELBoLRFree):
