@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-__all__ = ["add_command", "add_config", "add_only", "add_set", "add_tracking_uri"]
+__all__ = ["add_address", "add_command", "add_config", "add_job_arguments", "add_only", "add_set", "add_tracking_uri"]
 
 
 def add_command(
@@ -44,3 +44,30 @@ def add_only(parser: argparse.ArgumentParser) -> None:
 def add_tracking_uri(parser: argparse.ArgumentParser, text: str) -> None:
     """Add ``--tracking-uri`` with ``$DEELBO_TRACKING_URI`` as its default."""
     parser.add_argument("--tracking-uri", default=os.environ.get("DEELBO_TRACKING_URI"), help=text)
+
+
+def add_address(parser: argparse.ArgumentParser, text: str = "") -> None:
+    """Add ``--address`` of a cluster's Job API."""
+    parser.add_argument("--address", help=f"http://HOST:8265 of the cluster (default: $RAY_API_SERVER_ADDRESS){text}")
+
+
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say what a job reads, and how the nodes get its code."""
+    add_tracking_uri(parser, "MLflow server (default: $DEELBO_TRACKING_URI)")
+    add_set(parser, "as for `run`")
+    parser.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a variable of this terminal that the job gets, e.g. AWS_SECRET_ACCESS_KEY; may be given often",
+    )
+    code = parser.add_mutually_exclusive_group()
+    code.add_argument("--from-source", action="store_true", help="take the code of this checkout along")
+    code.add_argument(
+        "--install",
+        nargs="?",
+        const="",
+        metavar="REQUIREMENT",
+        help="have pip install it on the nodes first (default: this version of deelbo[bench,methods])",
+    )

@@ -1,4 +1,4 @@
-"""Where the commands print, and how they name paths and themselves."""
+"""The terminal that commands print to, and the names of paths and of the command itself."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["command", "console", "short"]
 
 
 class _Console(Console):
-    """A terminal that was closed, or a full disk behind it, ends nothing."""
+    """A console whose failures are ignored: a closed terminal or a full disk stops no run."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         with suppress(OSError):
             super().print(*objects, **options)
 
     def on_broken_pipe(self) -> None:
-        """Whoever read has had enough: the work goes on, in silence."""
+        """Continue without output after the reader of a pipe has gone."""
         self.quiet = True
 
 
@@ -32,14 +32,14 @@ console = _Console(soft_wrap=True, highlight=False, markup=False)
 
 
 def short(path: str | Path) -> str:
-    """A path as one would type it here."""
+    """Return a path as one would type it here: relative if it is below the working directory."""
     text = str(path)
     relative = os.path.relpath(text) if os.path.isabs(text) else text
     return text if relative.startswith("..") else relative
 
 
 def command() -> str:
-    """The command as it was called; in a job as whoever submitted it calls it."""
+    """Return the command as it was called; inside a job, as the submitting user calls it."""
     if shutil.which("deelbo-bench") or IN_JOB in os.environ:
         return "deelbo-bench"
     called = Path(sys.argv[0])

@@ -1,85 +1,103 @@
-"""Doctor."""
+"""`doctor`: check that a benchmark can run on a cluster, before a GPU is paid for."""
 
 from __future__ import annotations
 
-import json
+import argparse
+import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
-
-from bench.cli.console import console
-from bench.config.loading import load_benchmark
-from bench.doctor.cluster_report import Finding
-from bench.doctor.examine import examine
+from bench.cli.arguments import add_address, add_command, add_job_arguments
 from bench.exceptions import ConfigError
 from bench.utils.text import single_line
 
-__all__ = ["doctor", "refuse"]
+if TYPE_CHECKING:
+    from bench.cli.arguments import Subparsers
+    from bench.doctor.cluster_report import Finding
+
+__all__ = ["add_parser", "raise_first_failure"]
 
 
-NARROW = 100
+PIPE_WIDTH = 100
 COLORS = {"ok": "green", "note": "yellow", "fail": "bold red"}
 
 
-def doctor(
-    config: str | None,
-    address: str | None,
-    storage: str | None,
-    tracking: str | None,
-    overrides: Sequence[str] = (),
-    env_names: Sequence[str] = (),
-    from_source: bool = False,
-    as_json: bool = False,
-    install: bool = False,
-) -> int:
-    """Looks at a cluster and prints what it finds; 1 where a benchmark would fail there, else 0.
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command to the command line."""
+    text = "check that a benchmark can run, before a GPU is paid for"
+    parser = add_command(subparsers, "doctor", _doctor, text)
+    parser.add_argument("config", nargs="?", help="a preset's name, or a YAML file (default: the cluster alone)")
+    add_address(parser, "; or auto or HOST:PORT of Ray itself, on one of its machines")
+    parser.add_argument("--storage", help="URL, or folder that all nodes share")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    add_job_arguments(parser)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    """Print the results of all checks; return 1 if one failed.
 
     Raises:
         ConfigError: the configuration is wrong, or the cluster cannot be reached.
     """
-    if config is None and overrides:
-        raise ConfigError(f"--set {overrides[0]}: expected a configuration that it changes: name a preset or a file")
+    import json
+    from dataclasses import asdict
+
+    from bench.config.loading import load_benchmark
+    from bench.config.validation import check
+    from bench.doctor.examine import examine
+
     benchmark = None
-    if config is not None:
-        from bench.config.validation import check
-
-        benchmark = load_benchmark(config, overrides)
+    if options.config is not None:
+        benchmark = load_benchmark(options.config, options.set)
         check(benchmark)
-    facts, findings = examine(address, benchmark, storage, tracking, env_names, from_source, install)
-    if as_json:
-        told = {"facts": asdict(facts), "findings": [asdict(finding) for finding in findings]}
-        print(json.dumps(told, indent=1))
+    elif options.set:
+        raise ConfigError(f"--set {options.set[0]}: expected a configuration that it changes: name a preset or a file")
+    facts, results = examine(
+        options.address or os.environ.get("RAY_API_SERVER_ADDRESS"),
+        benchmark,
+        options.storage,
+        options.tracking_uri,
+        options.env,
+        options.from_source,
+        options.install is not None,
+    )
+    if options.json:
+        print(json.dumps({"facts": asdict(facts), "findings": [asdict(result) for result in results]}, indent=1))
     else:
-        _show(findings)
-    return int(any(finding.verdict == "fail" for finding in findings))
+        _print_table(results)
+    return int(any(result.verdict == "fail" for result in results))
 
 
-def refuse(findings: Sequence[Finding]) -> None:
-    """Raises ConfigError with the first failure, if there is one; the others are printed, and the notes."""
-    failures = [finding for finding in findings if finding.verdict == "fail"]
-    for finding in findings:
-        if finding.verdict != "ok" and finding not in failures[:1]:
-            console.print(f"{finding.verdict:5} {single_line(finding.describe())}")
+def raise_first_failure(results: Sequence[Finding]) -> None:
+    """Raise ConfigError with the first failure, if there is one; print the other failures and the notes."""
+    from bench.cli.console import console
+
+    failures = [result for result in results if result.verdict == "fail"]
+    for result in results:
+        if result.verdict != "ok" and result not in failures[:1]:
+            console.print(f"{result.verdict:5} {single_line(result.describe())}")
     if failures:
         raise ConfigError(failures[0].describe())
 
 
-def _show(findings: Sequence[Finding]) -> None:
-    """The table; as wide as the terminal, or `NARROW` where it is read by a pipe or a file."""
+def _print_table(results: Sequence[Finding]) -> None:
+    """Print a table that is as wide as the terminal, or `PIPE_WIDTH` if there is none."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    from bench.cli.console import console
+
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("check", no_wrap=True)
     table.add_column("found", ratio=3, overflow="fold")
     table.add_column("verdict", no_wrap=True)
     table.add_column("what to do", ratio=2, overflow="fold")
-    for finding in findings:
-        verdict = Text(finding.verdict, style=COLORS[finding.verdict])
-        table.add_row(finding.check, single_line(finding.found), verdict, single_line(finding.todo))
+    for result in results:
+        verdict = Text(result.verdict, style=COLORS[result.verdict])
+        table.add_row(result.check, single_line(result.found), verdict, single_line(result.todo))
     if not console.is_terminal:
-        console.width = NARROW  # no pipe says how wide its reader's page is
+        console.width = PIPE_WIDTH
     console.print(table, soft_wrap=False)
-    failed = sum(finding.verdict == "fail" for finding in findings)
-    noted = sum(finding.verdict == "note" for finding in findings)
-    console.print(f"{len(findings)} checks: {failed} failed, {noted} to note")
+    failed, noted = (sum(result.verdict == verdict for result in results) for verdict in ("fail", "note"))
+    console.print(f"{len(results)} checks: {failed} failed, {noted} to note")

@@ -1,159 +1,172 @@
-"""`submit`: a benchmark as a job of a Ray cluster, from a machine that may go away."""
+"""`submit`: run a benchmark as a job of a Ray cluster, from a machine that may be switched off."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import count
+import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from bench.cli.console import command, console
-from bench.cli.jobs import show
-from bench.config.benchmark import Benchmark, make_methods
-from bench.config.loading import flatten_settings, load_benchmark
-from bench.config.places import check_places
-from bench.config.selection import filter_methods
-from bench.config.validation import check
+from bench.cli.arguments import add_address, add_command, add_config, add_job_arguments
 from bench.exceptions import ConfigError
-from bench.jobs.client import PREFIX, Cluster, Job
-from bench.jobs.package import CONFIG, facts, pack, requirement, variables
 from bench.utils.text import short_repr
 
-__all__ = ["Asked", "submit"]
+if TYPE_CHECKING:
+    from bench.cli.arguments import Subparsers
+    from bench.config.benchmark import Benchmark
+    from bench.jobs.client import Cluster, Job
+
+__all__ = ["add_parser"]
 
 
-OPTIONS = ("only", "env", "from-source", "install", "tracking-uri")
+IDENTITY_OPTIONS = ("only", "env", "from-source", "install", "tracking-uri")
+"""Options that a second `submit` must share with the first to mean the same job."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What `submit` was asked for beside the benchmark and the cluster.
-
-    Attributes:
-        storage, tracking, only: as of `run`; the storage is on the cluster.
-        env: names of variables that go along.
-        from_source: takes the code of this checkout along.
-        install: what pip is to install on the nodes; "" for this version of deelbo; None for nothing.
-        detach: does not follow the job.
-        unchecked: does without `doctor`.
-    """
-
-    storage: str | None
-    tracking: str | None
-    only: str | None = None
-    env: Sequence[str] = ()
-    from_source: bool = False
-    install: str | None = None
-    detach: bool = False
-    unchecked: bool = False
-
-    def told(self, code: str) -> dict[str, str | None]:
-        """What of it tells a job from another of the same benchmark, by the options' names; ``code``: a hash of the
-        packed source."""
-        return {
-            "only": self.only,
-            "env": ",".join(sorted(self.env)),
-            "from-source": code,
-            "install": requirement(self.install, self.storage)["pip"][0] if self.install is not None else None,
-        }
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command to the command line."""
+    parser = add_command(subparsers, "submit", _submit, "run a benchmark as a job of a Ray cluster, and follow it")
+    add_config(parser)
+    add_address(parser)
+    parser.add_argument("--storage", help="URL, or folder that all nodes share, for the records")
+    parser.add_argument("--only", metavar="KEY=VALUE,...", help="a subset of it, as for `run`")
+    parser.add_argument("--detach", action="store_true", help="do not follow the job")
+    parser.add_argument("--unchecked", action="store_true", help="skip the checks of `doctor`")
+    add_job_arguments(parser)
 
 
-def submit(config: str, address: str | None, overrides: Sequence[str], asked: Asked) -> int:
-    """Runs a benchmark as a job, or takes up the one that runs; follows it to its end, and returns its exit code.
+def _submit(options: argparse.Namespace) -> int:
+    """Submit a benchmark, or continue with the job that runs it already; follow the job and return its exit code.
 
     Raises:
-        ConfigError: bad input, a cluster that does not fit, or a storage on which another benchmark's job is at work.
+        ConfigError: bad input, a cluster that fails a check, or a storage that another benchmark's job uses.
     """
-    benchmark = load_benchmark(config, overrides)
-    storage = check_places(asked.storage, asked.tracking)
-    variables(asked.tracking, asked.env)
+    from tempfile import TemporaryDirectory
+
+    from bench.cli.console import console
+    from bench.config.benchmark import make_methods
+    from bench.config.loading import load_benchmark
+    from bench.config.places import check_places
+    from bench.config.selection import filter_methods
+    from bench.config.validation import check
+    from bench.jobs.client import Cluster
+    from bench.jobs.package import job_environment, job_metadata, pack_job
+
+    tracking = options.tracking_uri and options.tracking_uri.rstrip("/")
+    benchmark = load_benchmark(options.config, options.set)
+    storage = check_places(options.storage, tracking)
+    env = job_environment(tracking, options.env)
     check(benchmark)
-    filter_methods(make_methods(benchmark), asked.only)
-    cluster = Cluster.connect(address)
+    filter_methods(make_methods(benchmark), options.only)
+    cluster = Cluster.connect(options.address)
     with TemporaryDirectory(prefix="deelbo-job-") as folder:
-        told = facts(benchmark, storage, asked.tracking, **asked.told(pack(Path(folder), benchmark, asked.from_source)))
-        if (there := _at_work(cluster, storage)) is None:
-            if not asked.unchecked:
-                _check(address, benchmark, storage, asked)
-            if (name := _start(cluster, Path(folder), benchmark, storage, asked, told)) is not None:
+        source_hash = pack_job(Path(folder), benchmark, options.from_source)
+        metadata = job_metadata(benchmark, storage, tracking, _job_options(options, source_hash))
+        if (active := _active_job(cluster, storage)) is None:
+            if not options.unchecked:
+                _check_cluster(options, benchmark, storage, tracking)
+            if (name := _start_job(cluster, Path(folder), options, env, metadata)) is not None:
                 console.print(f"{name} is submitted to {cluster.address}")
-                return _rest(cluster, name, asked.detach)
-            if (there := _at_work(cluster, storage)) is None:  # somebody was faster, and that has ended already
+                return _follow(cluster, name, options.detach)
+            if (active := _active_job(cluster, storage)) is None:
                 raise ConfigError("another `submit` of this benchmark came first, and its job has ended: see `status`")
-    return _taken_up(cluster, there, told, asked.detach)
+    _check_same_settings(active, metadata)
+    console.print(f"{active.name} is running already: this command follows it")
+    return _follow(cluster, active.name, options.detach)
 
 
-def _check(address: str | None, benchmark: Benchmark, storage: str, asked: Asked) -> None:
-    """Raises ConfigError where `doctor` finds that the benchmark cannot run there."""
-    from bench.cli.doctor import refuse
+def _job_options(options: argparse.Namespace, source_hash: str) -> dict[str, str | None]:
+    """Return the options that distinguish a job from another of the same benchmark."""
+    from bench.jobs.package import pip_runtime_env
+
+    return {
+        "only": options.only,
+        "env": ",".join(sorted(options.env)),
+        "from-source": source_hash,
+        "install": pip_runtime_env(options.install, options.storage).get("pip", [None])[0],
+    }
+
+
+def _check_cluster(options: argparse.Namespace, benchmark: Benchmark, storage: str, tracking: str | None) -> None:
+    """Raise ConfigError if `doctor` finds that the benchmark cannot run on the cluster."""
+    from bench.cli.console import console
+    from bench.cli.doctor import raise_first_failure
     from bench.doctor.examine import examine
 
-    console.print("looking at the cluster's nodes, the storage and MLflow")
-    code = (asked.from_source, asked.install is not None)
-    _, findings = examine(address, benchmark, storage, asked.tracking, asked.env, *code)
-    refuse(findings)
+    console.print("checking the cluster's nodes, the storage and MLflow")
+    code = (options.from_source, options.install is not None)
+    _, results = examine(options.address, benchmark, storage, tracking, options.env, *code)
+    raise_first_failure(results)
 
 
-def _start(
-    cluster: Cluster, folder: Path, benchmark: Benchmark, storage: str, asked: Asked, told: Mapping[str, str]
+def _start_job(
+    cluster: Cluster, folder: Path, options: argparse.Namespace, env: Mapping[str, str], metadata: Mapping[str, str]
 ) -> str | None:
-    """The new job's name; None where another `submit` has just taken it."""
-    line = ["-m", "bench", "run", CONFIG, "--storage", storage, "--address", "auto"]
-    line += ["--only", asked.only] if asked.only else []
-    runtime = {"env_vars": variables(asked.tracking, asked.env)} | requirement(asked.install, asked.storage)
-    if _at_work(cluster, storage) is not None:
+    """Start the job and return its name; None if another `submit` has just started one on this storage."""
+    import hashlib
+    from itertools import count
+
+    from bench.jobs.client import JOB_PREFIX
+    from bench.jobs.package import CONFIG_FILE, pip_runtime_env
+
+    storage = metadata["storage"]
+    if _active_job(cluster, storage) is not None:
         return None
-    stem, known = _stem(benchmark.name, storage), {job.name for job in cluster.jobs()}
-    name = next(name for name in (f"{stem}-{k}" for k in count(1)) if name not in known)
-    return name if cluster.submit(name, line, folder, runtime, told) else None
+    command = ["-m", "bench", "run", CONFIG_FILE, "--storage", storage, "--address", "auto"]
+    command += ["--only", options.only] if options.only else []
+    runtime_env = {"env_vars": dict(env)} | pip_runtime_env(options.install, options.storage)
+    # the same from every machine, so that of two simultaneous submits only one gets the name
+    stem = f"{JOB_PREFIX}{metadata['benchmark']}-{hashlib.sha256(storage.encode()).hexdigest()[:8]}"
+    used = {job.name for job in cluster.list_jobs()}
+    name = next(name for name in (f"{stem}-{k}" for k in count(1)) if name not in used)
+    return name if cluster.submit(name, command, folder, runtime_env, metadata) else None
 
 
-def _stem(benchmark: str, storage: str) -> str:
-    """The name of a benchmark's jobs on a storage, without their number: the same from wherever it is submitted."""
-    return f"{PREFIX}{benchmark}-{hashlib.sha256(storage.encode()).hexdigest()[:8]}"
+def _active_job(cluster: Cluster, storage: str) -> Job | None:
+    """Return the job that waits or runs on a storage."""
+    return next((job for job in cluster.list_jobs() if job.active and job.metadata.get("storage") == storage), None)
 
 
-def _at_work(cluster: Cluster, storage: str) -> Job | None:
-    """The job that waits or runs on the storage."""
-    return next((job for job in cluster.jobs() if job.alive and job.facts.get("storage") == storage), None)
+def _check_same_settings(job: Job, metadata: Mapping[str, str]) -> None:
+    """Raise ConfigError if an active job differs from the one that would be submitted."""
 
+    def shown(settings: Mapping[str, object], name: str) -> str:
+        return short_repr.repr(settings[name]) if name in settings else "not given"
 
-def _taken_up(cluster: Cluster, job: Job, told: Mapping[str, str], detach: bool) -> int:
-    """Goes on with a job that is at work where it is the same benchmark's."""
-    before, now = _settings(job.facts), _settings(told)
-    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    there, here = _settings(job.metadata), _settings(metadata)
+    changed = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
     if changed:
-        words = "; ".join(f"{name} is {_word(before, name)} there, {_word(now, name)} here" for name in changed[:3])
+        differences = "; ".join(
+            f"{name} is {shown(there, name)} there, {shown(here, name)} here" for name in changed[:3]
+        )
         raise ConfigError(
-            f"{job.name} is at work on that storage with other settings ({words}): wait for it, `stop` it, or choose "
+            f"{job.name} uses that storage with other settings ({differences}): wait for it, `stop` it, or choose "
             "another --storage"
         )
-    console.print(f"{job.name} is at work already: this goes on with it")
-    return _rest(cluster, job.name, detach)
 
 
-def _word(settings: Mapping[str, object], name: str) -> str:
-    return short_repr.repr(settings[name]) if name in settings else "not given"
+def _settings(metadata: Mapping[str, str]) -> dict[str, object]:
+    """Return the settings that two submits must share to mean the same job."""
+    import json
 
+    from bench.config.loading import flatten_settings
 
-def _settings(of: Mapping[str, str]) -> dict[str, object]:
-    """What must be the same for two submits to mean the same job."""
     try:
-        content = dict(flatten_settings(json.loads(of.get("config") or "{}")))
+        settings = dict(flatten_settings(json.loads(metadata.get("config") or "{}")))
     except (ValueError, AttributeError):
-        content = {}
-    return content | {f"--{name}": of[name] for name in OPTIONS if name in of} | {"version": of.get("version")}
+        settings = {}
+    options = {f"--{name}": metadata[name] for name in IDENTITY_OPTIONS if name in metadata}
+    return settings | options | {"version": metadata.get("version")}
 
 
-def _rest(cluster: Cluster, name: str, detach: bool) -> int:
-    """Follows a job unless it is to be left alone."""
-    again = f"{command()} {{}} {name}{cluster.option}"
+def _follow(cluster: Cluster, name: str, detach: bool) -> int:
+    """Follow a job; with ``detach`` only print the commands for it."""
+    from bench.cli.console import command, console
+    from bench.cli.jobs import follow_job
+
     if detach:
-        for what in ("status", "logs", "stop"):
-            console.print(f"  {again.format(what)}")
+        for action in ("status", "logs", "stop"):
+            console.print(f"  {command()} {action} {name}{cluster.option}")
         return 0
-    console.print(f"it goes on without this terminal: `{again.format('status')}`")
-    return show(cluster, name)
+    console.print(f"it does not need this terminal: `{command()} status {name}{cluster.option}`")
+    return follow_job(cluster, name)

@@ -19,7 +19,7 @@ from bench.config.benchmark import EMBEDDED, Benchmark
 from bench.config.places import check_no_password, check_tracking_uri
 from bench.doctor.cluster_report import Asked, Facts, Finding, minor
 from bench.exceptions import ConfigError
-from bench.jobs.package import files_named, variables
+from bench.jobs.package import is_relative, job_environment, list_weight_files
 from bench.probe.__main__ import MARK, QUESTIONS, look
 from bench.probe.node import version_of
 from bench.ray_backend.connect import token_refused
@@ -67,7 +67,7 @@ def examine(
     by_http = address is None or urlsplit(address).scheme in ("http", "https")
     questions = _questions(benchmark, storage, by_http)
     if by_http:
-        facts = _by_job(address, questions, variables(tracking, env_names), from_source)
+        facts = _by_job(address, questions, job_environment(tracking, env_names), from_source)
         facts = replace(facts, driver={**facts.driver, "weights": _weights(facts, benchmark)})
     else:
         facts = _from_inside(str(address), questions | {"tracking": tracking})
@@ -93,7 +93,7 @@ def _questions(benchmark: Benchmark | None, storage: str | None, by_http: bool) 
         "datasets": list(benchmark.datasets),
         "data": benchmark.data,
         "verify": benchmark.verify_data,
-        "weights": [one for one in _files(benchmark) if "version" in one or not (by_http and _goes_along(one["file"]))],
+        "weights": [one for one in _files(benchmark) if "version" in one or not (by_http and is_relative(one["file"]))],
         "cuda": bool(benchmark.resources.gpus_per_trial),
     }
 
@@ -107,19 +107,14 @@ def _files(benchmark: Benchmark) -> list[dict[str, str]]:
     found = [
         {"backbone": name, "version": version} for name, version in versions.items() if version in IMAGENET_VERSIONS
     ]
-    return found + [{"backbone": key.split(".")[1], "file": file} for key, file in files_named(benchmark)]
-
-
-def _goes_along(file: str) -> bool:
-    """Whether `bench.jobs.package.pack` takes it from here."""
-    return not os.path.isabs(os.path.expanduser(file))
+    return found + [{"backbone": key.split(".")[1], "file": file} for key, file in list_weight_files(benchmark)]
 
 
 def _weights(facts: Facts, benchmark: Benchmark | None) -> list[dict[str, Any]]:
     """What the driver says of weights, and those that go along from here."""
     found = list(facts.driver.get("weights") or [])
     for one in [] if benchmark is None else _files(benchmark):
-        if "file" in one and _goes_along(one["file"]):
+        if "file" in one and is_relative(one["file"]):
             missing = None if Path(one["file"]).is_file() else f"there is no file {one['file']} here to take along"
             found.append({**one, "here": True, "missing": missing})
     return found

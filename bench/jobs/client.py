@@ -1,4 +1,4 @@
-"""A Ray cluster as a laptop sees it: through its Job API, by HTTP. Addresses, tokens, and jobs that are ours."""
+"""A Ray cluster as a laptop sees it: its Job API over HTTP, and the jobs that this package submitted."""
 
 from __future__ import annotations
 
@@ -14,20 +14,27 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.exceptions import ConfigError
-from bench.jobs.http import ADDRESS, address_of, client_of, no_dashboard, refusal, token_mode
+from bench.jobs.http import (
+    ADDRESS_VARIABLE,
+    make_client,
+    not_a_dashboard,
+    read_token_mode,
+    resolve_address,
+    translate_error,
+)
 from bench.utils.text import redact_url
 
-__all__ = ["PREFIX", "Cluster", "Job", "entrypoint", "without_noise"]
+__all__ = ["JOB_PREFIX", "Cluster", "Job", "entrypoint", "without_ray_lines"]
 
 
-PREFIX = "deelbo-"
-MARK = "deelbo."
-"""How the names and the metadata of jobs that are ours begin."""
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-START = Path(__file__).with_name("entrypoint.sh")
-NOISE = ("job_manager.py:", "Running entrypoint for job ")
-POLL = 0.3
-REMOVING = 5.0
+JOB_PREFIX = "deelbo-"
+METADATA_PREFIX = "deelbo."
+TERMINAL_STATUSES = ("SUCCEEDED", "FAILED", "STOPPED")
+ENTRYPOINT_SCRIPT = Path(__file__).with_name("entrypoint.sh")
+RAY_LINES = ("job_manager.py:", "Running entrypoint for job ")
+"""Parts of the lines that Ray itself writes into a job's log."""
+POLL_SECONDS = 0.3
+MAX_REMOVAL_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -36,11 +43,12 @@ class Job:
 
     Attributes:
         name: its submission id.
-        status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED, as Ray has it.
-        exit_code: of its entry point, once that has ended by itself.
-        started, ended: in seconds since 1970; None where it has not.
-        message: Ray's words on how it ended.
-        facts: what was said of it when it was submitted: benchmark, storage, config, ...
+        status: Ray's status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
+        exit_code: exit code of its entry point; None while it runs or if it was killed.
+        started: Unix time of the submission, if known.
+        ended: Unix time of its end, if it has ended.
+        message: Ray's message about how it ended.
+        metadata: the metadata of its submission: benchmark, storage, config, ...
     """
 
     name: str
@@ -49,15 +57,15 @@ class Job:
     started: float | None
     ended: float | None
     message: str
-    facts: dict[str, str]
+    metadata: dict[str, str]
 
     @property
-    def alive(self) -> bool:
-        return self.status not in ENDED
+    def active(self) -> bool:
+        return self.status not in TERMINAL_STATUSES
 
     @property
-    def code(self) -> int:
-        """The exit code of `run`: 0 done or not ended yet, 1 trials failed, 2 refused or broken, 130 stopped."""
+    def run_code(self) -> int:
+        """Exit code of `run`: 0 done or still active, 1 trials failed, 2 refused or killed, 130 stopped."""
         if self.status == "STOPPED":
             return 130
         if self.status != "FAILED":
@@ -66,155 +74,162 @@ class Job:
 
 
 class Cluster:
-    """A cluster that answers.
+    """A connection to a cluster's Job API.
 
     Attributes:
-        address: of its Job API, without credentials.
-        option: what a command needs to reach it from here: nothing where its address is in the environment.
-        ray_version: of its head.
-        token_mode: "token" where callers need one, "disabled" where they do not.
+        address: URL of the dashboard, without credentials.
+        option: the --address option that a command needs on this machine; empty if the environment has the address.
+        ray_version: Ray's version on the head node.
+        token_mode: "token" if requests need a token, else "disabled".
     """
 
     def __init__(self, client: Any, address: str, ray_version: str, token_mode: str) -> None:
         self.client, self.address = client, address
-        self.option = "" if os.environ.get(ADDRESS, "").rstrip("/") == address else f" --address {address}"
+        in_environment = os.environ.get(ADDRESS_VARIABLE, "").rstrip("/") == address
+        self.option = "" if in_environment else f" --address {address}"
         self.ray_version, self.token_mode = ray_version, token_mode
 
     @classmethod
     def connect(cls, address: str | None) -> Cluster:
-        """The cluster at ``http://HOST:8265``, by default at $RAY_API_SERVER_ADDRESS.
+        """Connect to ``http://HOST:8265``, by default to $RAY_API_SERVER_ADDRESS.
 
         Raises:
-            ConfigError: nothing there answers as a Ray cluster, or it takes no or another token; in one line.
+            ConfigError: the server does not answer as a Ray cluster, or refuses the token.
         """
-        address = address_of(address)
-        name, mode = redact_url(address), token_mode(address)
+        address = resolve_address(address)
+        shown, token_mode = redact_url(address), read_token_mode(address)
         try:
-            client = client_of(address, mode)
+            client = make_client(address, token_mode)
             version = str(client._do_request("GET", "/api/version").json()["ray_version"])
         except ConfigError:
             raise
         except (ValueError, KeyError, TypeError):
-            raise no_dashboard(address) from None
+            raise not_a_dashboard(address) from None
         except Exception as error:
-            raise refusal(error, name) from None
-        return cls(client, name, version, mode)
+            raise translate_error(error, shown) from None
+        return cls(client, shown, version, token_mode)
 
-    def jobs(self) -> list[Job]:
-        """Those of ours, the newest first."""
-        found = [_job(details) for details in self._call("list_jobs")]
-        mine = [job for job in found if job is not None]
-        return sorted(mine, key=lambda job: job.started or 0.0, reverse=True)
+    def list_jobs(self) -> list[Job]:
+        """Return the jobs of this package, the newest first."""
+        jobs = [job for details in self._call("list_jobs") if (job := _parse_job(details)) is not None]
+        return sorted(jobs, key=lambda job: job.started or 0.0, reverse=True)
 
-    def job(self, name: str) -> Job:
-        """One by its name."""
-        job = _job(self._call("get_job_info", name))
+    def find_job(self, name: str) -> Job:
+        """Return the job of that name; raise ConfigError if this package did not submit it."""
+        job = _parse_job(self._call("get_job_info", name))
         if job is None:
-            raise ConfigError(f"{name} is no job of deelbo-bench: `status` lists those that are")
+            raise ConfigError(f"{name} is not a job of deelbo-bench: `status` lists its jobs")
         return job
 
     def submit(
-        self, name: str, command: Sequence[str], folder: Path, runtime: Mapping[str, Any], facts: Mapping[str, str]
+        self,
+        name: str,
+        command: Sequence[str],
+        folder: Path,
+        runtime_env: Mapping[str, Any],
+        metadata: Mapping[str, str],
     ) -> bool:
-        """Starts ``python COMMAND`` as a job whose working folder has the files of ``folder``; False where one of that
-        name exists. ``runtime``: the rest of its runtime environment."""
-        shutil.copy(START, folder)
+        """Start ``python COMMAND`` as a job whose working directory is a copy of ``folder``.
+
+        ``runtime_env`` is Ray's runtime environment beside the working directory. Returns False if the name is taken.
+        """
+        shutil.copy(ENTRYPOINT_SCRIPT, folder)
         try:
             self.client.submit_job(
                 submission_id=name,
                 entrypoint=entrypoint(command),
-                runtime_env={"working_dir": str(folder), **runtime},
-                metadata={f"{MARK}{key}": value for key, value in facts.items()},
+                runtime_env={"working_dir": str(folder), **runtime_env},
+                metadata={f"{METADATA_PREFIX}{key}": value for key, value in metadata.items()},
             )
         except Exception as error:
             if f"submission_id {name} already exists" in str(error):
                 return False
-            raise refusal(error, self.address) from None
+            raise translate_error(error, self.address) from None
         return True
 
-    def log(self, name: str) -> str:
-        """All that a job has printed so far."""
+    def read_log(self, name: str) -> str:
+        """Return all output of a job so far."""
         return str(self._call("get_job_logs", name))
 
-    def lines(self, name: str) -> list[str]:
-        """The same, line by line, without Ray's own."""
-        return list(without_noise(self.log(name)))
+    def read_lines(self, name: str) -> list[str]:
+        """Return the lines of a job's output, without those that Ray adds."""
+        return list(without_ray_lines(self.read_log(name)))
 
     def stop(self, name: str) -> None:
-        """Asks a job to stop, as SIGTERM does."""
+        """Ask a job to stop, as by SIGTERM."""
         self._call("stop_job", name)
 
     def run_to_end(
-        self, command: Sequence[str], files: Mapping[str, str | bytes], env: Mapping[str, str], seconds: float
+        self, command: Sequence[str], files: Mapping[str, str | bytes], env: Mapping[str, str], max_seconds: float
     ) -> tuple[int | None, str]:
-        """Runs ``python COMMAND`` as a job whose working folder has ``files``; its exit code and all it printed.
+        """Run ``python COMMAND`` as a short job with ``files`` in its working directory, then remove it.
 
-        The exit code is None where it did not end in ``seconds``; it is stopped then.
+        Returns:
+            Its exit code, None if it was stopped after ``max_seconds``; and its output.
         """
         with TemporaryDirectory(prefix="deelbo-job-") as folder:
             for path, content in files.items():
-                place = Path(folder, path)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_bytes(content.encode() if isinstance(content, str) else content)
-            name = f"{PREFIX}check-{os.urandom(4).hex()}"
+                file = Path(folder, path)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content.encode() if isinstance(content, str) else content)
+            name = f"{JOB_PREFIX}check-{os.urandom(4).hex()}"
             self.submit(name, command, Path(folder), {"env_vars": dict(env)}, {"role": "check"})
         try:
-            until = time.monotonic() + seconds
-            while (details := self._call("get_job_info", name)).status.value not in ENDED:
-                if time.monotonic() > until:
-                    return None, self.log(name)
-                time.sleep(POLL)
-            code = details.driver_exit_code
-            log = "\n".join(self.lines(name)) + ("" if code is not None else f"\n{details.message}")
-            return code if code is not None else 1, log
+            deadline = time.monotonic() + max_seconds
+            while (details := self._call("get_job_info", name)).status.value not in TERMINAL_STATUSES:
+                if time.monotonic() > deadline:
+                    return None, self.read_log(name)
+                time.sleep(POLL_SECONDS)
+            log = "\n".join(self.read_lines(name))
+            if details.driver_exit_code is None:
+                return 1, f"{log}\n{details.message}"
+            return details.driver_exit_code, log
         finally:
             self._remove(name)
 
     def _remove(self, name: str) -> None:
-        """Stops a job and takes it out of the cluster's list, as far as that is to be had in a few seconds."""
+        """Stop a job and delete it from the cluster's list, if that succeeds within a few seconds."""
         with suppress(Exception):  # it has ended
             self.client.stop_job(name)
-        until = time.monotonic() + REMOVING
-        while time.monotonic() < until:
-            with suppress(Exception):  # Ray deletes none that has not ended yet
+        deadline = time.monotonic() + MAX_REMOVAL_SECONDS
+        while time.monotonic() < deadline:
+            with suppress(Exception):  # Ray deletes only jobs that have ended
                 self.client.delete_job(name)
                 return
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
 
-    def _call(self, what: str, *arguments: Any) -> Any:
+    def _call(self, method: str, *arguments: Any) -> Any:
         try:
-            return getattr(self.client, what)(*arguments)
+            return getattr(self.client, method)(*arguments)
         except Exception as error:
-            raise refusal(error, self.address) from None
+            raise translate_error(error, self.address) from None
 
 
 def entrypoint(command: Sequence[str]) -> str:
-    """The shell command that runs ``python COMMAND`` by the interpreter of the cluster's Ray; see entrypoint.sh, in
-    the job's folder."""
-    return shlex.join(["exec", "sh", START.name, *command])
+    """Return the shell command that runs ``python COMMAND`` with the interpreter of the cluster's Ray."""
+    return shlex.join(["exec", "sh", ENTRYPOINT_SCRIPT.name, *command])
 
 
-def _job(details: Any) -> Job | None:
-    """What Ray knows of a job, where it is a benchmark of ours."""
-    facts = {
-        key.removeprefix(MARK): str(value) for key, value in (details.metadata or {}).items() if key.startswith(MARK)
+def _parse_job(details: Any) -> Job | None:
+    """Convert Ray's description of a job; None if it is not a benchmark of this package."""
+    metadata = {
+        key.removeprefix(METADATA_PREFIX): str(value)
+        for key, value in (details.metadata or {}).items()
+        if key.startswith(METADATA_PREFIX)
     }
-    name = details.submission_id
-    if name is None or "benchmark" not in facts:
+    if details.submission_id is None or "benchmark" not in metadata:
         return None
     return Job(
-        name=name,
+        name=details.submission_id,
         status=details.status.value,
         exit_code=details.driver_exit_code,
         started=details.start_time / 1000 if details.start_time else None,
         ended=details.end_time / 1000 if details.end_time else None,
         message=str(details.message or ""),
-        facts=facts,
+        metadata=metadata,
     )
 
 
-def without_noise(log: str) -> Iterator[str]:
-    """The lines of a log but Ray's own on how it began."""
-    for line in log.splitlines():
-        if not any(words in line for words in NOISE):
-            yield line
+def without_ray_lines(log: str) -> Iterator[str]:
+    """Yield the lines of a log except those that Ray adds at its beginning."""
+    return (line for line in log.splitlines() if not any(part in line for part in RAY_LINES))

@@ -1,6 +1,6 @@
-# Becomes `python "$@"` with the interpreter that this cluster's Ray runs on, whatever `python` is first on the PATH:
-# that of the job's own environment where Ray has made one (pip), else the one with which the raylet starts its workers.
-# The parent of a job's entry point is its supervisor, a Ray worker, and the parent of that is the raylet.
+# Run `python "$@"` with the interpreter of this cluster's Ray, whatever `python` comes first on the PATH: that of the
+# job's own environment if Ray has made one (pip), else the one with which the raylet starts its workers.
+# A job's entry point is started by its supervisor, which is a Ray worker, which is started by the raylet.
 python=
 case "${VIRTUAL_ENV:-}" in
 */runtime_resources/*) python=$VIRTUAL_ENV/bin/python ;;
@@ -13,7 +13,7 @@ esac
 if [ ! -x "$python" ]; then
     found=$python
     python=$(command -v python3 || command -v python) || {
-        echo "no Python found on this node: the job starts where Ray's workers do" >&2
+        echo "no Python found on this node, although Ray's workers run here: check Ray's installation" >&2
         exit 2
     }
     echo "the Python of Ray's workers was not found ('$found'): $python runs instead" >&2

@@ -1,4 +1,4 @@
-"""What a job prints, as it prints it, over connections that break."""
+"""Follow the log of a job, line by line, across broken connections."""
 
 from __future__ import annotations
 
@@ -9,109 +9,116 @@ from contextlib import closing
 from typing import Any
 
 from bench.exceptions import ConfigError, UnreachableError
-from bench.jobs.client import Cluster, Job, without_noise
+from bench.jobs.client import Cluster, Job, without_ray_lines
 
-__all__ = ["follow"]
-
-
-QUIET = 30.0
-"""Seconds without a word after which the cluster is asked whether the job still runs: connections break in silence."""
-PAUSE = 5.0
-PATIENCE = 600.0
-"""Seconds without the cluster after which a follower gives up."""
+__all__ = ["follow_log"]
 
 
-def follow(cluster: Cluster, name: str, lost: Callable[[str], object]) -> Generator[str, None, Job]:
-    """What a job prints, line by line, until it ends; the job as it ended is what the generator returns.
+SILENCE_SECONDS = 30.0
+"""Time without output after which the job's status is read: a connection may break without an error."""
+RETRY_SECONDS = 5.0
+MAX_OUTAGE_SECONDS = 600.0
 
-    One connection brings the log piece by piece. Where it breaks another is made, which brings all from the start, and
-    what was said is left out; ``lost`` is told where the cluster cannot be reached for a while.
+
+def follow_log(cluster: Cluster, name: str, on_outage: Callable[[str], object]) -> Generator[str, None, Job]:
+    """Yield the lines that a job prints until it ends.
+
+    The log comes in chunks over one connection. After a broken connection, a new one sends the log from its start;
+    what was already yielded is skipped.
+
+    Args:
+        cluster: the cluster of the job.
+        name: the job's name.
+        on_outage: called with a message when the cluster stops answering.
+
+    Returns:
+        The job after its end.
 
     Raises:
-        UnreachableError: the cluster was away for ten minutes.
+        UnreachableError: the cluster did not answer for ten minutes.
     """
-    log = _Log()
-    away_since: float | None = None
+    buffer = _LineBuffer()
+    outage_start: float | None = None
     while True:
         try:
-            for piece in _pieces(cluster, name):
-                away_since = None
-                yield from log.add(piece)
-            job = cluster.job(name)
-            if not job.alive:
-                yield from log.rest(_whole(cluster, name))
+            for chunk in _read_chunks(cluster, name):
+                outage_start = None
+                yield from buffer.add(chunk)
+            job = cluster.find_job(name)
+            if not job.active:
+                yield from buffer.finish(_read_log(cluster, name))
                 return job
-            away_since = None
+            outage_start = None
         except UnreachableError as error:
-            if away_since is None:
-                away_since = time.monotonic()
-                lost(str(error))
-            elif time.monotonic() - away_since > PATIENCE:
+            if outage_start is None:
+                outage_start = time.monotonic()
+                on_outage(str(error))
+            elif time.monotonic() - outage_start > MAX_OUTAGE_SECONDS:
                 raise
-        log.again()
-        time.sleep(PAUSE)
+        buffer.restart()
+        time.sleep(RETRY_SECONDS)
 
 
-class _Log:
-    """A log that comes in pieces, several times from its start; what of it is new, line by line."""
+class _LineBuffer:
+    """Split a log that comes in chunks, possibly several times from its start, into lines; each line once."""
 
     def __init__(self) -> None:
-        self._seen = self._said = 0
-        self._line = ""
+        self._num_received = self._num_processed = 0  # characters: of this connection, and of the log
+        self._partial_line = ""
 
-    def add(self, piece: str) -> Iterator[str]:
-        """The lines that are whole with this piece."""
-        fresh = piece[max(self._said - self._seen, 0) :]
-        self._seen += len(piece)
-        self._said = max(self._said, self._seen)
-        *lines, self._line = (self._line + fresh).split("\n")
-        yield from without_noise("\n".join(lines)) if lines else ()
+    def add(self, chunk: str) -> Iterator[str]:
+        """Yield the lines that this chunk completes."""
+        new = chunk[max(self._num_processed - self._num_received, 0) :]
+        self._num_received += len(chunk)
+        self._num_processed = max(self._num_processed, self._num_received)
+        *lines, self._partial_line = (self._partial_line + new).split("\n")
+        yield from without_ray_lines("\n".join(lines)) if lines else ()
 
-    def again(self) -> None:
-        """The next piece is the first."""
-        self._seen = 0
+    def restart(self) -> None:
+        """Expect the next chunk to be the log's first."""
+        self._num_received = 0
 
-    def rest(self, whole: str) -> Iterator[str]:
-        """What is left of the whole log, its last line included."""
-        self.again()
-        yield from self.add(whole)
-        yield from without_noise(self._line)
+    def finish(self, log: str) -> Iterator[str]:
+        """Yield the rest of the complete log, including a last line without a line break."""
+        self.restart()
+        yield from self.add(log)
+        yield from without_ray_lines(self._partial_line)
 
 
-def _whole(cluster: Cluster, name: str) -> str:
-    """The log of a job that has ended; nothing where it is gone with its node."""
+def _read_log(cluster: Cluster, name: str) -> str:
+    """Return the log of a job that has ended; empty if it was lost with its node."""
     try:
-        return cluster.log(name)
+        return cluster.read_log(name)
     except ConfigError:
         return ""
 
 
-def _pieces(cluster: Cluster, name: str) -> Iterator[str]:
-    """What a job prints, by one connection, until it ends or the connection breaks."""
-    with closing(_Tail(cluster.client, name)) as tail:
+def _read_chunks(cluster: Cluster, name: str) -> Iterator[str]:
+    """Yield a job's output from one connection, until the job ends or the connection breaks."""
+    with closing(_LogConnection(cluster.client, name)) as connection:
         while True:
             try:
-                piece = tail.piece(QUIET)
-            except Exception:  # aiohttp's and Ray's own: whether the cluster is there is asked next
+                chunk = connection.read(SILENCE_SECONDS)
+            except Exception:  # aiohttp's and Ray's own errors; the caller then reads the job's status
                 return
-            if piece is None or (not piece and not cluster.job(name).alive):
+            if chunk is None or (not chunk and not cluster.find_job(name).active):
                 return
-            yield piece
+            yield chunk
 
 
-class _Tail:
-    """Ray's stream of a job's log, read without an event loop of the caller's."""
+class _LogConnection:
+    """Ray's asynchronous stream of a job's log, with blocking reads."""
 
     def __init__(self, client: Any, name: str) -> None:
         self._loop = asyncio.new_event_loop()
-        self._pieces = client.tail_job_logs(name)
+        self._chunks = client.tail_job_logs(name)
         self._task: asyncio.Task[str] | None = None
 
-    def piece(self, seconds: float) -> str | None:
-        """The next piece; nothing where none comes in time; None at the end."""
+    def read(self, timeout_seconds: float) -> str | None:
+        """Return the next chunk; "" after the time-out, None at the end of the stream."""
         if self._task is None:
             self._task = self._loop.create_task(self._next())
-        done, _ = self._loop.run_until_complete(asyncio.wait({self._task}, timeout=seconds))
+        done, _ = self._loop.run_until_complete(asyncio.wait({self._task}, timeout=timeout_seconds))
         if not done:
             return ""
         task, self._task = self._task, None
@@ -121,13 +128,13 @@ class _Tail:
             return None
 
     async def _next(self) -> str:
-        piece: str = await anext(self._pieces)
-        return piece
+        chunk: str = await anext(self._chunks)
+        return chunk
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Close the connection."""
         if self._task is not None:
             self._task.cancel()
             self._loop.run_until_complete(asyncio.wait({self._task}))
-        self._loop.run_until_complete(self._pieces.aclose())
+        self._loop.run_until_complete(self._chunks.aclose())
         self._loop.close()

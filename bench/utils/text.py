@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 import reprlib
 
-__all__ = ["describe_error", "format_duration", "has_credentials", "redact_url", "short_repr", "single_line"]
+__all__ = [
+    "connection_problem",
+    "describe_error",
+    "format_duration",
+    "has_credentials",
+    "redact_url",
+    "short_repr",
+    "single_line",
+]
 
 
 MAX_MESSAGE_CHARS = 500
@@ -46,6 +54,15 @@ def describe_error(error: BaseException, max_chars: int = MAX_MESSAGE_CHARS) -> 
     """
     message = redact_url(str(error))
     return single_line(message if isinstance(error, ValueError) else f"{type(error).__name__}: {message}", max_chars)
+
+
+def connection_problem(error: Exception) -> str:
+    """Return the last cause in the message of a chain of connection errors, as `requests` raises them."""
+    message = single_line(redact_url(str(error)))
+    for start in ("[Errno", "NameResolutionError", "timed out", "SSLError", "Max retries"):
+        if (position := message.rfind(start)) >= 0:
+            return message[position:].rstrip("'\")")[:120]
+    return message[:120] or type(error).__name__
 
 
 def redact_url(uri: str) -> str:

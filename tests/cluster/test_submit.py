@@ -100,7 +100,7 @@ def test_a_second_submit_follows_the_running_job(laptop: Laptop, storage: Path, 
     laptop.run_until("done, [12] running", "status", job)
     again = laptop.start("submit", name, *options)
     assert again.stdout is not None
-    assert f"{job} is at work already" in again.stdout.readline()
+    assert f"{job} is running already" in again.stdout.readline()
     code, output = laptop.run("submit", name, *options, "--set", "training.steps=2999")
     assert (code, output.count("\n")) == (2, 1)
     assert "training.steps is 3000 there, 2999 here" in output
@@ -179,7 +179,7 @@ def test_two_submits_at_the_same_time_start_one_job(laptop: Laptop, options: lis
     both = [laptop.start("submit", name, *options) for _ in range(2)]
     outputs = [process.communicate(timeout=MAX_COMMAND_SECONDS)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
-    assert sorted("at work already" in output for output in outputs) == [False, True], outputs
+    assert sorted("is running already" in output for output in outputs) == [False, True], outputs
     assert all("9/9 done" in output for output in outputs)
     listed = laptop.run("status")[1]
     assert listed.count("deelbo-both-") == 1, listed

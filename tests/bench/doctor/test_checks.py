@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.cli.doctor import refuse
+from bench.cli.doctor import raise_first_failure
 from bench.config.benchmark import Benchmark
 from bench.config.loading import parse_benchmark
 from bench.doctor.cluster_report import Asked, Facts, Finding
@@ -113,7 +113,7 @@ def test_a_cluster_that_fits_passes_every_check(asked: Asked) -> None:
         "weights",
     ]
     assert checks == expected
-    refuse(findings)
+    raise_first_failure(findings)
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_several_nodes_of_one_host_are_told_apart(asked: Asked) -> None:
 
 
 def test_refused_by_the_first_failure(capsys: pytest.CaptureFixture[str]) -> None:
-    """`refuse` raises the first failure as one line, and prints the notes and the other failures."""
+    """`raise_first_failure` raises the first failure as one line, and prints the notes and the other failures."""
     findings = [
         Finding("Ray", "2.60.0 here and there", "ok"),
         Finding("access", "no token", "note", "start it with one"),
@@ -462,7 +462,7 @@ def test_refused_by_the_first_failure(capsys: pytest.CaptureFixture[str]) -> Non
         Finding("data", "not there", "fail", "prepare"),
     ]
     with pytest.raises(ConfigError, match=r"^GPUs: none, and each trial takes 1: start nodes with GPUs$"):
-        refuse(findings)
+        raise_first_failure(findings)
     assert capsys.readouterr().out.splitlines() == [
         "note  access: no token: start it with one",
         "fail  data: not there: prepare",

@@ -25,8 +25,9 @@ from bench.cli.main import main
 from bench.config.loading import load_benchmark
 from bench.doctor.cluster_report import Facts
 from bench.doctor.examine import examine
-from tests.bench.probe.test_probe import INVALID, healthy_but, serving
+from tests.bench.probe.test_probe import INVALID, healthy_but
 from tests.faults.processes import CHILD, GONE, Process, alive, descendants, until
+from tests.helpers.http_server import serving
 
 NODE = Path(__file__).resolve().parents[3] / "cluster" / "local" / "node.py"
 TOKEN = "a-token-of-the-tests-0123456789abcdef"

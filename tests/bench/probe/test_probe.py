@@ -9,11 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,42 +24,11 @@ from bench.probe.driver import mlflow
 from bench.probe.node import answer, clean, data_of, unseen, version_of
 from tests.faults.processes import until
 from tests.faults.servers import Server
+from tests.helpers.http_server import Answers, serving
 
 HERE = Path(bench.__file__).parent
 SENT = sorted(str(path.relative_to(HERE)) for folder in ("probe", "utils") for path in (HERE / folder).glob("*.py"))
 INVALID = "Invalid Host header - possible DNS rebinding attack detected"
-Answers = Callable[[str, Any], tuple[int, str]]
-
-
-@contextmanager
-def serving(answers: Answers) -> Iterator[tuple[str, list[Any]]]:
-    """A server that answers (path, headers) by (status, text); its address, and the headers of each request."""
-    asked: list[Any] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            asked.append(self.headers)
-            status, text = answers(self.path, self.headers)
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def do_POST(self) -> None:
-            self.do_GET()
-
-        def log_message(self, *_: object) -> None:
-            """Says nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def healthy_but(status: int, text: str) -> Answers:
