@@ -1,6 +1,6 @@
-"""Machines of one's own on this one: each a name space of network, mounts, processes and host name.
+"""Simulated machines: Linux namespaces with their own network, mounts, processes, host name and /tmp.
 
-They share the installed code and one folder; /tmp is a machine's own, with all that Ray, a job or a driver puts there.
+They share the installed code and one folder.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
-OWN = str(os.getpid())
-"""In all names, as two test runs may be at it at once; names of networks have 15 characters at most."""
-BRIDGE = f"dlb{OWN}"
+RUN_ID = str(os.getpid())
+"""Part of all names, as two test runs may work at once; names of networks have 15 characters at most."""
+BRIDGE = f"dlb{RUN_ID}"
 NET = f"10.{200 + os.getpid() // 200 % 50}.{os.getpid() % 200}"
 RAY = Path(sys.executable).with_name("ray")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One of them.
+    """A simulated machine.
 
     Attributes:
-        name: its host name.
-        ip: its address, which others reach.
-        process: the first in it; with it all others end.
+        name: host name.
+        ip: address on the network of the machines.
+        process: the first process; all others end with it.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Machine:
 
 
 def possible() -> bool:
-    """Whether this process may make them; tried with a name space that ends with the trial."""
+    """Return whether this process may create namespaces, by creating one."""
     if os.geteuid() or not (shutil.which("ip") and shutil.which("unshare")):
         return False
     script = f"ip link add {BRIDGE} type bridge && mount -t tmpfs none /mnt"
@@ -49,7 +49,7 @@ def possible() -> bool:
 
 @contextmanager
 def machines(shared: Path, logs: Path) -> Iterator[Callable[[str, Sequence[str]], Machine]]:
-    """Starts machines one after the other, by a name and a command; ``shared`` is there on each, by the same path."""
+    """Yield a function that starts a machine by its name and command; all have ``shared`` at the same path."""
     with ExitStack() as stack:
         _ip("link", "add", BRIDGE, "type", "bridge")
         stack.callback(_ip, "link", "del", BRIDGE)
@@ -60,15 +60,15 @@ def machines(shared: Path, logs: Path) -> Iterator[Callable[[str, Sequence[str]]
         def start(name: str, command: Sequence[str]) -> Machine:
             nonlocal count
             count += 1
-            space, ip = f"deelbo-{OWN}-{name}", f"{NET}.{1 + count}"
+            space, ip = f"deelbo-{RUN_ID}-{name}", f"{NET}.{1 + count}"
             _ip("netns", "add", space)
             stack.callback(_ip, "netns", "del", space)
-            _ip("link", "add", f"dl{OWN}.{count}", "type", "veth", "peer", "name", "eth0", "netns", space)
-            _ip("link", "set", f"dl{OWN}.{count}", "master", BRIDGE, "up")
+            _ip("link", "add", f"dl{RUN_ID}.{count}", "type", "veth", "peer", "name", "eth0", "netns", space)
+            _ip("link", "set", f"dl{RUN_ID}.{count}", "master", BRIDGE, "up")
             for words in (("addr", "add", f"{ip}/24", "dev", "eth0"), ("link", "set", "eth0", "up")):
                 _ip("-n", space, *words)
             _ip("-n", space, "link", "set", "lo", "up")
-            # the shared folder is under /tmp itself: held elsewhere while an empty /tmp is put over the old one
+            # the shared folder lies in /tmp: it is kept on /mnt while an empty /tmp is mounted
             script = (
                 f'hostname {name}; mount --bind "$0" /mnt && mount -t tmpfs -o size=4g tmpfs /tmp && mkdir -p "$0" && '
                 'mount --move /mnt "$0" && cd /tmp && exec "$@"'
@@ -89,29 +89,29 @@ def _ip(*words: str) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()  # --kill-child: the first process of the name space dies with it, and with that all others
+    process.kill()  # --kill-child: the first process of the namespace dies with it, and then all others
     process.wait()
     time.sleep(0.5)
 
 
 def head() -> list[str]:
-    """The command of a machine that is a cluster's head, without slots of its own."""
+    """Return the command of a Ray head without CPUs."""
     ports = ["--port", "6379", "--dashboard-host", "{ip}", "--dashboard-port", "8265"]
     return [str(RAY), "start", "--head", "--block", "--num-cpus", "0", "--node-ip-address", "{ip}", *ports]
 
 
 def worker(head: Machine, cpus: int = 1) -> list[str]:
-    """The command of one that joins."""
-    where = ["--address", f"{head.ip}:6379", "--node-ip-address", "{ip}"]
-    return [str(RAY), "start", "--block", "--num-cpus", str(cpus), *where]
+    """Return the command of a Ray worker."""
+    address = ["--address", f"{head.ip}:6379", "--node-ip-address", "{ip}"]
+    return [str(RAY), "start", "--block", "--num-cpus", str(cpus), *address]
 
 
 def wait_for(url: str, seconds: float = 90) -> None:
-    """Until something answers there."""
-    until = time.monotonic() + seconds
+    """Wait until a URL answers."""
+    deadline = time.monotonic() + seconds
     while True:
-        with suppress(OSError), urlopen(url, timeout=5):  # noqa: S310 - our own
+        with suppress(OSError), urlopen(url, timeout=5):  # noqa: S310 - a simulated machine
             return
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             raise AssertionError(f"nothing answers at {url}")
         time.sleep(0.3)

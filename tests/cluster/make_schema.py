@@ -1,12 +1,12 @@
-"""Makes kubernetes-schema.json anew: what Kubernetes and KubeRay know of the objects in cluster/kuberay.
+"""Generate kubernetes-schema.json: schemas of the objects in cluster/kuberay.
 
     pip download --no-deps kubernetes==36.0.0 -d /tmp/wheels
     python -m tests.cluster.make_schema /tmp/wheels/kubernetes-36.0.0-py2.py3-none-any.whl
 
-It holds the parts that those files use and no more: of each object that occurs all keys that it may have, of which the
-ones that occur have their kinds; others are refused. Kubernetes' objects are read from the models of its Python client,
-generated for Kubernetes 1.36 (Apache-2.0). KubeRay's, written down below, are the fields of ray.io/v1 in the reference
-that KubeRay 1.6.2 generates from the same Go types as its CRD (Apache-2.0, ray-project/kuberay, docs/reference/api.md).
+It covers what these files use: all keys that an object may have, with the types of those that occur; other keys are
+refused. Kubernetes' objects are read from the models of its Python client, generated for Kubernetes 1.36 (Apache-2.0).
+KubeRay's, listed below, are the fields of ray.io/v1 in the reference that KubeRay 1.6.2 generates from the Go types of
+its CRD (Apache-2.0, ray-project/kuberay, docs/reference/api.md).
 """
 
 from __future__ import annotations
@@ -107,38 +107,38 @@ QUANTITY = {"type": ["string", "integer"]}
 
 
 class Models:
-    """Kinds by name: their fields with the fields' kinds, and which fields they must have."""
+    """Types by name: their fields with the types of these, and their required fields."""
 
     def __init__(self, wheel: Path) -> None:
         self._wheel = zipfile.ZipFile(wheel)
         self._files = {Path(name).stem.replace("_", ""): name for name in self._wheel.namelist() if "/models/" in name}
 
-    def of(self, kind: str) -> tuple[dict[str, str], list[str]]:
-        """Fields by their names in YAML, and those that must be there."""
+    def fields(self, kind: str) -> tuple[dict[str, str], list[str]]:
+        """Return the types of the fields by their names in YAML, and the required fields."""
         if kind in KUBERAY:
             return KUBERAY[kind], REQUIRED.get(kind, [])
         text = self._wheel.read(self._files[kind.lower()]).decode()
-        (found,) = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef))
+        (model,) = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef))
         tables = {
             target.id: ast.literal_eval(node.value)
-            for node in found.body
+            for node in model.body
             if isinstance(node, ast.Assign) and isinstance(target := node.targets[0], ast.Name)
             if target.id in ("openapi_types", "attribute_map")
         }
         names = tables["attribute_map"]
-        must = sorted({names[name] for name in re.findall(r"Invalid value for `(\w+)`, must not be `None`", text)})
-        return {names[name]: kind for name, kind in tables["openapi_types"].items()}, must
+        required = sorted({names[name] for name in re.findall(r"Invalid value for `(\w+)`, must not be `None`", text)})
+        return {names[name]: kind for name, kind in tables["openapi_types"].items()}, required
 
 
 def schema_of(kind: str, values: list[Any], models: Models) -> dict[str, Any]:
-    """The schema of a kind, as deep as the values go."""
+    """Return the schema of a type, as deep as the values go."""
     if kind.startswith("list["):
         inner = [item for value in values for item in value]
         return {"type": "array", "items": schema_of(kind[5:-1], inner, models) if inner else {}}
     if kind.startswith("dict["):
         inner = [item for value in values for item in value.values()]
         held = kind[5:-1].split(", ")[1]
-        # cpu: 2 and cpu: "2" are the same quantity; the client's models say str
+        # cpu: 2 and cpu: "2" are the same quantity, which is a str in the models of the client
         quantities = any(re.search("cpu|memory", key) for value in values for key in value)
         return {"type": "object", "additionalProperties": QUANTITY if quantities else schema_of(held, inner, models)}
     base, _, choices = kind.partition(":")
@@ -147,29 +147,29 @@ def schema_of(kind: str, values: list[Any], models: Models) -> dict[str, Any]:
         if base == "object" and all(isinstance(value, str | int) for value in values):
             plain = dict(QUANTITY)  # IntOrString
         return plain | ({"enum": choices.split()} if choices else {})
-    fields, must = models.of(kind)
+    fields, required = models.fields(kind)
     deeper = {}
     for name, held in sorted(fields.items()):
         inner = [value[name] for value in values if isinstance(value, dict) and name in value]
         deeper[name] = schema_of(held, inner, models) if inner else {}
     return {"type": "object", "properties": deeper, "additionalProperties": False} | (
-        {"required": must} if must else {}
+        {"required": required} if required else {}
     )
 
 
 def main(wheel: Path) -> None:
-    """Writes the file."""
+    """Write the file."""
     models = Models(wheel)
-    found: dict[str, list[Any]] = {}
+    objects: dict[str, list[Any]] = {}
     for file in sorted(OBJECTS.glob("*.yaml")):
         for content in yaml.safe_load_all(file.read_text()):
-            found.setdefault(f"{content['apiVersion']} {content['kind']}", []).append(content)
+            objects.setdefault(f"{content['apiVersion']} {content['kind']}", []).append(content)
     whole: dict[str, Any] = {
         "source": f"{wheel.name.split('-py')[0]} (Apache-2.0); KubeRay 1.6.2, docs/reference/api.md (Apache-2.0)",
         "made by": "tests/cluster/make_schema.py",
         "objects": {},
     }
-    for name, contents in sorted(found.items()):
+    for name, contents in sorted(objects.items()):
         kind = name.split()[1]
         whole["objects"][name] = schema_of(kind if kind in KUBERAY else f"V1{kind}", contents, models)
         whole["objects"][name]["required"] = ["apiVersion", "kind", "metadata", "spec"]

@@ -1,4 +1,4 @@
-"""The Kubernetes objects, by strict schemas: a key that Kubernetes or KubeRay does not know is refused."""
+"""Kubernetes objects of cluster/kuberay, checked by schemas that refuse keys unknown to Kubernetes and KubeRay."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from bench.cli.main import build_parser
 FOLDER = Path(__file__).resolve().parents[2] / "cluster" / "kuberay"
 SCHEMAS = json.loads((Path(__file__).with_name("kubernetes-schema.json")).read_text())["objects"]
 CONTENTS = [content for file in sorted(FOLDER.glob("*.yaml")) for content in yaml.safe_load_all(file.read_text())]
-OFF = re.compile(r"^( *)#(?=\S)", re.MULTILINE)
-"""Where a line is off: # without a space after it."""
+DISABLED = re.compile(r"^( *)#(?=\S)", re.MULTILINE)
+"""Start of a disabled line: # without a space after it."""
 
 
-def everything(name: str) -> str:
-    """The text of a file with all of its lines on."""
-    return OFF.sub(r"\1", (FOLDER / name).read_text())
+def enable_all(name: str) -> str:
+    """Return the text of a file with its disabled lines enabled."""
+    return DISABLED.sub(r"\1", (FOLDER / name).read_text())
 
 
-def with_all() -> Any:
-    """The RayJob with all of its lines on."""
-    return yaml.safe_load(everything("rayjob.yaml"))
+def full_job() -> Any:
+    """Return the RayJob with its disabled lines enabled."""
+    return yaml.safe_load(enable_all("rayjob.yaml"))
 
 
 def identity(content: Any) -> str:
-    """Which object that is."""
+    """Version, kind and name of an object."""
     return f"{content['apiVersion']} {content['kind']} {content['metadata']['name']}"
 
 
-def check(content: dict[str, Any]) -> None:
-    """By the object's own schema."""
+def validate(content: dict[str, Any]) -> None:
+    """Validate an object by the schema of its kind."""
     jsonschema.validate(content, SCHEMAS[f"{content['apiVersion']} {content['kind']}"])
 
 
-def the(name: str) -> Any:
-    """An object, to be changed at will."""
+def load(name: str) -> Any:
+    """Return a copy of an object."""
     (found,) = (content for content in CONTENTS if identity(content) == name)
     return copy.deepcopy(found)
 
 
 def mappings(content: Any, schema: Any) -> Iterator[Any]:
-    """All mappings in an object whose keys are not the user's own."""
+    """Yield the mappings in an object whose keys the schema defines."""
     if isinstance(content, dict):
         if "properties" in schema:
             yield content
@@ -62,14 +62,14 @@ def mappings(content: Any, schema: Any) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("content", CONTENTS, ids=identity)
-def test_kubernetes_takes_it(content: dict[str, Any]) -> None:
-    """All keys are known and of their kinds, and those that must be there are."""
-    check(content)
+def test_objects_are_valid(content: dict[str, Any]) -> None:
+    """All keys are known and have values of their types, and required keys are there."""
+    validate(content)
 
 
 @pytest.mark.parametrize("content", CONTENTS, ids=identity)
 def test_an_unknown_key_anywhere_is_refused(content: dict[str, Any]) -> None:
-    """A key that is not known is found at each level of the object, down to a container's probes."""
+    """An unknown key is refused at each level of the object, down to the probes of a container."""
     content = copy.deepcopy(content)
     schema = SCHEMAS[f"{content['apiVersion']} {content['kind']}"]
     places = list(mappings(content, schema))
@@ -77,26 +77,26 @@ def test_an_unknown_key_anywhere_is_refused(content: dict[str, Any]) -> None:
     for place in places:
         place["bogus"] = 1
         with pytest.raises(jsonschema.ValidationError, match="bogus"):
-            check(content)
+            validate(content)
         del place["bogus"]
 
 
 class TestRayJob:
     def test_tokens(self) -> None:
-        """The cluster asks for a token, by a mode that KubeRay has, and of a Ray that can."""
-        job = the("ray.io/v1 RayJob deelbo")
+        """The cluster requires a token, by a mode that KubeRay has and a Ray that supports it."""
+        job = load("ray.io/v1 RayJob deelbo")
         cluster = job["spec"]["rayClusterSpec"]
         assert cluster["authOptions"] == {"mode": "token"}
         assert tuple(map(int, cluster["rayVersion"].split("."))) >= (2, 52, 0)
         cluster["authOptions"]["mode"] = "tokens"
         with pytest.raises(jsonschema.ValidationError, match="tokens"):
-            check(job)
+            validate(job)
 
     def test_versions(self) -> None:
-        """The image in the Dockerfile, the name of the image and rayVersion are the installed Ray's."""
+        """The base image, the tags of the images and rayVersion have the version of the installed Ray."""
         import ray
 
-        cluster = the("ray.io/v1 RayJob deelbo")["spec"]["rayClusterSpec"]
+        cluster = load("ray.io/v1 RayJob deelbo")["spec"]["rayClusterSpec"]
         assert cluster["rayVersion"] == ray.__version__
         assert f"FROM rayproject/ray:{ray.__version__}-py311-gpu\n" in (FOLDER / "Dockerfile").read_text()
         groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
@@ -104,8 +104,8 @@ class TestRayJob:
         assert images == {f"CHANGE.example/deelbo:{ray.__version__}-py311"}
 
     def test_gpu_workers_from_zero(self) -> None:
-        """No GPU is held while no trial waits, a worker has one whole GPU, and the head none."""
-        cluster = the("ray.io/v1 RayJob deelbo")["spec"]["rayClusterSpec"]
+        """Without waiting trials there is no GPU node; a worker has one whole GPU, and the head none."""
+        cluster = load("ray.io/v1 RayJob deelbo")["spec"]["rayClusterSpec"]
         (group,) = cluster["workerGroupSpecs"]
         assert cluster["enableInTreeAutoscaling"]
         assert (group["replicas"], group["minReplicas"]) == (0, 0)
@@ -114,56 +114,55 @@ class TestRayJob:
         assert box["resources"]["limits"]["nvidia.com/gpu"] == "1"
         assert cluster["headGroupSpec"]["rayStartParams"]["num-gpus"] == "0"
 
-    def test_the_command_is_one_of_ours(self) -> None:
-        """The entry point is a command line that `deelbo-bench` understands."""
-        words = shlex.split(the("ray.io/v1 RayJob deelbo")["spec"]["entrypoint"])
+    def test_entry_point(self) -> None:
+        """The entry point is a valid command line of `deelbo-bench`."""
+        words = shlex.split(load("ray.io/v1 RayJob deelbo")["spec"]["entrypoint"])
         assert words[:3] == ["python", "-m", "bench"]
         options = build_parser().parse_args(words[3:])
         assert options.address == "auto"
         assert options.storage.startswith("s3://")
 
-    def test_as_many_trials_at_once_as_workers_hold(self) -> None:
-        """The entry point says how many trials run at once, which the driver cannot see while no worker is there: the
-        GPUs that the group may have."""
-        spec = the("ray.io/v1 RayJob deelbo")["spec"]
+    def test_slots(self) -> None:
+        """The entry point sets resources.slots to the maximum number of GPUs: the driver sees no future workers."""
+        spec = load("ray.io/v1 RayJob deelbo")["spec"]
         (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
         (box,) = group["template"]["spec"]["containers"]
         most = group["maxReplicas"] * int(box["resources"]["limits"]["nvidia.com/gpu"])
         options = build_parser().parse_args(shlex.split(spec["entrypoint"])[3:])
         assert options.set == [f"resources.slots={most}"]
 
-    def test_what_failed_pays_for_no_second_cluster(self) -> None:
-        """KubeRay does not try again: it would do so for failed trials and for input that was refused."""
-        assert the("ray.io/v1 RayJob deelbo")["spec"]["backoffLimit"] == 0
+    def test_no_retry(self) -> None:
+        """KubeRay does not retry: it would start another cluster also after failed trials and refused input."""
+        assert load("ray.io/v1 RayJob deelbo")["spec"]["backoffLimit"] == 0
 
-    def test_a_pinned_type_starts_workers_from_zero(self) -> None:
-        """With the line that names the GPU's type on, Ray's autoscaler knows of a worker, before there is one, that it
-        holds a trial which pins resources.accelerator; with the line off it does not."""
+    def test_a_pinned_gpu_type_starts_workers(self) -> None:
+        """Ray's autoscaler expects a future worker to fit a trial with resources.accelerator only if the line that
+        names the GPU type is enabled."""
         from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
         from bench.config.sections import Resources
         from bench.ray_backend.capacity import trial_resources, trials_per_node
 
         wanted = trial_resources(Resources(cpus_per_trial=4, gpus_per_trial=1, accelerator="H100"))
-        found = []
-        for job in (the("ray.io/v1 RayJob deelbo"), with_all()):
+        fits = []
+        for job in (load("ray.io/v1 RayJob deelbo"), full_job()):
             cluster = {"metadata": job["metadata"], "spec": job["spec"]["rayClusterSpec"]}
             kinds = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
-            found.append((kinds["gpu"]["max_workers"], trials_per_node(kinds["gpu"]["resources"], wanted)))
-        assert found == [(8, 0), (8, 1)]
+            fits.append((kinds["gpu"]["max_workers"], trials_per_node(kinds["gpu"]["resources"], wanted)))
+        assert fits == [(8, 0), (8, 1)]
 
 
 class TestData:
-    def test_lines_that_are_off_are_valid(self) -> None:
-        """Kubernetes takes the RayJob also with all of its lines on, and there are some."""
-        job = with_all()
-        assert job != the("ray.io/v1 RayJob deelbo")
-        check(job)
+    def test_disabled_lines_are_valid(self) -> None:
+        """The RayJob has disabled lines, and is valid with them."""
+        job = full_job()
+        assert job != load("ray.io/v1 RayJob deelbo")
+        validate(job)
 
     def test_head_and_workers_read_one_volume(self) -> None:
-        """With its lines on, head and workers have the volume at the same path, to be read alone, and DEELBO_DATA names
-        it; ImageNet weights are looked for there by the head, which alone reads them."""
-        cluster = with_all()["spec"]["rayClusterSpec"]
+        """With its disabled lines, head and workers mount the volume read-only at the path in DEELBO_DATA, and the
+        head, which alone reads ImageNet weights, looks for them there."""
+        cluster = full_job()["spec"]["rayClusterSpec"]
         groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
         for pod in (group["template"]["spec"] for group in groups):
             (box,) = pod["containers"]
@@ -175,48 +174,48 @@ class TestData:
         head = groups[0]["template"]["spec"]["containers"][0]
         assert {"name": "TORCH_HOME", "value": "/data/torch"} in head["env"]
 
-    def test_the_image_is_prepared_by_a_command_of_ours(self) -> None:
-        """With its lines on, the Dockerfile sets DEELBO_DATA, copies a benchmark, then prepares that one."""
-        lines = everything("Dockerfile").splitlines()
+    def test_data_in_the_image(self) -> None:
+        """With its disabled lines, the Dockerfile sets DEELBO_DATA, copies a benchmark, and prepares it."""
+        lines = enable_all("Dockerfile").splitlines()
         words = [shlex.split(line) for line in lines if re.match("ENV|COPY|RUN deelbo-bench", line)]
         assert [line[0] for line in words] == ["ENV", "COPY", "RUN"]
-        assert words[0][1].startswith("DEELBO_DATA=/home/ray/")  # where the image's user may write
+        assert words[0][1].startswith("DEELBO_DATA=/home/ray/")  # writable by the user of the image
         options = build_parser().parse_args(words[2][2:])
         assert words[2][2] == "prepare"
         assert options.config == words[1][2] + words[1][1]
 
 
 class TestMlflow:
-    def test_the_service_reaches_it_by_its_names(self) -> None:
-        """MLflow answers by each name that the Service has in the cluster, the one in the RayJob among them, and by
-        what port-forward shows; by no other name, and not by its address."""
+    def test_allowed_hosts(self) -> None:
+        """MLflow accepts the host names of its Service, including the one in the RayJob, and of port-forward; it
+        refuses other names and its address."""
         from mlflow.server.security_utils import is_allowed_host_header
 
-        (box,) = the("apps/v1 Deployment mlflow")["spec"]["template"]["spec"]["containers"]
+        (box,) = load("apps/v1 Deployment mlflow")["spec"]["template"]["spec"]["containers"]
         (value,) = (one["value"] for one in box["env"] if one["name"] == "MLFLOW_SERVER_ALLOWED_HOSTS")
         allowed = [host.strip() for host in value.split(",")]
-        entry = the("ray.io/v1 RayJob deelbo")["spec"]["entrypoint"]
+        entry = load("ray.io/v1 RayJob deelbo")["spec"]["entrypoint"]
         asked = entry.split("--tracking-uri http://")[1].split()[0]
         for host in (asked, "mlflow:5000", "mlflow.deelbo.svc:5000", "localhost:5000", "127.0.0.1:15000"):
             assert is_allowed_host_header(allowed, host), host
         for host in ("evil.example", "evil.example:5000", "10.0.0.7:5000", "mlflow.deelbo.evil.example:5000"):
             assert not is_allowed_host_header(allowed, host), host
 
-    def test_its_settings_are_mlflows(self) -> None:
-        """Each variable and option is one that the installed MLflow reads."""
+    def test_settings_exist(self) -> None:
+        """The installed MLflow has each variable and option."""
         from mlflow import environment_variables
         from mlflow.cli import server
 
-        (box,) = the("apps/v1 Deployment mlflow")["spec"]["template"]["spec"]["containers"]
+        (box,) = load("apps/v1 Deployment mlflow")["spec"]["template"]["spec"]["containers"]
         options = {option for parameter in server.params for option in parameter.opts}
         assert {word for word in box["args"] if word.startswith("--")} <= options
         assert all(hasattr(environment_variables, one["name"]) for one in box["env"])
         read = {parameter.envvar for parameter in server.params}
         assert {"MLFLOW_BACKEND_STORE_URI", "MLFLOW_ARTIFACTS_DESTINATION"} <= read
 
-    def test_the_image_has_the_driver_that_the_address_asks_for(self) -> None:
-        """The database's address, as it is written down, is one that SQLAlchemy reads, for the driver that the image
-        installs: what postgresql:// alone stands for has changed."""
+    def test_database_driver(self) -> None:
+        """SQLAlchemy selects the driver that the image installs for the documented address of the database; the
+        default driver of postgresql:// has changed between its versions."""
         from sqlalchemy import make_url
 
         text = (FOLDER / "mlflow.yaml").read_text()
@@ -224,18 +223,19 @@ class TestMlflow:
         driver = make_url(address).get_dialect().driver
         assert f"{driver}-binary" in (FOLDER / "Dockerfile").read_text().split("RUN pip install")[1].split()
 
-    def test_no_password_is_in_the_files(self) -> None:
-        """Database and object store are named by Secrets, none of which is in the files."""
-        (box,) = the("apps/v1 Deployment mlflow")["spec"]["template"]["spec"]["containers"]
+    def test_secrets(self) -> None:
+        """Credentials of database and object store come from Secrets, none of which is in the files."""
+        (box,) = load("apps/v1 Deployment mlflow")["spec"]["template"]["spec"]["containers"]
         assert [one["secretRef"]["name"] for one in box["envFrom"]] == ["mlflow-store", "deelbo-object-store"]
         assert not any(content["kind"] == "Secret" for content in CONTENTS)
 
-    def test_it_is_not_open_to_all(self) -> None:
-        """The Service is the cluster's alone and finds the Deployment's pods; its policy lets in the namespace."""
-        service, deployment = the("v1 Service mlflow"), the("apps/v1 Deployment mlflow")
+    def test_network(self) -> None:
+        """The Service is reachable only in the cluster and selects the Deployment's pods; the policy admits the
+        namespace."""
+        service, deployment = load("v1 Service mlflow"), load("apps/v1 Deployment mlflow")
         labels = deployment["spec"]["template"]["metadata"]["labels"]
         assert service["spec"]["type"] == "ClusterIP"
         assert service["spec"]["selector"] == labels == deployment["spec"]["selector"]["matchLabels"]
-        policy = the("networking.k8s.io/v1 NetworkPolicy mlflow")["spec"]
+        policy = load("networking.k8s.io/v1 NetworkPolicy mlflow")["spec"]
         assert policy["podSelector"]["matchLabels"] == labels
         assert policy["ingress"] == [{"from": [{"podSelector": {}}], "ports": [{"port": 5000, "protocol": "TCP"}]}]

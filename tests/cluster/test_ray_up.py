@@ -1,4 +1,4 @@
-"""The YAML files for `ray up`, by Ray's own schema and preparation."""
+"""The YAML files for `ray up`, checked by Ray's own schema and preparation."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ NAMES = ("aws", "on-premise")
 
 @pytest.fixture(params=NAMES)
 def config(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """A file as it is."""
+    """The content of a file as it is."""
     content: dict[str, Any] = yaml.safe_load((FOLDER / f"{request.param}.yaml").read_text())
     return content
 
 
-def everything(name: str) -> dict[str, Any]:
-    """A file with all of its lines on: those too that begin with # and no space."""
+def enable_all(name: str) -> dict[str, Any]:
+    """Return the content of a file with its disabled lines (# without a space after it) enabled."""
     text = re.sub(r"^( *)#(?=\S)", r"\1", (FOLDER / f"{name}.yaml").read_text(), flags=re.MULTILINE)
     content: dict[str, Any] = yaml.safe_load(text)
     return content
 
 
-def prepared(config: dict[str, Any]) -> dict[str, Any]:
-    """As `ray up` makes it before it asks any cloud, then checked as `ray up` does."""
+def prepare(config: dict[str, Any]) -> dict[str, Any]:
+    """Complete and validate a configuration as `ray up` does before it calls a cloud."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     whole: dict[str, Any] = prepare_config(config)
@@ -43,21 +43,21 @@ def prepared(config: dict[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def test_ray_takes_it(config: dict[str, Any]) -> None:
-    """Ray's schema, which refuses keys it does not know, and its preparation take the file."""
-    whole = prepared(config)
+def test_files_are_valid(config: dict[str, Any]) -> None:
+    """Ray's schema, which refuses unknown keys, and its preparation accept the file."""
+    whole = prepare(config)
     assert whole["head_start_ray_commands"] == config["head_start_ray_commands"]
 
 
-def test_a_wrong_key_is_refused(config: dict[str, Any]) -> None:
-    """The check finds a key that Ray does not know."""
+def test_an_unknown_key_is_refused(config: dict[str, Any]) -> None:
+    """Validation finds a key that Ray does not know."""
     with pytest.raises(ValidationError, match="max_wrokers"):
-        prepared(config | {"max_wrokers": 2})
+        prepare(config | {"max_wrokers": 2})
 
 
 def test_autoscaling_from_zero() -> None:
-    """On AWS no GPU machine is up while no trial waits, and the head is none and may not become a worker."""
-    whole = prepared(yaml.safe_load((FOLDER / "aws.yaml").read_text()))
+    """On AWS no GPU machine runs while no trial waits, and the head has no GPU and is not a worker."""
+    whole = prepare(yaml.safe_load((FOLDER / "aws.yaml").read_text()))
     kinds = whole["available_node_types"]
     assert whole["head_node_type"] == "head"
     assert (kinds["head"]["resources"]["GPU"], kinds["head"]["max_workers"]) == (0, 0)
@@ -66,17 +66,17 @@ def test_autoscaling_from_zero() -> None:
 
 
 def test_all_machines_are_workers() -> None:
-    """On premise each worker address is a worker, and max_workers holds them all."""
-    whole = prepared(yaml.safe_load((FOLDER / "on-premise.yaml").read_text()))
+    """On premise each address of worker_ips is a worker, and max_workers counts them all."""
+    whole = prepare(yaml.safe_load((FOLDER / "on-premise.yaml").read_text()))
     (kind,) = whole["available_node_types"].values()
     addresses = whole["provider"]["worker_ips"]
     assert whole["max_workers"] == kind["max_workers"] == kind["min_workers"] == len(set(addresses))
     assert whole["provider"]["head_ip"] not in addresses
 
 
-def test_what_ray_gets_wrong_on_premise() -> None:
-    """The head is told its address and to use the autoscaler that brings up all workers; a worker's start never ends in
-    an error, after which it would not be tried again; and `ray` is on the path of `ray down`."""
+def test_workarounds_on_premise() -> None:
+    """The head gets its address and the older autoscaler, which starts all workers; a worker's start command never
+    fails, as Ray would not retry it; and `ray` is on the path of `ray down`."""
     whole = yaml.safe_load((FOLDER / "on-premise.yaml").read_text())
     (head,) = (line for line in whole["head_start_ray_commands"] if "ray start" in line)
     (worker,) = (line for line in whole["worker_start_ray_commands"] if "ray start" in line)
@@ -86,8 +86,8 @@ def test_what_ray_gets_wrong_on_premise() -> None:
     assert any("PATH=~/deelbo-venv/bin:$PATH" in line and "~/.bashrc" in line for line in whole["setup_commands"])
 
 
-def test_tokens_are_asked_for_and_never_written_down(config: dict[str, Any]) -> None:
-    """Each `ray start` runs with RAY_AUTH_MODE=token, and the token comes as a file."""
+def test_tokens_are_required_and_in_no_command(config: dict[str, Any]) -> None:
+    """Each `ray start` has RAY_AUTH_MODE=token, and the token is copied as a file."""
     starts = [line for key in ("head", "worker") for line in config[f"{key}_start_ray_commands"] if "ray start" in line]
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token" in line for line in starts)
@@ -95,16 +95,16 @@ def test_tokens_are_asked_for_and_never_written_down(config: dict[str, Any]) -> 
     assert not re.search(r"RAY_AUTH_TOKEN\b", yaml.safe_dump(config))
 
 
-def test_pages_are_on_loopback(config: dict[str, Any]) -> None:
-    """The dashboard and MLflow listen on the head's loopback, to be reached by a tunnel."""
+def test_dashboard_and_mlflow_listen_on_loopback(config: dict[str, Any]) -> None:
+    """The dashboard and MLflow listen on the head's loopback only; users reach them by a tunnel."""
     text = " ".join(config["head_start_ray_commands"])
     assert "--dashboard-host=127.0.0.1" in text
     assert "--host 127.0.0.1 --port 5000" in text
-    assert "0.0.0.0" not in text  # noqa: S104 - what must not be there
+    assert "0.0.0.0" not in text  # noqa: S104 - must not occur
 
 
 def test_options_of_ray_and_mlflow_exist(config: dict[str, Any]) -> None:
-    """Each option of `ray start` and of `mlflow server` is one that the installed version has."""
+    """The installed versions have each option of `ray start` and `mlflow server`."""
     from mlflow.cli import server
     from ray.scripts.scripts import start
 
@@ -120,8 +120,8 @@ def test_options_of_ray_and_mlflow_exist(config: dict[str, Any]) -> None:
             assert given <= known, given - known
 
 
-def test_the_images_have_this_python() -> None:
-    """The images on AWS carry the Ray and the Python of this checkout: a driver of another is refused by Ray."""
+def test_versions_of_the_images() -> None:
+    """The images on AWS have the versions of Ray and Python installed here; Ray refuses a driver with others."""
     import ray
 
     images = yaml.safe_load((FOLDER / "aws.yaml").read_text())["docker"]
@@ -130,35 +130,35 @@ def test_the_images_have_this_python() -> None:
     assert images["worker_image"] == f"{wanted}gpu"
 
 
-@pytest.mark.parametrize(("name", "where"), [("aws", "setup_commands"), ("on-premise", "head_setup_commands")])
-def test_data_is_prepared_by_a_command_of_ours(name: str, where: str) -> None:
-    """With its line on, Ray takes the file, and the head fetches data before Ray starts; on AWS every node does, on
-    premise the folder is the one that Ray's nodes name."""
-    whole = prepared(everything(name))
-    off = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
-    (line,) = set(whole[where]) - set(prepared(off)[where])
+@pytest.mark.parametrize(("name", "key"), [("aws", "setup_commands"), ("on-premise", "head_setup_commands")])
+def test_data_is_prepared(name: str, key: str) -> None:
+    """With its disabled line, the file is valid and the head fetches data before Ray starts; on AWS all nodes do, on
+    premise the folder is the DEELBO_DATA of Ray's nodes."""
+    whole = prepare(enable_all(name))
+    unchanged = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    (line,) = set(whole[key]) - set(prepare(unchanged)[key])
     assert line in whole["head_setup_commands"]
     assert (line in whole["worker_setup_commands"]) == (name == "aws")
     before, words = line.split("deelbo-bench ")
     options = build_parser().parse_args(shlex.split(words))
     benchmark = load_benchmark(options.config, options.set)
     check(benchmark)
-    assert (
-        "ptyl" not in benchmark.priors
-    )  # a file of the user's, without which `prepare` ends with 2, and so does `ray up`
+    assert "ptyl" not in benchmark.priors  # needs a file of the user's, without which `prepare` and `ray up` fail
     assert benchmark.datasets
     if name == "on-premise":
         (data,) = re.findall(r"DEELBO_DATA=\S+", before)
-        starts = [one for kind in ("head", "worker") for one in off[f"{kind}_start_ray_commands"] if "ray start" in one]
+        starts = [
+            one for kind in ("head", "worker") for one in unchanged[f"{kind}_start_ray_commands"] if "ray start" in one
+        ]
         assert [f" {data} ray start" in one for one in starts] == [True, True]
 
 
-def test_commands_in_comments_are_ours() -> None:
-    """Each command line of `deelbo-bench` in the files of cluster/ and in their README is one that it understands."""
+def test_documented_commands_are_valid() -> None:
+    """Each command line of `deelbo-bench` in the files and the README of cluster/ is valid."""
     parent = FOLDER.parent
     files = [parent / "README.md", *(file for kind in ("*.yaml", "*.sbatch") for file in parent.rglob(kind))]
     lines = [line for file in files for line in re.findall(r"deelbo-bench ([^`#\n]+)", file.read_text())]
-    given = [words for words in map(shlex.split, lines) if len(words) > 1]
-    assert sum(words[0] == "submit" for words in given) >= 3
-    for words in given:
+    commands = [words for words in map(shlex.split, lines) if len(words) > 1]
+    assert sum(words[0] == "submit" for words in commands) >= 3
+    for words in commands:
         assert build_parser().parse_args(words)

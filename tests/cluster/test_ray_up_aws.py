@@ -1,4 +1,4 @@
-"""cluster/ray-up/aws.yaml by Ray's own AWS node provider, on moto's EC2 and IAM: what it would ask AWS for."""
+"""Requests that Ray's AWS node provider makes for cluster/ray-up/aws.yaml, answered by moto's EC2 and IAM."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import yaml
 
-moto = pytest.importorskip("moto", reason="needs `pip install 'moto[ec2,iam]'`: AWS without AWS")
+moto = pytest.importorskip("moto", reason="needs `pip install 'moto[ec2,iam]'`, which simulates AWS")
 boto3 = pytest.importorskip("boto3", reason="needs `pip install boto3`: Ray's AWS node provider")
 
 FILE = Path(__file__).resolve().parents[2] / "cluster" / "ray-up" / "aws.yaml"
 ROLES = ("deelbo-head", "deelbo-worker")
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]  # of no cluster, but of as little use to the rest
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]  # starts no cluster, but concerns cluster files only
 
 
 @pytest.fixture(scope="module")
 def bootstrapped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """The file as `ray up` completes it before it starts a machine; the roles are there, as the file says."""
+    """The file as `ray up` completes it before it starts a machine, where the two roles exist."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # Ray puts a key into ~/.ssh
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -45,34 +45,34 @@ def bootstrapped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
 
 @pytest.fixture(scope="module")
 def instances(bootstrapped: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """A machine of each kind, as EC2 describes it, started one after the other."""
+    """One machine of each node type, as EC2 describes it."""
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
     provider = AWSNodeProvider(bootstrapped["provider"], bootstrapped["cluster_name"])
-    found = {}
+    described = {}
     for kind, type_ in bootstrapped["available_node_types"].items():
         tags = {"ray-node-type": "head" if kind == "head" else "worker", "ray-user-node-type": kind}
         (made,) = provider.create_node(type_["node_config"], tags, 1)
-        (found[kind],) = boto3.client("ec2").describe_instances(InstanceIds=[made])["Reservations"][0]["Instances"]
-    return found
+        (described[kind],) = boto3.client("ec2").describe_instances(InstanceIds=[made])["Reservations"][0]["Instances"]
+    return described
 
 
-def test_a_machine_is_what_the_file_says(instances: dict[str, dict[str, Any]]) -> None:
-    """Each kind has the file's instance type, image, role and disk, which goes with it."""
+def test_machines(instances: dict[str, dict[str, Any]]) -> None:
+    """Each node type has the instance type, image, role and disk of the file; the disk is deleted with the machine."""
     kinds = yaml.safe_load(FILE.read_text())["available_node_types"]
     for name, one in instances.items():
-        asked = kinds[name]["node_config"]
-        assert (one["InstanceType"], one["ImageId"]) == (asked["InstanceType"], asked["ImageId"])
-        assert one["IamInstanceProfile"]["Arn"].endswith(f"/{asked['IamInstanceProfile']['Name']}")
+        config = kinds[name]["node_config"]
+        assert (one["InstanceType"], one["ImageId"]) == (config["InstanceType"], config["ImageId"])
+        assert one["IamInstanceProfile"]["Arn"].endswith(f"/{config['IamInstanceProfile']['Name']}")
         (disk,) = one["BlockDeviceMappings"]
         (volume,) = boto3.client("ec2").describe_volumes(VolumeIds=[disk["Ebs"]["VolumeId"]])["Volumes"]
-        wanted = asked["BlockDeviceMappings"][0]["Ebs"]
-        assert (volume["Size"], volume["VolumeType"]) == (wanted["VolumeSize"], wanted["VolumeType"])
+        expected = config["BlockDeviceMappings"][0]["Ebs"]
+        assert (volume["Size"], volume["VolumeType"]) == (expected["VolumeSize"], expected["VolumeType"])
         assert disk["Ebs"]["DeleteOnTermination"] is True
 
 
-def test_who_may_reach_them(instances: dict[str, dict[str, Any]]) -> None:
-    """All are in one security group, made by Ray, that lets in SSH from anywhere and its own members, and no other."""
+def test_security_group(instances: dict[str, dict[str, Any]]) -> None:
+    """All machines are in one security group of Ray's, which admits SSH from anywhere and its members, nothing else."""
     groups = {group["GroupId"] for one in instances.values() for group in one["SecurityGroups"]}
     (group,) = boto3.client("ec2").describe_security_groups(GroupIds=list(groups))["SecurityGroups"]
     inside, ssh = group["IpPermissions"]
@@ -82,15 +82,15 @@ def test_who_may_reach_them(instances: dict[str, dict[str, Any]]) -> None:
     assert [one["CidrIp"] for one in ssh["IpRanges"]] == ["0.0.0.0/0"]
 
 
-def test_one_key_pair_is_made(bootstrapped: dict[str, Any], instances: dict[str, dict[str, Any]]) -> None:
-    """Ray makes one key pair; its private half is a file here that only its owner reads."""
+def test_key_pair(bootstrapped: dict[str, Any], instances: dict[str, dict[str, Any]]) -> None:
+    """Ray makes one key pair; its private key is a local file that only its owner can read."""
     (name,) = {one["KeyName"] for one in instances.values()}
     key = Path(bootstrapped["auth"]["ssh_private_key"])
     assert key.stem == name
     assert key.stat().st_mode & 0o777 == 0o600
 
 
-def test_no_role_is_made(bootstrapped: dict[str, Any]) -> None:
-    """Ray takes the two roles that the file names, and makes none of its own."""
+def test_roles(bootstrapped: dict[str, Any]) -> None:
+    """Ray uses the two roles that the file names, and creates none."""
     assert bootstrapped["head_node"] == {}
     assert sorted(role["RoleName"] for role in boto3.client("iam").list_roles()["Roles"]) == sorted(ROLES)

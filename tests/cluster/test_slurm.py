@@ -1,6 +1,6 @@
-"""The sbatch script, with Slurm's two commands played by tiny ones, and Ray's own `symmetric-run`.
+"""The sbatch script with stubs of Slurm's two commands and with Ray's own `symmetric-run`.
 
-What a real Slurm does with it is in test_real_slurm.py.
+test_real_slurm.py tests it with a real Slurm.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from bench.storage.records import RecordStore
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "cluster" / "slurm" / "deelbo.sbatch"
-APART = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-"""Processes of a name space of their own: symmetric-run refuses to start beside another Ray, and stops all it sees."""
+NEW_PID_NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+"""Hides other Ray processes: symmetric-run refuses to start beside another Ray, and stops all that it finds."""
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do options+=("$1"); shift; done
 echo "$1 ${options[*]}" >> "$0.calls"
 export SLURM_NODEID=0 SLURM_NNODES=1 SLURM_STEP_ID=0 SLURM_GPUS_ON_NODE=$STEP_GPUS
 exec "$@"
 """
-"""Runs a step here, and keeps its command's name and the options that it was given."""
-SPY = """#!PYTHON
+"""Runs a step here, and records the name of its command and the options."""
+FAKE_RAY = """#!PYTHON
 import json, os, sys
 file = os.environ["RAY_AUTH_TOKEN_PATH"]
 found = {"file": os.stat(file).st_mode, "folder": os.stat(os.path.dirname(file)).st_mode, "token": open(file).read()}
 found |= {"arguments": sys.argv, "environment": dict(os.environ)}
-json.dump(found, open(os.path.join(os.environ["SLURM_SUBMIT_DIR"], "seen.json"), "w"))
+json.dump(found, open(os.path.join(os.environ["SLURM_SUBMIT_DIR"], "recorded.json"), "w"))
 """
-"""A `ray` that runs nothing, and keeps what it was given."""
+"""A `ray` that records its arguments, environment and token, and runs nothing."""
 MLFLOW = "http://user:a-password@mlflow.example:5000"
 TINY = {
     "name": "tiny",
@@ -55,7 +55,7 @@ TINY = {
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """What sbatch gives a job of one node, and `srun` and `scontrol` that know one host."""
+    """Environment of a job on one node, with stubs of `srun` and `scontrol`."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, text in (("srun", SRUN), ("scontrol", "#!/bin/sh\necho localhost\n")):
@@ -77,53 +77,53 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def run(
-    environment: dict[str, str], *arguments: str, apart: bool = False, seconds: float = 560
+    environment: dict[str, str], *arguments: str, isolated: bool = False, seconds: float = 560
 ) -> subprocess.CompletedProcess[str]:
-    """The script as sbatch starts it."""
-    command = [*(APART if apart else []), "bash", str(SCRIPT), *arguments]
+    """Run the script as sbatch does."""
+    command = [*(NEW_PID_NAMESPACE if isolated else []), "bash", str(SCRIPT), *arguments]
     folder = environment["SLURM_SUBMIT_DIR"]
     return subprocess.run(
         command, env=environment, cwd=folder, capture_output=True, text=True, timeout=seconds, check=False
     )
 
 
-def seen(environment: dict[str, str], *arguments: str) -> Any:
-    """What the script gives to `ray`."""
+def recorded_call(environment: dict[str, str], *arguments: str) -> Any:
+    """Run the script and return the call of `ray` that it makes."""
     folder = Path(environment["SLURM_SUBMIT_DIR"])
     environment["DEELBO_VENV"] = str(folder)
-    (folder / "bin" / "ray").write_text(SPY.replace("PYTHON", sys.executable))
+    (folder / "bin" / "ray").write_text(FAKE_RAY.replace("PYTHON", sys.executable))
     (folder / "bin" / "ray").chmod(0o755)
     (folder / "bin" / "python").symlink_to(sys.executable)
     run(environment, *arguments)
-    return json.loads((folder / "seen.json").read_text())
+    return json.loads((folder / "recorded.json").read_text())
 
 
 def option(words: list[str], name: str) -> str:
-    """What follows an option on a command line."""
+    """Return the value of an option on a command line."""
     return words[words.index(name) + 1]
 
 
-def names_apart() -> bool:
-    """Whether this user may make a name space of processes."""
+def can_isolate() -> bool:
+    """Return whether this user may create a namespace of processes."""
     if shutil.which("unshare") is None:
         return False
-    return subprocess.run([*APART, "true"], capture_output=True, check=False).returncode == 0
+    return subprocess.run([*NEW_PID_NAMESPACE, "true"], capture_output=True, check=False).returncode == 0
 
 
-needs_apart = pytest.mark.skipif(not names_apart(), reason="needs unshare --pid, as root has it")
+needs_namespace = pytest.mark.skipif(not can_isolate(), reason="needs the right to call unshare --pid")
 
 
-@needs_apart
+@needs_namespace
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
 class TestLive:
     def test_a_benchmark_runs(self, environment: dict[str, str], tmp_path: Path) -> None:
-        """A tiny benchmark runs through `srun` and `ray symmetric-run` to its report, and no token and no folder of the
-        job is left."""
+        """A tiny benchmark runs through `srun` and `ray symmetric-run` to its report; no token or folder of the job is
+        left."""
         (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
         storage, database = tmp_path / "storage", f"sqlite:///{tmp_path / 'mlflow.db'}"
-        done = run(environment, "tiny.yaml", str(storage), database, apart=True)
+        done = run(environment, "tiny.yaml", str(storage), database, isolated=True)
         assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         records = list(RecordStore(str(storage)).records())
         assert len(records) == 2
@@ -133,9 +133,9 @@ class TestLive:
         assert list((tmp_path / "shared").iterdir()) == []
         assert not Path("/tmp", f"deelbo-{environment['SLURM_JOB_ID']}").exists()  # noqa: S108 - made by the script
 
-    def test_the_exit_code_is_the_benchmarks(self, environment: dict[str, str], tmp_path: Path) -> None:
-        """A configuration that is refused ends the job with 2, in `run`'s own line."""
-        done = run(environment, "nowhere.yaml", str(tmp_path / "storage"), "sqlite:///mlflow.db", apart=True)
+    def test_exit_code(self, environment: dict[str, str], tmp_path: Path) -> None:
+        """A refused configuration ends the job with 2 and the line of `run`."""
+        done = run(environment, "nowhere.yaml", str(tmp_path / "storage"), "sqlite:///mlflow.db", isolated=True)
         assert done.returncode == 2, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         assert "deelbo-bench: " in done.stderr
         assert "nowhere.yaml" in done.stderr
@@ -143,22 +143,22 @@ class TestLive:
 
 class TestRefused:
     def test_too_few_arguments(self, environment: dict[str, str]) -> None:
-        """One line says which arguments are expected, with 2."""
+        """One line names the expected arguments; the exit code is 2."""
         done = run(environment, "tiny.yaml")
         assert (done.returncode, done.stdout) == (2, "")
         expected = "deelbo.sbatch: got 1 arguments, expected CONFIG STORAGE TRACKING_URI [options of run]\n"
         assert done.stderr == expected
 
     def test_no_installation(self, environment: dict[str, str], tmp_path: Path) -> None:
-        """Where there is no `ray` in DEELBO_VENV, one line says so, with 2."""
+        """Without `ray` in DEELBO_VENV one line says what to set; the exit code is 2."""
         environment["DEELBO_VENV"] = str(tmp_path / "none")
         done = run(environment, "tiny.yaml", "storage", "http://127.0.0.1:5000")
         assert done.returncode == 2
         assert "set DEELBO_VENV to where deelbo[bench,methods] is installed" in done.stderr
 
     def test_ray_that_does_not_start(self, environment: dict[str, str], tmp_path: Path) -> None:
-        """Where Ray does not start, which symmetric-run ends with 0, the job ends with 3 and says so; the token is
-        gone."""
+        """If Ray does not start, where symmetric-run returns 0, the job reports it and ends with 3; the token is
+        removed."""
         environment["DEELBO_VENV"] = str(tmp_path)
         (tmp_path / "bin" / "ray").write_text("#!/bin/sh\nexit 0\n")
         (tmp_path / "bin" / "ray").chmod(0o755)
@@ -169,75 +169,72 @@ class TestRefused:
         assert list((tmp_path / "shared").iterdir()) == []
 
 
-def test_the_token_is_its_owners_alone(environment: dict[str, str]) -> None:
-    """The token is a file of mode 0600 in a folder of mode 0700, 64 hexadecimal digits, and on no command line."""
-    found = seen(environment, "tiny.yaml", "storage", MLFLOW)
-    assert stat.S_IMODE(found["file"]) == 0o600
-    assert stat.S_IMODE(found["folder"]) == 0o700
-    token = found["token"].strip()
+def test_token_file(environment: dict[str, str]) -> None:
+    """The token has 64 hexadecimal digits, in a 0600 file in a 0700 folder, and is on no command line."""
+    call = recorded_call(environment, "tiny.yaml", "storage", MLFLOW)
+    assert stat.S_IMODE(call["file"]) == 0o600
+    assert stat.S_IMODE(call["folder"]) == 0o700
+    token = call["token"].strip()
     assert len(token) == 64
     assert int(token, 16)
-    assert token not in " ".join(found["arguments"])
-    assert found["environment"]["RAY_AUTH_MODE"] == "token"
+    assert token not in " ".join(call["arguments"])
+    assert call["environment"]["RAY_AUTH_MODE"] == "token"
 
 
 class TestStep:
     @pytest.mark.parametrize(("gpus", "counted"), [("2", "2"), ("", "0")], ids=["some", "none"])
-    def test_ray_is_told_what_the_step_has(
-        self, environment: dict[str, str], tmp_path: Path, gpus: str, counted: str
-    ) -> None:
-        """The step that Ray runs in asks for the job's CPUs, as Slurm gives it one unless it asks; GPUs are its own,
-        not all of a node that the job has whole."""
+    def test_resources(self, environment: dict[str, str], tmp_path: Path, gpus: str, counted: str) -> None:
+        """The step requests the job's CPUs, as Slurm would give it one; Ray gets the GPUs of the step, not all those
+        of an exclusive node."""
         job = {"SLURM_CPUS_PER_TASK": "6", "SLURM_GPUS_ON_NODE": "8", "STEP_GPUS": gpus}
-        found = seen(environment | job, "tiny.yaml", "storage", MLFLOW)
+        call = recorded_call(environment | job, "tiny.yaml", "storage", MLFLOW)
         (step,) = (
             line.split() for line in (tmp_path / "bin" / "srun.calls").read_text().splitlines() if "bash" in line
         )
         assert [word for word in step if word.startswith("--cpus-per-task")] == ["--cpus-per-task=6"]
-        assert option(found["arguments"], "--num-cpus") == "6"
-        assert option(found["arguments"], "--num-gpus") == counted
+        assert option(call["arguments"], "--num-cpus") == "6"
+        assert option(call["arguments"], "--num-gpus") == counted
 
-    def test_its_command_is_one_of_ours(self, environment: dict[str, str]) -> None:
-        """What Ray runs is a command line that `deelbo-bench` understands, with the options of `run` that were
-        given."""
-        words = seen(environment, "tiny.yaml", "s3://x/y", MLFLOW, "--set", "training.steps=3")["arguments"]
+    def test_command(self, environment: dict[str, str]) -> None:
+        """Ray runs a valid command line of `deelbo-bench`, with the given options of `run`."""
+        words = recorded_call(environment, "tiny.yaml", "s3://x/y", MLFLOW, "--set", "training.steps=3")["arguments"]
         options = build_parser().parse_args(words[words.index("bench") + 1 :])
         assert (options.config, options.storage, options.address) == ("tiny.yaml", "s3://x/y", "auto")
         assert options.set == ["training.steps=3"]
 
 
 class TestTracking:
-    def test_it_is_on_no_command_line(
+    def test_uri_is_on_no_command_line(
         self, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        """MLflow's address, which may hold a password, is on no command line of a step, and `run` finds it."""
-        found = seen(environment, "tiny.yaml", "storage", MLFLOW)
-        assert not [word for word in found["arguments"] if "mlflow" in word or "a-password" in word]
+        """MLflow's address, which may contain a password, is on no command line of a step, and `run` gets it."""
+        call = recorded_call(environment, "tiny.yaml", "storage", MLFLOW)
+        assert not [word for word in call["arguments"] if "mlflow" in word or "a-password" in word]
         assert "a-password" not in (tmp_path / "bin" / "srun.calls").read_text()
-        monkeypatch.setenv("DEELBO_TRACKING_URI", found["environment"]["DEELBO_TRACKING_URI"])
-        words = found["arguments"]
+        monkeypatch.setenv("DEELBO_TRACKING_URI", call["environment"]["DEELBO_TRACKING_URI"])
+        words = call["arguments"]
         assert build_parser().parse_args(words[words.index("bench") + 1 :]).tracking_uri == MLFLOW
 
-    def test_a_dash_takes_it_from_the_environment(self, environment: dict[str, str]) -> None:
-        """Given as -, it is what the job's environment has; so it is not in Slurm's records either."""
-        found = seen(environment | {"DEELBO_TRACKING_URI": MLFLOW}, "tiny.yaml", "storage", "-")
-        assert found["environment"]["DEELBO_TRACKING_URI"] == MLFLOW
+    def test_a_dash_stands_for_the_variable(self, environment: dict[str, str]) -> None:
+        """For - the address comes from DEELBO_TRACKING_URI, so that Slurm's records do not contain it."""
+        call = recorded_call(environment | {"DEELBO_TRACKING_URI": MLFLOW}, "tiny.yaml", "storage", "-")
+        assert call["environment"]["DEELBO_TRACKING_URI"] == MLFLOW
 
-    def test_a_dash_without_it_is_refused(self, environment: dict[str, str]) -> None:
-        """One line says what is missing, with 2."""
+    def test_a_dash_without_the_variable_is_refused(self, environment: dict[str, str]) -> None:
+        """One line names the missing variable; the exit code is 2."""
         environment.pop("DEELBO_TRACKING_URI", None)
         done = run(environment, "tiny.yaml", "storage", "-")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert "got - as TRACKING_URI, expected DEELBO_TRACKING_URI in the job's environment" in done.stderr
 
 
-def test_bash_understands_it() -> None:
-    """The script has no syntax error."""
+def test_syntax() -> None:
+    """Bash finds no syntax error."""
     assert subprocess.run(["bash", "-n", str(SCRIPT)], check=False).returncode == 0
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-def test_shellcheck_finds_nothing() -> None:
-    """shellcheck has nothing to say."""
+def test_shellcheck() -> None:
+    """shellcheck finds no problem."""
     done = subprocess.run(["shellcheck", str(SCRIPT)], capture_output=True, text=True, check=False)
     assert done.stdout == ""
