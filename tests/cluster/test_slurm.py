@@ -154,7 +154,7 @@ class TestRefused:
         environment["DEELBO_VENV"] = str(tmp_path / "none")
         done = run(environment, "tiny.yaml", "storage", "http://127.0.0.1:5000")
         assert done.returncode == 2
-        assert "set DEELBO_VENV to where deelbo[bench,methods] is installed" in done.stderr
+        assert "set DEELBO_VENV to the virtual environment with deelbo[bench,methods]" in done.stderr
 
     def test_ray_that_does_not_start(self, environment: dict[str, str], tmp_path: Path) -> None:
         """If Ray does not start, where symmetric-run returns 0, the job reports it and ends with 3; the token is
@@ -165,7 +165,7 @@ class TestRefused:
         (tmp_path / "bin" / "python").symlink_to(sys.executable)
         done = run(environment, "tiny.yaml", "storage", "http://127.0.0.1:5000")
         assert done.returncode == 3
-        assert done.stderr == "deelbo.sbatch: Ray did not start on 1 nodes, nothing ran: see what it says above\n"
+        assert done.stderr == "deelbo.sbatch: Ray did not start on 1 nodes, so nothing ran; see its messages above\n"
         assert list((tmp_path / "shared").iterdir()) == []
 
 
@@ -225,7 +225,7 @@ class TestTracking:
         environment.pop("DEELBO_TRACKING_URI", None)
         done = run(environment, "tiny.yaml", "storage", "-")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert "got - as TRACKING_URI, expected DEELBO_TRACKING_URI in the job's environment" in done.stderr
+        assert "TRACKING_URI is -, but DEELBO_TRACKING_URI is not in the job's environment" in done.stderr
 
 
 def test_syntax() -> None:
