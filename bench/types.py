@@ -1,4 +1,4 @@
-"""The types of a benchmark's settings: numbers as people write them, lists without repetition, no unknown keys."""
+"""Types of configuration values: numbers as people write them, lists without repetition, no unknown keys."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 __all__ = [
-    "LEARNING_RATES",
+    "DEFAULT_LEARNING_RATES",
     "Count",
-    "Filled",
+    "Flag",
+    "Fraction",
     "LearningRates",
+    "Name",
     "NotNegative",
     "Number",
     "Positive",
     "Prior",
     "Seed",
-    "Share",
-    "Strict",
-    "filled",
-    "number",
+    "StrictModel",
+    "Unique",
+    "check_unique",
+    "parse_number",
 ]
 
 
-def number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text; people mean a number."""
+def parse_number(value: Any) -> Any:
+    """Convert a text to a number: YAML 1.1 reads 1e-4 as text. Pydantic checks everything else."""
     if isinstance(value, bool):
         raise ValueError("must be a number")
     if isinstance(value, str):
@@ -35,7 +37,8 @@ def number(value: Any) -> Any:
     return value
 
 
-def filled(values: Any) -> Any:
+def check_unique(values: Any) -> Any:
+    """Return ``values``; raise ValueError if there are none, or if one is there twice."""
     if not values:
         raise ValueError("must hold at least one value")
     if len(set(values)) < len(values):
@@ -43,23 +46,21 @@ def filled(values: Any) -> Any:
     return values
 
 
-Number = BeforeValidator(number)
-Filled = AfterValidator(filled)
-Positive = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
-Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
-Prior = Literal["l2-zero", "l2-sp", "ptyl"]
-
-
-class Strict(BaseModel):
-    """No unknown keys, and nothing changes once read."""
+class StrictModel(BaseModel):
+    """A frozen model without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-LEARNING_RATES = (0.1, 0.01, 0.001, 0.0001)
-LearningRates = Annotated[tuple[Positive, ...], Filled]
-Share = Annotated[float, Number, Field(gt=0, lt=1)]
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-Name = Annotated[str, StringConstraints(pattern=NAME)]
+Number = BeforeValidator(parse_number)
+Unique = AfterValidator(check_unique)
+Positive = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Number, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+Prior = Literal["l2-zero", "l2-sp", "ptyl"]
+LearningRates = Annotated[tuple[Positive, ...], Unique]
+DEFAULT_LEARNING_RATES = (0.1, 0.01, 0.001, 0.0001)
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

@@ -1,4 +1,4 @@
-"""What a benchmark is: its settings, their types, what is taken where nothing is given, and what makes no sense."""
+"""A benchmark: the settings of a configuration, their types, defaults and limits."""
 
 from __future__ import annotations
 
@@ -11,29 +11,49 @@ from bench.config.sections import BackboneSettings, Resources, Training
 from bench.methods import METHODS, method_named
 from bench.methods.base import Method, MethodSettings
 from bench.trials.spec import Cell, TrialTemplate
-from bench.types import Count, Filled, Name, Positive, Prior, Seed, Strict, filled
+from bench.types import Count, Flag, Name, Positive, Prior, Seed, StrictModel, Unique, check_unique
 from bench.utils.text import short_repr
 
-__all__ = ["EMBEDDED", "Benchmark", "make_methods", "trial_template"]
+__all__ = ["EMBEDDED", "SHORT_FORMS", "Benchmark", "make_methods", "trial_template"]
 
 
 EMBEDDED = "digits-resnet"
-"""The backbone that comes with the package: made here, its weights and its SWAG posterior too."""
-MOST_TRIALS = 100_000  # 17 times the paper's; each takes 10 microseconds and 3 KB before anything runs
+"""The backbone that is trained by this package, which also fits its SWAG posterior."""
+MAX_TRIALS = 100_000  # 17 times the paper's; each takes 10 microseconds and 3 KB before anything runs
+SHORT_FORMS = {"datasets": ("dataset", "n"), "backbones": ("backbone", "head")}
+"""A single dataset or backbone may be given by these keys instead of a mapping."""
 
 
-def _resources(content: dict[str, Any]) -> dict[str, Any]:
-    """A whole GPU a trial where nobody said how many, and none where the only backbone is the embedded one, made for a
-    laptop. It depends on no machine, or a benchmark would be another one elsewhere."""
-    given, named = content.get("resources", {}), content.get("backbones")
-    if not isinstance(given, dict) or "gpus_per_trial" in given or not isinstance(named, dict):
-        return {}
-    return {"resources": given | {"gpus_per_trial": float(set(named) != {EMBEDDED})}}
+def _expand_short_form(content: dict[str, Any], key: str) -> None:
+    """Replace the short form of ``key`` in ``content`` by the mapping that it stands for."""
+    name_key, setting = SHORT_FORMS[key]
+    given = [k for k in (name_key, setting) if k in content]
+    if given and key in content:
+        raise ValueError(f"{given[0]} and {key} are both given: keep one")
+    if not given:
+        return
+    if name_key not in content or (key == "datasets" and setting not in content):
+        raise ValueError(f"key {setting if name_key in content else name_key} is missing: add it")
+    name, value = content.pop(name_key), content.pop(setting, None)
+    if not isinstance(name, str):
+        raise ValueError(f"{name_key} = {short_repr.repr(name)}: must be a name")
+    content[key] = {name: value if key == "datasets" else {setting: value}}
 
 
-def _entries(methods: Any) -> Any:
-    """Every entry with the name of its method, which is its own where none is given; nothing behind a name asks for the
-    method as it is by default."""
+def _expand_backbones(backbones: Any) -> Any:
+    """Return a list of names, or a mapping with empty values, as a mapping of settings."""
+    if isinstance(backbones, list) and all(isinstance(name, str) for name in backbones):
+        try:
+            backbones = dict.fromkeys(check_unique(backbones))
+        except ValueError as error:
+            raise ValueError(f"backbones = {short_repr.repr(backbones)}: {error}") from None
+    if isinstance(backbones, dict):
+        return {name: {} if settings is None else settings for name, settings in backbones.items()}
+    return backbones
+
+
+def _expand_methods(methods: Any) -> Any:
+    """Give each entry the name of its method, by default its own; an empty entry stands for the method's defaults."""
     if not isinstance(methods, dict):
         return methods
     full = {name: {} if settings is None else settings for name, settings in methods.items()}
@@ -42,49 +62,80 @@ def _entries(methods: Any) -> Any:
     }
 
 
-def _some(methods: Any) -> Any:
+def _check_methods(methods: Any) -> Any:
+    known = [method.name for method in METHODS]
     if not methods:
-        raise ValueError(f"names no method: give at least one of {', '.join(method.name for method in METHODS)}")
-    for name, entry in methods.items():
-        if entry.method != name and name in {method.name for method in METHODS}:
-            raise ValueError(f"{name} is a method and would stand for {entry.method}: give that entry another name")
+        raise ValueError(f"names no method: give at least one of {', '.join(known)}")
+    for name, settings in methods.items():
+        if settings.method != name and name in known:
+            raise ValueError(f"{name} is a method and would stand for {settings.method}: give that entry another name")
     return methods
 
 
 if TYPE_CHECKING:
-    Entry = MethodSettings
+    ConfiguredMethod = MethodSettings
 else:
-    Entry = Annotated[Union[tuple(method.Settings for method in METHODS)], Field(discriminator="method")]  # noqa: UP007
-IN_SHORT = {"datasets": ("dataset", "n"), "backbones": ("backbone", "head")}
-"""One dataset, or one backbone, may be named without a mapping."""
+    ConfiguredMethod = Annotated[
+        Union[tuple(method.Settings for method in METHODS)],  # noqa: UP007
+        Field(discriminator="method"),
+    ]
 
 
-class Benchmark(Strict):
-    """Everything a benchmark is. Each (dataset, n, backbone, prior, seed) is a cell in which all the methods compete.
+class Benchmark(StrictModel):
+    """A whole benchmark. Each (dataset, n, backbone, prior, seed) is a cell in which all methods compete.
 
-    ``dataset`` with ``n``, and ``backbone`` with ``head``, are read as short for one of ``datasets`` and ``backbones``.
-    ``timed`` says whether seconds are to be compared; where they are not, a run may be kept every
-    ``checkpoint_minutes``, and goes on from there when its process has died.
+    Attributes:
+        datasets: training set sizes by dataset; ``dataset`` and ``n`` are the short form for one.
+        backbones: settings by backbone; ``backbone`` and ``head`` are the short form for one.
+        priors, seeds: of the cells.
+        methods: settings by the name of the entry.
+        training: how every run is trained.
+        resources: of a trial.
+        order_seed: of the order of trials.
+        max_failures: number of times that a trial whose process or node dies is started again.
+        data: folder of the datasets.
+        verify_data: whether the datasets must be the official ones, to the checksum.
+        timed: whether the seconds of runs are to be compared.
+        checkpoint_minutes: time between checkpoints of an untimed run, which is resumed from them if its process dies.
     """
 
     name: Name
-    datasets: Annotated[dict[str, Annotated[tuple[Count, ...], Filled]], Filled]
-    backbones: Annotated[dict[str, BackboneSettings], Filled]
-    priors: Annotated[tuple[Prior, ...], Filled]
-    seeds: Annotated[tuple[Seed, ...], Filled]
-    methods: Annotated[dict[Name, Entry], BeforeValidator(_entries), AfterValidator(_some)]
+    datasets: Annotated[dict[str, Annotated[tuple[Count, ...], Unique]], Unique]
+    backbones: Annotated[dict[str, BackboneSettings], Unique]
+    priors: Annotated[tuple[Prior, ...], Unique]
+    seeds: Annotated[tuple[Seed, ...], Unique]
+    methods: Annotated[dict[Name, ConfiguredMethod], BeforeValidator(_expand_methods), AfterValidator(_check_methods)]
     training: Training = Training()
     resources: Resources = Resources()
     order_seed: Seed = 0
     max_failures: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 2
     data: str | None = None
-    verify_data: Annotated[bool, Field(strict=True)] = True
-    timed: Annotated[bool, Field(strict=True)] = True
+    verify_data: Flag = True
+    timed: Flag = True
     checkpoint_minutes: Positive | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, content: Any) -> Any:
+        """Expand short forms, and set ``gpus_per_trial`` if it is not given.
+
+        The default depends on the backbones and never on the machine: 0 if the only one is the embedded one, else 1.
+        """
+        if not isinstance(content, dict):
+            return content
+        content = dict(content)
+        for key in SHORT_FORMS:
+            _expand_short_form(content, key)
+        if "backbones" in content:
+            content["backbones"] = _expand_backbones(content["backbones"])
+        resources, backbones = content.get("resources", {}), content.get("backbones")
+        if isinstance(resources, dict) and isinstance(backbones, dict):
+            content["resources"] = {"gpus_per_trial": float(set(backbones) != {EMBEDDED})} | resources
+        return content
+
     @model_validator(mode="after")
-    def _restarts(self) -> Self:
-        """Checkpoints only where seconds are not to be compared: resuming warms up twice, and writing takes time."""
+    def _check_checkpoints(self) -> Self:
+        """Refuse checkpoints of timed runs: resuming warms up twice, and writing takes time."""
         if self.timed and self.checkpoint_minutes is not None:
             raise ValueError(
                 f"checkpoint_minutes = {self.checkpoint_minutes:g} with timed: true, expected timed: false beside it, "
@@ -93,58 +144,23 @@ class Benchmark(Strict):
         return self
 
     @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        """Not more trials than one machine can hold a list of."""
-        running = [(one, prior) for one in self.methods.values() for prior in self.priors if one.runs_on(prior)]
-        count = (
-            sum(one.max_trials(prior) for one, prior in running)
-            * sum(map(len, self.datasets.values()))
-            * len(self.backbones)
-            * len(self.seeds)
+    def _check_size(self) -> Self:
+        """Refuse more trials than one machine can hold a list of."""
+        cells = sum(map(len, self.datasets.values())) * len(self.backbones) * len(self.seeds)
+        trials = cells * sum(
+            settings.max_trials(prior)
+            for settings, prior in product(self.methods.values(), self.priors)
+            if settings.runs_on(prior)
         )
-        if count > MOST_TRIALS:
+        if trials > MAX_TRIALS:
             raise ValueError(
-                f"{short_repr.repr(count)} trials are asked for, expected at most {MOST_TRIALS}: make the grids "
-                "smaller, or "
-                "several benchmarks of it"
+                f"{short_repr.repr(trials)} trials, expected at most {MAX_TRIALS}: make the grids smaller, or split it "
+                "into several benchmarks"
             )
         return self
 
-    @model_validator(mode="before")
-    @classmethod
-    def _long_form(cls, content: Any) -> Any:
-        """What is given in short, in full."""
-        if not isinstance(content, dict):
-            return content
-        content = dict(content)
-        for long, (short, setting) in IN_SHORT.items():
-            given = [key for key in (short, setting) if key in content]
-            if given and long in content:
-                raise ValueError(f"{given[0]} and {long} are both given: keep one")
-            if given == [setting]:
-                raise ValueError(f"key {short} is missing: add it")
-            if given:
-                name = content.pop(short)
-                if not isinstance(name, str):
-                    raise ValueError(f"{short} = {short_repr.repr(name)}: must be a name")
-                if long == "backbones":
-                    content[long] = {name: {setting: content.pop(setting, None)}}
-                elif setting in content:
-                    content[long] = {name: content.pop(setting)}
-                else:
-                    raise ValueError(f"key {setting} is missing: add it")
-        named = content.get("backbones")
-        if isinstance(named, list) and all(isinstance(name, str) for name in named):
-            try:
-                named = dict.fromkeys(filled(named))
-            except ValueError as error:
-                raise ValueError(f"backbones = {short_repr.repr(named)}: {error}") from None
-        if isinstance(named, dict):
-            content["backbones"] = {name: {} if settings is None else settings for name, settings in named.items()}
-        return content | _resources(content)
-
     def content(self) -> dict[str, Any]:
-        """As its YAML file would be read; `parse_benchmark` takes it back."""
+        """Return the benchmark as its YAML file would be read; `parse_benchmark` is the inverse."""
         content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         for name, settings in content["methods"].items():
             if settings["method"] == name:
@@ -165,12 +181,12 @@ def trial_template(benchmark: Benchmark, cell: Cell) -> TrialTemplate:
 
 
 def make_methods(benchmark: Benchmark) -> list[Method]:
-    """Every entry of the benchmark, once for each of the cells that it runs in."""
+    """Return every configured method, once for each of the cells that it runs in."""
     sizes = [(dataset, n) for dataset, sizes in benchmark.datasets.items() for n in sizes]
-    where = product(sizes, benchmark.backbones, benchmark.priors, benchmark.seeds)
+    cells = product(sizes, benchmark.backbones, benchmark.priors, benchmark.seeds)
     templates = [
         trial_template(benchmark, Cell(dataset, backbone, prior, n, seed))
-        for (dataset, n), backbone, prior, seed in where
+        for (dataset, n), backbone, prior, seed in cells
     ]
     return [
         method_named(settings.method)(template, settings, name)

@@ -1,27 +1,19 @@
-"""Sections."""
+"""The sections of a configuration: training, resources and backbones."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from bench.types import NAME, Count, NotNegative, Number, Positive, Strict
+from bench.types import Count, Flag, Name, NotNegative, Number, Positive, StrictModel
 from deelbo.limits import MIN_SIGMA
 
-__all__ = ["BackboneSettings", "SWAGFiles", "Training"]
+__all__ = ["BackboneSettings", "Resources", "SWAGFiles", "Training"]
 
 
-def _swag_files(value: Any) -> Any:
-    if value is not None and not isinstance(value, str | BaseModel):
-        parts = value if isinstance(value, dict) else {}
-        if set(parts) != {"mean", "variance", "factor"} or not all(isinstance(part, str) for part in parts.values()):
-            raise ValueError("must be a file, or {mean: FILE, variance: FILE, factor: FILE}")
-    return value
-
-
-class Training(Strict):
-    """How every run is trained, whatever its method. See `deelbo.Schedule` and `deelbo.Numerics`."""
+class Training(StrictModel):
+    """How every run is trained, whatever its method; see `deelbo.Schedule` and `deelbo.Numerics`."""
 
     steps: Count = 6000
     batch_size: Count = 128
@@ -32,25 +24,27 @@ class Training(Strict):
     series_points: Count = 20
     image_size: Annotated[int, Field(ge=1, le=10_000, strict=True)] | None = None
     precision: Literal["float32", "tf32", "bf16"] = "float32"
-    channels_last: Annotated[bool, Field(strict=True)] = False
-    compile: Annotated[bool, Field(strict=True)] = False
+    channels_last: Flag = False
+    compile: Flag = False
 
 
-class Resources(Strict):
-    """What one trial takes, and how many run at once (``slots``; as many as fit where it is not given).
+class Resources(StrictModel):
+    """Resources of one trial, and the number of trials that run at once.
 
-    A `Benchmark` gives its trials a whole GPU each where ``gpus_per_trial`` is not given and its backbones need one.
-    ``accelerator`` is the type of GPU that every trial gets, as Ray names it (`ray.util.accelerators`): H100.
+    Attributes:
+        cpus_per_trial: also the number of threads.
+        gpus_per_trial: a `Benchmark` sets 1 if it is not given and a backbone needs a GPU.
+        slots: trials at once; as many as fit if None.
+        accelerator: type of GPU that every trial gets, as Ray names it (`ray.util.accelerators`), e.g. H100.
     """
 
     cpus_per_trial: Count = 1
     gpus_per_trial: NotNegative = 0
     slots: Count | None = None
-    accelerator: Annotated[str, StringConstraints(pattern=NAME)] | None = None
+    accelerator: Name | None = None
 
     @model_validator(mode="after")
-    def _some_accelerator(self) -> Self:
-        """A type of GPU says nothing of trials that take none."""
+    def _check_accelerator(self) -> Self:
         if self.accelerator is not None and not self.gpus_per_trial:
             raise ValueError(
                 f"accelerator = {self.accelerator} with gpus_per_trial = 0, expected trials that take a GPU: set "
@@ -59,7 +53,7 @@ class Resources(Strict):
         return self
 
 
-class SWAGFiles(Strict):
+class SWAGFiles(StrictModel):
     """PTYL's prior in three files of one tensor each."""
 
     mean: str
@@ -67,9 +61,17 @@ class SWAGFiles(Strict):
     factor: str
 
 
-class BackboneSettings(Strict):
-    """Where a backbone's weights come from, and which of its modules is the head."""
+def _check_swag_files(value: Any) -> Any:
+    if value is not None and not isinstance(value, str | BaseModel):
+        parts = value if isinstance(value, dict) else {}
+        if set(parts) != {"mean", "variance", "factor"} or not all(isinstance(part, str) for part in parts.values()):
+            raise ValueError("must be a file, or {mean: FILE, variance: FILE, factor: FILE}")
+    return value
+
+
+class BackboneSettings(StrictModel):
+    """Where the weights of a backbone come from, and which of its modules is the head."""
 
     weights: str | None = None
-    ptyl: Annotated[str | SWAGFiles | None, BeforeValidator(_swag_files)] = None
+    ptyl: Annotated[str | SWAGFiles | None, BeforeValidator(_check_swag_files)] = None
     head: str | None = None

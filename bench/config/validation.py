@@ -1,4 +1,4 @@
-"""What is looked at before anything starts: does the configuration fit what exists?"""
+"""Check before anything starts that a configuration fits the datasets, backbones and packages that exist."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["check", "check_data", "check_packages"]
 
 
 def check(benchmark: Benchmark) -> None:
-    """What the configuration's types cannot say: that dataset, backbone, head and sizes exist and fit together.
+    """Check that datasets, backbones, heads, sizes and methods exist and fit together; reads no files.
 
     Raises:
         ConfigError: they do not.
@@ -23,6 +23,27 @@ def check(benchmark: Benchmark) -> None:
     for name in benchmark.datasets:
         if name not in TASKS:
             raise ConfigError(f"dataset = {name!r}: expected one of {', '.join(sorted(TASKS))}")
+    _check_backbones(benchmark)
+    _check_methods(benchmark)
+    try:
+        for name, sizes in benchmark.datasets.items():
+            for n in sizes:
+                _check_size(name, n, TASKS[name].pool_size)
+            crop_size(name, benchmark.training.image_size)
+        _check_networks(benchmark)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    gpus = benchmark.resources.gpus_per_trial
+    if gpus > 1:
+        raise ConfigError(f"resources.gpus_per_trial = {gpus:g}: a trial uses 1 at most")
+    if benchmark.timed and 0 < gpus < 1:
+        raise ConfigError(
+            f"resources.gpus_per_trial = {gpus:g} with timed: true, expected 1 or 0, as trials that share a GPU slow "
+            "each other down: set it to 1, or timed: false"
+        )
+
+
+def _check_backbones(benchmark: Benchmark) -> None:
     for name, settings in benchmark.backbones.items():
         if name not in BACKBONES:
             raise ConfigError(f"backbone = {name!r}: expected one of {', '.join(sorted(BACKBONES))}")
@@ -36,33 +57,9 @@ def check(benchmark: Benchmark) -> None:
                 f"prior ptyl needs backbones.{name}.ptyl, a file of mean, variance and factor: "
                 "`deelbo-bench swag` makes one, or take ptyl out of priors"
             )
-    _check_methods(benchmark)
-    try:
-        for name, sizes in benchmark.datasets.items():
-            for n in sizes:
-                _check_size(name, n, TASKS[name].pool_size)
-            crop_size(name, benchmark.training.image_size)
-        for name, settings in benchmark.backbones.items():
-            find_backbone(name, benchmark.training.image_size)
-            if settings.head is not None:
-                from deelbo.pretrained.backbones import check_head  # torch takes seconds to import
-
-                check_head(name, settings.head)
-        _check_channels(benchmark)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    gpus = benchmark.resources.gpus_per_trial
-    if gpus > 1:
-        raise ConfigError(f"resources.gpus_per_trial = {gpus:g}: a trial uses 1 at most")
-    if benchmark.timed and 0 < gpus < 1:  # not in the types: a storage of version 0.1 may have it, and is still read
-        raise ConfigError(
-            f"resources.gpus_per_trial = {gpus:g} with timed: true, expected 1 or 0, as trials that share a GPU slow "
-            "each other down: set it to 1, or timed: false"
-        )
 
 
 def _check_methods(benchmark: Benchmark) -> None:
-    """Raises ConfigError where an entry under ``methods`` fits no prior, or not its own budget."""
     for name, settings in benchmark.methods.items():
         if not any(map(settings.runs_on, benchmark.priors)):
             raise ConfigError(
@@ -74,14 +71,21 @@ def _check_methods(benchmark: Benchmark) -> None:
                 raise ConfigError(f"methods.{name}: {problem}")
 
 
-def check_packages(methods: Iterable[Method]) -> None:
-    """Raises ConfigError where one of these, which are about to run, needs a package that is not installed."""
-    for method in methods:
-        if (missing := method.settings.missing_package()) is not None:
-            raise ConfigError(
-                f"methods.{method.name} needs the package {missing}, which is not installed: "
-                f"pip install 'deelbo[methods]', or take {method.name} out of methods"
-            )
+def _check_networks(benchmark: Benchmark) -> None:
+    """Raise ValueError if a head does not exist, or a network does not take the size or channels of the images."""
+    for name, settings in benchmark.backbones.items():
+        find_backbone(name, benchmark.training.image_size)
+        if settings.head is not None:
+            from deelbo.pretrained.backbones import check_head  # torch takes seconds to import
+
+            check_head(name, settings.head)
+        channels = BACKBONES[name].channels
+        for dataset in benchmark.datasets:
+            if TASKS[dataset].channels != channels:
+                raise ValueError(
+                    f"{name} takes images of {channels} channel{'s' * (channels > 1)}, those of {dataset} have "
+                    f"{TASKS[dataset].channels}: choose another backbone or dataset"
+                )
 
 
 def _check_size(name: str, n: int, pool: int) -> None:
@@ -91,29 +95,27 @@ def _check_size(name: str, n: int, pool: int) -> None:
         raise ConfigError(f"{name}: {error}") from error
 
 
+def check_packages(methods: Iterable[Method]) -> None:
+    """Raise ConfigError if one of these methods needs a package that is not installed."""
+    for method in methods:
+        if (missing := method.settings.missing_package()) is not None:
+            raise ConfigError(
+                f"methods.{method.name} needs the package {missing}, which is not installed: "
+                f"pip install 'deelbo[methods]', or take {method.name} out of methods"
+            )
+
+
 def check_data(benchmark: Benchmark, datasets: Iterable[str]) -> dict[str, str]:
-    """Reads the datasets as the trials will: all is there and every N fits. A hash of the images of each.
+    """Read datasets as the trials will, check that every N fits, and return a hash of the images of each.
 
     Raises:
-        ConfigError, deelbo.data.DataError: it is not; one line.
+        ConfigError, deelbo.data.DataError: a dataset is missing, damaged or too small.
     """
-    found = {}
+    fingerprints = {}
     for name in datasets:
         if TASKS[name].folder is not None:  # others come with an installed package
             task = load_task(name, benchmark.data, benchmark.training.image_size, benchmark.verify_data)
             for n in benchmark.datasets[name]:
                 _check_size(name, n, task.pool_size)
-            found[name] = task.fingerprint
-    return found
-
-
-def _check_channels(benchmark: Benchmark) -> None:
-    """Raises ValueError where a network takes images of another number of channels than a dataset has."""
-    for name in benchmark.backbones:
-        taken = BACKBONES[name].channels
-        for dataset in benchmark.datasets:
-            if TASKS[dataset].channels != taken:
-                raise ValueError(
-                    f"{name} takes images of {taken} channel{'s' * (taken > 1)}, those of {dataset} have "
-                    f"{TASKS[dataset].channels}: choose another backbone or dataset"
-                )
+            fingerprints[name] = task.fingerprint
+    return fingerprints

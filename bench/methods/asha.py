@@ -17,7 +17,7 @@ from bench.methods.random_search import sample_configurations
 from bench.methods.sequential import SequentialMethod, SequentialSettings
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from bench.types import Count, Number, Share
+from bench.types import Count, Fraction, Number
 
 if TYPE_CHECKING:
     from bench.trials.spec import TrialTemplate
@@ -31,7 +31,7 @@ def _rising(rungs: Any) -> Any:
     return rungs
 
 
-Rungs = Annotated[tuple[Share, ...], AfterValidator(_rising)]
+Rungs = Annotated[tuple[Fraction, ...], AfterValidator(_rising)]
 """Rising shares of a run at which it is evaluated; the end of the run, 1, is not among them."""
 
 

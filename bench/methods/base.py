@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from bench.types import Filled, Prior, Strict
+from bench.types import Prior, StrictModel, Unique
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Method", "MethodSettings", "objective_rank", "validation_rank"]
 
 
-class MethodSettings(Strict):
+class MethodSettings(StrictModel):
     """Settings of one configured method, an entry under ``methods`` of the configuration.
 
     Attributes:
@@ -34,7 +34,7 @@ class MethodSettings(Strict):
     """
 
     method: str
-    priors: Annotated[tuple[Prior, ...], Filled] | None = None
+    priors: Annotated[tuple[Prior, ...], Unique] | None = None
     packages: ClassVar[tuple[str, ...]] = ()
 
     def runs_on(self, prior: str) -> bool:

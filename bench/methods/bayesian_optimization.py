@@ -14,7 +14,7 @@ from bench.methods.base import validation_rank
 from bench.methods.sequential import SequentialMethod, SequentialSettings, derived_rng
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from bench.types import Count, Positive
+from bench.types import Count, Flag, Positive
 
 if TYPE_CHECKING:
     from bench.trials.spec import TrialTemplate
@@ -59,8 +59,8 @@ class BayesianOptimizationSettings(SequentialSettings):
     alpha: Box = (1e-6, 1e-2)
     beta: Box = (1e-6, 1e-2)
     lambda_: Annotated[Box | None, Field(alias="lambda")] = None
-    tied: Annotated[bool, Field(strict=True)] = False
-    grid: Annotated[bool, Field(strict=True)] = False
+    tied: Flag = False
+    grid: Flag = False
 
     def find_problem(self, prior: str) -> str | None:
         if self.trials < 2:

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 
 from bench.methods.base import Method, MethodSettings
 from bench.trials.spec import TrialSpec
-from bench.types import LEARNING_RATES, LearningRates, number
+from bench.types import DEFAULT_LEARNING_RATES, LearningRates, parse_number
 
 __all__ = ["DEELBo", "DEELBoOptions"]
 
@@ -23,7 +23,7 @@ def _kappa(value: Any) -> Any:
     if relative:
         value = value.strip().removesuffix("D/N").strip().removesuffix("*").strip() or 1.0
     try:
-        factor = float(number(value)) if isinstance(value, str | int | float) else math.nan
+        factor = float(parse_number(value)) if isinstance(value, str | int | float) else math.nan
     except (ValueError, OverflowError):
         factor = math.nan
     if not 0 < factor < math.inf:
@@ -72,7 +72,7 @@ class DEELBoSettings(DEELBoOptions):
     """One run per learning rate."""
 
     method: Literal["de-elbo"] = "de-elbo"
-    learning_rates: LearningRates = LEARNING_RATES
+    learning_rates: LearningRates = DEFAULT_LEARNING_RATES
 
     def max_trials(self, prior: str) -> int:
         return len(self.learning_rates)

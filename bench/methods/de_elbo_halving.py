@@ -15,7 +15,7 @@ from bench.methods.base import Method, objective_rank
 from bench.methods.de_elbo import DEELBoOptions
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from bench.types import LEARNING_RATES, LearningRates, filled
+from bench.types import DEFAULT_LEARNING_RATES, LearningRates, check_unique
 
 if TYPE_CHECKING:
     from bench.trials.spec import TrialTemplate
@@ -32,8 +32,8 @@ class HalvingSettings(DEELBoOptions):
     """
 
     method: Literal["deelbo-halving"] = "deelbo-halving"
-    learning_rates: LearningRates = LEARNING_RATES
-    rungs: Annotated[Rungs, AfterValidator(filled)] = (0.125, 0.25)
+    learning_rates: LearningRates = DEFAULT_LEARNING_RATES
+    rungs: Annotated[Rungs, AfterValidator(check_unique)] = (0.125, 0.25)
     eta: Annotated[int, Field(ge=2, lt=2**31, strict=True)] = 2
 
     def find_problem(self, prior: str) -> str | None:

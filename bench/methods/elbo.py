@@ -7,7 +7,7 @@ from typing import Literal
 
 from bench.methods.base import Method, MethodSettings
 from bench.trials.spec import TrialSpec
-from bench.types import LEARNING_RATES, LearningRates
+from bench.types import DEFAULT_LEARNING_RATES, LearningRates
 
 __all__ = ["ELBo"]
 
@@ -16,7 +16,7 @@ class ELBoSettings(MethodSettings):
     """One run per learning rate."""
 
     method: Literal["elbo"] = "elbo"
-    learning_rates: LearningRates = LEARNING_RATES
+    learning_rates: LearningRates = DEFAULT_LEARNING_RATES
 
     def max_trials(self, prior: str) -> int:
         return len(self.learning_rates)

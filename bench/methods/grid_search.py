@@ -12,7 +12,7 @@ from pydantic import BeforeValidator
 from bench.methods.base import Method, MethodSettings, validation_rank
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from bench.types import LEARNING_RATES, Filled, LearningRates, NotNegative, Prior
+from bench.types import DEFAULT_LEARNING_RATES, LearningRates, NotNegative, Prior, Unique
 
 if TYPE_CHECKING:
     from bench.trials.spec import TrialTemplate
@@ -38,8 +38,8 @@ class Grid(MethodSettings):
     (alpha x beta). With PTYL the backbone has the scale lambda of its prior, and ``weight_decays`` are the head's.
     """
 
-    learning_rates: LearningRates = LEARNING_RATES
-    weight_decays: Annotated[tuple[NotNegative, ...], Filled] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 0.0)
+    learning_rates: LearningRates = DEFAULT_LEARNING_RATES
+    weight_decays: Annotated[tuple[NotNegative, ...], Unique] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 0.0)
     untied: tuple[Literal["l2-zero", "l2-sp"], ...] = ()
     ptyl_lambdas: LearningRates = tuple(10.0**i for i in range(10))
 

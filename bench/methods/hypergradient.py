@@ -14,7 +14,7 @@ from pydantic import Field
 from bench.methods.base import Method, MethodSettings, validation_rank
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from bench.types import LEARNING_RATES, Count, LearningRates, Number, Positive
+from bench.types import DEFAULT_LEARNING_RATES, Count, LearningRates, Number, Positive
 from deelbo.limits import MAX_WEIGHT_DECAY, MIN_WEIGHT_DECAY
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class HypergradientSettings(MethodSettings):
     """
 
     method: Literal["hypergradient"] = "hypergradient"
-    learning_rates: LearningRates = LEARNING_RATES
+    learning_rates: LearningRates = DEFAULT_LEARNING_RATES
     start: Annotated[float, Number, Field(ge=MIN_WEIGHT_DECAY, le=MAX_WEIGHT_DECAY)] = 1e-4
     every: Count = 10
     rate: Positive | None = None

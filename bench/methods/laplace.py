@@ -10,7 +10,7 @@ from pydantic import Field
 
 from bench.methods.base import Method, MethodSettings
 from bench.trials.spec import TrialSpec
-from bench.types import LEARNING_RATES, Count, LearningRates, Number, Positive
+from bench.types import DEFAULT_LEARNING_RATES, Count, LearningRates, Number, Positive
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ class LaplaceSettings(MethodSettings):
 
     method: Literal["laplace"] = "laplace"
     packages: ClassVar[tuple[str, ...]] = ("laplace", "curvlinops")
-    learning_rates: LearningRates = LEARNING_RATES
+    learning_rates: LearningRates = DEFAULT_LEARNING_RATES
     every: Annotated[float, Number, Field(gt=0, le=1)] = 0.1
     burn_in: Annotated[float, Number, Field(ge=0, lt=1)] = 0.5
     hyper_steps: Count = 10

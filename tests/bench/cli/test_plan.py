@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -201,3 +203,20 @@ def test_plan_checks_first(content: dict[str, Any], tmp_path: Path, capsys: pyte
     file.write_text(json.dumps(content | {"n": [5000]}))
     assert main(["plan", str(file)]) == 2
     assert "pool of 4000" in capsys.readouterr().err
+
+
+def test_plan_imports_nothing_slow() -> None:
+    """`plan` of a preset needs no torch, pandas, scikit-learn or Ray, each of which takes a second to import."""
+    code = (
+        "import sys; from bench.cli.main import main; main(['plan', 'quickstart']);"
+        "print({'torch', 'torchvision', 'sklearn', 'scipy', 'pandas', 'ray', 'mlflow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_help_imports_nothing_slow() -> None:
+    """`--help` imports the modules of all commands, none of which imports a third-party package."""
+    code = "import sys, bench.cli.main as m; m.build_parser(); print({'pydantic', 'rich', 'yaml'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

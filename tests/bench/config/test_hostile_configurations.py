@@ -12,7 +12,7 @@ import yaml
 from hypothesis import strategies as st
 
 from bench.cli.main import main
-from bench.config.benchmark import MOST_TRIALS, Benchmark, make_methods
+from bench.config.benchmark import MAX_TRIALS, Benchmark, make_methods
 from bench.config.loading import load_benchmark, preset_names
 from bench.config.sections import Training
 
@@ -245,5 +245,5 @@ def test_trials_are_counted_as_they_are_made(name: str, retrain: str) -> None:
 def test_as_many_trials_as_are_allowed(content: dict[str, Any], plan: Plan) -> None:
     """Just as many trials as are allowed are no error, one seed more is."""
     content |= {"methods": {"elbo": {"learning_rates": [0.1 / (i + 1) for i in range(250)]}}}
-    assert plan(dumped(content | {"seeds": list(range(MOST_TRIALS // 250))})) == 0
-    assert plan(dumped(content | {"seeds": list(range(MOST_TRIALS // 250 + 1))})) == 2
+    assert plan(dumped(content | {"seeds": list(range(MAX_TRIALS // 250))})) == 0
+    assert plan(dumped(content | {"seeds": list(range(MAX_TRIALS // 250 + 1))})) == 2

@@ -282,7 +282,7 @@ def test_a_missing_file_lists_the_presets(name: str) -> None:
 
 def test_a_folder_is_no_file() -> None:
     """Something of that name that cannot be read as a file is named as that."""
-    with pytest.raises(ConfigError, match=r"^\. is no file: give a YAML file"):
+    with pytest.raises(ConfigError, match=r"^\. is not a file: give a YAML file"):
         load_benchmark(".")
 
 

@@ -97,7 +97,7 @@ def test_a_part_is_what_fits(many: Benchmark, only: str, kept: Any) -> None:
         ("n=0100", ["n 100, 1000, 370"]),
         ("prior=ptyl", ["--only prior=ptyl", "this benchmark has prior l2-zero, l2-sp"]),
         ("method=MAP + GS", ["this benchmark has method map-gs, de-elbo, elbo"]),
-        ("dataset=CIFAR-10,n=370", ["--only dataset=CIFAR-10,n=370: nothing in this benchmark is all of that"]),
+        ("dataset=CIFAR-10,n=370", ["--only dataset=CIFAR-10,n=370: nothing in this benchmark matches all of it"]),
     ],
 )
 def test_a_bad_part_is_one_line(many: Benchmark, only: str, words: list[str]) -> None:
