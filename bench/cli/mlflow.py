@@ -14,7 +14,7 @@ from typing import NoReturn, TypeVar
 
 from bench.cli.console import command, console
 from bench.exceptions import ConfigError, RecordError
-from bench.storage.lock import Owner
+from bench.storage.lease import Lease
 from bench.storage.records import RecordStore, open_benchmark
 from bench.tracking.views import PREFIX, TRIALS, link
 from bench.utils.text import redact_url, single_line
@@ -31,9 +31,10 @@ def sync(storage: str, tracking: str | None) -> int:
     from bench.tracking.mirror import sync as send_records
 
     store, benchmark = open_benchmark(storage)
-    if (owner := Owner.read(store)) is not None and owner.lives:  # two would make two runs of one trial
+    lease = Lease.newest(store)
+    if lease is not None and lease.is_in_use(store, console.print):  # else both would make an MLflow run of one trial
         raise RecordError(
-            f"{storage} is in use by a `run` ({owner.describe()}), which sends its trials itself: wait for it"
+            f"{storage} is in use by a `run` ({lease.describe()}), which sends its trials: wait for its end"
         )
     uri = tracking_uri(store, tracking)
     with _report_of(store) as folder:

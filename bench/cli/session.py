@@ -123,7 +123,7 @@ class RunSession(RunCallback):
         from bench.tracking.tracker import Tracker
 
         uri = tracking_uri(self.store, self.tracking_uri)
-        with StorageLock(self.store, taken_away=lambda: os.kill(os.getpid(), signal.SIGTERM)) as lock:
+        with StorageLock(self.store, lambda: os.kill(os.getpid(), signal.SIGTERM), console.print) as lock:
             self.store.patience = Patience(OUTAGE, console.print)
             records, attempts, pretrained = self._resume(lock)
             tracker = Tracker(lambda: MLflowMirror(uri, self.benchmark, self.store))
@@ -131,7 +131,7 @@ class RunSession(RunCallback):
                 summary = self._run_trials(lock, records, attempts, pretrained, tracker)
                 report = None if summary.stop_reason is not None else _draw_report(self.store, self.benchmark)
             except BaseException:
-                if self._has_begun and not lock.taken:
+                if self._has_begun and not lock.lost:
                     tracker.stop("KILLED", {})
                 raise
             return self._finish(summary, report, tracker)
@@ -147,8 +147,8 @@ class RunSession(RunCallback):
         data = check_data(benchmark, datasets) if self.address is None else {}  # on a cluster the workers read them
         pretrained = load_pretrained_backbones(benchmark, self.methods, say=console.print)
         check_same_inputs(store, records, data, pretrained)
-        attempts = AttemptLog(store, records, quarantined, predecessor.beat if predecessor is not None else None)
-        lock.taken_up = True
+        attempts = AttemptLog(store, records, quarantined, predecessor.heartbeat if predecessor is not None else None)
+        lock.resumed = True
         return records, attempts, pretrained
 
     def _run_trials(
@@ -182,7 +182,7 @@ class RunSession(RunCallback):
             display.close()
         for record in self._reused[self._num_reused_at_start :]:  # asked for only once others had their results
             tracker.on_trial_end(record)
-        if lock.taken:
+        if lock.lost:
             raise RecordError(
                 f"another `run` took over {redact_url(self.store.url)}, as this one gave no sign of life: it continues "
                 "there"

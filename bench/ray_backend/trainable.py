@@ -12,7 +12,7 @@ from ray import tune
 
 from bench.config.benchmark import Benchmark
 from bench.execution.run_trial import Series
-from bench.storage.lock import Owner
+from bench.storage.lease import Lease
 from bench.storage.records import RecordStore
 from bench.storage.retry import OUTAGE, Patience
 from bench.trials.record import TrialRecord
@@ -33,7 +33,7 @@ class TrialTrainable(tune.Trainable):
     """Runs one trial a `step`; kept for the next trial, so that a process is started once a slot.
 
     The worker writes the record itself where its storage is the driver's, which it knows by the token in
-    ``lock.json``: a driver that dies loses no finished trial.
+    its lease: a driver that dies loses no finished trial.
     """
 
     def setup(  # type: ignore[override]  # tune.with_parameters adds to it
@@ -60,10 +60,10 @@ class TrialTrainable(tune.Trainable):
         """Whether the driver's name is in the storage; None where it cannot be read: this node lacks credentials or
         a package, or there is an outage."""
         try:
-            owner = Owner.read(self.store)
+            lease = Lease.newest(self.store)
         except OSError:
             return None
-        return owner is not None and owner.token == self.token
+        return lease is not None and lease.token == self.token
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         return True

@@ -153,10 +153,10 @@ def _tune(
             tuner.fit()
     finally:
         try:
-            if not lock.taken:
+            if not lock.lost:
                 searcher.abandon()
         except Exception:  # the disk is full, say
-            lock.accounts_open = True
+            lock.attempts_open = True
         shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from bench.config.places import check_storage_url
+from bench.exceptions import StorageError
 from bench.storage.object_store import opened
-from bench.storage.retry import Patience, asked
+from bench.storage.retry import Patience, asked, http_status
 
 __all__ = ["Storage"]
 
@@ -133,6 +134,29 @@ class Storage:
             if os.path.exists(temporary):
                 os.unlink(temporary)
             raise
+
+    def create_file(self, name: str, content: bytes) -> None:
+        """Write a new file; on an object store in one atomic request.
+
+        Raises:
+            FileExistsError: the file exists, or another process is creating it.
+        """
+        path = self.path(name)
+        if not self.local:
+            try:
+                self._asked(partial(self._fs.pipe_file, mode="create"), path, content)
+            except StorageError as error:
+                if isinstance(error.__cause__, FileExistsError) or http_status(error.__cause__) in (409, 412):
+                    raise FileExistsError(f"{path} exists") from error
+                raise
+            return
+        with open(path, "xb") as file:
+            try:
+                file.write(content)
+                file.flush()
+            except BaseException:
+                os.unlink(path)
+                raise
 
     def remove(self, name: str) -> None:
         """Deletes a file; nothing where there is none."""

@@ -9,7 +9,7 @@ rungs/KEY.pt          where a run that stopped early goes on from, should it be 
 runs/TIME.json        one a call of `run`: where its wall-clock time went
 damaged/              files that were set aside
 id                    what tells it from other storages
-lock, lock.json       who works on it
+lock, lease-K.json    which `run` uses it
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["RecordStore"]
 
 
 FILES = ("records", "series", "attempts", "checkpoints", "rungs", "runs")
-OURS = {*FILES, "damaged", "lock", "lock.json", "id", "report", "replay", "mlflow.db", "mlartifacts"}
+OURS = {*FILES, "damaged", "lock", "id", "report", "replay", "mlflow.db", "mlartifacts"}
 
 
 class RecordStore(Storage):
@@ -47,7 +47,7 @@ class RecordStore(Storage):
         """
         content = self.read_file("benchmark.json")
         if content is None:
-            there = set(self.names())
+            there = {name for name in self.names() if not name.startswith("lease-")}
             if not ("records" in there or there <= OURS) or self.is_file():
                 raise RecordError(
                     f"{self.url} exists and holds no benchmark: choose another --storage, or an empty folder"

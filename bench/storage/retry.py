@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 from bench.exceptions import StorageError
 from bench.utils.text import redact_url, single_line
 
-__all__ = ["OUTAGE", "Patience", "asked"]
+__all__ = ["OUTAGE", "Patience", "asked", "http_status"]
 
 
 T = TypeVar("T")
 OUTAGE = 60.0
-"""Seconds that a storage may be unreachable during a run: less than `bench.storage.lock.STALE`."""
+"""Seconds that a storage may be unreachable during a run: less than `bench.storage.lease.STALE_SECONDS`."""
 PAUSE = 2.0
 IN_VAIN = (ImportError, PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 IN_VAIN_TOO = (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
@@ -94,6 +94,13 @@ def _in_vain(error: Exception) -> bool:
 def _no_bucket(error: Exception) -> bool:
     response = getattr(error.__cause__, "response", None) or {}
     return bool(response.get("Error", {}).get("Code") == "NoSuchBucket")
+
+
+def http_status(error: BaseException | None) -> int | None:
+    """Return the status of the answer that caused an error of s3fs; None if there is none."""
+    response = getattr(getattr(error, "__cause__", None), "response", None) or {}
+    status: int | None = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status
 
 
 def _unknown(error: Exception) -> bool:

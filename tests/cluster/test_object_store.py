@@ -51,7 +51,7 @@ def test_a_benchmark_with_rungs_runs_on_s3(laptop: Laptop, s3: ObjectStore) -> N
     assert {record.spec.method for record in records} == {"asha", "de-elbo"}
     assert {record.state["handed_over_at_step"] for record in records if record.spec.since > 0} == {5}
     assert store.exists("report/report.html")
-    assert not store.exists("lock.json")
+    assert not store.exists("lease-1.json")
     _, status = laptop.run("status", "faraway")
     assert "s3://lab/deep/one" in status
     assert all(secret not in output + status for secret in KEYS.values())

@@ -112,7 +112,7 @@ def test_a_second_submit_follows_the_running_job(laptop: Laptop, storage: Path, 
     assert laptop.run("stop")[0] == 2  # no job is named
     assert "has ended before" in laptop.run("stop", job)[1]
     assert "STOPPED" in laptop.run("status", job)[1]
-    assert not (storage / "lock.json").exists()
+    assert not list(storage.glob("lease-*.json"))
 
 
 def test_the_job_outlives_the_laptop(laptop: Laptop, storage: Path, options: list[str]) -> None:
@@ -190,7 +190,7 @@ def test_the_next_submit_continues_after_a_killed_driver(laptop: Laptop, storage
     name = laptop.write_config("driver", **LONG)
     process = laptop.start("submit", name, *options)
     wait_for_training(laptop.cluster)
-    owner = json.loads((storage / "lock.json").read_text())
+    owner = json.loads((storage / "lease-1.json").read_text())
     os.kill(owner["pid"], signal.SIGKILL)
     output, _ = process.communicate(timeout=MAX_COMMAND_SECONDS)
     assert process.returncode == 2, output

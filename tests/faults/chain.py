@@ -50,7 +50,7 @@ def hit_by_all(times: int, place: Place) -> str:
 def _killed(config: Path, storage: Path) -> None:
     """A second call is refused, a trial's process is killed, and then the driver."""
     with Run(config, storage, "killed") as run:
-        run.until((storage / "lock.json").exists, "it has the storage")
+        run.until(lambda: any(storage.glob("lease-*.json")), "it has the storage")
         refused_seconds(run, Run(config, storage, "refused"))
         run.until_recorded(2)
         run.until_training()

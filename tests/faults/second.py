@@ -48,7 +48,7 @@ def refused_seconds(first: Run, second: Run) -> float:
         seconds = time.monotonic() - since
         lines = list(second.lines())
         assert len(lines) == 1, f"{len(lines)} lines: {second.complained}"
-        expected = rf"in use by another `run` \(process {first.pid} on .+, since .+ UTC, last sign of life .+ ago\)"
+        expected = rf"in use by another `run` \(process {first.pid} on .+, since .+ UTC, last heartbeat .+ UTC\)"
         assert re.search(expected, lines[0]), lines[0]
     assert first.runs(), f"the first ended: {first.tail()}"
     return seconds

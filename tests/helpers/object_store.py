@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -50,6 +50,7 @@ class ObjectStore:
     def __init__(self, port: int = 0, delay: float = 0.0) -> None:
         self.port, self.delay, self.asked = port, delay, Counter[str]()
         self._app = DomainDispatcherApplication(create_backend_app)
+        self._writing = threading.Lock()
         self._server: BaseWSGIServer | None = None
         self._thread: threading.Thread | None = None
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -98,8 +99,10 @@ class ObjectStore:
         if f"={KEYS['AWS_ACCESS_KEY_ID']}/" not in environ.get("HTTP_AUTHORIZATION", ""):
             start_response("403 Forbidden", [("Content-Type", "application/xml")])
             return [b"" if environ["REQUEST_METHOD"] == "HEAD" else FORBIDDEN]
-        answer: Iterable[bytes] = self._app(environ, start_response)
-        return answer
+        # moto looks for the object of a conditional write first, and writes then: in S3 that is one step
+        with self._writing if environ["REQUEST_METHOD"] == "PUT" else nullcontext():
+            answer: Iterable[bytes] = self._app(environ, start_response)
+            return answer
 
 
 class _Handler(WSGIRequestHandler):

@@ -193,7 +193,7 @@ def test_patience_ends(s3: ObjectStore, anew: Anew, monkeypatch: pytest.MonkeyPa
             assert time.monotonic() - since < 0.2
     finally:
         s3.listen()
-    assert store.exists("lock.json")  # it could not be taken away; its process is looked up
+    assert store.exists("lease-1.json")  # it could not be removed; the next run looks its process up
 
 
 class Away(AbstractFileSystem):
