@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,9 +48,8 @@ def main() -> None:
 
 
 def _start(server: ObjectStore, folder: Path, time_: int, which: str) -> subprocess.Popen[str]:
-    storage = f"s3://lab/time-{time_}"
-    command = [sys.executable, "-m", "bench", "run", str(folder / "config.yaml"), "--storage", storage]
-    command += ["--tracking-uri", "http://127.0.0.1:9"]
+    command = [sys.executable, "-X", "faulthandler", "-m", "bench", "run", str(folder / "config.yaml")]
+    command += ["--storage", f"s3://lab/time-{time_}", "--tracking-uri", "http://127.0.0.1:9"]
     where = folder / f"{time_}{which}"
     where.mkdir()
     env = os.environ | server.environment | {"PYTHONPATH": str(ROOT)}
@@ -71,7 +71,11 @@ def _outcomes(processes: list[subprocess.Popen[str]]) -> list[str]:
     time.sleep(0.2)
     for process in processes:
         process.terminate()
-        process.communicate(timeout=120)
+        try:
+            process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)
+            print(process.communicate()[0])
     return sorted(outcomes)
 
 
