@@ -94,7 +94,7 @@ def test_a_job_is_stopped_while_pip_works(laptop: Laptop, wheel: Path, tmp_path:
     assert code == 0, output
     code, output = laptop.run("stop", "waits")
     assert code == 0
-    assert "waits to start, and stops then" in output
+    assert "has not started yet, and stops when it does" in output
     laptop.run_until("deelbo-waits-.* stopped", "status")
     assert laptop.run("status", "waits")[0] == 130
     assert not storage.exists()
