@@ -1,9 +1,10 @@
-"""What a trial or a measurement ran on, and with what."""
+"""The hardware and the package versions of a trial or a measurement."""
 
 from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,17 +14,16 @@ from bench.utils.text import single_line
 __all__ = ["hardware", "versions"]
 
 
-OWN = ("deelbo", "torch", "torchvision", "numpy", "scikit-learn", "ray", "mlflow")
-OF_METHODS = ("curvlinops-for-pytorch", "laplace-torch", "optuna", "prodigyopt", "schedulefree")
-"""Where they are installed: the extra `methods`."""
+PACKAGES = ("deelbo", "torch", "torchvision", "numpy", "scikit-learn", "ray", "mlflow")
+METHOD_PACKAGES = ("curvlinops-for-pytorch", "laplace-torch", "optuna", "prodigyopt", "schedulefree")
+"""Those of the extra `methods`, listed if they are installed."""
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What the trial ran on: plain values, the texts short and of one line, as a record may hold them.
+    """Return a description of the hardware: plain values, texts short and in one line.
 
-    ``repeatable`` says whether the trial run again gives the same metrics to the bit: true on a CPU, where the same
-    seed, machine, threads and versions do; false on a GPU, some of whose sums are taken in any order, so that it is
-    not promised there.
+    ``repeatable`` says whether the same trial gives the same metrics to the bit: true on a CPU with the same machine,
+    threads and versions; false on a GPU, which may add numbers in any order.
     """
     facts: dict[str, Any] = {"device": device.type, "node": single_line(platform.node(), 100), "cpu": _cpu_model()}
     facts |= {"threads": torch.get_num_threads(), "repeatable": device.type == "cpu"}
@@ -34,19 +34,19 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that touches a result."""
-    found = {"python": platform.python_version()}
-    for name in (*OWN, *OF_METHODS):
+    """Return the versions of everything that affects a result."""
+    installed = {"python": platform.python_version()}
+    for name in (*PACKAGES, *METHOD_PACKAGES):
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _cpu_model() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
             model = next(line.split(":", 1)[1] for line in file if line.startswith("model name"))
     except (OSError, ValueError, StopIteration):
         model = platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""Objectives."""
+"""Make the objective of a trial."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from deelbo.pretrained.embedded import Pretrained
 from deelbo.priors import GaussianPrior, LowRank
 
 POSTERIOR_STREAM = 1_000_003
-"""Added to a trial's seed for the posterior's noise, so that it does not repeat the numbers of the data's order."""
+"""Added to a trial's seed for the noise of the posterior, so that it differs from the numbers of the data order."""
 
 
 def make_objective(
     spec: TrialSpec, model: nn.Module, head: str, pretrained: Pretrained, num_examples: int
 ) -> Objective:
-    """The objective of the spec's method and prior. ``num_examples``: how many images this run trains on."""
+    """Return the objective of a trial's method and prior; ``num_examples`` is the number of its training images."""
     prior: str | GaussianPrior = spec.prior
     if spec.prior == "ptyl":
         if pretrained.variance is None or pretrained.factor is None:

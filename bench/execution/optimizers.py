@@ -1,12 +1,12 @@
-"""Optimizers beside SGD, by name: those that are to train in one run, with no learning rate chosen.
+"""Optimizers that need no learning rate, by name.
 
-    prodigy         Adam's directions; its step size is its own estimate of how far the weights have to go
-    schedule-free   SGD at a learning rate of 1, its steps averaged; gradients are clipped at norm 1 as for all
+    prodigy         Adam's directions; the step size is an estimate of the distance to the solution
+    schedule-free   SGD with a learning rate of 1 and averaged iterates; gradients are clipped at norm 1 as for all
 
-The trainer's cosine goes on top of both, and what it starts from, 1 for either, multiplies.
+The cosine schedule, which starts at 1 for both, multiplies their step sizes.
 
-rho, from which sigma = softplus(rho) comes, is no weight: it is close to log sigma, and goes up by 6 or so from
-log 1e-4 in a run, whatever the weights do. A step made for weights hardly moves it, so Adam trains it in both.
+rho, the parameter of sigma = softplus(rho), is close to log sigma and rises by about 6 from log 1e-4 in a run, whatever
+the weights do. Steps that fit weights hardly move it, so Adam trains it beside both.
 
 Source: Mishchenko and Defazio 2023, "Prodigy: An Expeditiously Adaptive Parameter-Free Learner"; Defazio et al. 2024,
 "The Road Less Scheduled".
@@ -29,83 +29,90 @@ __all__ = ["OPTIMIZERS", "make_optimizer"]
 OPTIMIZERS = ("sgd", "prodigy", "schedule-free")
 RHO_RATE = 0.1
 """Adam's learning rate for rho."""
-FIRST_STEP = 1e-3
-"""Where Prodigy's estimate starts. It only grows; from its own 1e-6 it overshoots in a run of 200 steps."""
+PRODIGY_D0 = 1e-3
+"""Initial value of Prodigy's estimate, which only grows; from its default, 1e-6, it overshoots in 200 steps."""
 Optimizer = torch.optim.Optimizer
 
 
 def make_optimizer(name: str) -> MakeOptimizer | None:
-    """What makes the optimizer of that name for `deelbo.fit`; None for "sgd", which is the trainer's own.
+    """Return a factory of the optimizer for `deelbo.fit`; None for "sgd", which is the trainer's own.
 
     Raises:
-        ValueError: another name.
-        ImportError: the package that it comes from is not installed.
+        ValueError: an unknown name.
+        ImportError: the optimizer's package is not installed.
     """
     if name == "sgd":
         return None
     if name == "prodigy":
-        prodigy = _class("prodigyopt", "Prodigy", name)
-        return lambda trained, rate: Apart(trained, rate, lambda weights: prodigy(weights, lr=rate, d0=FIRST_STEP))
+        prodigy = _import_class("prodigyopt", "Prodigy", name)
+        return lambda parameters, rate: WeightsAndScalars(
+            parameters, rate, lambda weights: prodigy(weights, lr=rate, d0=PRODIGY_D0)
+        )
     if name == "schedule-free":
-        averaged = _class("schedulefree", "SGDScheduleFree", name)
-        return lambda trained, rate: Averaging(trained, rate, lambda weights: averaged(weights, lr=rate))
+        schedule_free = _import_class("schedulefree", "SGDScheduleFree", name)
+        return lambda parameters, rate: AveragedWeights(
+            parameters, rate, lambda weights: schedule_free(weights, lr=rate)
+        )
     raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
 
 
-def _class(package: str, name: str, optimizer: str) -> Any:
+def _import_class(package: str, name: str, optimizer: str) -> Any:
     try:
         return getattr(import_module(package), name)
     except ImportError as error:
         raise ImportError(f"{optimizer} needs the package {package}: pip install 'deelbo[methods]'") from error
 
 
-class Apart(Optimizer):
-    """One optimizer for weights, and Adam for parameters of a single number, as rho is. Groups and state are shared.
+class WeightsAndScalars(Optimizer):
+    """One optimizer for weights, and Adam for scalar parameters such as rho. Groups and state are shared.
 
     Args:
-        trained: all that is trained.
-        rate: multiplies `RHO_RATE`.
-        of_weights: makes the optimizer of the weights.
+        parameters: all trained parameters.
+        rate: factor of `RHO_RATE`.
+        make_weights_optimizer: makes the optimizer of the weights.
     """
 
     def __init__(
-        self, trained: list[nn.Parameter], rate: float, of_weights: Callable[[list[nn.Parameter]], Optimizer]
+        self,
+        parameters: list[nn.Parameter],
+        rate: float,
+        make_weights_optimizer: Callable[[list[nn.Parameter]], Optimizer],
     ) -> None:
-        weights = [p for p in trained if p.numel() > 1]
-        single = [p for p in trained if p.numel() == 1]
-        self.weights = of_weights(weights)
-        self.single = torch.optim.Adam(single, lr=RHO_RATE * rate) if single else None
-        self._of_weights = len(self.weights.param_groups)
-        groups = [*self.weights.param_groups, *(self.single.param_groups if self.single else [])]
+        weights = [p for p in parameters if p.numel() > 1]
+        scalars = [p for p in parameters if p.numel() == 1]
+        self.weights = make_weights_optimizer(weights)
+        self.scalars = torch.optim.Adam(scalars, lr=RHO_RATE * rate) if scalars else None
+        self._num_weight_groups = len(self.weights.param_groups)
+        groups = [*self.weights.param_groups, *(self.scalars.param_groups if self.scalars else [])]
         super().__init__(groups, {})
         self._share()
 
     def _share(self) -> None:
-        """A scheduler's learning rates, and a state that was loaded, are those of the two."""
-        self.weights.param_groups, self.weights.state = self.param_groups[: self._of_weights], self.state
-        if self.single is not None:
-            self.single.param_groups, self.single.state = self.param_groups[self._of_weights :], self.state
+        """Make the groups and the state of the two those of this optimizer, which schedulers and loading change."""
+        self.weights.param_groups, self.weights.state = self.param_groups[: self._num_weight_groups], self.state
+        if self.scalars is not None:
+            self.scalars.param_groups, self.scalars.state = self.param_groups[self._num_weight_groups :], self.state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._share()
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step of both."""
+        """Take one step of both."""
         self.weights.step()
-        if self.single is not None:
-            self.single.step()
+        if self.scalars is not None:
+            self.scalars.step()
 
 
-class Averaging(Apart):
-    """As `Apart`; the weights that are evaluated are not those whose gradient is taken, and it must be told which."""
+class AveragedWeights(WeightsAndScalars):
+    """As `WeightsAndScalars`, for an optimizer that evaluates other weights than those whose gradient it takes."""
 
     weights: Any
 
     def train(self) -> None:
-        """Puts the weights where the next gradient is taken."""
+        """Set the weights to those whose gradient is taken next."""
         self.weights.train()
 
     def eval(self) -> None:
-        """Puts the weights at their average."""
+        """Set the weights to their average."""
         self.weights.eval()

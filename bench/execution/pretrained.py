@@ -1,4 +1,4 @@
-"""Where training starts: each backbone's pretrained weights, and PTYL's posterior of them."""
+"""Load the pretrained weights of backbones, and their posterior for PTYL."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ __all__ = ["load_pretrained_backbones"]
 def load_pretrained_backbones(
     benchmark: Benchmark, methods: Sequence[Method], say: Callable[[str], object] | None = None
 ) -> dict[str, Pretrained]:
-    """What the backbones of ``methods`` start from, by backbone; PTYL's files only where one of them needs them.
+    """Return the pretrained weights by backbone, of those that ``methods`` use; PTYL's files only if one needs them.
 
     Raises:
-        ConfigError: a file is missing or not what it should be.
+        ConfigError: a file is missing or invalid.
     """
-    starts = {}
+    pretrained: dict[str, Pretrained] = {}
     size = min(crop_size(dataset, benchmark.training.image_size) for dataset in benchmark.datasets)
     for name, settings in benchmark.backbones.items():
         priors = {method.cell.prior for method in methods if method.cell.backbone == name}
         if not priors:
             continue
         try:
-            starts[name] = load_backbone(name, settings.weights, _swag(settings, priors), say, size)
+            pretrained[name] = load_backbone(name, settings.weights, _swag(settings, priors), say, size)
         except ValueError as error:
             raise ConfigError(f"backbones.{name}: {error}") from error
-    return starts
+    return pretrained
 
 
 def _swag(settings: BackboneSettings, priors: set[str]) -> str | dict[str, Path] | None:

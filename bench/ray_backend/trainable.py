@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,7 +12,7 @@ import torch
 from ray import tune
 
 from bench.config.benchmark import Benchmark
-from bench.execution.run_trial import Series
+from bench.execution.run_trial import Series, TrialContext
 from bench.storage.lease import Lease
 from bench.storage.records import RecordStore
 from bench.storage.retry import OUTAGE, Patience
@@ -72,27 +73,25 @@ class TrialTrainable(tune.Trainable):
         spec = TrialSpec(**self.config["spec"])
         if self.shares_storage is None:
             self.shares_storage = self._shares()
-        record, series = self.run_trial(
-            spec,
-            self.pretrained.get(spec.backbone),
+        context = TrialContext(
             self.device,
-            self.slots,
-            self.config["attempt"],
-            self.data,
-            self.benchmark.verify_data,
-            self.benchmark.timed,
-            self.config["lost_seconds"],
-            self._checkpoint(spec),
-            self._handover(spec),
+            concurrency=self.slots,
+            attempt=self.config["attempt"],
+            data=self.data,
+            verify_data=self.benchmark.verify_data,
+            timed=self.benchmark.timed,
+            lost_seconds=self.config["lost_seconds"],
+            checkpoint=self._checkpoint(spec),
+            handover=self._handover(spec),
         )
+        record, series = self.run_trial(spec, self.pretrained.get(spec.backbone), context)
         if (took := self.config["choosing_seconds"]) > 0:
             record = replace(record, seconds=record.seconds | {"choose": took})
         written = bool(self.shares_storage) and self._write(record, series)
         if record.status == "failed" and self.device.type == "cuda":
+            gc.collect()  # reference cycles would keep the memory of the failed trial
             torch.cuda.empty_cache()
-            torch.cuda.synchronize(
-                self.device
-            )  # raises where the error broke the process: the next trial gets a new one
+            torch.cuda.synchronize(self.device)  # raises if the error broke the process: the next trial gets a new one
         return {"record": record.to_json(), "series": series, "written": written, "done": True}
 
     def _write(self, record: TrialRecord, series: Series) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from bench.config.benchmark import Benchmark
 from bench.config.loading import flatten_settings, parse_benchmark
 from bench.exceptions import ConfigError, RecordError
-from bench.execution.run_trial import start_fingerprint
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from deelbo.pretrained.embedded import Pretrained
@@ -81,7 +80,7 @@ def _incompatibility(record: TrialRecord, data: Mapping[str, str], starts: Mappi
     start = starts.get(spec.backbone)
     if start is None or (spec.prior == "ptyl" and start.factor is None):
         return None  # this run covers a subset of the benchmark and did not read these weights
-    fingerprint = start_fingerprint(spec.prior, start)
+    fingerprint = start.fingerprint_for(spec.prior)
     if versions.get("pretrained", fingerprint) == fingerprint:
         return None
     return (

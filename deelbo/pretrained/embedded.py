@@ -51,6 +51,10 @@ class Pretrained:
         """A hash of ``weights`` alone: all that a run with another prior than PTYL's starts from."""
         return _hash(self.weights.values())
 
+    def fingerprint_for(self, prior: str) -> str:
+        """Return a hash of everything that a run with that prior starts from."""
+        return self.fingerprint if prior == "ptyl" else self.weights_fingerprint
+
 
 def _hash(tensors: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()

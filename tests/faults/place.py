@@ -86,7 +86,7 @@ class Place:
 
         from bench.config.benchmark import make_methods
         from bench.config.loading import load_benchmark
-        from bench.execution.run_trial import run_trial
+        from bench.execution.run_trial import TrialContext, run_trial
         from bench.scheduling.queue import TrialQueue
         from bench.storage.records import RecordStore
         from deelbo.pretrained.embedded import load_pretrained
@@ -95,7 +95,7 @@ class Place:
         queue = TrialQueue(make_methods(load_benchmark(str(self.config("undisturbed", self.many)))))
         start = load_pretrained()
         while (spec := queue.ask()) is not None:
-            record, series = run_trial(spec, start, torch.device("cpu"))
+            record, series = run_trial(spec, start, TrialContext(torch.device("cpu")))
             store.write(record, series)
             queue.tell(record)
 

@@ -24,6 +24,7 @@ from rich.console import Console
 from bench.cli.progress import ProgressDisplay
 from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import parse_benchmark
+from bench.execution.run_trial import TrialContext
 from bench.scheduling.callbacks import RunCallback
 from bench.scheduling.queue import TrialQueue
 from bench.storage.attempts import AttemptLog
@@ -50,7 +51,7 @@ def benchmark_of(trials: int, slots: int) -> Benchmark:
     return parse_benchmark(content, "scale")
 
 
-def pretend(spec: TrialSpec, start: Any, device: Any, slots: int, attempt: int, *rest: Any) -> tuple[TrialRecord, Any]:
+def pretend(spec: TrialSpec, pretrained: Any, context: TrialContext) -> tuple[TrialRecord, Any]:
     """A trial that takes no time, its record as large as a real one's."""
     chance = int(hashlib.sha256(spec.key.encode()).hexdigest()[:8], 16) / 2**32
     names = {"tune": ("val_nll", "val_acc"), "retrain": ("test_nll", "test_acc")}.get(spec.stage, ())
@@ -62,7 +63,19 @@ def pretend(spec: TrialSpec, start: Any, device: Any, slots: int, attempt: int, 
     seconds = dict.fromkeys(("setup", "warmup", "train", "evaluate", "select", "monitor", "test", "total"), 0.001)
     series = [{"epoch": i, "step": i, "train_seconds": i, "train_nll": chance} | state for i in range(1, ROWS + 1)]
     hardware = {"device": "cpu", "node": "a", "cpu": "b", "threads": 1}
-    record = TrialRecord(spec, "completed", metrics, state, seconds, now, now, attempt, slots, hardware, {"torch": "2"})
+    record = TrialRecord(
+        spec,
+        "completed",
+        metrics,
+        state,
+        seconds,
+        now,
+        now,
+        context.attempt,
+        context.concurrency,
+        hardware,
+        {"torch": "2"},
+    )
     return record, series
 
 

@@ -22,6 +22,7 @@ import ray
 
 from bench.config.benchmark import Benchmark
 from bench.config.loading import parse_benchmark
+from bench.execution.run_trial import TrialContext
 from bench.results.frame import to_frame
 from bench.results.makespan import Jobs, makespan
 from bench.storage.attempts import AttemptLog
@@ -56,14 +57,16 @@ def nap(spec: TrialSpec) -> float:
     return 1 + 2 * int(hashlib.sha256(spec.key.encode()).hexdigest()[:8], 16) / 2**32
 
 
-def sleep(spec: TrialSpec, start: Any, device: Any, slots: int, attempt: int, *rest: Any) -> tuple[TrialRecord, Any]:
+def sleep(spec: TrialSpec, pretrained: Any, context: TrialContext) -> tuple[TrialRecord, Any]:
     """A trial that does nothing but take its time; its record names its process, which is its slot."""
     since = time.time()
     time.sleep(nap(spec))
     seconds = {"train": nap(spec), "total": nap(spec)}
     metrics = {"train_nll": 0.5, "objective": 0.5, "test_nll": 0.5, "test_acc": 0.5}
     hardware = {"process": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
-    return TrialRecord(spec, "completed", metrics, {}, seconds, since, time.time(), attempt, slots, hardware), []
+    return TrialRecord(
+        spec, "completed", metrics, {}, seconds, since, time.time(), context.attempt, context.concurrency, hardware
+    ), []
 
 
 def drive(address: str, trials: int, since: float, resources: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bench.execution.optimizers import FIRST_STEP, RHO_RATE, Apart, Averaging, make_optimizer
+from bench.execution.optimizers import PRODIGY_D0, RHO_RATE, AveragedWeights, WeightsAndScalars, make_optimizer
 from deelbo.data import Split
 from deelbo.data.images import Geometry, Images, Normalization
 from deelbo.groups import make_groups
@@ -94,7 +94,7 @@ def test_prodigy_is_prodigy() -> None:
     torch.manual_seed(0)
     parameters, optimizer = made("prodigy")
     copies = deepcopy(parameters)
-    alone = prodigy(copies[:2], lr=1.0, d0=FIRST_STEP), torch.optim.Adam(copies[2:], lr=RHO_RATE)
+    alone = prodigy(copies[:2], lr=1.0, d0=PRODIGY_D0), torch.optim.Adam(copies[2:], lr=RHO_RATE)
     cosines = [torch.optim.lr_scheduler.CosineAnnealingLR(one, T_max=10) for one in (optimizer, *alone)]
     for _ in range(8):
         for ours, theirs in zip(parameters, copies, strict=True):
@@ -105,13 +105,13 @@ def test_prodigy_is_prodigy() -> None:
         for cosine in cosines:
             cosine.step()
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(parameters, copies, strict=True))
-    assert optimizer.param_groups[0]["d"] > FIRST_STEP
+    assert optimizer.param_groups[0]["d"] > PRODIGY_D0
 
 
 def test_schedule_free_is_evaluated_at_its_average() -> None:
     """The weights that are evaluated are the mean of the points that plain SGD went through; rho stays where it is."""
     parameters, optimizer = made("schedule-free", 0.1)
-    assert isinstance(optimizer, Averaging)
+    assert isinstance(optimizer, AveragedWeights)
     point = parameters[1].detach().clone()
     points = []
     optimizer.train()
@@ -136,13 +136,13 @@ def test_a_state_can_be_taken_up(name: str) -> None:
     make = make_optimizer(name)
     assert make is not None
     other = make(copies, 1.0)
-    assert isinstance(optimizer, Apart)
-    assert isinstance(other, Apart)
+    assert isinstance(optimizer, WeightsAndScalars)
+    assert isinstance(other, WeightsAndScalars)
 
-    def step(ones: list[tuple[list[nn.Parameter], Apart]]) -> None:
+    def step(ones: list[tuple[list[nn.Parameter], WeightsAndScalars]]) -> None:
         gradients = [torch.randn_like(p) for p in parameters]
         for those, of in ones:
-            if isinstance(of, Averaging):
+            if isinstance(of, AveragedWeights):
                 of.train()
             for parameter, gradient in zip(those, gradients, strict=True):
                 parameter.grad = gradient.clone()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.execution.objectives import make_objective
-from bench.execution.run_trial import make_model, run_trial
+from bench.execution.run_trial import TrialContext, make_model, run_trial
 from bench.trials.spec import TrialSpec
 from deelbo.data import load_task
 from deelbo.objectives.elbo import ELBO, DataEmphasizedELBO
@@ -59,7 +59,7 @@ def name(spec: TrialSpec) -> str:
 @pytest.mark.parametrize("spec", MAP_SPECS + ELBO_SPECS, ids=name)
 def test_every_kind_of_trial_runs(spec: TrialSpec, pretrained: Pretrained) -> None:
     """A trial of every stage, prior and method completes, measures what its stage may see, and no more."""
-    record, series = run_trial(spec, pretrained, CPU, concurrency=3, attempt=2)
+    record, series = run_trial(spec, pretrained, TrialContext(CPU, concurrency=3, attempt=2))
     assert record.status == "completed", record.error
     expected = {"train_nll"}
     expected |= {"val_nll", "val_acc"} if spec.stage == "tune" else {"test_nll", "test_acc"}
@@ -76,7 +76,7 @@ def test_every_kind_of_trial_runs(spec: TrialSpec, pretrained: Pretrained) -> No
 def test_seconds_by_phase_make_up_the_total(spec: TrialSpec, pretrained: Pretrained) -> None:
     """Every second of a trial is booked under a phase: their sum is the total, and what was not done took none."""
     load_task("mnist-digits")
-    record, _ = run_trial(spec, pretrained, CPU)
+    record, _ = run_trial(spec, pretrained, TrialContext(CPU))
     assert set(record.seconds) == {*PHASES, "total"}
     phases = {phase: record.seconds[phase] for phase in PHASES}
     total = record.seconds["total"]
@@ -91,10 +91,10 @@ def test_seconds_by_phase_make_up_the_total(spec: TrialSpec, pretrained: Pretrai
 @pytest.mark.parametrize("spec", [SPEC, PTYL, DE_ELBO], ids=name)
 def test_a_trial_repeats_to_the_bit(spec: TrialSpec, pretrained: Pretrained) -> None:
     """The same spec gives the same numbers, bit for bit, whatever random numbers others draw."""
-    first, first_series = run_trial(spec, pretrained, CPU)
+    first, first_series = run_trial(spec, pretrained, TrialContext(CPU))
     torch.manual_seed(99)
     torch.rand(7)
-    second, second_series = run_trial(spec, pretrained, CPU)
+    second, second_series = run_trial(spec, pretrained, TrialContext(CPU))
     assert first.metrics == second.metrics
     assert first.state == second.state
     timeless = [[{**row, "train_seconds": 0} for row in series] for series in (first_series, second_series)]
@@ -117,12 +117,16 @@ def test_a_trial_that_goes_on_from_a_checkpoint(spec: TrialSpec, pretrained: Pre
             raise Killed
 
     spec = replace(spec, steps=6, series_points=3)
-    once, once_series = run_trial(spec, pretrained, CPU, checkpoint=Checkpoint(0, kept.append, lambda: None))
+    once, once_series = run_trial(
+        spec, pretrained, TrialContext(CPU, checkpoint=Checkpoint(0, kept.append, lambda: None))
+    )
     kept.clear()
     with pytest.raises(Killed):
-        run_trial(spec, pretrained, CPU, checkpoint=Checkpoint(0, die, lambda: None))
+        run_trial(spec, pretrained, TrialContext(CPU, checkpoint=Checkpoint(0, die, lambda: None)))
     checkpoint = Checkpoint(0, kept.append, lambda: kept[-1])
-    again, series = run_trial(spec, pretrained, CPU, attempt=2, timed=False, lost_seconds=3.5, checkpoint=checkpoint)
+    again, series = run_trial(
+        spec, pretrained, TrialContext(CPU, attempt=2, timed=False, lost_seconds=3.5, checkpoint=checkpoint)
+    )
     assert (again.status, again.error, again.metrics) == (once.status, None, once.metrics)
     assert [{**row, "train_seconds": 0} for row in series] == [{**row, "train_seconds": 0} for row in once_series]
     before = {"resumed_at_step": 2 if spec.stage == "tune" else 4, "resumed_seconds": checkpoint.resumed_seconds}
@@ -142,10 +146,10 @@ def test_a_trial_that_goes_on_from_a_checkpoint(spec: TrialSpec, pretrained: Pre
 def test_a_trial_that_fails_says_where_it_went_on(pretrained: Pretrained, monkeypatch: pytest.MonkeyPatch) -> None:
     """The record of a trial that failed after it went on from a checkpoint says so, and what it was told to say."""
     kept: list[bytes] = []
-    run_trial(DE_ELBO, pretrained, CPU, checkpoint=Checkpoint(0, kept.append, lambda: None))
+    run_trial(DE_ELBO, pretrained, TrialContext(CPU, checkpoint=Checkpoint(0, kept.append, lambda: None)))
     monkeypatch.setattr("deelbo.training.run.TrainingRun.nll_under_posterior", lambda _: 1 / 0)
     checkpoint = Checkpoint(0, kept.append, lambda: kept[0])
-    record, _ = run_trial(DE_ELBO, pretrained, CPU, timed=False, lost_seconds=1.0, checkpoint=checkpoint)
+    record, _ = run_trial(DE_ELBO, pretrained, TrialContext(CPU, timed=False, lost_seconds=1.0, checkpoint=checkpoint))
     assert record.status == "failed"
     assert record.state == {"resumed_at_step": 2, "resumed_seconds": checkpoint.resumed_seconds}
     assert (record.timed, record.lost_seconds) == (False, 1.0 - checkpoint.resumed_seconds)
@@ -154,14 +158,14 @@ def test_a_trial_that_fails_says_where_it_went_on(pretrained: Pretrained, monkey
 def test_a_trial_leaves_the_pretrained_network_alone(pretrained: Pretrained) -> None:
     """Training starts from a copy: the pretrained numbers are the same after a trial."""
     before = pretrained.fingerprint
-    run_trial(DE_ELBO, pretrained, CPU)
+    run_trial(DE_ELBO, pretrained, TrialContext(CPU))
     assert pretrained.fingerprint == before
 
 
 def test_the_seed_matters(pretrained: Pretrained) -> None:
     """Another seed is another split and another order: other numbers."""
-    first, _ = run_trial(SPEC, pretrained, CPU)
-    second, _ = run_trial(replace(SPEC, seed=2001), pretrained, CPU)
+    first, _ = run_trial(SPEC, pretrained, TrialContext(CPU))
+    second, _ = run_trial(replace(SPEC, seed=2001), pretrained, TrialContext(CPU))
     assert first.metrics["val_nll"] != second.metrics["val_nll"]
 
 
@@ -171,7 +175,7 @@ def test_the_seed_matters(pretrained: Pretrained) -> None:
 )
 def test_an_error_becomes_a_record(change: dict[str, object], words: str, pretrained: Pretrained) -> None:
     """A trial that cannot run is a record of status failed that keeps the traceback; nothing is raised."""
-    record, series = run_trial(replace(SPEC, **change), pretrained, CPU)  # type: ignore[arg-type]
+    record, series = run_trial(replace(SPEC, **change), pretrained, TrialContext(CPU))  # type: ignore[arg-type]
     assert (record.status, record.metrics, series) == ("failed", {}, [])
     assert record.error is not None
     assert "Traceback" in record.error
@@ -182,7 +186,7 @@ def test_an_error_becomes_a_record(change: dict[str, object], words: str, pretra
 @pytest.mark.parametrize("spec", [SPEC, replace(SPEC, stage="retrain"), DE_ELBO], ids=name)
 def test_a_run_that_explodes_is_a_result(spec: TrialSpec, pretrained: Pretrained) -> None:
     """A learning rate that makes the loss infinite or NaN gives a record of status diverged, with its seconds."""
-    record, _ = run_trial(replace(spec, learning_rate=1e30, clip_norm=1e9, steps=20), pretrained, CPU)
+    record, _ = run_trial(replace(spec, learning_rate=1e30, clip_norm=1e9, steps=20), pretrained, TrialContext(CPU))
     assert (record.status, record.error) == ("diverged", None)
     assert not all(math.isfinite(value) for value in record.metrics.values())
     assert record.seconds["train"] > 0
@@ -208,7 +212,7 @@ def test_ptyl_turns_lambda_into_alpha(
         return MAP(groups, num_examples, strengths)  # type: ignore[arg-type]
 
     monkeypatch.setattr("bench.execution.objectives.MAP", spy)
-    record, _ = run_trial(replace(PTYL, stage=stage), pretrained, CPU)
+    record, _ = run_trial(replace(PTYL, stage=stage), pretrained, TrialContext(CPU))
     assert record.status == "completed", record.error
     assert seen == [(train, {"backbone": pytest.approx(1 / (train * 10.0)), "head": 0.01})]
 

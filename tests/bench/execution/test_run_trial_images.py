@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.execution import run_trial as executing
-from bench.execution.run_trial import run_trial
+from bench.execution.run_trial import TrialContext, run_trial
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from deelbo.pretrained.embedded import Pretrained
@@ -76,10 +76,10 @@ def test_bf16_is_what_runs_and_is_recorded(
         return model, head
 
     monkeypatch.setattr(executing, "make_model", watching)
-    plain, _ = run_trial(replace(DIGITS, **change), pretrained, CPU)  # type: ignore[arg-type]
+    plain, _ = run_trial(replace(DIGITS, **change), pretrained, TrialContext(CPU))  # type: ignore[arg-type]
     assert seen == {torch.float32}
     seen.clear()
-    half, _ = run_trial(replace(DIGITS, **change, **BF16), pretrained, CPU)  # type: ignore[arg-type]
+    half, _ = run_trial(replace(DIGITS, **change, **BF16), pretrained, TrialContext(CPU))  # type: ignore[arg-type]
     assert half.status == "completed", half.error
     assert seen == {torch.bfloat16}
     assert half.metrics["train_nll"] != plain.metrics["train_nll"]
@@ -92,7 +92,9 @@ def test_bf16_is_what_runs_and_is_recorded(
 def test_a_large_network_sees_photographs(data_root: Path, photographic: Pretrained) -> None:
     """ResNet-50 runs on CIFAR-10's images brought to another size, in bf16, channels last; the record has the hash of
     the data and of the weights that it started from."""
-    record, series = run_trial(replace(PHOTOGRAPHS, **BF16), photographic, CPU, data=str(data_root), verify=False)
+    record, series = run_trial(
+        replace(PHOTOGRAPHS, **BF16), photographic, TrialContext(CPU, data=str(data_root), verify_data=False)
+    )
     assert record.status == "completed", record.error
     assert len(series) == 1
     assert all(math.isfinite(value) for value in record.metrics.values())
@@ -107,7 +109,7 @@ def test_ptyl_without_its_files_fails_with_their_key(stage: str, pretrained: Pre
     """A trial of PTYL whose backbone has no posterior is a failed record whose last line names the missing setting."""
     change = RUN if stage == "run" else {"weight_decay": None, "prior_scale": 10.0}
     spec = replace(DIGITS, prior="ptyl", **change)  # type: ignore[arg-type]
-    record, _ = run_trial(spec, Pretrained(pretrained.weights), CPU)
+    record, _ = run_trial(spec, Pretrained(pretrained.weights), TrialContext(CPU))
     assert record.status == "failed"
     expected = "ValueError: prior ptyl needs backbones.digits-resnet.ptyl: its mean, variance and factor"
     assert last_line(record) == expected
@@ -115,7 +117,7 @@ def test_ptyl_without_its_files_fails_with_their_key(stage: str, pretrained: Pre
 
 def test_images_that_are_not_there_fail_in_one_line(photographic: Pretrained, tmp_path: Path) -> None:
     """On a node without the data a trial is a failed record whose last line names the folder."""
-    record, _ = run_trial(PHOTOGRAPHS, photographic, CPU, data=str(tmp_path))
+    record, _ = run_trial(PHOTOGRAPHS, photographic, TrialContext(CPU, data=str(tmp_path)))
     assert record.status == "failed"
     assert str(tmp_path) in last_line(record)
     assert "data" not in record.versions
@@ -125,26 +127,26 @@ def test_out_of_memory_says_what_to_lower(data_root: Path, photographic: Pretrai
     """Images for which no machine has memory make a failed record, whose last line names batch, image size and what to
     lower; the process goes on with the next trial."""
     absurd = replace(PHOTOGRAPHS, image_size=1_000_000)  # 3e14 bytes a batch: beyond any address space
-    record, series = run_trial(absurd, photographic, CPU, data=str(data_root), verify=False)
+    record, series = run_trial(absurd, photographic, TrialContext(CPU, data=str(data_root), verify_data=False))
     assert (record.status, record.metrics, series) == ("failed", {}, [])
     line = last_line(record)
     assert line.startswith("out of memory: resnet50 with training.batch_size = 20, training.image_size = 1000000 ")
     assert line.endswith("lower training.batch_size or training.image_size, or set training.precision to bf16")
     assert "Traceback" in (record.error or "")
     assert line in record.describe_failure()
-    following, _ = run_trial(DIGITS, pretrained, CPU)
+    following, _ = run_trial(DIGITS, pretrained, TrialContext(CPU))
     assert following.status == "completed", following.error
 
 
 def test_in_bf16_there_is_no_smaller_precision_to_take(data_root: Path, photographic: Pretrained) -> None:
     """Out of memory in bf16 already, only batch and image size are left to lower."""
     absurd = replace(PHOTOGRAPHS, image_size=1_000_000, **BF16)
-    record, _ = run_trial(absurd, photographic, CPU, data=str(data_root), verify=False)
+    record, _ = run_trial(absurd, photographic, TrialContext(CPU, data=str(data_root), verify_data=False))
     assert last_line(record).endswith(": lower training.batch_size or training.image_size")
 
 
 def test_another_error_is_not_out_of_memory(pretrained: Pretrained) -> None:
     """An error that has nothing to do with memory keeps its own last line."""
-    record, _ = run_trial(replace(DIGITS, head="nose"), pretrained, CPU)
+    record, _ = run_trial(replace(DIGITS, head="nose"), pretrained, TrialContext(CPU))
     assert record.status == "failed"
     assert "out of memory" not in (record.error or "")

@@ -52,7 +52,7 @@ RUN = """
 import torch
 from bench.config.benchmark import make_methods
 from bench.config.loading import load_benchmark
-from bench.execution.run_trial import run_trial
+from bench.execution.run_trial import TrialContext, run_trial
 from bench.report.build import write_report
 from bench.results.sources import from_storage
 from bench.scheduling.queue import TrialQueue
@@ -64,7 +64,7 @@ benchmark, store, start = load_benchmark("mine.yaml"), RecordStore("storage"), l
 store.write_benchmark(benchmark.content())
 queue = TrialQueue(make_methods(benchmark))
 while (spec := queue.ask()) is not None:
-    record, series = run_trial(spec, start, torch.device("cpu"))
+    record, series = run_trial(spec, start, TrialContext(torch.device("cpu")))
     store.write(record, series)
     queue.tell(record)
 write_report([from_storage(store)], Path("report"))

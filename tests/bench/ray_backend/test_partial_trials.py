@@ -18,7 +18,7 @@ import yaml
 
 from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import parse_benchmark
-from bench.execution.run_trial import run_trial
+from bench.execution.run_trial import TrialContext, run_trial
 from bench.scheduling.queue import TrialQueue
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
@@ -45,7 +45,7 @@ def run_here(benchmark: Benchmark, start: Pretrained) -> tuple[dict[str, TrialRe
     while (spec := queue.ask()) is not None:
         read = partial(kept.get, spec.kept_as(spec.since) if spec.since else "nothing")
         write = partial(kept.__setitem__, spec.kept_as(spec.until))
-        record, _ = run_trial(spec, start, torch.device("cpu"), handover=Handover(read, write))
+        record, _ = run_trial(spec, start, TrialContext(torch.device("cpu"), handover=Handover(read, write)))
         done[record.key] = record
         queue.tell(record)
         for name in queue.pop_unneeded_snapshots():
@@ -76,7 +76,9 @@ def test_a_lost_part_is_trained_again(rungs: Benchmark, pretrained: Pretrained) 
     record = next(
         r for r in done.values() if r.spec.since > 0 and r.spec.method == "deelbo-halving" and r.spec.until == 1
     )
-    alone, _ = run_trial(record.spec, pretrained, torch.device("cpu"), handover=Handover(lambda: None, lambda _: None))
+    alone, _ = run_trial(
+        record.spec, pretrained, TrialContext(torch.device("cpu"), handover=Handover(lambda: None, lambda _: None))
+    )
     assert alone.state["handed_over_at_step"] == 0
     assert alone.metrics == record.metrics
 

@@ -177,14 +177,14 @@ def test_a_trial_does_not_depend_on_ray(done: Done, cache: Path) -> None:
     """What a trial gives under Ray, beside another one, is what it gives alone, bit for bit."""
     import torch
 
-    from bench.execution.run_trial import run_trial
+    from bench.execution.run_trial import TrialContext, run_trial
     from deelbo.pretrained.embedded import load_pretrained
 
     record = next(record for record in done.store.records() if record.spec.method == "de-elbo")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        alone, _ = run_trial(record.spec, load_pretrained(), torch.device("cpu"))
+        alone, _ = run_trial(record.spec, load_pretrained(), TrialContext(torch.device("cpu")))
     finally:
         torch.set_num_threads(threads)
     assert alone.metrics == record.metrics

@@ -462,7 +462,7 @@ def live(
     """A storage of a grid, random search, BO and ASHA, each of whose trials was really trained here."""
     import torch
 
-    from bench.execution.run_trial import run_trial
+    from bench.execution.run_trial import TrialContext, run_trial
     from deelbo.training.handover import Handover
 
     threads = torch.get_num_threads()
@@ -479,7 +479,7 @@ def live(
             lambda content, name=after: kept.__setitem__(name, content),  # type: ignore[misc]
         )
         part = (spec.since, spec.until) != (0.0, 1.0)
-        record, series = run_trial(spec, pretrained, torch.device("cpu"), handover=rung if part else None)
+        record, series = run_trial(spec, pretrained, TrialContext(torch.device("cpu"), handover=rung if part else None))
         store.write(record, series)
         race.tell(record)
     torch.set_num_threads(threads)

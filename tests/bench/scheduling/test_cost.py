@@ -64,7 +64,7 @@ def test_work_is_what_a_trial_does(
 
     monkeypatch.setattr(executing, "make_model", counting)
     spec = a_trial(stage, n, training)
-    record, _ = executing.run_trial(spec, pretrained, CPU)
+    record, _ = executing.run_trial(spec, pretrained, executing.TrialContext(CPU))
     assert record.status == "completed", record.error
     batch = min(spec.batch_size, n * 4 // 5 if stage == "tune" else n)
     expected = work_of(stage, n, 1000, Training(**training))

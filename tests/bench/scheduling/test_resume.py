@@ -14,7 +14,6 @@ import torch
 from bench.config.benchmark import Benchmark
 from bench.config.loading import parse_benchmark
 from bench.exceptions import RecordError
-from bench.execution.run_trial import start_fingerprint
 from bench.scheduling.resume import check_same_inputs, check_settings, load_for_resume
 from bench.storage.records import RecordStore
 from deelbo.pretrained.embedded import Pretrained
@@ -116,10 +115,10 @@ def test_a_new_posterior_concerns_ptyl_alone(store: RecordStore, tiny: Benchmark
     """Trials that did not start from SWAG's posterior go on whatever it is now; those that did are refused."""
     spec = play(tiny)[0].spec
     before, now = start(1.0, 2.0, 3.0, 4.0), start(1.0, 2.0, 3.0, 5.0)
-    store.write(fake(spec, versions={"pretrained": start_fingerprint("l2-sp", before)}), [])
+    store.write(fake(spec, versions={"pretrained": before.fingerprint_for("l2-sp")}), [])
     check_starts(store, {"digits-resnet": now})
     ptyl = replace(spec, prior="ptyl")
-    store.write(fake(ptyl, versions={"pretrained": start_fingerprint("ptyl", before)}), [])
+    store.write(fake(ptyl, versions={"pretrained": before.fingerprint_for("ptyl")}), [])
     check_starts(store, {"digits-resnet": before})
     with pytest.raises(RecordError, match=f"here they are {now.fingerprint}"):
         check_starts(store, {"digits-resnet": now})
@@ -129,7 +128,7 @@ def test_a_part_without_ptyl_is_not_kept_out_by_ptyl(store: RecordStore, tiny: B
     """Where PTYL's files are not read, as no trial of this call needs them, its trials in the storage do no harm."""
     spec = replace(play(tiny)[0].spec, prior="ptyl", backbone="resnet50")
     whole = start(1.0, 2.0, 3.0, 4.0)
-    store.write(fake(spec, versions={"pretrained": start_fingerprint("ptyl", whole)}), [])
+    store.write(fake(spec, versions={"pretrained": whole.fingerprint_for("ptyl")}), [])
     check_starts(store, {"resnet50": start(1.0)})
 
 
