@@ -1,1 +1,1 @@
-"""Speed."""
+"""Measure the time of a training step."""

@@ -1,9 +1,8 @@
-"""The baseline of `speed`: MAP and the DE ELBo from plain PyTorch parts, as the formulas read.
+"""The baseline of `speed`: MAP and the DE ELBo in plain PyTorch, written as the formulas read.
 
-A DataLoader whose workers transform image after image on the CPU, float32 (torch's own defaults: on a GPU TF32 in
-convolutions, none in matrix products), the noise drawn layer by layer and put in with `torch.func.functional_call`, the
-whole objective differentiated by autograd. With L2-SP's prior. The loss is also the plain form that the fast path is
-checked against.
+A DataLoader whose workers transform one image at a time on the CPU; float32 with torch's default flags (on a GPU TF32
+in convolutions, not in matrix products); noise drawn layer by layer and applied with `torch.func.functional_call`; the
+whole objective differentiated by autograd; L2-SP's prior. The loss is also the reference for the fast path.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from deelbo.data import Split
 
-__all__ = ["NaiveRun", "plain_kl", "plain_terms"]
+__all__ = ["BaselineRun", "prior_means", "reference_kl", "reference_terms"]
 
 
-class OneByOne(Dataset[tuple[Tensor, int]]):
-    """Training images transformed one at a time, as torchvision's examples do."""
+class SingleImages(Dataset[tuple[Tensor, int]]):
+    """Training images, transformed one at a time as in torchvision's examples."""
 
     def __init__(self, split: Split) -> None:
         from torchvision import transforms
@@ -45,15 +44,23 @@ class OneByOne(Dataset[tuple[Tensor, int]]):
         return self.transform(self.to_tensor(picture)), int(self.images.labels[index])
 
 
-def plain_kl(weights: Mapping[str, Tensor], means: Mapping[str, Tensor], sigma: Tensor) -> Tensor:
-    """KL(N(w, sigma^2 I) || N(mu, s* I)) of the named weights at its closed-form scale s*; differentiable."""
+def prior_means(model: nn.Module, head: str) -> dict[str, Tensor]:
+    """Return L2-SP's prior means by name: zeros for the head, the current weights for the backbone."""
+    return {
+        name: torch.zeros_like(p) if name.startswith(f"{head}.") else p.detach().clone()
+        for name, p in model.named_parameters()
+    }
+
+
+def reference_kl(weights: Mapping[str, Tensor], means: Mapping[str, Tensor], sigma: Tensor) -> Tensor:
+    """Return KL(N(w, sigma^2 I) || N(mu, s* I)) of the named weights at the closed-form scale s*; differentiable."""
     size = sum(weight.numel() for weight in weights.values())
     distance = torch.stack([(weights[name] - means[name]).square().sum() for name in weights]).sum()
     scale = sigma.square() + distance / size
     return 0.5 * size * (scale.log() - 2 * sigma.log())
 
 
-def plain_terms(
+def reference_terms(
     model: nn.Module,
     head: str,
     means: Mapping[str, Tensor],
@@ -62,36 +69,40 @@ def plain_terms(
     batch: tuple[Tensor, Tensor],
     num_examples: int,
 ) -> tuple[Tensor, Tensor]:
-    """The DE ELBo of one batch in its two terms: mean NLL at a draw of the weights, and KL / D, kappa being D/N.
+    """Return the two terms of the DE ELBo of one batch: mean NLL at a sample of the weights, and KL / D (kappa = D/N).
 
-    ``means``: mu by the weights' names, zeros for the head's. ``noise``: eps for a weight of that name.
+    Args:
+        model: the network.
+        head: dotted name of its head.
+        means: prior means mu by name of the weights, zeros for the head.
+        rho: sigma = softplus(rho).
+        noise: returns eps for a weight of that name.
+        batch: images and labels.
+        num_examples: N.
     """
     weights = dict(model.named_parameters())
     sigma = F.softplus(rho)
-    drawn = {name: weight + sigma * noise(name, weight) for name, weight in weights.items()}
-    nll = F.cross_entropy(functional_call(model, drawn, (batch[0],)), batch[1])
+    sample = {name: weight + sigma * noise(name, weight) for name, weight in weights.items()}
+    nll = F.cross_entropy(functional_call(model, sample, (batch[0],)), batch[1])
     groups = [[n for n in weights if n.startswith(f"{head}.") is of_head] for of_head in (False, True)]
-    kl = torch.stack([plain_kl({n: weights[n] for n in names}, means, sigma) for names in groups]).sum()
+    kl = torch.stack([reference_kl({n: weights[n] for n in names}, means, sigma) for names in groups]).sum()
     kappa = sum(weight.numel() for weight in weights.values()) / num_examples
     return nll, kl / (kappa * num_examples)
 
 
-class NaiveRun:
-    """A training run that `step` takes one step of: ``method`` is "map" or "de-elbo"."""
+class BaselineRun:
+    """A training run; ``method`` is "map" or "de-elbo"."""
 
     def __init__(self, model: nn.Module, head: str, split: Split, method: str, batch: int, workers: int) -> None:
         self.model, self.head, self.method = model.train(), head, method
         self.device = next(model.parameters()).device
         self.num_examples = len(split.train)
-        self.means = {
-            name: torch.zeros_like(p) if name.startswith(f"{head}.") else p.detach().clone()
-            for name, p in model.named_parameters()
-        }
+        self.means = prior_means(model, head)
         self.rho = nn.Parameter(torch.tensor(-9.2, device=self.device))
-        learned = [*model.parameters(), *([self.rho] if method == "de-elbo" else [])]
-        self.optimizer = torch.optim.SGD(learned, lr=0.001, momentum=0.9, nesterov=True)
+        parameters = [*model.parameters(), *([self.rho] if method == "de-elbo" else [])]
+        self.optimizer = torch.optim.SGD(parameters, lr=0.001, momentum=0.9, nesterov=True)
         self.loader = DataLoader(
-            OneByOne(split),
+            SingleImages(split),
             batch,
             shuffle=True,
             drop_last=True,
@@ -102,11 +113,11 @@ class NaiveRun:
         self.batches: Iterator[list[Tensor]] = itertools.chain.from_iterable(itertools.repeat(self.loader))
 
     def close(self) -> None:
-        """Lets the loader's workers go."""
+        """Stop the loader's workers."""
         del self.batches, self.loader
 
     def step(self) -> None:
-        """Loads a batch and takes one step."""
+        """Load a batch and take one step."""
         x, y = (tensor.to(self.device, non_blocking=True) for tensor in next(self.batches))
         self.optimizer.zero_grad()
         if self.method == "map":
@@ -114,7 +125,7 @@ class NaiveRun:
             for name, weight in self.model.named_parameters():
                 loss = loss + 0.5e-3 * (weight - self.means[name]).square().sum()
         else:
-            nll, kl = plain_terms(
+            nll, kl = reference_terms(
                 self.model, self.head, self.means, self.rho, lambda _, w: torch.randn_like(w), (x, y), self.num_examples
             )
             loss = nll + kl

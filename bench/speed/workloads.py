@@ -1,4 +1,4 @@
-"""The training runs that `speed` times, on synthetic images: each method and prior, and the naive baseline."""
+"""The training runs that `speed` times, on synthetic images: each method and prior, and the baseline."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from bench.speed.baseline import NaiveRun
+from bench.speed.baseline import BaselineRun
 from deelbo._vectors import flatten
 from deelbo.data import Split
 from deelbo.data.images import Geometry, Images, Normalization, resize_side
@@ -20,7 +20,7 @@ from deelbo.training.numerics import Numerics
 from deelbo.training.run import TrainingRun
 from deelbo.training.schedule import Schedule
 
-__all__ = ["CLASSES", "METHODS", "Setting", "fast_run", "naive_run", "split_of"]
+__all__ = ["CLASSES", "METHODS", "Setting", "baseline_run", "fast_run", "make_split"]
 
 
 METHODS = ("map", "de-elbo")
@@ -30,18 +30,20 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class Setting:
-    """What is timed, and how.
+    """Settings of a measurement.
 
     Attributes:
-        backbone, batch, size: the network, images a step, and the side of what it sees.
-        channels: of the images; what the backbone takes where None.
-        stored: side of the images in memory: they are brought to 8/7 of ``size``, cropped at random and flipped, as
-            CIFAR-10's; None keeps them at ``size``, moved by one pixel, as the digits.
+        backbone, batch, size: the network, images per step, and the side of its input.
+        channels: of the images; what the backbone takes if None.
+        stored: side of the images in memory, which are resized to 8/7 of ``size``, cropped at random and flipped, as
+            CIFAR-10 is; None stores them at ``size`` and shifts them by one pixel, as the digits are.
         priors: which of l2-zero, l2-sp, ptyl.
-        rounds, steps: rounds of measurement, and steps of each variant in a round.
+        rounds, steps: rounds, and steps of each variant per round.
         naive_steps: steps of the baseline in each of its two rounds; 0 leaves it out.
-        workers: of the baseline's loader.
-        profile: whether to say where the device's time goes.
+        workers: processes of the baseline's loader.
+        threads: of torch.
+        profile: whether to measure where the device spends its time.
+        numerics: of the fast path.
     """
 
     backbone: str = "digits-resnet"
@@ -59,8 +61,8 @@ class Setting:
     numerics: Numerics = field(default_factory=Numerics)
 
 
-def split_of(setting: Setting, device: torch.device) -> Split:
-    """One batch of random images, on the device."""
+def make_split(setting: Setting, device: torch.device) -> Split:
+    """Return one batch of random images, on the device."""
     random = torch.Generator().manual_seed(0)
     side = setting.stored or setting.size
     channels = setting.channels or (1 if setting.backbone == "digits-resnet" else 3)
@@ -91,13 +93,13 @@ def fast_run(setting: Setting, name: str, device: torch.device) -> TrainingRun:
     else:
         objective = DataEmphasizedELBO(groups, setting.batch)
     schedule = Schedule(0.001, steps=10**6, batch_size=setting.batch)
-    return TrainingRun(model.train(), split_of(setting, device), objective, schedule, 0, setting.numerics)
+    return TrainingRun(model.train(), make_split(setting, device), objective, schedule, 0, setting.numerics)
 
 
-def naive_run(setting: Setting, method: str, device: torch.device) -> NaiveRun:
-    """The baseline on the same network and images, with L2-SP's prior."""
+def baseline_run(setting: Setting, method: str, device: torch.device) -> BaselineRun:
+    """Return the baseline on the same network and images, with L2-SP's prior."""
     model, head = build_backbone(setting.backbone, CLASSES, image_size=setting.size)
-    split = split_of(setting, torch.device("cpu"))
-    images = split.train.take(torch.arange(setting.batch).repeat(20))  # epochs of 20 steps, so that workers stay up
+    split = make_split(setting, torch.device("cpu"))
+    images = split.train.take(torch.arange(setting.batch).repeat(20))  # epochs of 20 steps keep the workers busy
     split = Split(images, None, images, split.normalization, split.geometry)
-    return NaiveRun(model.to(device), head, split, method, setting.batch, setting.workers)
+    return BaselineRun(model.to(device), head, split, method, setting.batch, setting.workers)

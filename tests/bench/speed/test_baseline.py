@@ -14,7 +14,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from bench.speed.baseline import NaiveRun, OneByOne, plain_kl, plain_terms
+from bench.speed.baseline import BaselineRun, SingleImages, reference_kl, reference_terms
 from deelbo.data import Geometry, Images, Normalization, Split
 from deelbo.groups import make_groups
 from deelbo.objectives.base import Objective
@@ -76,14 +76,14 @@ def means_of(model: nn.Module, head: str) -> dict[str, Tensor]:
     }
 
 
-def test_the_plain_kl_is_torchs_at_the_best_scale(small: nn.Module) -> None:
+def test_the_reference_kl_is_torchs_at_the_best_scale(small: nn.Module) -> None:
     """The KL of a group is that of torch.distributions at the scale where it is least."""
     weights = {name: p.detach() for name, p in small.named_parameters()}
     means, sigma = means_of(small, "head"), torch.tensor(0.03, dtype=torch.float64)
     scale = best_scale(weights, means, sigma)
     expected = kl_by_torch(weights, means, sigma, scale)
     assert all(kl_by_torch(weights, means, sigma, scale * off) > expected for off in (0.9, 1.1))
-    torch.testing.assert_close(plain_kl(weights, means, sigma), expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(reference_kl(weights, means, sigma), expected, rtol=1e-9, atol=0)
 
 
 def test_the_plain_loss_is_the_bound(small: nn.Module) -> None:
@@ -93,7 +93,7 @@ def test_the_plain_loss_is_the_bound(small: nn.Module) -> None:
     means = means_of(small, "head")
     noise = {name: torch.randn_like(p) for name, p in small.named_parameters()}
     rho = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
-    found = sum(plain_terms(small, "head", means, rho, lambda name, _: noise[name], (x, y), 7))
+    found = sum(reference_terms(small, "head", means, rho, lambda name, _: noise[name], (x, y), 7))
     names = [name for name, _ in small.named_parameters()]
     gradients = torch.autograd.grad(found, [*small.parameters(), rho])
 
@@ -129,7 +129,7 @@ def test_a_naive_step_is_the_fast_paths(method: str, split: Split, monkeypatch: 
     to the same weights."""
     model, head = build_backbone("digits-resnet", 10, seed=1)
     other = copy.deepcopy(model)
-    naive, fast = NaiveRun(model, head, split, method, BATCH, 0), fast_run(other, head, split, method)
+    naive, fast = BaselineRun(model, head, split, method, BATCH, 0), fast_run(other, head, split, method)
     with torch.no_grad():  # off the prior's means
         for p in [*model.parameters(), *other.parameters()]:
             p.mul_(1.1)
@@ -151,7 +151,7 @@ def test_a_naive_step_is_the_fast_paths(method: str, split: Split, monkeypatch: 
 def test_naive_steps_train(method: str, split: Split) -> None:
     """The baseline learns its images: after some steps their NLL is lower."""
     model, head = build_backbone("digits-resnet", 10, seed=1)
-    run = NaiveRun(model, head, split, method, BATCH, 0)
+    run = BaselineRun(model, head, split, method, BATCH, 0)
     x = split.normalization(split.geometry.evaluation(split.train.pixels))
 
     def nll() -> float:
@@ -174,7 +174,7 @@ def test_images_one_by_one_are_those_of_a_batch(channels: int, stored: int, geom
     found = images(4, channels, stored)
     split = Split(found, None, found, Normalization.of(found), geometry)
     expected = split.normalization(geometry.evaluation(found.pixels))
-    loader = OneByOne(split)
+    loader = SingleImages(split)
     for i in range(len(loader)):
         image, label = loader[i]
         torch.testing.assert_close(image, expected[i], rtol=1e-4, atol=1e-4)
@@ -188,7 +188,7 @@ def test_images_one_by_one_are_moved_and_mirrored() -> None:
     pixels[0, 0, 1, 1] = 255
     found = Images(pixels, torch.zeros(1, dtype=torch.int64), 1)
     split = Split(found, None, found, Normalization(torch.zeros(1), torch.ones(1)), Geometry(4, 3, flip=True))
-    loader: Any = OneByOne(split)
+    loader: Any = SingleImages(split)
     torch.manual_seed(0)
     seen = [tuple(divmod(int(loader[0][0].argmax()), 3)) for _ in range(200)]
     assert set(seen) == {(row, column) for row in (0, 1) for column in (0, 1, 2)}
@@ -201,7 +201,7 @@ def test_workers_give_the_same_images(split: Split) -> None:
     made: list[Callable[[], Any]] = []
     for workers in (0, 1):
         model, head = build_backbone("digits-resnet", 10, seed=1)
-        run = NaiveRun(model, head, split, "map", BATCH, workers)
+        run = BaselineRun(model, head, split, "map", BATCH, workers)
         made.append(lambda run=run: next(run.batches))  # type: ignore[misc]
     (x, y), (other_x, other_y) = (take() for take in made)
     order, other_order = y.argsort(stable=True), other_y.argsort(stable=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.speed.equivalence import BOUNDS, Deviation, deviation
+from bench.speed.equivalence import BOUNDS, Deviation, measure_deviation
 from bench.speed.measure import measure
 from bench.speed.workloads import Setting
 from deelbo.objectives.elbo import DataEmphasizedELBO
@@ -30,7 +30,7 @@ def digits(numerics: Numerics, batch: int = 16) -> Deviation:
     random = torch.Generator().manual_seed(3)
     x = torch.randn(batch, 1, 16, 16, generator=random)
     model, head = build_backbone("digits-resnet", 10, seed=1)
-    return deviation(model, head, x, torch.arange(batch) % 10, 50, numerics)
+    return measure_deviation(model, head, x, torch.arange(batch) % 10, 50, numerics)
 
 
 def test_float32_deviates_by_rounding_alone() -> None:
@@ -45,7 +45,7 @@ def test_float32_deviates_by_rounding_alone() -> None:
 def test_bf16_deviates_by_its_rounding(channels_last: bool) -> None:
     """In bf16 there is a deviation, more than that of float32, and within the bound that its rounding has."""
     found = digits(Numerics("bf16", channels_last))
-    assert found.beyond(BOUNDS["bf16"]) == []
+    assert found.exceeds(BOUNDS["bf16"]) == []
     assert found.gradient > 10 * digits(Numerics()).gradient
 
 
@@ -54,7 +54,7 @@ def test_nothing_is_changed_by_looking() -> None:
     model, head = build_backbone("digits-resnet", 10)
     model.eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    deviation(model, head, torch.randn(4, 1, 16, 16), torch.arange(4), 4, Numerics())
+    measure_deviation(model, head, torch.randn(4, 1, 16, 16), torch.arange(4), 4, Numerics())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not model.training
 
@@ -64,8 +64,8 @@ def test_nothing_is_changed_by_looking() -> None:
 def test_every_part_has_its_bound(part: str, value: float) -> None:
     """A part beyond the bound, or that is not a number, is named with how much it may be; at the bound is within it."""
     bound = Deviation(1.0, 1.0, 1.0)
-    assert bound.beyond(bound) == []
-    assert replace(bound, **{part: value}).beyond(bound) == [f"{part} by {value:.2g} (at most 1)"]
+    assert bound.exceeds(bound) == []
+    assert replace(bound, **{part: value}).exceeds(bound) == [f"{part} by {value:.2g} (at most 1)"]
 
 
 def no_kl(self: Any, mean: Tensor, gradient: Tensor) -> None:
@@ -106,7 +106,7 @@ def test_a_wrong_fast_path_is_not_timed(
 ) -> None:
     """A fast path that computes something else is refused with how far it is off, before anything is timed."""
     steps: list[int] = []
-    monkeypatch.setattr(training.Run, "step", lambda *_: steps.append(1))
+    monkeypatch.setattr(training.TrainingRun, "step", lambda *_: steps.append(1))
     monkeypatch.setattr(owner, name, wrong)
     with pytest.raises(ValueError, match="the fast path of digits-resnet deviates from plain float32") as refused:
         measure(replace(SMALL, numerics=Numerics(precision)), CPU)
@@ -119,5 +119,5 @@ def test_the_true_fast_path_is_timed(numerics: Numerics) -> None:
     """The fast path as it is gets past the guard, and the result says how far off it is."""
     result = measure(replace(SMALL, numerics=numerics), CPU)
     found = Deviation(**result["deviation_from_plain"])
-    assert found.beyond(BOUNDS[numerics.precision]) == []
+    assert found.exceeds(BOUNDS[numerics.precision]) == []
     assert found.gradient > 0

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.cli.main import main
-from bench.speed.baseline import NaiveRun
+from bench.speed.baseline import BaselineRun
 from bench.speed.measure import measure, write
 from bench.speed.workloads import Setting
 from deelbo.training.numerics import Numerics
@@ -68,10 +68,10 @@ def test_the_baseline_is_timed_beside(beside_naive: dict[str, Any]) -> None:
 def test_a_part_that_breaks_off_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the baseline breaks off, the times that were taken are kept and what happened is said."""
 
-    def die(run: NaiveRun) -> None:
+    def die(run: BaselineRun) -> None:
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error")
 
-    monkeypatch.setattr(NaiveRun, "step", die)
+    monkeypatch.setattr(BaselineRun, "step", die)
     result = measure(NAIVE, CPU)
     assert "Bus error" in result["naive"]["error"]
     assert result["images_a_second"]["map l2-sp"] > 0
