@@ -47,11 +47,11 @@ def _prepare(options: argparse.Namespace) -> int:
         try:
             check_task(name, benchmark.data, benchmark.verify_data)
         except ValueError as missing:
-            if not benchmark.verify_data:  # what is there was chosen to be another
+            if not benchmark.verify_data:  # the official data are not what was asked for
                 raise
             console.print(f"{name}: {missing}")
-            where = download_task(name, benchmark.data)
-            console.print(f"{name}: downloaded to {short(str(where))}")
+            folder = download_task(name, benchmark.data)
+            console.print(f"{name}: downloaded to {short(folder)}")
         task = load_task(name, benchmark.data, benchmark.training.image_size, benchmark.verify_data)
         for n in benchmark.datasets[name]:
             check_size(n, task.pool_size, task.pool.num_classes)
@@ -66,11 +66,11 @@ def _prepare(options: argparse.Namespace) -> int:
             imagenet_file(name, version)
         except ValueError as missing:
             console.print(f"{name}: {missing}")
-            console.print(f"{name}: downloaded to {short(str(download_weights(name, version)))}")
+            console.print(f"{name}: downloaded to {short(download_weights(name, version))}")
     try:
-        starts = load_pretrained_backbones(benchmark, make_methods(benchmark), say=console.print)
+        pretrained = load_pretrained_backbones(benchmark, make_methods(benchmark), say=console.print)
     except ConfigError as error:
         raise ConfigError(f"{error}; the datasets are ready") from error
-    for name, start in starts.items():
-        console.print(f"{name}: pretrained weights {start.fingerprint}")
+    for name, weights in pretrained.items():
+        console.print(f"{name}: pretrained weights {weights.fingerprint}")
     return 0

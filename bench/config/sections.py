@@ -13,7 +13,7 @@ __all__ = ["BackboneSettings", "Resources", "SWAGFiles", "Training"]
 
 
 class Training(StrictModel):
-    """How every run is trained, whatever its method; see `deelbo.Schedule` and `deelbo.Numerics`."""
+    """Training settings of every run, whatever its method; see `deelbo.Schedule` and `deelbo.Numerics`."""
 
     steps: Count = 6000
     batch_size: Count = 128
@@ -70,7 +70,7 @@ def _check_swag_files(value: Any) -> Any:
 
 
 class BackboneSettings(StrictModel):
-    """Where the weights of a backbone come from, and which of its modules is the head."""
+    """The source of a backbone's weights, and the module that is its head."""
 
     weights: str | None = None
     ptyl: Annotated[str | SWAGFiles | None, BeforeValidator(_check_swag_files)] = None
