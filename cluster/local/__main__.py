@@ -100,11 +100,14 @@ class State(BaseModel):
         self.services[name] = process.pid
         (self.folder / "state.json").write_text(self.model_dump_json(indent=2), encoding="utf-8")
 
+    def ended(self) -> list[str]:
+        """Names of the services that no longer run."""
+        running = {process.pid for process in find_processes(self.folder)}
+        return [name for name, pid in self.services.items() if pid not in running]
+
     def problems(self, token: str) -> list[str]:
         """Describe services that have ended, then those whose API does not answer, though MLflow's /health might."""
-        running = {process.pid for process in find_processes(self.folder)}
-        ended = [name for name, pid in self.services.items() if pid not in running]
-        found = [f"{name} has ended; see {self.folder}/logs/{name}.log" for name in ended]
+        found = [f"{name} has ended; see {self.folder}/logs/{name}.log" for name in self.ended()]
         nodes = get_json(f"{self.url('dashboard')}/nodes?view=summary", token).get("data", {}).get("summary", [])
         alive = sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
         if alive < len(self.services) - 1:
@@ -163,7 +166,7 @@ def read_ports() -> dict[str, int]:
         if port in used:
             raise ValueError(f"port {port} is in use; end what listens there, or set another {variable}")
         used.add(port)
-    return ports | {"client": next(port for port in range(10001, 65536) if port not in used)}
+    return ports | {"client": next(free for free in range(10001 + port % 20000, 32768) if free not in used)}
 
 
 def start_services(state: State, token: str, workers: int, cpus: int) -> None:
@@ -171,12 +174,8 @@ def start_services(state: State, token: str, workers: int, cpus: int) -> None:
     folder, ports = state.folder, state.ports
     hosts = f"127.0.0.1,127.0.0.1:{ports['mlflow']},localhost,localhost:{ports['mlflow']}"
     options = f"--host 127.0.0.1 --port {ports['mlflow']} --workers 1 --allowed-hosts {hosts} --serve-artifacts".split()
-    options += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        f"{folder}/mlartifacts",
-    ]
+    options += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    options += ["--artifacts-destination", f"{folder}/mlartifacts"]
     variables = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     state.start("mlflow", ["-m", "mlflow", "server", *options], variables)
     head = f"--head --port {ports['ray']} --num-cpus 0 --ray-client-server-port {ports['client']} --disable-usage-stats"
@@ -210,7 +209,7 @@ def up(folder: Path) -> int:
             start_services(state, token, workers, cpus)
             deadline = time.monotonic() + MAX_START_SECONDS
             while problems := state.problems(token):
-                if "has ended" in problems[0] or time.monotonic() > deadline:
+                if state.ended() or time.monotonic() > deadline:
                     raise ValueError(f"the cluster did not start: {problems[0]}")
                 time.sleep(0.3)
         except BaseException:
