@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from deelbo.objectives.map import MAP
     from deelbo.posterior import IsotropicPosterior
     from deelbo.priors import GaussianPrior, Isotropic, LowRank
-    from deelbo.training.checkpoint import Checkpoint
+    from deelbo.training.checkpoint import Checkpoint, Handover
     from deelbo.training.clock import PhaseClock
     from deelbo.training.evaluation import evaluate
     from deelbo.training.fit import FitResult, fit
-    from deelbo.training.handover import Handover
     from deelbo.training.schedule import Schedule
 
 __all__ = [
@@ -50,11 +49,10 @@ _MODULES = {
     "objectives.map": ("MAP",),
     "posterior": ("IsotropicPosterior",),
     "priors": ("GaussianPrior", "Isotropic", "LowRank"),
-    "training.checkpoint": ("Checkpoint",),
+    "training.checkpoint": ("Checkpoint", "Handover"),
     "training.clock": ("PhaseClock",),
     "training.evaluation": ("evaluate",),
     "training.fit": ("FitResult", "fit"),
-    "training.handover": ("Handover",),
     "training.schedule": ("Schedule",),
 }
 

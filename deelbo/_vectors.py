@@ -1,6 +1,7 @@
-"""A group of parameters seen as one vector, which is how the formulas are written.
+"""Conversion between a list of parameters and the one vector (D,) in which the formulas are written.
 
-Reading and writing many tensors at once is left to torch's foreach kernels: one launch, not one a tensor.
+Many tensors are read and written at once by torch's foreach kernels: one launch for all instead of one for each.
+Weights in another layout than contiguous, such as channels_last, take a slower path on a GPU.
 """
 
 from __future__ import annotations
@@ -23,70 +24,70 @@ __all__ = [
 ]
 
 
-STRETCH = 1 << 18
+CHUNK = 1 << 18  # elements
 
 
 def flatten(tensors: Iterable[Tensor], out: Tensor | None = None) -> Tensor:
-    """A vector (D,) with the elements of ``tensors`` in order, detached from autograd: ``out``, or a new one."""
+    """Return the elements of ``tensors`` in order, detached, as a vector (D,): in ``out``, or in new memory."""
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors], out=out)
 
 
-def dot(one: Tensor, other: Tensor) -> Tensor:
-    """The dot product of two vectors (D,); 0-dimensional.
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """Return the dot product of two vectors (D,); 0-dimensional.
 
-    On a CPU in stretches: BLAS adds all products up in a few running sums, which costs float32 four of its seven digits
-    at D = 10^8.
+    On a CPU it is summed in chunks: BLAS adds all products in a few running sums, which at D = 10^8 loses four of
+    float32's seven digits.
     """
-    if one.device.type != "cpu" or one.numel() <= STRETCH:
-        return torch.dot(one, other)
-    parts = zip(one.split(STRETCH), other.split(STRETCH), strict=True)
+    if x.device.type != "cpu" or x.numel() <= CHUNK:
+        return torch.dot(x, y)
+    parts = zip(x.split(CHUNK), y.split(CHUNK), strict=True)
     return torch.stack([torch.dot(a, b) for a, b in parts]).sum()
 
 
 def squared_norms(vectors: Sequence[Tensor]) -> Tensor:
-    """||x||^2 of each of G vectors, as one vector (G,)."""
+    """Return ||x||^2 of each of G vectors, as one vector (G,)."""
     if vectors[0].device.type == "cpu":
         return torch.stack([dot(vector, vector) for vector in vectors])
     return torch.stack(torch._foreach_norm(list(vectors))).square()
 
 
 def views(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """``vector`` (D,) cut into views shaped like each of ``like``, in order."""
+    """Split ``vector`` (D,) into views with the shapes of ``like``, in order."""
     pieces = vector.split([tensor.numel() for tensor in like])
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
 @torch.no_grad()
 def write(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
-    """Copies ``vector`` (D,) into the parameters, in place."""
+    """Copy ``vector`` (D,) into the parameters, in place."""
     torch._foreach_copy_(list(parameters), views(vector, parameters))
 
 
 @torch.no_grad()
 def add(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
-    """Adds ``vector`` (D,) to the parameters, in place."""
+    """Add ``vector`` (D,) to the parameters, in place."""
     torch._foreach_add_(list(parameters), views(vector, parameters))
 
 
 def flatten_gradients(parameters: Sequence[nn.Parameter]) -> Tensor | None:
-    """The gradients as a new vector (D,), zeros where a parameter has none; None where no parameter has one."""
+    """Return the gradients as a new vector (D,), zeros for a parameter without one; None if no parameter has one."""
     if all(p.grad is None for p in parameters):
         return None
     return flatten(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
 
 
 def set_gradients(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
-    """Makes ``vector`` (D,) the parameters' gradients. They share its memory: it must not be used for anything else."""
+    """Make ``vector`` (D,) the parameters' gradients, which share its memory: the caller must not use it again."""
     for parameter, piece in zip(parameters, views(vector, parameters), strict=True):
         if parameter.is_contiguous():
             parameter.grad = piece
-        else:  # an optimizer takes weight and gradient in one memory layout faster
+        else:  # an optimizer is faster where weight and gradient have one memory layout
             parameter.grad = torch.empty_like(parameter).copy_(piece)
 
 
 @torch.no_grad()
 def add_to_gradients_(parameters: Sequence[nn.Parameter], vector: Tensor, factor: float = 1.0) -> None:
-    """Adds ``factor`` times ``vector`` (D,) to the parameters' gradients, in place."""
+    """Add ``factor`` times ``vector`` (D,) to the parameters' gradients, in place."""
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

@@ -1,4 +1,4 @@
-"""`LearnedL2`: the DE ELBo as a drop-in for a training loop that exists already."""
+"""`LearnedL2`: the DE ELBo as a drop-in for an existing training loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["LearnedL2"]
 class LearnedL2(DataEmphasizedELBO):
     """Learns the strength of L2 regularization while the model trains, from all the data, in one run.
 
-    Use it in any loop; the model needs no change::
+    It fits any loop, and the model needs no change::
 
         reg = deelbo.LearnedL2(model, num_examples=len(train_set), prior="l2-sp", head="fc")
         opt = torch.optim.SGD([*model.parameters(), *reg.parameters()], lr=lr, momentum=0.9, nesterov=True)
@@ -28,23 +28,23 @@ class LearnedL2(DataEmphasizedELBO):
                 F.cross_entropy(model(x), y).backward()
             opt.step()
 
-    The loss inside must be the MEAN negative log-likelihood of the batch. `sample` clears the gradients on entering, so
+    The loss must be the mean negative log-likelihood of the batch. `sample` clears the gradients on entry, so
     ``zero_grad`` is not needed; several ``backward`` calls inside one block accumulate. The optimizer's own
     ``weight_decay`` must stay 0. With a ``GradScaler``, call ``scaler.unscale_(opt)`` inside the block.
 
     Args:
-        model: any `torch.nn.Module`, its backbone already pretrained. Frozen weights stay out.
-        num_examples: N, the number of training examples, not of a batch.
-        prior: the backbone's prior: ``"l2-sp"``, mean at the weights the model has now; ``"l2-zero"``, mean zero; or
-            an object such as `deelbo.LowRank`.
-        head: dotted name of the submodule that is new, e.g. ``"fc"``: its prior is N(0, tau I). None: there is none.
-        kappa: how often the likelihood counts; D/N where None.
-        sigma: where the posterior's sigma starts.
-        generator: random numbers of the draws, on the model's device; torch's global one where None.
-        groups: ``"backbone+head"``, or ``"layer"``: a prior variance for each layer of the backbone.
+        model: any `torch.nn.Module` with a pretrained backbone. Frozen weights are left out.
+        num_examples: N, the number of training examples (not of a batch).
+        prior: the backbone's prior: ``"l2-sp"``, mean at the model's current weights; ``"l2-zero"``, mean zero; or an
+            object such as `deelbo.LowRank`.
+        head: dotted name of the new submodule, e.g. ``"fc"``, whose prior is N(0, tau I). None: there is none.
+        kappa: weight of the likelihood; None: D/N.
+        sigma: initial standard deviation of the posterior.
+        generator: random numbers of the draws, on the model's device; None: torch's global one.
+        groups: ``"backbone+head"``, or ``"layer"`` for a prior variance per layer of the backbone.
 
     Raises:
-        ValueError: no such head, an unknown prior, a num_examples below 1, or weights the posterior cannot take.
+        ValueError: no such head, an unknown prior, a num_examples below 1, or weights that the posterior cannot take.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class LearnedL2(DataEmphasizedELBO):
         super().__init__(make_groups(model, head, prior, groups), num_examples, kappa, sigma, generator)
 
     def sample(self) -> AbstractContextManager[None]:
-        """A block whose forward and backward run at one draw of the weights; it leaves the objective's gradients."""
+        """A block whose forward and backward passes use one draw of the weights; on exit the gradients are complete."""
         return self.step()
 
     @property
     def lambda_(self) -> float:
         """lambda*, the learned prior variance of the backbone; NaN where every weight is head.
 
-        With a variance a layer: their mean over the backbone's weights, each layer's own being in `scales`.
+        With one variance per layer: their mean over the backbone's weights. `scales` has each layer's own.
         """
         scales = self.scales()
         layers = {group.name: group.prior.dim for group in self.groups if group.part == "backbone"}
@@ -78,8 +78,8 @@ class LearnedL2(DataEmphasizedELBO):
 
     @property
     def tau(self) -> float:
-        """tau*, the learned prior variance of the head; NaN where there is none."""
-        return self.scales().get("head", float("nan"))
+        """tau*, the learned prior variance of the head; NaN without a head."""
+        return self.scales().get("head", math.nan)
 
     @property
     def sigma(self) -> float:
@@ -87,12 +87,16 @@ class LearnedL2(DataEmphasizedELBO):
         return float(self.posterior.sigma)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the model's: rho, and the priors' means."""
+        """Return what a checkpoint needs beside the model's state: rho and the priors' means."""
         means = {group.name: group.prior.mean for group in self.groups}
         return {"rho": self.posterior.rho.detach(), "means": means}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave, whatever weights the model had when this object was made."""
+        """Continue from a `state_dict`, whatever weights the model had when this object was made.
+
+        Raises:
+            ValueError: the state is of another model.
+        """
         for group in self.groups:
             mean = state["means"].get(group.name)
             if mean is None or mean.shape != group.prior.mean.shape:

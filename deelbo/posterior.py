@@ -1,8 +1,9 @@
-"""The isotropic Gaussian posterior q(theta) = N(theta_bar, sigma^2 I) around the weights of any module.
+"""The isotropic Gaussian posterior q(theta) = N(theta_bar, sigma^2 I) over the weights of any module.
 
-The module's own parameters are theta_bar. `sample` shifts them in place to theta_bar + sigma eps, so that whoever calls
-the module inside the block calls a draw from q, and puts them back to the bit on leaving. What ``backward`` left in the
-gradients is g = dL/dtheta at the draw; by the reparameterisation trick (Kingma and Welling 2014)
+The module's own parameters are theta_bar. `IsotropicPosterior.sample` shifts them in place to theta_bar + sigma eps, so
+that code which calls the module inside the block uses a draw from q, and restores them exactly afterwards. With the
+gradient g = dL/dtheta at the draw, the reparameterization trick (Kingma and Welling 2014, "Auto-Encoding Variational
+Bayes", section 2.4) gives
 
     dL/dtheta_bar = g,    dL/drho = (g . eps) dsigma/drho,    sigma = softplus(rho),    dsigma/drho = sigmoid(rho).
 """
@@ -25,34 +26,32 @@ __all__ = ["Draw", "IsotropicPosterior"]
 
 @dataclass
 class Draw:
-    """One draw from q: ``mean`` is theta_bar and ``shift`` is sigma eps, both (D,) and good until the next draw.
+    """One draw from q. The vectors are valid until the next draw.
 
-    ``gradient`` (D,) is, once the block is left, a copy of dL/dtheta_bar, or None where nothing ran ``backward``. An
-    objective completes it in place and makes it the weights' gradients.
+    Attributes:
+        mean: theta_bar; shape (D,).
+        shift: sigma eps; shape (D,).
+        gradient: after the block, a copy of dL/dtheta_bar, shape (D,), which an objective may complete in place and
+            make the weights' gradients; None if ``backward`` did not run.
     """
 
     mean: Tensor
     shift: Tensor
     gradient: Tensor | None = None
 
-    @property
-    def backward_ran(self) -> bool:
-        """Whether anything left a gradient behind."""
-        return self.gradient is not None
-
 
 class IsotropicPosterior:
-    """q(theta) = N(theta_bar, sigma^2 I) with ONE learned sigma for all weights.
+    """q(theta) = N(theta_bar, sigma^2 I) with one learned sigma for all weights.
 
     Args:
-        parameters: the weights theta, in the order of the vector theta_bar. Frozen ones are passed over, tied ones
+        parameters: the weights theta, in the order of the vector theta_bar. Frozen weights are left out, tied ones
             counted once.
-        sigma: where sigma starts, > 0.
-        generator: the random numbers eps come from; torch's global generator where None.
+        sigma: initial sigma, at least 1e-12.
+        generator: source of eps; None: torch's global generator.
 
     Raises:
-        ValueError: no weight to train, weights of several types or devices, or in half precision (where a shift of
-            1e-4 is lost to rounding: keep the weights in float32 and use autocast).
+        ValueError: no trained weight, weights of several types or devices, or weights in half precision, where a shift
+            of 1e-4 would be lost to rounding.
     """
 
     def __init__(
@@ -67,14 +66,14 @@ class IsotropicPosterior:
             raise ValueError(f"all trained weights must share one type and device, got {found}: move the model first")
         if not MIN_SIGMA <= sigma < math.inf:
             raise ValueError(f"sigma must be a number of at least {MIN_SIGMA:g}, got {sigma}")
-        like = self.weights[0]
-        if like.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"weights must be float32 or float64, got {like.dtype}: keep them so and use autocast")
+        first = self.weights[0]
+        if first.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"weights must be float32 or float64, got {first.dtype}: keep them so and use autocast")
         self.generator = generator
-        rho = math.log(math.expm1(sigma)) if sigma < 30 else sigma  # softplus is the identity to the bit from there
-        self.rho = nn.Parameter(torch.tensor(rho, dtype=like.dtype, device=like.device))
-        self._inside = False
-        self._room: Tensor | None = None  # for theta_bar and sigma eps: fresh memory at every step costs time on a CPU
+        rho = math.log(math.expm1(sigma)) if sigma < 30 else sigma  # from 30 on softplus is the identity, exactly
+        self.rho = nn.Parameter(torch.tensor(rho, dtype=first.dtype, device=first.device))
+        self._is_sampling = False
+        self._buffers: tuple[Tensor, Tensor] | None = None  # reused, as new memory in every step is slow on a CPU
 
     @property
     def dim(self) -> int:
@@ -93,35 +92,36 @@ class IsotropicPosterior:
 
     @contextmanager
     def sample(self) -> Iterator[Draw]:
-        """Inside the block the weights are one draw from q; ``forward`` and ``backward`` both belong in there.
+        """A block in which the weights are one draw from q; ``forward`` and ``backward`` both belong inside.
 
-        Gradients of the weights and of rho are cleared on entering. On leaving, the weights are theta_bar again, their
-        gradients dL/dtheta_bar, and ``rho.grad`` is dL/drho. Where nothing ran ``backward``, or the block raised,
-        there are no new gradients.
+        Gradients of the weights and of rho are cleared on entry. On exit the weights are theta_bar again, their
+        gradients are dL/dtheta_bar and ``rho.grad`` is dL/drho; there are none if ``backward`` did not run or the block
+        raised.
 
         Raises:
-            RuntimeError: entered while already inside.
+            RuntimeError: the block is entered inside itself.
         """
-        if self._inside:
+        if self._is_sampling:
             raise RuntimeError("sample() was entered inside sample(): leave the first block before drawing again")
         self._clear_gradients()
-        like = self.weights[0]
-        if self._room is None:
-            self._room = torch.empty(2, self.dim, dtype=like.dtype, device=like.device)
-        mean, shift = flatten(self.weights, out=self._room[0]), self._room[1]
+        if self._buffers is None:
+            # two tensors, as the second half of one would not be aligned to 16 bytes where D is odd
+            mean_buffer = torch.empty(self.dim, dtype=self.rho.dtype, device=self.rho.device)
+            self._buffers = mean_buffer, torch.empty_like(mean_buffer)
+        mean, shift = flatten(self.weights, out=self._buffers[0]), self._buffers[1]
         sigma = self.sigma
         torch.randn(shift.shape, generator=self.generator, out=shift).mul_(sigma)
         draw = Draw(mean, shift)
-        self._inside = True
+        self._is_sampling = True
         try:
             add(self.weights, shift)
-            torch.clear_autocast_cache()  # which knows nothing of a change in place
+            torch.clear_autocast_cache()  # it does not notice a change in place
             yield draw
         except BaseException:
             self._clear_gradients()
             raise
         finally:
-            self._inside = False
+            self._is_sampling = False
             write(self.weights, mean)
             torch.clear_autocast_cache()
         draw.gradient = flatten_gradients(self.weights)

@@ -1,6 +1,6 @@
-"""Gaussian priors over one group of weights, whose scale is learned in closed form.
+"""Gaussian priors over one group of weights, with a scale that has a closed form.
 
-A prior is w ~ N(mu, s Sigma), with w in R^D, a fixed mean mu, a fixed covariance Sigma, and one scale s > 0. The
+A prior is w ~ N(mu, s Sigma) with w in R^D, a fixed mean mu, a fixed covariance Sigma and one scale s > 0. The
 posterior is q(w) = N(w_bar, sigma^2 I). With d = w_bar - mu (Harvey, Petrov, Hughes 2024, "Learning the Regularization
 Strength for Deep Fine-Tuning via a Data-Emphasized Variational Objective"):
 
@@ -8,7 +8,7 @@ Strength for Deep Fine-Tuning via a Data-Emphasized Variational Objective"):
     KL(q || p)    = 1/2 [D s*/s - D + D log s + log|Sigma| - D log sigma^2]
     KL at s = s*  = 1/2 [D log s* + log|Sigma| - D log sigma^2]
 
-Everything here costs O(D K), K = 0 for an isotropic Sigma and the rank of the factor for a low-rank one.
+Everything costs O(D) for an isotropic Sigma and O(D K) for one with a factor of rank K.
 """
 
 from __future__ import annotations
@@ -26,26 +26,36 @@ from deelbo._vectors import dot
 __all__ = ["GaussianPrior", "Isotropic", "KLTerm", "LowRank"]
 
 
-STRETCH = 1 << 20
+CHUNK = 1 << 20  # weights
 
 
 @dataclass(frozen=True)
 class KLTerm:
-    """KL(q || p) of one group at its best scale, with the gradient that one optimizer step needs.
+    """KL(q || p) of one group at s = s*, with the gradient that an optimizer step needs. Scalars are 0-dimensional.
 
     Attributes:
-        value: KL at ``scale``, in nats; 0-dimensional.
-        scale: the closed-form s*; 0-dimensional.
+        prior: p.
+        sigma: standard deviation of q.
+        scale: s*.
         precision_d: Sigma^-1 d; shape (D,).
-        gradient_sigma: dKL/dsigma = sigma tr(Sigma^-1) / s* - D / sigma; 0-dimensional.
-        squared_distance: d^T Sigma^-1 d; 0-dimensional.
+        squared_distance: d^T Sigma^-1 d.
     """
 
-    value: Tensor
+    prior: GaussianPrior
+    sigma: Tensor
     scale: Tensor
     precision_d: Tensor
-    gradient_sigma: Tensor
     squared_distance: Tensor
+
+    @property
+    def value(self) -> Tensor:
+        """KL in nats."""
+        return self.prior._kl(self.scale, self.sigma)
+
+    @property
+    def gradient_sigma(self) -> Tensor:
+        """dKL/dsigma = sigma tr(Sigma^-1) / s* - D / sigma."""
+        return self.sigma * self.prior.trace_precision / self.scale - self.prior.dim / self.sigma
 
     @property
     def gradient_mean(self) -> Tensor:
@@ -54,12 +64,12 @@ class KLTerm:
 
 
 class GaussianPrior(ABC):
-    """N(mu, s Sigma) over a vector of D weights. A subclass says what Sigma is.
+    """N(mu, s Sigma) over a vector of D weights. A subclass defines Sigma.
 
     Attributes:
         mean: mu; shape (D,).
-        trace_precision: tr(Sigma^-1), a number.
-        log_det: log|Sigma|, a number.
+        trace_precision: tr(Sigma^-1).
+        log_det: log|Sigma|.
     """
 
     mean: Tensor
@@ -73,49 +83,46 @@ class GaussianPrior(ABC):
 
     @abstractmethod
     def precision_times(self, vector: Tensor) -> Tensor:
-        """Sigma^-1 x for x of shape (D,)."""
+        """Return Sigma^-1 x for x of shape (D,)."""
 
     def squared_distance(self, weights: Tensor) -> Tensor:
-        """d^T Sigma^-1 d for weights of shape (D,); 0-dimensional."""
+        """Return d^T Sigma^-1 d for weights of shape (D,); 0-dimensional."""
         d = weights - self.mean
         return dot(d, self.precision_times(d))
 
     def scale(self, weights: Tensor, sigma: Tensor) -> Tensor:
-        """s* = [sigma^2 tr(Sigma^-1) + d^T Sigma^-1 d] / D, the scale at which KL(q || p) is least; 0-dimensional."""
+        """Return s* = [sigma^2 tr(Sigma^-1) + d^T Sigma^-1 d] / D, which minimizes KL(q || p); 0-dimensional."""
         return (sigma**2 * self.trace_precision + self.squared_distance(weights)) / self.dim
 
     def kl(self, weights: Tensor, sigma: Tensor, scale: Tensor | float | None = None) -> Tensor:
-        """KL(N(weights, sigma^2 I) || N(mu, scale Sigma)) in nats, at s* where no scale is given; 0-dimensional."""
+        """Return KL(N(weights, sigma^2 I) || N(mu, scale Sigma)) in nats; ``scale`` None: s*. 0-dimensional."""
         best = self.scale(weights, sigma)
         if scale is None:
             return self._kl(best, sigma)
         s = torch.as_tensor(scale, dtype=best.dtype, device=best.device)
         return self._kl(s, sigma) + 0.5 * self.dim * (best / s - 1)
 
-    def kl_term(self, weights: Tensor, sigma: Tensor, room: Tensor | None = None) -> KLTerm:
-        """KL at s* and its gradient, from one product with Sigma^-1. ``weights``: (D,); ``sigma``: 0-dimensional.
+    def kl_term(self, weights: Tensor, sigma: Tensor, out: Tensor | None = None) -> KLTerm:
+        """Return KL at s* and its gradient, from one product with Sigma^-1.
 
-        ``room``: memory (D,) to work in, which the result may share; fresh where None.
+        Args:
+            weights: w_bar, shape (D,).
+            sigma: standard deviation of q, 0-dimensional.
+            out: memory (D,) for d, which the result may share; None: new memory.
         """
-        d = torch.sub(weights, self.mean, out=room)
+        d = torch.sub(weights, self.mean, out=out)
         precision_d = self.precision_times(d)
         squared_distance = dot(d, precision_d)
         scale = (sigma**2 * self.trace_precision + squared_distance) / self.dim
-        return KLTerm(
-            value=self._kl(scale, sigma),
-            scale=scale,
-            precision_d=precision_d,
-            gradient_sigma=sigma * self.trace_precision / scale - self.dim / sigma,
-            squared_distance=squared_distance,
-        )
+        return KLTerm(self, sigma, scale, precision_d, squared_distance)
 
     def neg_log_density(self, weights: Tensor, scale: float) -> Tensor:
-        """-log N(weights | mu, scale Sigma) in nats, constants included; 0-dimensional."""
+        """Return -log N(weights | mu, scale Sigma) in nats, constants included; 0-dimensional."""
         constant = self.dim * (math.log(2 * math.pi) + math.log(scale)) + self.log_det
         return 0.5 * (self.squared_distance(weights) / scale + constant)
 
     def neg_log_density_gradient(self, weights: Tensor, scale: float) -> Tensor:
-        """Sigma^-1 d / scale; shape (D,)."""
+        """Return Sigma^-1 d / scale; shape (D,)."""
         return self.precision_times(weights - self.mean) / scale
 
     def _kl(self, scale: Tensor, sigma: Tensor) -> Tensor:
@@ -123,7 +130,7 @@ class GaussianPrior(ABC):
 
 
 class Isotropic(GaussianPrior):
-    """N(mu, s I): L2-zero where mu = 0, L2-SP where mu is the pretrained weights.
+    """N(mu, s I): L2-zero with mu = 0, L2-SP with mu = the pretrained weights.
 
     Args:
         mean: mu, shape (D,).
@@ -141,7 +148,7 @@ class Isotropic(GaussianPrior):
 
 
 class LowRank(GaussianPrior):
-    """N(mu, s Sigma), Sigma = 1/2 diag(variance) + epsilon I + Q Q^T / (2K - 2): PTYL's prior from a SWAG posterior.
+    """N(mu, s Sigma) with Sigma = 1/2 diag(variance) + epsilon I + Q Q^T / (2K - 2): PTYL's prior, from SWAG.
 
     Shwartz-Ziv et al. 2022, "Pre-Train Your Loss"; SWAG: Maddox et al. 2019, "A Simple Baseline for Bayesian
     Uncertainty in Deep Learning". With A the diagonal part, F = Q / sqrt(2K - 2) and M = I_K + F^T A^-1 F = L L^T, the
@@ -153,7 +160,7 @@ class LowRank(GaussianPrior):
         mean: mu, shape (D,).
         variance: SWAG's diagonal variance s, shape (D,), not negative.
         factor: Q, shape (D, columns): deviations of SGD iterates from their mean, newest last.
-        rank: K >= 2, how many of the newest columns to use; all where None.
+        rank: K >= 2, number of the newest columns to use; None: all.
         epsilon: added to the diagonal.
     """
 
@@ -172,40 +179,40 @@ class LowRank(GaussianPrior):
         if not bool(factor.isfinite().all()):
             raise ValueError("factor must be finite in every element, got NaN or infinity: fit SWAG again")
         if not bool((0.5 * variance.detach() + epsilon > 0).all()):
-            raise ValueError("1/2 variance + epsilon must be positive for every weight: raise epsilon or mend variance")
+            raise ValueError("1/2 variance + epsilon must be positive for every weight: raise epsilon or fix variance")
         self.mean = mean.detach().clone()
         self._decompose(variance.detach(), factor.detach()[:, -rank:], epsilon)
 
     def _decompose(self, variance: Tensor, factor: Tensor, epsilon: float) -> None:
-        """A^-1, B and the two constants, in float64 a stretch of weights at a time, as D K doubles are many."""
+        """Compute A^-1, B and the two constants in float64, one chunk of weights at a time to bound the memory."""
         like, rank = self.mean, factor.shape[1]
-        shrink = 1 / math.sqrt(2 * rank - 2)
 
-        def stretches() -> Iterator[tuple[slice, Tensor, Tensor]]:
-            for start in range(0, self.dim, STRETCH):
-                place = slice(start, start + STRETCH)
-                diagonal = 0.5 * variance[place].double() + epsilon
-                yield place, diagonal, factor[place].double() * shrink
+        def chunks() -> Iterator[tuple[slice, Tensor, Tensor]]:
+            """Yield each chunk's slice of the weights, diagonal of A, and rows of F."""
+            for start in range(0, self.dim, CHUNK):
+                rows = slice(start, start + CHUNK)
+                diagonal = 0.5 * variance[rows].double() + epsilon
+                yield rows, diagonal, factor[rows].double() * (1 / math.sqrt(2 * rank - 2))
 
         identity = torch.eye(rank, dtype=torch.float64, device=like.device)
         capacitance, log_det, trace = identity.clone(), 0.0, 0.0
         self._inverse_diagonal = torch.empty_like(like)
-        for place, diagonal, scaled in stretches():
+        for rows, diagonal, scaled in chunks():
             capacitance += scaled.T @ (scaled / diagonal[:, None])
             log_det += float(diagonal.log().sum())
             trace += float(diagonal.reciprocal().sum())
-            self._inverse_diagonal[place] = diagonal.reciprocal()
+            self._inverse_diagonal[rows] = diagonal.reciprocal()
         cholesky = torch.linalg.cholesky(capacitance)
         inverse_root = torch.linalg.solve_triangular(cholesky, identity, upper=False).T  # L^-T
         self._half = torch.empty(rank, self.dim, dtype=like.dtype, device=like.device)
-        for place, diagonal, scaled in stretches():
+        for rows, diagonal, scaled in chunks():
             half = (scaled / diagonal[:, None]) @ inverse_root
             trace -= float(half.square().sum())
-            self._half[:, place] = half.T
+            self._half[:, rows] = half.T
         self.log_det = log_det + 2 * float(cholesky.diagonal().log().sum())
         self.trace_precision = trace
 
     def precision_times(self, vector: Tensor) -> Tensor:
-        with torch.autocast(vector.device.type, enabled=False):  # not in the precision of a forward pass around it
-            inner = torch.stack([dot(column, vector) for column in self._half])  # B^T x, never in TF32
+        with torch.autocast(vector.device.type, enabled=False):  # sample()'s block may be inside an autocast
+            inner = torch.stack([dot(column, vector) for column in self._half])  # B^T x; a matrix product may use TF32
             return (self._inverse_diagonal * vector).addmv_(self._half.T, inner, alpha=-1)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deelbo.training.run import MakeOptimizer
+from deelbo.training.run import OptimizerFactory
 
 __all__ = ["OPTIMIZERS", "make_optimizer"]
 
@@ -34,7 +34,7 @@ PRODIGY_D0 = 1e-3
 Optimizer = torch.optim.Optimizer
 
 
-def make_optimizer(name: str) -> MakeOptimizer | None:
+def make_optimizer(name: str) -> OptimizerFactory | None:
     """Return a factory of the optimizer for `deelbo.fit`; None for "sgd", which is the trainer's own.
 
     Raises:

@@ -18,10 +18,9 @@ from bench.trials.spec import TrialSpec
 from deelbo.data import load_task
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.pretrained.embedded import Pretrained
-from deelbo.training.checkpoint import Checkpoint
+from deelbo.training.checkpoint import Checkpoint, Handover
 from deelbo.training.clock import PhaseClock
 from deelbo.training.fit import FitResult, fit
-from deelbo.training.handover import Handover
 from deelbo.training.numerics import Numerics
 from deelbo.training.schedule import Schedule
 

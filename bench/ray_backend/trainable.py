@@ -20,8 +20,7 @@ from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from bench.utils.text import single_line
 from deelbo.pretrained.embedded import Pretrained
-from deelbo.training.checkpoint import Checkpoint
-from deelbo.training.handover import Handover
+from deelbo.training.checkpoint import Checkpoint, Handover
 
 __all__ = ["TrialRunner", "TrialTrainable"]
 

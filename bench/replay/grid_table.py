@@ -22,6 +22,7 @@ from bench.results.configurations import COSTS
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from bench.trials.spec import Cell, TrialSpec
+from deelbo.training.schedule import stop_epoch
 
 __all__ = ["PHASES", "Answer", "GridTable", "Series", "grid_tables", "where"]
 
@@ -157,13 +158,13 @@ class GridTable:
         metrics = {name: row.get(name, math.nan) for name in ("train_nll", "val_nll", "val_acc")}
         completed = all(map(math.isfinite, metrics.values()))
         seconds = dict.fromkeys(PHASES, 0.0) | handed | {"train": max(row["train_seconds"] - before, 0.0)}
-        if row["epoch"] >= self._stop(until):  # it came as far as its last look
+        if row["epoch"] >= stop_epoch(until, self._epochs):  # it came as far as its last look
             seconds["evaluate"] = record.seconds.get("evaluate", 0.0) or self._a_pass
         return _answer("completed" if completed else "diverged", metrics, seconds)
 
     def _row(self, point: Point, share: float) -> dict[str, float]:
         """The row at the epoch at which a share of the run is trained; the last one of a run that diverged before."""
-        rows, stop = self._series(point), self._stop(share)
+        rows, stop = self._series(point), stop_epoch(share, self._epochs)
         for row in rows:
             if row["epoch"] == stop:
                 return row
@@ -176,10 +177,6 @@ class GridTable:
             f"grid's series have epochs {shown}: choose shares that fall on them, or run a grid with more "
             "training.series_points"
         )
-
-    def _stop(self, share: float) -> int:
-        """The epoch after which a share is trained, as `deelbo.Schedule.stop_epoch`, whose import takes seconds."""
-        return max(math.ceil(share * self._epochs - 1e-9), 1)
 
     def _series(self, point: Point) -> list[dict[str, float]]:
         if point not in self._rows:

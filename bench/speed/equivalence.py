@@ -65,11 +65,11 @@ def measure_deviation(
     model = _stabilize(copy.deepcopy(model).train())
     fast, plain = copy.deepcopy(model), copy.deepcopy(model)
     device = x.device
-    with numerics.switched_on():
+    with numerics.backend_flags():
         generator = torch.Generator(device).manual_seed(SEED)
         groups = make_groups(fast, head, "l2-sp")
         objective = DataEmphasizedELBO(groups, num_examples, sigma=1e-3, generator=generator)
-        forward = numerics.trained_through(fast)
+        forward = numerics.compile_model(fast)
         # away from the prior's mean, where the KL has no gradient
         with torch.no_grad():
             for one, other in zip(fast.parameters(), plain.parameters(), strict=True):
@@ -77,9 +77,9 @@ def measure_deviation(
                 other.mul_(1.01)
         with objective.step():
             with numerics.autocast(device):
-                loss = F.cross_entropy(forward(numerics.laid_out(x)), y)
+                loss = F.cross_entropy(forward(numerics.to_memory_format(x)), y)
             loss.backward()
-    with Numerics().switched_on():
+    with Numerics().backend_flags():
         means = prior_means(model, head)
         rho = objective.posterior.rho.detach().clone().requires_grad_()
         noise = _noise_by_name(fast, objective, device)

@@ -43,7 +43,7 @@ def measure(setting: Setting, device: torch.device) -> dict[str, Any]:
     before = torch.get_num_threads()
     torch.set_num_threads(setting.threads)
     try:
-        with setting.numerics.switched_on():
+        with setting.numerics.backend_flags():
             deviation = _check_fast_path(setting, device)
             names = [f"{method} {prior}" for prior in setting.priors for method in METHODS]
             memory = {name: _peak_gib(setting, name, device) for name in names} if device.type == "cuda" else {}
@@ -51,7 +51,7 @@ def measure(setting: Setting, device: torch.device) -> dict[str, Any]:
             times = _measure_rounds(runs, setting, device)
         result = _summary(setting, device, deviation, next(iter(runs.values())).objective.dim, times, memory)
         result |= _or_error("naive", lambda: _measure_baseline(setting, runs, device)) if setting.naive_steps else {}
-        with setting.numerics.switched_on():
+        with setting.numerics.backend_flags():
             if setting.profile:
                 result |= _or_error("profile", lambda: {n: _profile(run, device) for n, run in runs.items()})
         return result
@@ -121,7 +121,7 @@ def _measure_baseline(setting: Setting, runs: dict[str, TrainingRun], device: to
             seconds = _seconds_per_step(baseline.step, setting.naive_steps, device)
             times.setdefault(method, []).append(seconds)
             if run is not None:
-                with setting.numerics.switched_on():
+                with setting.numerics.backend_flags():
                     fast = _seconds_per_step(_step_of(run), setting.steps, device)
                 ratios.setdefault(method, []).append(seconds / fast)
         baseline.close()

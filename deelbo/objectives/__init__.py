@@ -1,1 +1,1 @@
-"""Objectives."""
+"""Objectives: what a training run minimizes."""

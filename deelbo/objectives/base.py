@@ -1,4 +1,4 @@
-"""Base."""
+"""Interface between an objective and the training loop."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ __all__ = ["Objective", "TrainingContext"]
 
 
 class TrainingContext(Protocol):
-    """The attributes of a training run that an objective's `adapt`, `warm_up` and `final` read.
+    """The attributes of a training run that an objective's `adapt`, `warm_up` and `selection_metrics` read.
 
     Attributes:
         model: the network, in training mode between steps.
         split: training and validation images, their geometry and normalization (`deelbo.data.Split`).
         numerics: precision and memory layout (`deelbo.training.numerics.Numerics`).
-        device: where the weights are.
-        batch: images of a step.
-        total: steps of the whole run.
+        device: device of the weights.
+        batch_size: images per step.
+        total_steps: steps of the whole run.
     """
 
     model: nn.Module
     split: Any
     numerics: Any
     device: torch.device
-    batch: int
-    total: int
+    batch_size: int
+    total_steps: int
 
     @property
     def objective(self) -> Objective:
@@ -44,12 +44,22 @@ class TrainingContext(Protocol):
 
 
 class Objective(ABC):
-    """The training loop's side of an objective: run ``forward`` and ``backward`` of the mean NLL inside `step`.
+    """What a training run minimizes. Forward and backward passes of the mean NLL belong inside the block of `step`.
 
     Args:
         groups: the groups of weights, each weight in exactly one.
         num_examples: N, the number of training examples.
+
+    Attributes:
+        generator: source of the objective's random numbers; None: torch's global generator.
+        weights: the weights of all groups, in order.
+        dim: D, the number of their elements.
+
+    Raises:
+        ValueError: no group, or N is not a whole number of at least 1.
     """
+
+    generator: torch.Generator | None = None
 
     def __init__(self, groups: Sequence[Group], num_examples: int) -> None:
         if not groups:
@@ -65,87 +75,84 @@ class Objective(ABC):
         self.weights = [p for group in groups for p in group.weights]
         self.dim = sum(group.prior.dim for group in groups)
 
-    generator: torch.Generator | None = None
-    """Where the objective's own random numbers come from; torch's global generator where None."""
-
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer must learn beside the module's own weights."""
+        """Return the parameters that the optimizer must train in addition to the module's own weights."""
         return []
 
     @property
     def is_bayesian(self) -> bool:
-        """Whether a draw from a posterior is what `step` trains."""
+        """Whether `step` trains draws from a posterior."""
         return False
 
-    def due(self, steps_done: int) -> bool:
-        """Whether `adapt` should follow the ``steps_done``-th optimizer step. Asked after every one: it must not wait
-        for the device."""
+    def should_adapt(self, steps_done: int) -> bool:
+        """Return whether to call `adapt` after optimizer step ``steps_done``, without waiting for the device."""
         return False
 
     def adapt(self, run: TrainingContext) -> None:  # noqa: B027 - most objectives have nothing to do
-        """Learns strengths beside the steps, where `due`; booked under the clock's "adapt".
+        """Learn strengths between two steps; booked under the clock's "adapt".
 
-        It leaves the weights, their buffers and the network's mode as they were.
+        The weights, their buffers and the network's mode stay unchanged.
         """
 
     def warm_up(self, run: TrainingContext) -> None:  # noqa: B027 - most objectives have nothing to do
-        """Pays for the first calls of `adapt`, in the run's warm-up, after which `learned_state` is put back."""
+        """Call `adapt` once in the run's warm-up, after which `learned_state` is restored."""
 
-    def final(self, run: TrainingContext) -> dict[str, float]:
-        """What a run's metrics get at its end from an objective that is not Bayesian, booked under "select"."""
+    def selection_metrics(self, run: TrainingContext) -> dict[str, float]:
+        """Return metrics for a whole run of an objective that is not Bayesian; booked under "select"."""
         return {}
 
     def learned_state(self) -> dict[str, Tensor]:
-        """What `adapt` has learned, and all that its next calls depend on, beside `parameters`: what a checkpoint must
-        keep. Names, shapes and types are the same throughout a run; the tensors may be the objective's own."""
+        """Return what `adapt` has learned and what its next calls depend on, for a checkpoint; without `parameters`.
+
+        Names, shapes and types are the same throughout a run. The tensors may be the objective's own.
+        """
         return {}
 
     def load_learned_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - most objectives have nothing to do
-        """Goes on from a `learned_state`, whose tensors may lie on any device and are copied."""
+        """Continue from a `learned_state`, whose tensors may be on any device and are copied."""
 
     @abstractmethod
     def step(self) -> AbstractContextManager[object]:
-        """A block for one step: on leaving it after ``backward``, the gradients are those of the whole objective."""
+        """A block for one step: after a ``backward`` inside it, the gradients are those of the whole objective."""
 
     @abstractmethod
     def regularizer(self) -> Tensor:
-        """What the objective adds to the mean NLL, now; 0-dimensional."""
+        """Return what the objective currently adds to the mean NLL; 0-dimensional."""
 
     @abstractmethod
     def weight_decay(self) -> dict[str, float]:
-        """The strength alpha_g of each group's weight decay, the gradient being alpha_g Sigma_g^-1 d_g."""
+        """Return alpha_g by group, where the regularizer's gradient is alpha_g Sigma_g^-1 d_g."""
 
     def describe(self) -> dict[str, float]:
-        """What a record keeps of the objective's state. Synchronizes with the device: not for every step."""
+        """Return the objective's state as numbers, for a record. Waits for the device, so not meant for every step."""
         with torch.no_grad():
             state = {"regularizer": float(self.regularizer())}
         state |= {f"weight_decay_{name}": strength for name, strength in self.weight_decay().items()}
         for group in self.groups:
             state[f"dim_{group.name}"] = group.prior.dim
             state[f"squared_distance_{group.name}"] = float(group.prior.squared_distance(flatten(group.weights)))
-        return state | self._of_parts(state)
+        return state | self._describe_parts(state)
 
-    def _of_parts(self, state: Mapping[str, float]) -> dict[str, float]:
-        """What a description of layers says of the part that they make up: sums of what adds up, the mean of the prior
-        variances over its weights, and the strength that belongs to that."""
-        found: dict[str, float] = {}
+    def _describe_parts(self, state: Mapping[str, float]) -> dict[str, float]:
+        """Summarize the layers of a part: sums of what adds up, and prior variance and strength of the whole part.
+
+        The variance is the mean over the part's weights, and the strength belongs to that variance.
+        """
+        summary: dict[str, float] = {}
         for part in dict.fromkeys(group.part for group in self.groups if group.part):
-            own = [group for group in self.groups if group.part == part]
-            for what in ("dim", "squared_distance", "trace_precision", "log_det"):
-                if f"{what}_{own[0].name}" in state:
-                    found[f"{what}_{part}"] = sum(state[f"{what}_{group.name}"] for group in own)
-            strengths = [state[f"weight_decay_{group.name}"] for group in own]
-            dims = [group.prior.dim for group in own]
-            variances = [
-                dim / strength if strength else math.inf for dim, strength in zip(dims, strengths, strict=True)
-            ]
-            found[f"weight_decay_{part}"] = sum(dims) / sum(variances) if sum(variances) else math.inf
-            if f"scale_{own[0].name}" in state:
-                found[f"scale_{part}"] = sum(group.prior.dim * state[f"scale_{group.name}"] for group in own) / sum(
-                    dims
-                )
-        return found
+            layers = [group.name for group in self.groups if group.part == part]
+            dims = [state[f"dim_{layer}"] for layer in layers]
+            for quantity in ("dim", "squared_distance", "trace_precision", "log_det"):
+                if f"{quantity}_{layers[0]}" in state:
+                    summary[f"{quantity}_{part}"] = sum(state[f"{quantity}_{layer}"] for layer in layers)
+            strengths = [state[f"weight_decay_{layer}"] for layer in layers]
+            variances = [dim / alpha if alpha else math.inf for dim, alpha in zip(dims, strengths, strict=True)]
+            summary[f"weight_decay_{part}"] = sum(dims) / sum(variances) if sum(variances) else math.inf
+            if f"scale_{layers[0]}" in state:
+                scales = [state[f"scale_{layer}"] for layer in layers]
+                summary[f"scale_{part}"] = sum(d * s for d, s in zip(dims, scales, strict=True)) / sum(dims)
+        return summary
 
     def _pieces(self, vector: Tensor) -> list[Tensor]:
-        """One slice of a (D,) vector for each group."""
+        """Split a (D,) vector into one view per group."""
         return list(vector.split([group.prior.dim for group in self.groups]))

@@ -1,12 +1,11 @@
-"""What a training run minimizes: MAP, the ELBo, or the data-emphasized ELBo. One interface, one training loop.
+"""The evidence lower bound (ELBo) and the data-emphasized ELBo (DE ELBo), as losses.
 
-    MAP       mean NLL + sum_g (alpha_g / 2) d_g^T Sigma_g^-1 d_g,     alpha_g = 1 / (N s_g)
     ELBo      mean NLL under q + KL(q || p) / N
-    DE ELBo   mean NLL under q + KL(q || p) / (kappa N),               kappa = D / N unless set
+    DE ELBo   mean NLL under q + KL(q || p) / (kappa N),    kappa = D / N by default
 
-Both bounds are divided by kappa N, which moves no optimum and gives every objective a first term of the same size, so
-that one learning rate and one gradient clipping mean the same to all. The groups g are the backbone, whose scale is
-lambda, and the head, whose scale is tau; both are at their closed form at every step (see `deelbo.priors`).
+Both bounds are divided by kappa N. That moves no optimum, and the first term has the size of MAP's, so that a learning
+rate and a gradient clipping mean the same for every objective. The groups g are the backbone, with scale lambda, and
+the head, with scale tau; both scales take their closed form in every step (see `deelbo.priors`).
 
 Source: Harvey, Petrov, Hughes 2024, "Learning the Regularization Strength for Deep Fine-Tuning via a Data-Emphasized
 Variational Objective".
@@ -30,19 +29,22 @@ from deelbo.priors import Isotropic, KLTerm
 __all__ = ["ELBO", "DataEmphasizedELBO"]
 
 
-FEW = 3  # groups up to which each has its own launches
+MAX_SEPARATE_GROUPS = 3  # up to so many groups, each is computed by launches of its own
 
 
 class ELBO(Objective):
-    """The evidence lower bound, divided by -kappa N: mean NLL under q + KL(q || p) / (kappa N), here with kappa = 1.
+    """The evidence lower bound divided by -kappa N: mean NLL under q + KL(q || p) / (kappa N), here with kappa = 1.
 
-    One Monte-Carlo draw of the weights a step; lambda* and tau* in closed form at every step.
+    The expectation is one Monte-Carlo draw of the weights per step.
 
     Args:
         groups, num_examples: as in `Objective`.
-        kappa: how often the likelihood counts, > 0.
-        sigma: where the posterior's sigma starts.
-        generator: random numbers for the draws.
+        kappa: weight of the likelihood, > 0.
+        sigma: initial standard deviation of the posterior.
+        generator: random numbers of the draws; None: torch's global generator.
+
+    Raises:
+        ValueError: kappa is not positive, a weight is frozen or in two groups, or as `IsotropicPosterior`.
     """
 
     def __init__(
@@ -63,11 +65,10 @@ class ELBO(Objective):
                 f"the groups hold {self.dim} weights of which {self.posterior.dim} are distinct and not frozen: "
                 "every weight must be trained and in exactly one group"
             )
-        like = self.weights[0]
         self._dims: Tensor | None = None
-        if len(groups) > FEW and all(isinstance(group.prior, Isotropic) for group in groups):
+        if len(groups) > MAX_SEPARATE_GROUPS and all(isinstance(group.prior, Isotropic) for group in groups):
             dims = [float(group.prior.dim) for group in groups]
-            self._dims = torch.tensor(dims, dtype=like.dtype, device=like.device)
+            self._dims = torch.tensor(dims, dtype=self.weights[0].dtype, device=self.weights[0].device)
 
     def parameters(self) -> list[nn.Parameter]:
         return [self.posterior.rho]
@@ -85,74 +86,75 @@ class ELBO(Objective):
 
     @torch.no_grad()
     def _add_kl_gradient(self, draw: Draw, gradient: Tensor) -> None:
-        """Completes ``gradient``, the NLL's (D,), in place, and hands it to the weights; rho's likewise."""
-        sigma, share = self.posterior.sigma, 1 / (self.kappa * self.num_examples)
+        """Add the gradient of KL / (kappa N) to that of the NLL, which becomes the weights', and to rho's."""
+        sigma, factor = self.posterior.sigma, 1 / (self.kappa * self.num_examples)
         if self._dims is None:
-            terms = self._kl_terms(draw.mean, sigma, draw.shift)  # which has done its work
+            terms = self._kl_terms(draw.mean, sigma, out=draw.shift)  # whose numbers are no longer needed
             for piece, term in zip(self._pieces(gradient), terms, strict=True):
-                piece.addcmul_(term.precision_d, share / term.scale)
+                piece.addcmul_(term.precision_d, factor / term.scale)
             slope = torch.stack([term.gradient_sigma for term in terms]).sum()
         else:
-            slope = self._add_layers(draw, gradient, self._dims, sigma, share)
+            slope = self._add_layers(draw, gradient, self._dims, sigma, factor)
         set_gradients(self.weights, gradient)
-        add_to_gradients_([self.posterior.rho], (slope * self.posterior.sigma_slope * share).reshape(1))
+        add_to_gradients_([self.posterior.rho], (slope * self.posterior.sigma_slope * factor).reshape(1))
 
-    def _add_layers(self, draw: Draw, gradient: Tensor, dims: Tensor, sigma: Tensor, share: float) -> Tensor:
-        """Adds ``share`` times dKL/dtheta_bar to the gradient, as `_add_kl_gradient` does; returns dKL/dsigma.
+    def _add_layers(self, draw: Draw, gradient: Tensor, dims: Tensor, sigma: Tensor, factor: float) -> Tensor:
+        """Add ``factor`` dKL/dtheta_bar to the gradient for many isotropic groups of sizes ``dims``; return dKL/dsigma.
 
-        For many isotropic groups: what is a number of each group is one vector (G,) here, as a hundred layers would
-        otherwise cost a thousand launches a step. ``dims``: the D_g.
+        The groups' numbers are vectors (G,) here, as a hundred layers would otherwise cost a thousand launches a step.
         """
         deviations = self._pieces(draw.shift.copy_(draw.mean))
         torch._foreach_sub_(deviations, [group.prior.mean for group in self.groups])
         scales = sigma**2 + squared_norms(deviations) / dims
-        for piece, deviation, factor in zip(self._pieces(gradient), deviations, (share / scales).unbind(), strict=True):
-            piece.addcmul_(deviation, factor)
+        factors = (factor / scales).unbind()
+        for piece, deviation, group_factor in zip(self._pieces(gradient), deviations, factors, strict=True):
+            piece.addcmul_(deviation, group_factor)
         return (sigma * dims / scales - dims / sigma).sum()
 
-    def _kl_terms(self, mean: Tensor, sigma: Tensor, room: Tensor | None = None) -> list[KLTerm]:
-        rooms = self._pieces(torch.empty_like(mean) if room is None else room)
-        pieces = zip(self.groups, self._pieces(mean), rooms, strict=True)
-        return [group.prior.kl_term(piece, sigma, own) for group, piece, own in pieces]
+    def _kl_terms(self, mean: Tensor, sigma: Tensor, out: Tensor) -> list[KLTerm]:
+        pieces = zip(self.groups, self._pieces(mean), self._pieces(out), strict=True)
+        return [group.prior.kl_term(piece, sigma, piece_out) for group, piece, piece_out in pieces]
 
     @torch.no_grad()
-    def _terms_now(self) -> list[KLTerm]:
-        return self._kl_terms(flatten(self.weights), self.posterior.sigma)
+    def _current_terms(self) -> list[KLTerm]:
+        mean = flatten(self.weights)
+        return self._kl_terms(mean, self.posterior.sigma, out=torch.empty_like(mean))
 
     def regularizer(self) -> Tensor:
-        return self._regularizer(self._terms_now())
+        return self._regularizer(self._current_terms())
 
     def _regularizer(self, terms: list[KLTerm]) -> Tensor:
         return torch.stack([term.value for term in terms]).sum() / (self.kappa * self.num_examples)
 
     def scales(self) -> dict[str, float]:
-        """The learned closed-form scale of each group's prior: lambda* of the backbone, tau* of the head."""
-        return {group.name: float(term.scale) for group, term in zip(self.groups, self._terms_now(), strict=True)}
+        """Return the closed-form scale of each group's prior: lambda* of the backbone, tau* of the head."""
+        return {group.name: float(term.scale) for group, term in zip(self.groups, self._current_terms(), strict=True)}
 
     def weight_decay(self) -> dict[str, float]:
-        """1 / (kappa N s*) for each group; with kappa = D/N that is 1 / (D s*)."""
+        """Return 1 / (kappa N s*) by group; with kappa = D/N that is 1 / (D s*)."""
         return {name: self._strength(scale) for name, scale in self.scales().items()}
 
     def _strength(self, scale: float) -> float:
         return 1 / (self.kappa * self.num_examples * scale) if scale else math.inf
 
     def describe(self) -> dict[str, float]:
-        terms = self._terms_now()  # once, as with millions of weights it takes time
+        terms = self._current_terms()  # once, as millions of weights take time
         state = {"regularizer": float(self._regularizer(terms)), "sigma": float(self.posterior.sigma)}
         for group, term in zip(self.groups, terms, strict=True):
             scale = float(term.scale)
-            of_group = {"scale": scale, "weight_decay": self._strength(scale), "dim": group.prior.dim}
-            of_group["squared_distance"] = float(term.squared_distance)
-            of_group |= {"trace_precision": group.prior.trace_precision, "log_det": group.prior.log_det}
-            state |= {f"{what}_{group.name}": value for what, value in of_group.items()}
-        return state | self._of_parts(state) | {"kappa": self.kappa}
+            numbers = {"scale": scale, "weight_decay": self._strength(scale), "dim": group.prior.dim}
+            numbers["squared_distance"] = float(term.squared_distance)
+            numbers |= {"trace_precision": group.prior.trace_precision, "log_det": group.prior.log_det}
+            state |= {f"{quantity}_{group.name}": value for quantity, value in numbers.items()}
+        return state | self._describe_parts(state) | {"kappa": self.kappa}
 
 
 class DataEmphasizedELBO(ELBO):
-    """The DE ELBo: the ELBo whose likelihood counts kappa = D/N times, D the weights and N the training examples.
+    """The DE ELBo: the ELBo with its likelihood weighted by kappa = D/N, D the weights and N the training examples.
 
     Args:
-        kappa: D/N where None. Any other value is a setting of its own: for some data a smaller one tests better.
+        groups, num_examples, sigma, generator: as in `ELBO`.
+        kappa: None: D/N. On some data a smaller value has a better test NLL.
     """
 
     def __init__(

@@ -1,20 +1,20 @@
-"""Strengths learned beside the training steps by the Laplace approximation's marginal likelihood.
+"""MAP with strengths that are learned between training steps, by the Laplace approximation's marginal likelihood.
 
-With theta the weights, delta_g = N alpha_g the prior precision of group g and H >= 0 a diagonal for the Hessian of the
-NLL's sum over the N training images, all at the weights as they are,
+With theta the current weights, delta_g = N alpha_g the prior precision of group g, and H >= 0 a diagonal approximation
+of the Hessian of the NLL summed over the N training images,
 
     log p(data | delta) ~ - sum_n NLL_n - 1/2 sum_g [ delta_g ||theta_g - mu_g||^2 + sum_i log(1 + H_i / delta_g) ]
 
 and its slope in log delta_g is (gamma_g - delta_g ||theta_g - mu_g||^2) / 2, with gamma_g = sum_i H_i / (H_i + delta_g)
-the group's effective number of weights. H is the diagonal of the empirical Fisher: the sum over images of the squared
-gradient of the image's NLL.
+the group's effective number of weights. H is the diagonal of the empirical Fisher matrix: the sum over images of the
+squared gradient of the image's NLL.
 
 Source: Immer, Bauer, Fortuin, Raetsch, Khan 2021, "Scalable Marginal Likelihood Estimation for Model Selection in Deep
-Learning", Algorithm 1; effective numbers: MacKay 1992, "Bayesian Interpolation".
+Learning", Algorithm 1; effective number of weights: MacKay 1992, "Bayesian Interpolation".
 
-Of laplace-torch's backends for the empirical Fisher only `CurvlinopsEF` serves. It differentiates one image at a time
-by `torch.func`, so any network in evaluation mode will do. BackPACK's hooks fail at an in-place ReLU, as ResNets have
-them, and ASDL's give some convolutions of digits-resnet a quarter of their squared gradients.
+Of laplace-torch's backends for the empirical Fisher only `CurvlinopsEF` is usable. It differentiates one image at a
+time by `torch.func`, which any network in evaluation mode allows. BackPACK's hooks fail at in-place ReLUs, which
+ResNets have, and ASDL's hooks return a quarter of the squared gradients of some convolutions of digits-resnet.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from deelbo.priors import Isotropic
 __all__ = ["Curvature", "LaplaceMAP", "empirical_fisher", "log_marginal_likelihood"]
 
 
-AT_ONCE = 1 << 27
-"""Numbers in the gradients of the images that are differentiated at one time."""
-MOST_IMAGES = 250
-BETAS, TINY = (0.9, 0.999), 1e-8
+MAX_GRADIENT_NUMBERS = 1 << 27
+"""Bound on images times weights of the gradients that are held at one time."""
+MAX_IMAGES = 250  # per batch
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """The network at its weights as they are, as the marginal likelihood sees it.
+    """The quantities of a network at its current weights that the marginal likelihood depends on.
 
     Attributes:
         nll: summed over the training images, in nats.
-        diagonal: H by group, each (D_g,).
-        squared_distance: ||theta_g - mu_g||^2 by group.
+        diagonal: H of each group, each (D_g,).
+        squared_distance: ||theta_g - mu_g||^2 of each group.
     """
 
     nll: float
@@ -61,11 +61,11 @@ class Curvature:
 
 
 def log_marginal_likelihood(curvature: Curvature, log_precision: Tensor) -> tuple[float, Tensor]:
-    """log p(data | delta) in nats and its slope in log delta, (G,).
+    """Return log p(data | delta) in nats and its slope in log delta, (G,).
 
     Args:
-        curvature: at the weights as they are.
-        log_precision: log delta of each group, float64 (G,), on a CPU.
+        curvature: at the current weights.
+        log_precision: log delta of each group, float64 (G,), on the CPU.
     """
     rows = []
     for diagonal, precision in zip(curvature.diagonal, log_precision.exp().tolist(), strict=True):
@@ -77,40 +77,44 @@ def log_marginal_likelihood(curvature: Curvature, log_precision: Tensor) -> tupl
     return -curvature.nll - 0.5 * float((scatter + log_ratios).sum()), 0.5 * (effective - scatter)
 
 
-def empirical_fisher(run: TrainingContext, most: int | None = None) -> Curvature:
-    """The curvature over the run's training images, not augmented, the network in evaluation mode.
+def empirical_fisher(run: TrainingContext, max_batches: int | None = None) -> Curvature:
+    """Return the curvature over the run's training images, not augmented, with the network in evaluation mode.
 
-    In the weights' own precision, as `torch.func` takes BatchNorm in no other. Model, gradients and random numbers are
-    left as they were. ``most``: at most so many batches; all where None.
+    It is computed in the weights' own precision, the only one in which `torch.func` supports BatchNorm. Model,
+    gradients and random numbers stay unchanged.
+
+    Args:
+        run: the training run.
+        max_batches: number of batches of images to use; None: all.
 
     Raises:
         ImportError: laplace-torch or curvlinops is not installed.
     """
-    backend_of = _backend()
+    backend_class = _backend_class()
     groups, images = run.objective.groups, run.split.train
     weights = run.objective.weights
-    batch = max(min(AT_ONCE // run.objective.dim, MOST_IMAGES), 1)
-    with _evaluating(run.model):
-        backend = backend_of(run.model, "classification")
+    batch = max(min(MAX_GRADIENT_NUMBERS // run.objective.dim, MAX_IMAGES), 1)
+    with _evaluation_mode(run.model):
+        backend = backend_class(run.model, "classification")
         nll = torch.zeros((), dtype=torch.float64, device=run.device)
         total = torch.zeros(sum(p.numel() for p in backend.params), dtype=weights[0].dtype, device=run.device)
-        for start in range(0, len(images), batch)[:most]:
+        for start in range(0, len(images), batch)[:max_batches]:
             pixels = run.split.geometry.evaluation(images.pixels[start : start + batch])
-            x = run.numerics.laid_out(run.split.normalization(pixels).to(weights[0].dtype))
+            x = run.numerics.to_memory_format(run.split.normalization(pixels).to(weights[0].dtype))
             loss, diagonal = backend.diag(x, images.labels[start : start + batch], N=len(images))
             nll += loss.double()
             total += diagonal
     pieces = total.split([p.numel() for p in backend.params])
-    place = {id(p): piece for p, piece in zip(backend.params, pieces, strict=True)}
-    diagonals = tuple(torch.cat([place[id(p)] for p in group.weights]) for group in groups)
+    by_weight = {id(p): piece for p, piece in zip(backend.params, pieces, strict=True)}
+    diagonals = tuple(torch.cat([by_weight[id(p)] for p in group.weights]) for group in groups)
     distances = tuple(float(group.prior.squared_distance(flatten(group.weights))) for group in groups)
     return Curvature(float(nll), diagonals, distances)
 
 
-def _backend() -> Any:
+def _backend_class() -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of the packages that it imports
+            warnings.simplefilter("ignore", FutureWarning)  # from packages that it imports
             from laplace.curvature import CurvlinopsEF
     except ImportError as error:
         raise ImportError("laplace needs laplace-torch and curvlinops: pip install 'deelbo[methods]'") from error
@@ -118,8 +122,8 @@ def _backend() -> Any:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode for the block; every module's own mode is put back after it."""
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """A block with the model in evaluation mode; each module's own mode is restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -130,25 +134,25 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class LaplaceMAP(MAP):
-    """MAP whose strengths are learned on the way: alpha_g = delta_g / N, one precision a group.
+    """MAP whose strengths alpha_g = delta_g / N are learned during the run, one precision delta_g per group.
 
-    Every so often the curvature is taken at the weights as they are, and Adam takes a few steps on log delta up the
-    marginal likelihood; between, training is MAP's, at the strengths learned last. Adam's averages go on from one time
-    to the next, as in the paper.
+    At regular intervals the curvature is computed at the current weights, and Adam takes a few steps on log delta to
+    raise the marginal likelihood. In between, training is MAP's. Adam's averages continue from one update to the next,
+    as in the paper.
 
     Args:
-        groups, num_examples: as in `deelbo.objectives.map.MAP`; every prior is isotropic.
-        total_steps: how many optimizer steps the whole run takes.
-        every: share of the run from one time to the next, in (0, 1].
-        burn_in: share of the run before the first time, in [0, 1). Where training starts at the prior's mean, most
-            likely is delta = infinity until the weights have left it.
-        hyper_steps: Adam's steps each time.
-        hyper_rate: Adam's learning rate, on log delta: so strengths move by a factor of exp(hyper_steps * hyper_rate)
-            each time at most.
-        precision: where every delta starts.
+        groups, num_examples: as in `deelbo.objectives.map.MAP`; every prior must be isotropic.
+        total_steps: optimizer steps of the whole run.
+        every: fraction of the run between two updates, in (0, 1].
+        burn_in: fraction of the run before the first update, in [0, 1). Where training starts at the prior's mean,
+            delta = infinity is the most likely until the weights have left it.
+        hyper_steps: Adam's steps per update.
+        hyper_rate: Adam's learning rate on log delta; a strength changes by a factor of at most
+            exp(hyper_steps * hyper_rate) per update.
+        precision: initial delta of every group.
 
     Raises:
-        ValueError: a prior that is not isotropic, or a setting out of its range.
+        ValueError: a prior is not isotropic, or a setting is out of its range.
     """
 
     def __init__(
@@ -177,63 +181,59 @@ class LaplaceMAP(MAP):
                 f"got {hyper_steps}, {total_steps}, {hyper_rate} and {precision}"
             )
         self.every, self.burn_in, self.hyper_steps, self.hyper_rate = every, burn_in, hyper_steps, hyper_rate
-        self.times = _times(total_steps, every, burn_in)
+        self.update_steps = _update_steps(total_steps, every, burn_in)
         size = len(self.groups)
         self._log_precision = torch.full((size,), math.log(precision), dtype=torch.float64)
         self._first, self._second, self._count = (torch.zeros(n, dtype=torch.float64) for n in (size, size, 1))
-        self._take_up()
+        self._set_strengths()
 
-    def due(self, steps_done: int) -> bool:
-        """Whether strengths are learned after that many steps."""
-        return steps_done in self.times
+    def should_adapt(self, steps_done: int) -> bool:
+        return steps_done in self.update_steps
 
     def adapt(self, run: TrainingContext) -> None:
-        """Takes the curvature, then Adam's steps on the precisions; training goes on with what they give."""
         self.learn(empirical_fisher(run))
 
     def warm_up(self, run: TrainingContext) -> None:
-        """Imports laplace-torch, which takes seconds, and differentiates one batch."""
-        empirical_fisher(run, most=1)
+        empirical_fisher(run, max_batches=1)  # imports laplace-torch, which takes seconds
 
     def learn(self, curvature: Curvature) -> None:
-        """Adam's steps on log delta up the marginal likelihood at that curvature."""
+        """Take Adam's steps on log delta that raise the marginal likelihood at that curvature."""
         for _ in range(self.hyper_steps):
-            self._climb(log_marginal_likelihood(curvature, self._log_precision)[1])
-        self._take_up()
+            self._adam_step(log_marginal_likelihood(curvature, self._log_precision)[1])
+        self._set_strengths()
 
-    def final(self, run: TrainingContext) -> dict[str, float]:
-        """What runs of several learning rates are compared by, least is best: -log p(data | delta) / N in nats."""
+    def selection_metrics(self, run: TrainingContext) -> dict[str, float]:
+        """Return the objective -log p(data | delta) / N in nats, of which the least is the best learning rate's."""
         value, _ = log_marginal_likelihood(empirical_fisher(run), self._log_precision)
         return {"objective": -value / self.num_examples}
 
     def learned_state(self) -> dict[str, Tensor]:
-        """log delta and Adam's averages, float64 (G,), and its count of steps (1,)."""
+        """Return log delta and Adam's averages, float64 (G,), and its count of steps (1,)."""
         names = ("log_precision", "first", "second", "count")
         return {name: getattr(self, f"_{name}") for name in names}
 
     def load_learned_state(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from a `learned_state`."""
         for name, tensor in self.learned_state().items():
             tensor.copy_(state[name])
-        self._take_up()
+        self._set_strengths()
 
-    def _climb(self, slope: Tensor) -> None:
-        """One step of Adam, on numbers kept on the CPU; alpha stays within the range of `deelbo.limits`."""
+    def _adam_step(self, slope: Tensor) -> None:
+        """Take one step along ``slope``; alpha stays within the range of `deelbo.limits`."""
         self._count += 1
         self._first.lerp_(slope, 1 - BETAS[0])
         self._second.lerp_(slope.square(), 1 - BETAS[1])
         first, second = self._first / (1 - BETAS[0] ** self._count), self._second / (1 - BETAS[1] ** self._count)
-        self._log_precision += self.hyper_rate * first / (second.sqrt() + TINY)
+        self._log_precision += self.hyper_rate * first / (second.sqrt() + EPSILON)
         low, high = (math.log(self.num_examples * alpha) for alpha in (MIN_WEIGHT_DECAY, MAX_WEIGHT_DECAY))
         self._log_precision.clamp_(low, high)
 
-    def _take_up(self) -> None:
+    def _set_strengths(self) -> None:
         precisions = self._log_precision.exp().tolist()
         self._strengths = {g.name: delta / self.num_examples for g, delta in zip(self.groups, precisions, strict=True)}
 
 
-def _times(total_steps: int, every: float, burn_in: float) -> frozenset[int]:
-    """After which steps strengths are learned; never after the last, as no step would follow."""
+def _update_steps(total_steps: int, every: float, burn_in: float) -> frozenset[int]:
+    """Return the steps after which strengths are learned; never the last one, as no step would follow."""
     count = math.ceil((1 - burn_in) / every - 1e-9)
     steps = {max(round((burn_in + i * every) * total_steps), 1) for i in range(count)}
     return frozenset(step for step in steps if step < total_steps)

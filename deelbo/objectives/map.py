@@ -1,4 +1,4 @@
-"""Map."""
+"""Maximum a posteriori: mean NLL plus weight decay towards each prior's mean."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ __all__ = ["MAP"]
 
 
 class MAP(Objective):
-    """Maximum a posteriori: weight decay towards each prior's mean.
+    """Mean NLL + sum_g (alpha_g / 2) d_g^T Sigma_g^-1 d_g, with d_g the deviation from the prior's mean.
 
     Args:
         groups, num_examples: as in `Objective`.
-        weight_decay: alpha_g by group name, >= 0; alpha = 1 / (N s) is the prior N(mu, s Sigma). Layers may be given
-            one strength by the name of what they are a part of.
+        weight_decay: alpha_g >= 0 by group name; alpha = 1 / (N s) is the prior N(mu, s Sigma). The layers of a part
+            may share one strength under the part's name.
 
     Raises:
-        ValueError: a group without a strength, a strength without a group, or one that is negative or not finite.
+        ValueError: a group without a strength, a strength without a group, or a strength that is negative or not
+            finite.
     """
 
     def __init__(self, groups: Sequence[Group], num_examples: int, weight_decay: Mapping[str, float]) -> None:
         super().__init__(groups, num_examples)
-        weight_decay = _spread(groups, weight_decay)
+        weight_decay = _by_group(groups, weight_decay)
         names = [group.name for group in groups]
         if set(names) != set(weight_decay):
             raise ValueError(f"weight_decay must name the groups {names}, got {sorted(weight_decay)}")
@@ -38,7 +39,7 @@ class MAP(Objective):
             if not 0 <= strength < math.inf:
                 raise ValueError(f"the weight decay of {name!r} must be a number >= 0, got {strength}")
         self._strengths = {name: float(weight_decay[name]) for name in names}
-        self._room: Tensor | None = None  # for d: fresh memory at every step costs time on a CPU
+        self._deviation: Tensor | None = None  # d, reused, as new memory in every step is slow on a CPU
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -47,12 +48,12 @@ class MAP(Objective):
         yield
         if all(p.grad is None for p in self.weights):
             return
-        if self._room is None:
-            self._room = torch.empty(self.dim, dtype=self.weights[0].dtype, device=self.weights[0].device)
-        for group, room in zip(self.groups, self._pieces(self._room), strict=True):
+        if self._deviation is None:
+            self._deviation = torch.empty(self.dim, dtype=self.weights[0].dtype, device=self.weights[0].device)
+        for group, piece in zip(self.groups, self._pieces(self._deviation), strict=True):
             strength = self._strengths[group.name]
             if strength:
-                deviation = flatten(group.weights, out=room).sub_(group.prior.mean)
+                deviation = flatten(group.weights, out=piece).sub_(group.prior.mean)
                 add_to_gradients_(group.weights, group.prior.precision_times(deviation), strength)
 
     def regularizer(self) -> Tensor:
@@ -66,8 +67,8 @@ class MAP(Objective):
         return dict(self._strengths)
 
 
-def _spread(groups: Sequence[Group], strengths: Mapping[str, float]) -> dict[str, float]:
-    """Strengths by group where some are given by the part that groups belong to."""
+def _by_group(groups: Sequence[Group], strengths: Mapping[str, float]) -> dict[str, float]:
+    """Return the strengths by group, where some are given for the part that groups belong to."""
     parts = {group.part for group in groups} & set(strengths)
-    given = {group.name: strengths[group.part] for group in groups if group.part in parts and group.part}
-    return given | {name: strength for name, strength in strengths.items() if name not in parts}
+    spread = {group.name: strengths[group.part] for group in groups if group.part in parts and group.part}
+    return spread | {name: strength for name, strength in strengths.items() if name not in parts}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from deelbo._random import seeded
 from deelbo.groups import find_module
 from deelbo.pretrained.registry import PATCH_SIZE, find_backbone, vit_image_size
 
@@ -56,8 +57,7 @@ def build_backbone(
     """
     entry = find_backbone(name, image_size)
     head = entry.head if head is None else head
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         if name == "digits-resnet":
             model = entry.build(None)
             if weights is not None:

@@ -1,1 +1,1 @@
-"""Training."""
+"""The training loop that every objective shares, and everything around it."""

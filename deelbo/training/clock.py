@@ -1,4 +1,4 @@
-"""The phase clock: where the wall-clock seconds of one run went."""
+"""Wall-clock seconds of a run by phase."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ __all__ = ["PHASES", "PhaseClock"]
 
 
 PHASES = ("setup", "warmup", "train", "adapt", "evaluate", "select", "monitor", "test", "checkpoint")
-"""What a method needs is train, adapt (learning strengths beside the steps: curvature, hypergradients), evaluate
-(validation at the last step) and select (posterior passes, evidence). ``monitor``, the looks on the way, and ``test``
-are the benchmark's own."""
+"""A method needs train, adapt (learning strengths between steps: curvature, hypergradients), evaluate (validation after
+the last step) and select (posterior passes, evidence). ``monitor``, the evaluations on the way, and ``test`` are the
+benchmark's own."""
 
 
 class PhaseClock:
-    """Attributes wall-clock seconds to phases. A phase inside another takes its time out of the outer one.
+    """Books wall-clock seconds under phases. A phase inside another one takes its time out of the outer one.
 
-    The device is synchronized when the phase changes, so that queued work is booked where it was queued; never in
-    between, so a clock costs a training step nothing. `paused` is for time that belongs to somebody else.
+    The device is synchronized when the phase changes, so that queued work is booked where it was queued, and never in
+    between, so that the clock costs a training step nothing.
 
     Args:
-        device: what to synchronize; only accelerators need it.
-        now: reads the time in seconds; another one is for tests.
+        device: device to synchronize; only CUDA needs it.
+        now: returns the time in seconds; tests replace it.
     """
 
     def __init__(self, device: torch.device | None = None, now: Callable[[], float] = time.perf_counter) -> None:
@@ -44,46 +44,47 @@ class PhaseClock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Books the block's seconds under ``name``, one of `PHASES`."""
+        """Book the block's seconds under ``name``, one of `PHASES`."""
         if name not in self._seconds:
-            raise ValueError(f"a phase is one of {', '.join(PHASES)}, got {name!r}")
-        with self._switched(name):
+            raise ValueError(f"a phase must be one of {', '.join(PHASES)}, got {name!r}")
+        with self._enter(name):
             yield
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Books the block's seconds nowhere: a callback's, a tracker's."""
-        with self._switched(None):
+        """Book the block's seconds nowhere, for example those of a callback."""
+        with self._enter(None):
             yield
 
     def carry(self, seconds: Mapping[str, float]) -> None:
-        """Adds what another clock booked, by phase: that of a process which died, whose run goes on here.
+        """Add the seconds by phase of an earlier process whose run this one continues.
 
         Raises:
-            ValueError: a phase that is none, or seconds that are negative or not finite. Nothing is added then.
+            ValueError: an unknown phase, or seconds that are negative or not finite. Nothing is added then.
         """
         for name, value in seconds.items():
             if name not in self._seconds or not 0 <= value < math.inf:
-                raise ValueError(f"seconds of a phase are a number >= 0, got {name!r}: {value!r}")
+                raise ValueError(f"the seconds of a phase must be a number >= 0, got {name!r}: {value!r}")
         for name, value in seconds.items():
             self._seconds[name] += value
 
     def read(self, name: str) -> float:
-        """Seconds of ``name`` until now, the running phase's included. Synchronizes the device."""
-        self._settle()
+        """Seconds of ``name`` until now, those of the running phase included. Synchronizes the device."""
+        self._book()
         return self._seconds[name]
 
     @contextmanager
-    def _switched(self, name: str | None) -> Iterator[None]:
-        self._settle()
+    def _enter(self, name: str | None) -> Iterator[None]:
+        self._book()
         self._stack.append(name)
         try:
             yield
         finally:
-            self._settle()
+            self._book()
             self._stack.pop()
 
-    def _settle(self) -> None:
+    def _book(self) -> None:
+        """Add the time since the last call to the current phase."""
         if self._synchronize:
             torch.cuda.synchronize(self._device)
         now = self._now()

@@ -1,12 +1,9 @@
-"""Evaluation."""
+"""Evaluation of a network on a set of images."""
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from deelbo.data.images import Geometry, Images, Normalization
@@ -15,14 +12,7 @@ from deelbo.training.numerics import Numerics
 __all__ = ["evaluate"]
 
 
-EVALUATION_BATCH = 500
-
-
-def _form(value: Any) -> Any:
-    """A nested structure whose tensors have shape and type but no numbers."""
-    if isinstance(value, Tensor):
-        return torch.empty_like(value, device="meta")
-    return {name: _form(inner) for name, inner in value.items()} if isinstance(value, dict) else copy.copy(value)
+BATCH_SIZE = 500
 
 
 @torch.no_grad()
@@ -33,24 +23,27 @@ def evaluate(
     geometry: Geometry | None = None,
     numerics: Numerics | None = None,
 ) -> tuple[float, float]:
-    """Mean NLL in nats, and class-balanced accuracy: the mean over classes of the share that is right (0 to 1).
+    """Return the mean NLL in nats and the class-balanced accuracy, the mean over classes of each class's accuracy.
 
-    A class without images is left out of the mean. ``model`` and ``images`` are on the same device; the model is left
-    in evaluation mode. ``geometry`` says what of the images is looked at (all where None), ``numerics`` how the network
-    is computed (in float32 where None).
+    Args:
+        model: the network, on the images' device; it is left in evaluation mode.
+        images: the images and their labels. Classes without an image do not count in the accuracy.
+        normalization: channel means and standard deviations.
+        geometry: resizing and center crop; None: the stored pixels as they are.
+        numerics: precision and memory layout; None: float32.
     """
     model.eval()
     numerics, device = numerics or Numerics(), images.labels.device
     nll = torch.zeros((), dtype=torch.float64, device=device)
-    right = torch.zeros(images.num_classes, dtype=torch.float64, device=device)
-    for start in range(0, len(images), EVALUATION_BATCH):
-        labels = images.labels[start : start + EVALUATION_BATCH]
-        pixels = images.pixels[start : start + EVALUATION_BATCH]
-        x = numerics.laid_out(normalization(pixels if geometry is None else geometry.evaluation(pixels)))
+    correct = torch.zeros(images.num_classes, dtype=torch.float64, device=device)
+    for start in range(0, len(images), BATCH_SIZE):
+        labels = images.labels[start : start + BATCH_SIZE]
+        pixels = images.pixels[start : start + BATCH_SIZE]
+        x = numerics.to_memory_format(normalization(pixels if geometry is None else geometry.evaluation(pixels)))
         with numerics.autocast(device):
             logits = model(x).float()
         nll += F.cross_entropy(logits, labels, reduction="sum").double()
-        right.index_add_(0, labels, (logits.argmax(1) == labels).double())
+        correct.index_add_(0, labels, (logits.argmax(1) == labels).double())
     count = torch.bincount(images.labels, minlength=images.num_classes)
-    balanced = (right / count)[count > 0].mean()
-    return float(nll) / len(images), float(balanced)
+    balanced_accuracy = (correct / count)[count > 0].mean()
+    return float(nll) / len(images), float(balanced_accuracy)

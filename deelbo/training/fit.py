@@ -1,43 +1,46 @@
-"""One training run, the same for every objective: one optimizer, cosine schedule, clipped gradients."""
+"""Train a network by one objective and measure it: one optimizer, cosine schedule, clipped gradients."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
 
-from deelbo.data import Split
+from deelbo._random import seeded
+from deelbo.data.dataset import Split
 from deelbo.data.images import Normalization
 from deelbo.objectives.base import Objective
-from deelbo.training.checkpoint import Checkpoint
+from deelbo.training.checkpoint import Checkpoint, Handover
 from deelbo.training.clock import PhaseClock
-from deelbo.training.handover import Handover
 from deelbo.training.numerics import Numerics
-from deelbo.training.run import MakeOptimizer, TrainingRun
+from deelbo.training.run import OptimizerFactory, TrainingRun
 from deelbo.training.schedule import Schedule
 
 __all__ = ["FitResult", "fit"]
 
 
+Row = dict[str, float]
+OnEpoch = Callable[[Row], None]
+
+
 @dataclass(frozen=True)
 class FitResult:
-    """What a run leaves behind.
+    """Result of a training run.
 
     Attributes:
-        status: "completed", or "diverged" where a loss or a metric was not finite.
-        steps: steps that the run has behind it, those that were handed over included.
-        metrics: train_nll (mean since the look before), and where there was data for it val_nll, val_acc, test_nll,
-            test_acc (class-balanced, 0 to 1), all at the posterior mean; objective and nll_under_q (posterior draws),
-            or what `Objective.final` gives. Of a run that stops before its end: train_nll, val_*, and for a Bayesian
-            objective the objective with train_nll for its first term.
+        status: "completed", or "diverged" where a loss or a metric is not finite.
+        steps: optimizer steps of the run so far, those of earlier segments included.
+        metrics: at the posterior mean: train_nll (mean since the last evaluation) and, where there are images for it,
+            val_nll, val_acc, test_nll, test_acc (class-balanced, 0 to 1). A whole run of a Bayesian objective adds
+            nll_under_q (posterior draws) and objective, one of another objective its `Objective.selection_metrics`. A
+            run that stops early has no test metrics; a Bayesian objective is then estimated with train_nll.
         state: `Objective.describe` at the end.
         seconds: by phase of the clock, of this process alone.
-        series: one row a look: epoch, step, train_seconds, learning_rate, train_nll, val_*, and the objective's state.
-            A stop between two looks is looked at as well, which leaves no trace in the run that goes on.
+        series: one row per evaluation: epoch, step, train_seconds, learning_rate, train_nll, val_nll, val_acc and the
+            objective's state. Where the run stops between two evaluations, an extra row describes that point.
     """
 
     status: str
@@ -45,7 +48,7 @@ class FitResult:
     metrics: dict[str, float]
     state: dict[str, float]
     seconds: dict[str, float]
-    series: list[dict[str, float]]
+    series: list[Row]
 
 
 def fit(
@@ -57,145 +60,139 @@ def fit(
     seed: int = 0,
     test: bool = True,
     clock: PhaseClock | None = None,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
+    on_epoch: OnEpoch | None = None,
     numerics: Numerics | None = None,
     checkpoint: Checkpoint | None = None,
     until: float = 1.0,
     handover: Handover | None = None,
-    optimizer: MakeOptimizer | None = None,
+    optimizer: OptimizerFactory | None = None,
 ) -> FitResult:
-    """Trains ``model`` in place by ``objective`` on ``split.train``, and measures it.
+    """Train ``model`` in place on ``split.train`` and measure it.
 
     Args:
         model: on its device; its trained weights are the objective's.
-        split: the images; they are moved to the model's device.
-        objective: over the model's weights, with N = the number of training images.
-        schedule: how to train.
-        seed: of the order of images, augmentation and whatever the model itself draws.
-        test: whether to measure test accuracy at the end. Not where the run stops before.
-        clock: where seconds are booked; a new one where None.
-        on_epoch: called with each row of the series, its time booked nowhere; not with those of a checkpoint.
-        numerics: how forward and backward are computed; in float32 where None.
-        checkpoint: where the run is kept between epochs, and gone on from where it is there already. The clock's
-            seconds then go on from the checkpoint's, and its writing is booked under "checkpoint". None: nowhere.
-        until: the share of the run's epochs after which training stops, rounded up to whole ones. The cosine is the
+        split: images, which are moved to the model's device.
+        objective: over the model's weights, made for N = the number of training images.
+        schedule: length and speed of training.
+        seed: of the order of images, their augmentation, and the model's own random numbers.
+        test: whether to measure the test metrics at the end of a whole run.
+        clock: where seconds are booked; None: a new clock.
+        on_epoch: called with each new row of the series; its time is booked nowhere.
+        numerics: precision and memory layout of forward and backward passes; None: float32.
+        checkpoint: where the run is saved between epochs, and continued from if it is there. None: nowhere.
+        until: fraction of the run's epochs, rounded up to whole ones, after which training stops. The cosine is the
             whole run's.
-        handover: how an earlier stretch of the run is taken up and, where ``until`` is below 1, this one handed on. Its
-            time is booked under "checkpoint". None: the run starts from its start, and ends where it stops.
-        optimizer: makes the optimizer of the parameters that are trained (rho among them) and the learning rate; SGD
-            with Nesterov's momentum where None. It must have no weight decay of its own. One that averages weights
-            (schedule-free) is looked at and measured in its evaluation mode.
+        handover: where an earlier segment of the run is continued from and, with ``until`` below 1, this one is saved.
+            None: the run starts from the beginning, and is not saved where it stops.
+        optimizer: makes the optimizer, given the trained parameters (rho among them) and the learning rate; None: SGD
+            with Nesterov momentum. It must have no weight decay of its own. One that averages weights (schedule-free)
+            is evaluated in its evaluation mode.
 
     Raises:
-        ValueError: the objective's N is not the number of training images, or until is no share above 0.
+        ValueError: the objective's N is not the number of training images, or ``until`` is not above 0 and at most 1.
     """
     if objective.num_examples != len(split.train):
         raise ValueError(f"the objective was made for N = {objective.num_examples}, the split has {len(split.train)}")
     device = objective.weights[0].device
-    clock = clock or PhaseClock(device)
-    cuda = [device] if device.type == "cuda" else []
-    numerics = numerics or Numerics()
-    with torch.random.fork_rng(devices=cuda), numerics.switched_on():
-        torch.manual_seed(seed)
+    clock, numerics = clock or PhaseClock(device), numerics or Numerics()
+    with seeded(seed, device), numerics.backend_flags():
         with clock.phase("setup"):
-            images = _moved(split, device, test and until == 1)
+            images = _to_device(split, device, test and until == 1)
             run = TrainingRun(model, images, objective, schedule, seed, numerics, optimizer, until)
         with clock.phase("warmup"):
             run.warm_up()
-        if handover is not None:
-            handover.take_up(run, clock)
-        if checkpoint is not None:
-            checkpoint.resume(run, clock)
+        for snapshot in (handover, checkpoint):
+            if snapshot is not None:
+                snapshot.resume(run, clock)
         series, diverged = _train(run, clock, on_epoch, checkpoint)
         if handover is not None and until < 1 and not diverged:
-            handover.keep(run, clock)
+            handover.save(run, clock)
         run.end()
-        metrics = {"train_nll": series[-1]["train_nll"]}
-        metrics |= {name: series[-1][name] for name in ("val_nll", "val_acc") if name in series[-1]}
-        with clock.phase("monitor"):
-            state = objective.describe()
-        if until == 1:
-            metrics |= _final(run, clock, test, state["regularizer"])
-        elif objective.is_bayesian:
-            metrics["objective"] = metrics["train_nll"] + state["regularizer"]
+        metrics, state = _collect_metrics(run, clock, series[-1], test, until == 1)
     finite = all(math.isfinite(value) for value in metrics.values())
     status = "completed" if finite and not diverged else "diverged"
     return FitResult(status, int(series[-1]["step"]), metrics, state, clock.seconds, series)
 
 
+def _to_device(split: Split, device: torch.device, test: bool) -> Split:
+    """Return the split on the device; the test images only where they will be used."""
+    return replace(
+        split,
+        train=split.train.to(device),
+        validation=None if split.validation is None else split.validation.to(device),
+        test=split.test.to(device) if test else split.test,
+        normalization=Normalization(split.normalization.mean.to(device), split.normalization.std.to(device)),
+    )
+
+
 def _train(
-    run: TrainingRun,
-    clock: PhaseClock,
-    on_epoch: Callable[[dict[str, float]], None] | None,
-    checkpoint: Checkpoint | None,
-) -> tuple[list[dict[str, float]], bool]:
-    """The step loop, from where the run stands to where it stops; the rows of all looks, and whether it diverged.
+    run: TrainingRun, clock: PhaseClock, on_epoch: OnEpoch | None, checkpoint: Checkpoint | None
+) -> tuple[list[Row], bool]:
+    """Train from where the run is to its last epoch; return the series, and whether the loss stopped being finite.
 
-    No step waits for the device. It ends early where the training loss stops being finite.
+    No step waits for the device.
     """
-    looks = run.looks()
-
-    def look(epoch: int) -> dict[str, float]:
-        row = _look(run, clock, epoch)
-        if on_epoch is not None:
-            with clock.paused():
-                on_epoch(dict(row))
-        return row
-
+    evaluation_epochs = run.evaluation_epochs()
     with clock.phase("train"):
-        for epoch in range(run.steps_done // run.steps_an_epoch + 1, run.stop + 1):
-            run.model.train()
-            for batch in run.batches():
-                run.nll += run.step(batch)
-                run.since += 1
-                if run.objective.due(run.steps_done):
-                    with clock.phase("adapt"):
-                        run.objective.adapt(run)
-            if epoch in looks:
-                run.series.append(look(epoch))
-                run.nll.zero_()
-                run.since = 0
+        for epoch in range(run.steps_done // run.steps_per_epoch + 1, run.last_epoch + 1):
+            _train_epoch(run, clock)
+            if epoch in evaluation_epochs:
+                run.series.append(_evaluate(run, clock, epoch, on_epoch))
+                run.nll_sum.zero_()
+                run.nll_steps = 0
                 if not math.isfinite(run.series[-1]["train_nll"]):
                     return run.series, True
-            if checkpoint is not None and checkpoint.due():
-                checkpoint.keep(run, clock)
-        if run.stop in looks:
+            if checkpoint is not None and checkpoint.is_due():
+                checkpoint.save(run, clock)
+        if run.last_epoch in evaluation_epochs:
             return run.series, False
-        row = look(run.stop)  # no look of the whole run's: nothing of it stays in the run
+        row = _evaluate(run, clock, run.last_epoch, on_epoch)  # not added to the series of a run that continues
     return [*run.series, row], not math.isfinite(row["train_nll"])
 
 
-def _look(run: TrainingRun, clock: PhaseClock, epoch: int) -> dict[str, float]:
-    """A row of the series. Waits for the device."""
+def _train_epoch(run: TrainingRun, clock: PhaseClock) -> None:
+    run.model.train()
+    for batch in run.batches():
+        run.nll_sum += run.step(batch)
+        run.nll_steps += 1
+        if run.objective.should_adapt(run.steps_done):
+            with clock.phase("adapt"):
+                run.objective.adapt(run)
+
+
+def _evaluate(run: TrainingRun, clock: PhaseClock, epoch: int, on_epoch: OnEpoch | None) -> Row:
+    """Return a row of the series, after calling ``on_epoch`` with it. Waits for the device."""
     row = {"epoch": epoch, "step": run.steps_done, "train_seconds": run.earlier_seconds + clock.read("train")}
-    row |= {"learning_rate": run.last_rate, "train_nll": float(run.nll) / run.since}
-    with clock.phase("monitor"), run.looking():
+    row |= {"learning_rate": run.last_rate, "train_nll": float(run.nll_sum) / run.nll_steps}
+    with clock.phase("monitor"), run.evaluation_mode():
         row |= run.objective.describe()
         if run.split.validation is not None:
-            with clock.phase("evaluate" if epoch == run.stop else "monitor"):
+            with clock.phase("evaluate" if epoch == run.last_epoch else "monitor"):
                 row["val_nll"], row["val_acc"] = run.evaluate(run.split.validation)
+    if on_epoch is not None:
+        with clock.paused():
+            on_epoch(dict(row))
     return row
 
 
-def _final(run: TrainingRun, clock: PhaseClock, test: bool, regularizer: float) -> dict[str, float]:
-    """What a whole run's end is measured by."""
-    metrics = {}
-    if test:
+def _collect_metrics(
+    run: TrainingRun, clock: PhaseClock, last: Row, test: bool, whole: bool
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the metrics and the objective's state at the end of a whole run, or of one that stops early."""
+    metrics: Row = {name: last[name] for name in ("train_nll", "val_nll", "val_acc") if name in last}
+    objective = run.objective
+    with clock.phase("monitor"):
+        state = objective.describe()
+    if whole and test:
         with clock.phase("test"):
             metrics["test_nll"], metrics["test_acc"] = run.evaluate(run.split.test)
-    if run.objective.is_bayesian:
+    if objective.is_bayesian:
+        nll = metrics["train_nll"]
+        if whole:
+            with clock.phase("select"):
+                nll = metrics["nll_under_q"] = run.nll_under_posterior()
+        metrics["objective"] = nll + state["regularizer"]
+    elif whole and type(objective).selection_metrics is not Objective.selection_metrics:  # MAP's takes no time
         with clock.phase("select"):
-            metrics["nll_under_q"] = run.nll_under_posterior()
-            metrics["objective"] = metrics["nll_under_q"] + regularizer
-    elif type(run.objective).final is not Objective.final:  # MAP selects nothing, in no time
-        with clock.phase("select"):
-            metrics |= run.objective.final(run)
-    return metrics
-
-
-def _moved(split: Split, device: torch.device, test: bool) -> Split:
-    """The split on the device; the test images only where they will be looked at."""
-    parts: dict[str, Any] = {"train": split.train.to(device), "test": split.test.to(device) if test else split.test}
-    parts["validation"] = None if split.validation is None else split.validation.to(device)
-    norm = split.normalization
-    return replace(split, normalization=Normalization(norm.mean.to(device), norm.std.to(device)), **parts)
+            metrics |= objective.selection_metrics(run)
+    return metrics, state

@@ -1,4 +1,4 @@
-"""How a network is computed: precision, memory layout, compilation. Weights, KL and optimizer stay in float32."""
+"""Numerics of forward and backward passes: precision, memory layout, compilation. The rest stays in float32."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ PRECISIONS = ("float32", "tf32", "bf16")
 
 @dataclass(frozen=True)
 class Numerics:
-    """How forward and backward are computed, the same for every method.
+    """How forward and backward passes are computed, the same for every method.
 
     Attributes:
-        precision: "float32" throughout; "tf32": float32 whose matrix products and convolutions round their inputs to 10
-            bits (NVIDIA GPUs only, elsewhere as float32); "bf16": autocast to bfloat16, what is left in float32 as in
-            "tf32".
-        channels_last: activations in memory with the channels innermost, as tensor cores want them.
-        compile: whether training goes through `torch.compile`. Evaluation does not.
+        precision: "float32"; "tf32": float32 whose matrix products and convolutions round their inputs to a mantissa of
+            10 bits (NVIDIA GPUs only, elsewhere the same as float32); "bf16": autocast to bfloat16, where operations
+            that autocast leaves in float32 run as in "tf32".
+        channels_last: whether activations have the channels innermost in memory, which tensor cores prefer.
+        compile: whether training steps run through `torch.compile`. Evaluation never does.
     """
 
     precision: str = "float32"
@@ -37,31 +37,38 @@ class Numerics:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 
     @contextmanager
-    def switched_on(self) -> Iterator[None]:
-        """Torch's own switches set for the block, put back after: TF32, and cuDNN choosing algorithms by trial."""
+    def backend_flags(self) -> Iterator[None]:
+        """Set torch's global flags for TF32 and for cuDNN's search of algorithms inside the block, then restore them.
+
+        Raises:
+            ValueError: the program has set torch's newer ``fp32_precision`` flags, which exclude these.
+        """
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
         try:
             before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
-        except RuntimeError as error:  # torch lets a program use its old switches or its new ones
+        except RuntimeError as error:
             raise ValueError(
-                "torch's fp32_precision switches were set before: leave them, precision is a setting of the fit"
+                "torch's fp32_precision flags were set before: leave them unset and give fit a Numerics instead"
             ) from error
+        inherited = getattr(matmul, "fp32_precision", None) == "none"
         matmul.allow_tf32 = cudnn.allow_tf32 = self.precision != "float32"
         cudnn.benchmark = True
         try:
             yield
         finally:
             matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+            if inherited:  # allow_tf32 has replaced it by a value of its own
+                matmul.fp32_precision = "none"
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """A block whose forward passes run in this precision."""
+        """A block in which forward passes run in this precision."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def laid_out(self, x: Tensor) -> Tensor:
-        """``x`` (B, C, H, W) in the memory layout that convolutions follow."""
+    def to_memory_format(self, x: Tensor) -> Tensor:
+        """Return ``x`` (B, C, H, W) in the memory layout of `channels_last`."""
         return x.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
 
-    def trained_through(self, model: nn.Module) -> Callable[[Tensor], Any]:
-        """What to call in training instead of ``model``. It is the same weights, whatever they are at the call."""
-        # a graph for each batch size, or what was trained before would decide which kernels run
+    def compile_model(self, model: nn.Module) -> Callable[[Tensor], Any]:
+        """Return the callable that training uses in place of ``model``; it shares the model's weights."""
+        # one graph per batch size: with dynamic shapes, earlier calls would decide which kernels run
         return torch.compile(model, dynamic=False) if self.compile else model

@@ -1,4 +1,4 @@
-"""The moving parts of a training run: its schedule, its batches, one step, and how a network is measured."""
+"""State and operations of one training run: batches, one optimizer step, warm-up, evaluation, saving and loading."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deelbo._vectors import flatten, write
-from deelbo.data import Split
+from deelbo.data.dataset import Split
 from deelbo.data.images import Images
 from deelbo.objectives.base import Objective
-from deelbo.training.evaluation import _form, evaluate
+from deelbo.training.evaluation import evaluate
 from deelbo.training.numerics import Numerics
 from deelbo.training.schedule import Schedule
 
-__all__ = ["MakeOptimizer", "TrainingRun"]
+__all__ = ["OptimizerFactory", "TrainingRun", "form_of"]
 
 
-MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
-"""Makes an optimizer of what is trained and the learning rate that the cosine starts from."""
+OptimizerFactory = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+"""Makes an optimizer of the trained parameters, given the learning rate at which the cosine starts."""
 WARMUP_STEPS = 2
+NUMBERS = ("steps_done", "last_rate", "series", "nll_sum", "nll_steps", "earlier_seconds")
+"""The attributes of a run that are part of its state."""
 
 
 class TrainingRun:
-    """The moving parts of one training run.
+    """One training run.
 
     Attributes:
-        steps_done: optimizer steps that were run.
-        series: a row for each look so far, see `deelbo.FitResult`.
-        nll, since: the sum of the batches' mean NLL since the last look, left on the device, and how many they were.
-        last_rate, last_norm: the learning rate of the last step, and its gradient's norm before clipping, left on the
-            device (None before the first step).
-        stop: the epoch after which training ends; before the last one in a run that is handed over.
-        earlier_seconds: of training, in the stretches of this run that were handed over to here.
-        optimizer_form: the optimizer's state after a step, its tensors without numbers: what one that is kept looks
-            like. Known from `warm_up` on.
+        steps_done: optimizer steps so far.
+        series: one row per evaluation so far, see `deelbo.FitResult`.
+        nll_sum, nll_steps: sum of the batches' mean NLL since the last evaluation (on the device), and their number.
+        last_rate: learning rate of the last step.
+        last_norm: norm of the last step's gradient before clipping, on the device; None before the first step.
+        last_epoch: the epoch after which training stops, which may be before the schedule's last one.
+        earlier_seconds: training seconds of the earlier segments of this run, where a `deelbo.Handover` continued them.
+        optimizer_form: `form_of` the optimizer's state dict after a step. Set by `warm_up`.
     """
 
     def __init__(
@@ -51,90 +52,91 @@ class TrainingRun:
         schedule: Schedule,
         seed: int,
         numerics: Numerics | None = None,
-        optimizer: MakeOptimizer | None = None,
+        optimizer: OptimizerFactory | None = None,
         until: float = 1.0,
     ) -> None:
         self.model, self.split, self.objective, self.schedule = model, split, objective, schedule
         self.numerics = numerics or Numerics()
-        self.forward = self.numerics.trained_through(model)
+        self.forward = self.numerics.compile_model(model)
         self.device = objective.weights[0].device
         self.trained = [*objective.weights, *objective.parameters()]
-        self.total = schedule.total_steps(len(split.train))
-        self.batch = schedule.batch(len(split.train))
-        self.steps_an_epoch = schedule.steps_an_epoch(len(split.train))
-        self.epochs = schedule.epochs(len(split.train))
-        self.stop = schedule.stop_epoch(until, len(split.train))
-        self.random = torch.Generator().manual_seed(seed)
+        num_examples = len(split.train)
+        self.total_steps = schedule.total_steps(num_examples)
+        self.batch_size = schedule.batch(num_examples)
+        self.steps_per_epoch = schedule.steps_per_epoch(num_examples)
+        self.epochs = schedule.epochs(num_examples)
+        self.last_epoch = schedule.stop_epoch(until, num_examples)
+        self.generator = torch.Generator().manual_seed(seed)  # of the order of images and their augmentation
         self.earlier_seconds = 0.0
-        self.optimizer_form: dict[str, Any] = {"state": {}, "param_groups": []}
-        self._make = optimizer or self._nesterov
+        self.optimizer_form: dict[str, Any] = {}
+        self._optimizer_factory = optimizer
         self._start()
 
-    def _nesterov(self, trained: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-        momentum = self.schedule.momentum
-        fused = True if self.device.type == "cuda" else None
-        return torch.optim.SGD(trained, lr=learning_rate, momentum=momentum, nesterov=momentum > 0, fused=fused)
-
     def _start(self) -> None:
-        schedule = self.schedule
-        self.optimizer = self._make(self.trained, schedule.learning_rate)
-        self._mode("train")
-        self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=self.total)
+        rate, momentum = self.schedule.learning_rate, self.schedule.momentum
+        if self._optimizer_factory is None:
+            fused = True if self.device.type == "cuda" else None
+            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
+                self.trained, lr=rate, momentum=momentum, nesterov=momentum > 0, fused=fused
+            )
+        else:
+            self.optimizer = self._optimizer_factory(self.trained, rate)
+        self._set_optimizer_mode("train")
+        self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=self.total_steps)
         self.steps_done = 0
-        self.last_rate = schedule.learning_rate
+        self.last_rate = rate
         self.last_norm: Tensor | None = None
         self.series: list[dict[str, float]] = []
-        self.nll, self.since = torch.zeros((), device=self.device), 0
+        self.nll_sum, self.nll_steps = torch.zeros((), device=self.device), 0
 
-    def _mode(self, name: str) -> None:
-        """Some optimizers average weights: they train some and evaluate others, and must be told (schedule-free)."""
+    def _set_optimizer_mode(self, name: str) -> None:
+        """Call the optimizer's ``train`` or ``eval``, which those that average weights have (schedule-free)."""
         if (switch := getattr(self.optimizer, name, None)) is not None:
             switch()
 
     @contextmanager
-    def looking(self) -> Iterator[None]:
-        """A block in which the weights are those that the optimizer would have evaluated; put back to the bit."""
+    def evaluation_mode(self) -> Iterator[None]:
+        """A block in which the weights are those that the optimizer evaluates; afterwards they are restored exactly."""
         if not hasattr(self.optimizer, "eval"):
             yield
             return
-        before = [flatten(self.objective.weights), *(p.detach().clone() for p in self.objective.parameters())]
-        self._mode("eval")
+        weights = flatten(self.objective.weights)
+        learned = [parameter.detach().clone() for parameter in self.objective.parameters()]
+        self._set_optimizer_mode("eval")
         try:
             yield
         finally:
-            self._mode("train")  # which gives the weights that were trained but for rounding
-            write(self.objective.weights, before[0])
-            with torch.no_grad():
-                for parameter, value in zip(self.objective.parameters(), before[1:], strict=True):
-                    parameter.copy_(value)
+            self._set_optimizer_mode("train")  # restores the trained weights up to rounding
+            write(self.objective.weights, weights)
+            _copy_into(self.objective.parameters(), learned)
 
     def end(self) -> None:
-        """Leaves the weights as those that the optimizer would have evaluated: no step may follow."""
-        self._mode("eval")
+        """Leave the model with the weights that the optimizer evaluates. No step may follow."""
+        self._set_optimizer_mode("eval")
 
-    def looks(self) -> set[int]:
-        """The epochs after which the whole run is looked at, spread evenly, the last one included."""
+    def evaluation_epochs(self) -> set[int]:
+        """The epochs after which the whole run is evaluated: evenly spaced, the last one included."""
         points = min(self.schedule.series_points, self.epochs)
         return {math.ceil(self.epochs * (i + 1) / points) for i in range(points)}
 
     def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """One epoch's batches in random order, sent to the device in one go: indices (B,), and places to crop.
+        """Draw one epoch's batches in random order: image indices (B,) and crops (2 or 3, B), on the device.
 
         The last partial batch is dropped.
         """
-        order = torch.randperm(len(self.split.train), generator=self.random)
-        drawn = self.split.geometry.draw(len(order), self.random)
-        plan = torch.cat([order[None], drawn])
+        order = torch.randperm(len(self.split.train), generator=self.generator)
+        crops = self.split.geometry.draw(len(order), self.generator)
+        plan = torch.cat([order[None], crops])
         if self.device.type == "cuda":  # from pinned memory, or the copy would wait for the steps before it
             plan = plan.pin_memory().to(self.device, non_blocking=True)
-        return [(piece[0], piece[1:]) for piece in plan.split(self.batch, dim=1)[: self.steps_an_epoch]]
+        return [(piece[0], piece[1:]) for piece in plan.split(self.batch_size, dim=1)[: self.steps_per_epoch]]
 
     def step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """One optimizer step; the batch's mean NLL, left on the device."""
-        indices, drawn = batch
+        """Take one optimizer step and return the batch's mean NLL, which stays on the device."""
+        indices, crops = batch
         images, geometry = self.split.train, self.split.geometry
-        x = self.split.normalization(geometry.training(images.pixels[indices], drawn))
-        x, labels = self.numerics.laid_out(x), images.labels[indices]
+        x = self.split.normalization(geometry.training(images.pixels[indices], crops))
+        x, labels = self.numerics.to_memory_format(x), images.labels[indices]
         with self.objective.step():
             with self.numerics.autocast(self.device):
                 loss = F.cross_entropy(self.forward(x).float(), labels)
@@ -147,75 +149,91 @@ class TrainingRun:
         return loss.detach()
 
     def warm_up(self) -> None:
-        """Pays for first calls (libraries, kernels, memory): real steps, after which all is put back to the bit."""
+        """Take a few steps, so that first-call costs (libraries, kernels, memory) are paid, then restore everything."""
         weights = copy.deepcopy(self.model.state_dict())
-        learned = [parameter.detach().clone() for parameter in self.objective.parameters()]
-        adapted = {name: tensor.clone() for name, tensor in self.objective.learned_state().items()}
-        states = [generator.get_state() for generator in self._generators()]
+        parameters = [parameter.detach().clone() for parameter in self.objective.parameters()]
+        learned_state = {name: tensor.clone() for name, tensor in self.objective.learned_state().items()}
+        random_states = [generator.get_state() for generator in self._generators()]
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             self.model.train()
             for _ in range(WARMUP_STEPS):
                 self.step(self.batches()[0])
             self.objective.warm_up(self)
-        self.optimizer_form = _form(self.optimizer.state_dict())
+        self.optimizer_form = form_of(self.optimizer.state_dict())
         self.model.load_state_dict(weights)
-        self.objective.load_learned_state(adapted)
-        with torch.no_grad():
-            for parameter, value in zip(self.objective.parameters(), learned, strict=True):
-                parameter.copy_(value)
-        for generator, state in zip(self._generators(), states, strict=True):
+        self.objective.load_learned_state(learned_state)
+        _copy_into(self.objective.parameters(), parameters)
+        for generator, state in zip(self._generators(), random_states, strict=True):
             generator.set_state(state)
         for parameter in self.trained:
             parameter.grad = None
         self._start()
 
     def _generators(self) -> list[torch.Generator]:
-        """Whose random numbers this run draws beside torch's global ones."""
-        return [generator for generator in (self.random, self.objective.generator) if generator is not None]
+        """The generators that this run draws from beside torch's global ones."""
+        return [generator for generator in (self.generator, self.objective.generator) if generator is not None]
 
     def state(self) -> dict[str, Any]:
-        """All that the rest of the run depends on between two epochs: plain values, and the run's own tensors, which
-        change as it goes on. Buffers that the model itself keeps out of its ``state_dict`` are not in it."""
+        """Everything that the rest of the run depends on between two epochs, as plain values and the run's own tensors.
+
+        Buffers that the model keeps out of its ``state_dict`` are not included.
+        """
         random = [torch.get_rng_state(), *(generator.get_state() for generator in self._generators())]
         if self.device.type == "cuda":
             random.append(torch.cuda.get_rng_state(self.device))
         return {
             "model": self.model.state_dict(),
-            "learned": [parameter.detach() for parameter in self.objective.parameters()],
-            "adapted": self.objective.learned_state(),
+            "parameters": [parameter.detach() for parameter in self.objective.parameters()],
+            "learned_state": self.objective.learned_state(),
             "optimizer": self.optimizer.state_dict(),
             "cosine": self.cosine.state_dict(),
             "random": random,
-            **{name: getattr(self, name) for name in ("steps_done", "last_rate", "series", "nll", "since")},
+            **{name: getattr(self, name) for name in NUMBERS},
         }
 
-    @torch.no_grad()
     def load(self, state: dict[str, Any]) -> None:
-        """Goes on from a `state` of this very run, whose tensors may lie on any device."""
+        """Continue from a `state` of this same run, whose tensors may be on any device."""
         self.model.load_state_dict(state["model"])
-        for parameter, value in zip(self.objective.parameters(), state["learned"], strict=True):
-            parameter.copy_(value)
-        self.objective.load_learned_state(state["adapted"])
+        _copy_into(self.objective.parameters(), state["parameters"])
+        self.objective.load_learned_state(state["learned_state"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.cosine.load_state_dict(state["cosine"])
-        shared, *random = state["random"]
-        torch.set_rng_state(shared)
+        global_state, *random = state["random"]
+        torch.set_rng_state(global_state)
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(random.pop(), self.device)
-        for generator, numbers in zip(self._generators(), random, strict=True):
-            generator.set_state(numbers)
-        self.steps_done, self.last_rate, self.since = state["steps_done"], state["last_rate"], state["since"]
-        self.series, self.nll = state["series"], state["nll"].to(self.device)
+        for generator, generator_state in zip(self._generators(), random, strict=True):
+            generator.set_state(generator_state)
+        for name in NUMBERS:
+            setattr(self, name, state[name])
+        self.nll_sum = self.nll_sum.to(self.device)
 
     def evaluate(self, images: Images) -> tuple[float, float]:
-        """Mean NLL and class-balanced accuracy with the weights as they are."""
+        """Return `deelbo.evaluate` of the current weights: mean NLL and class-balanced accuracy."""
         return evaluate(self.model, images, self.split.normalization, self.split.geometry, self.numerics)
 
     def nll_under_posterior(self) -> float:
-        """E_q of the mean NLL over the training images, not augmented, one draw a pass."""
+        """Estimate E_q of the mean NLL of the training images, not augmented, with one draw of the weights per pass."""
         passes = self.schedule.posterior_passes
         total = 0.0
         for _ in range(passes):
             with self.objective.step():
                 total += self.evaluate(self.split.train)[0]
         return total / passes
+
+
+@torch.no_grad()
+def _copy_into(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
+
+
+def form_of(value: Any) -> Any:
+    """Return a nested structure with types and shapes in place of tensors, and a mark in place of numbers."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.shape
+    if isinstance(value, dict):
+        return {name: form_of(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [form_of(inner) for inner in value]
+    return int if isinstance(value, int | float) else value

@@ -1,25 +1,26 @@
-"""Schedule."""
+"""Length and speed of a training run. This module needs no torch."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-__all__ = ["Schedule"]
+__all__ = ["Schedule", "stop_epoch"]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train.
+    """Settings of the training loop.
 
     Attributes:
-        learning_rate: where the cosine starts; it ends at 0, one value a step.
-        steps: nominal number of steps; whole epochs are run, so it is rounded down to a multiple of them.
-        batch_size: at most this many images a step; the last partial batch of an epoch is dropped.
+        learning_rate: start of the cosine, which ends at 0; it changes after every step.
+        steps: nominal number of optimizer steps. Whole epochs are trained, so it is rounded down to a multiple of them.
+        batch_size: images per step, or all of them where there are fewer; an epoch's last partial batch is dropped.
         momentum: of SGD with Nesterov's correction.
-        clip_norm: largest norm of the whole gradient, the objective's own parameters included.
-        posterior_passes: passes over the training images, each at its own draw, that average the final objective.
-        series_points: how many times the run is looked at, the last step included.
+        clip_norm: maximum norm of the whole gradient, which includes that of the objective's own parameters.
+        posterior_passes: passes over the training images, each with its own draw of the weights, that are averaged into
+            the final objective.
+        series_points: number of evaluations during the run, the one after the last step included.
     """
 
     learning_rate: float
@@ -31,28 +32,37 @@ class Schedule:
     series_points: int = 20
 
     def batch(self, num_examples: int) -> int:
-        """Images a step."""
+        """Images per step."""
         return min(self.batch_size, num_examples)
 
     def total_steps(self, num_examples: int) -> int:
-        """Steps that are run: whole epochs, unless the nominal number is less than one."""
-        an_epoch = max(num_examples // self.batch_size, 1)
-        return self.steps // an_epoch * an_epoch or self.steps
+        """Steps that are trained: whole epochs, unless ``steps`` is less than one epoch."""
+        per_epoch = max(num_examples // self.batch_size, 1)
+        return self.steps // per_epoch * per_epoch or self.steps
 
-    def steps_an_epoch(self, num_examples: int) -> int:
-        """Steps until every image was seen, the last partial batch left out; at most those that are run."""
+    def steps_per_epoch(self, num_examples: int) -> int:
+        """Full batches in one pass over the images, at most `total_steps`."""
         return min(max(num_examples // self.batch_size, 1), self.total_steps(num_examples))
 
     def epochs(self, num_examples: int) -> int:
-        """Epochs that are run."""
-        return self.total_steps(num_examples) // self.steps_an_epoch(num_examples)
+        """Epochs that are trained."""
+        return self.total_steps(num_examples) // self.steps_per_epoch(num_examples)
 
     def stop_epoch(self, until: float, num_examples: int) -> int:
-        """The epoch after which a run stops that trains the share ``until`` of its epochs: ceil(until * epochs).
+        """Number of epochs in the fraction ``until`` of the run, see `stop_epoch`."""
+        return stop_epoch(until, self.epochs(num_examples))
 
-        Raises:
-            ValueError: a share that is not above 0 and at most 1.
-        """
-        if not 0 < until <= 1:
-            raise ValueError(f"until is the share of a run's epochs, above 0 and at most 1, got {until}")
-        return max(math.ceil(until * self.epochs(num_examples) - 1e-9), 1)  # 0.3 * 10 is more than 3
+
+def stop_epoch(until: float, epochs: int) -> int:
+    """Return ceil(until * epochs), at least 1: the epoch at which a run of ``epochs`` epochs stops.
+
+    Args:
+        until: fraction of the run that is trained.
+        epochs: epochs of the whole run.
+
+    Raises:
+        ValueError: ``until`` is not above 0 and at most 1.
+    """
+    if not 0 < until <= 1:
+        raise ValueError(f"until must be a fraction of the run's epochs, above 0 and at most 1, got {until}")
+    return max(math.ceil(until * epochs - 1e-9), 1)  # in floating point 0.3 * 10 is more than 3

@@ -17,8 +17,8 @@ from deelbo.data import Split
 from deelbo.data.images import Geometry, Images, Normalization
 from deelbo.groups import make_groups
 from deelbo.objectives.elbo import DataEmphasizedELBO
+from deelbo.training.checkpoint import Handover
 from deelbo.training.fit import FitResult, fit
-from deelbo.training.handover import Handover
 from deelbo.training.schedule import Schedule
 
 FREE = ["prodigy", "schedule-free"]

@@ -23,7 +23,7 @@ from bench.scheduling.queue import TrialQueue
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from deelbo.pretrained.embedded import Pretrained
-from deelbo.training.handover import Handover
+from deelbo.training.checkpoint import Handover
 from tests.helpers.tiny import CONTENT
 
 METHODS: dict[str, Any] = {

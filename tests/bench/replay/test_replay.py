@@ -463,7 +463,7 @@ def live(
     import torch
 
     from bench.execution.run_trial import TrialContext, run_trial
-    from deelbo.training.handover import Handover
+    from deelbo.training.checkpoint import Handover
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

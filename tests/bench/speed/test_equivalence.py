@@ -95,7 +95,7 @@ WRONG: dict[str, tuple[Any, str, Any]] = {
     "no KL": (DataEmphasizedELBO, "_add_kl_gradient", no_kl),
     "KL twice": (DataEmphasizedELBO, "_add_kl_gradient", double_kl),
     "half of sigma": (IsotropicPosterior, "sigma", property(half_noise)),
-    "other images": (Numerics, "laid_out", mirrored),
+    "other images": (Numerics, "to_memory_format", mirrored),
 }
 
 

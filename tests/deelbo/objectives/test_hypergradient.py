@@ -144,9 +144,9 @@ def test_without_validation_images_there_is_nothing_to_learn_from(toy_split: Spl
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"rate": 0.0}, "rate is a step of log alpha, a number above 0, got 0.0"),
-        ({"rate": math.inf}, "rate is a step of log alpha"),
-        ({"every": 0}, "every is a number of training steps, at least 1, got 0"),
+        ({"rate": 0.0}, "rate must be a number above 0, the step of log alpha in nats, got 0.0"),
+        ({"rate": math.inf}, "rate must be a number above 0"),
+        ({"every": 0}, "every must be a number of training steps of at least 1, got 0"),
         ({"start": -1.0}, "the weight decay of 'backbone' must be a number >= 0, got -1.0|must be a number >= 0"),
     ],
 )

@@ -232,7 +232,7 @@ def test_in_batches_or_at_once_is_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     """How many images are differentiated at one time changes nothing."""
     run = make_run()
     whole = empirical_fisher(run)
-    monkeypatch.setattr("deelbo.objectives.laplace.AT_ONCE", 7 * run.objective.dim)
+    monkeypatch.setattr("deelbo.objectives.laplace.MAX_GRADIENT_NUMBERS", 7 * run.objective.dim)
     parts = empirical_fisher(run)
     assert parts.nll == pytest.approx(whole.nll, rel=1e-12)
     for one, other in zip(parts.diagonal, whole.diagonal, strict=True):
@@ -258,7 +258,7 @@ def test_frozen_weights_stay_out() -> None:
 def test_it_is_due_by_shares_of_the_run(every: float, burn_in: float, expected: set[int]) -> None:
     """Strengths are learned from the burn-in on, evenly, once a step at most and never after the last step."""
     objective = LaplaceMAP(make_run().objective.groups, 60, 200, every, burn_in)
-    assert {step for step in range(1, 201) if objective.due(step)} == expected
+    assert {step for step in range(1, 201) if objective.should_adapt(step)} == expected
 
 
 def test_what_is_learned_can_be_kept() -> None:

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from deelbo import ELBO, MAP, DataEmphasizedELBO, FitResult, LowRank, PhaseClock, Schedule, make_groups
 from deelbo.data import Geometry, Images, Normalization, Split
 from deelbo.objectives.base import Objective
-from deelbo.training.checkpoint import Checkpoint
+from deelbo.training.checkpoint import Checkpoint, fingerprint
 from deelbo.training.fit import fit
 from deelbo.training.numerics import Numerics
 from deelbo.training.run import TrainingRun
-from deelbo.training.snapshot import fingerprint
 
 SCHEDULE = Schedule(0.05, steps=30, batch_size=32, posterior_passes=2, series_points=4)  # 6 epochs, 4 looks
 EPOCHS = 6
@@ -270,7 +269,7 @@ PAIRS += [("kappa", Setting("elbo"), Setting("elbo", kappa=3.0))]
 def test_another_runs_checkpoint_is_passed_over(mine: Setting, other: Setting) -> None:
     """A checkpoint of a run that differs in one setting is not taken up: a warning, and the run from its start."""
     checkpoint = Disk(content=left_behind(other, 2)).checkpoint()
-    with pytest.warns(RuntimeWarning, match="another run's: training starts from its start"):
+    with pytest.warns(RuntimeWarning, match="belongs to another run .*: training starts from the beginning"):
         ending = mine.fit(checkpoint)
     assert ending == mine.fit()
     assert (checkpoint.resumed_at_step, checkpoint.resumed_seconds) == (None, 0)
@@ -290,7 +289,7 @@ def test_a_state_is_the_runs_alone(run: TrainingRun) -> None:
     start = copy.deepcopy(run.state())
     at_start = fingerprint(run)
     for batch in run.batches():
-        run.nll += run.step(batch)
+        run.nll_sum += run.step(batch)
     assert fingerprint(run) != at_start
     run.load(start)
     assert fingerprint(run) == at_start

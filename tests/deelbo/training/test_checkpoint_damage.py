@@ -15,10 +15,9 @@ from torch import nn
 
 from deelbo import DataEmphasizedELBO, PhaseClock, Schedule, make_groups
 from deelbo.data import Split
-from deelbo.training.checkpoint import Checkpoint
+from deelbo.training.checkpoint import Checkpoint, deserialize, fingerprint, serialize
 from deelbo.training.fit import fit
 from deelbo.training.run import TrainingRun
-from deelbo.training.snapshot import fingerprint, opened, sealed
 
 SCHEDULE = Schedule(0.05, steps=30, batch_size=32, posterior_passes=2, series_points=4)  # 6 epochs, 4 looks
 EPOCHS = 6
@@ -71,14 +70,14 @@ class Hostile:
         return (open, (self.path, "w"))
 
 
-def resealed(data: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
+def reserialize(data: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
     """The checkpoint with its content changed, and a hash that fits."""
-    content = opened(data)
-    return sealed(change(content) or content)
+    content = deserialize(data)
+    return serialize(change(content) or content)
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "no content": lambda _: {"whose": 1},
+    "no content": lambda _: {"fingerprint": 1},
     "no dict": lambda _: [1],
     "no weights": lambda c: c["run"].pop("model") and None,
     "a weight's shape": lambda c: c["run"]["model"].update({"4.weight": torch.zeros(3, 12)}),
@@ -87,7 +86,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "momentum of nothing": lambda c: c["run"]["optimizer"]["state"].update({99: {}}),
     "a rate of text": lambda c: c["run"]["optimizer"]["param_groups"][0].update(lr="x"),
     "a cosine of text": lambda c: c["run"]["cosine"].update(last_epoch="x"),
-    "no learned": lambda c: c["run"].update(learned=[]),
+    "no parameters": lambda c: c["run"].update(parameters=[]),
     "random numbers": lambda c: c["run"].update(random=[torch.full_like(r, 255) for r in c["run"]["random"]]),
     "steps": lambda c: c["run"].update(steps_done=35),
     "part of an epoch": lambda c: c["run"].update(steps_done=7),
@@ -106,12 +105,12 @@ def test_a_checkpoint_does_no_harm(what: str, tmp_path: Path, life: Life, good: 
     trap = tmp_path / "trap"
     made = {
         "hostile": lambda: pickle.dumps(Hostile(str(trap))),
-        "hostile inside": lambda: resealed(good, lambda c: c["run"].update(series=[Hostile(str(trap))])),
-        "hostile and no checkpoint": lambda: sealed({"whose": Hostile(str(trap))}),
+        "hostile inside": lambda: reserialize(good, lambda c: c["run"].update(series=[Hostile(str(trap))])),
+        "hostile and no checkpoint": lambda: serialize({"fingerprint": Hostile(str(trap))}),
         "empty": lambda: b"",
         "noise": lambda: torch.randint(0, 256, (5000,), dtype=torch.uint8).numpy().tobytes(),
     }
-    data = made[what]() if what in made else resealed(good, CHANGES[what])
+    data = made[what]() if what in made else reserialize(good, CHANGES[what])
     checkpoint = given(data)
     with pytest.warns(RuntimeWarning, match="the checkpoint is damaged"):
         ending = life(checkpoint)
@@ -149,7 +148,7 @@ def test_a_full_disk_does_not_end_a_run(life: Life) -> None:
         tried.append(len(data))
         raise OSError(28, "No space left on device")
 
-    with pytest.warns(RuntimeWarning, match=r"could not be written \(.*No space left on device\): the run goes on"):
+    with pytest.warns(RuntimeWarning, match=r"could not be written \(.*No space left on device\): the run continues"):
         ending = life(Checkpoint(0, write, lambda: None))
     assert ending == life()
     assert len(tried) == EPOCHS

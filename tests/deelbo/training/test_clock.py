@@ -110,7 +110,7 @@ def test_carried_seconds_add_up(clock: PhaseClock, hand: Hand) -> None:
 @pytest.mark.parametrize("wrong", [{"lunch": 1.0}, {"test": -1.0}, {"test": float("nan")}, {"test": float("inf")}])
 def test_impossible_seconds_are_not_carried(clock: PhaseClock, wrong: dict[str, float]) -> None:
     """An unknown phase, and seconds that no clock books, raise ValueError, and nothing is added."""
-    with pytest.raises(ValueError, match="seconds of a phase are a number >= 0, got"):
+    with pytest.raises(ValueError, match="the seconds of a phase must be a number >= 0, got"):
         clock.carry({"train": 5.0} | wrong)
     assert booked(clock) == {}
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from deelbo import ELBO, MAP, DataEmphasizedELBO, FitResult, PhaseClock, Schedule, evaluate, make_groups
 from deelbo.data import Geometry, Images, Normalization, Split
+from deelbo.pretrained.backbones import build_backbone
 from deelbo.training.fit import fit
 from deelbo.training.run import TrainingRun
 
@@ -248,13 +251,35 @@ def test_warm_up_leaves_no_trace(toy_split: Split, toy_model: nn.Module) -> None
     """Warming up changes no weight, buffer, gradient or random number, also with dropout."""
     run = TrainingRun(toy_model, toy_split, bound(toy_model), SHORT, seed=0)
     before, random = copy.deepcopy(toy_model.state_dict()), torch.random.get_rng_state()
-    order = run.random.get_state()
+    order = run.generator.get_state()
     run.warm_up()
     assert all(torch.equal(tensor, before[name]) for name, tensor in toy_model.state_dict().items())
     assert all(p.grad is None for p in toy_model.parameters())
     assert torch.equal(torch.random.get_rng_state(), random)
-    assert torch.equal(run.random.get_state(), order)
+    assert torch.equal(run.generator.get_state(), order)
     assert run.steps_done == 0
+
+
+def test_only_the_generators_in_use_are_seeded(
+    toy_split: Split, toy_model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run and a network on the CPU leave the random numbers of all GPUs alone."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("a GPU was reseeded"))
+    fit(toy_model, toy_split, bound(toy_model), SHORT)
+    build_backbone("digits-resnet", 4)
+
+
+def test_a_finished_run_is_freed_at_once(toy_split: Split, toy_model: nn.Module) -> None:
+    """No reference cycle keeps a run, with its weights and images, until the next garbage collection."""
+    gc.disable()
+    try:
+        run = TrainingRun(toy_model, toy_split, bound(toy_model), SHORT, seed=0)
+        run.warm_up()
+        reference = weakref.ref(run)
+        del run
+        assert reference() is None
+    finally:
+        gc.enable()
 
 
 def test_clipping_bounds_the_step(toy_split: Split, toy_model: nn.Module) -> None:

@@ -44,7 +44,7 @@ class Learning(MAP):
         self.generator = torch.Generator().manual_seed(5)
         self.adapted_after: list[int] = []
 
-    def due(self, steps_done: int) -> bool:
+    def should_adapt(self, steps_done: int) -> bool:
         return steps_done % 4 == 0
 
     def adapt(self, run: TrainingRun) -> None:
@@ -54,7 +54,7 @@ class Learning(MAP):
     def warm_up(self, run: TrainingRun) -> None:
         self.adapt(run)
 
-    def final(self, run: TrainingRun) -> dict[str, float]:
+    def selection_metrics(self, run: TrainingRun) -> dict[str, float]:
         return {"objective": 7.0 + len(run.split.train)}
 
     def learned_state(self) -> dict[str, Tensor]:
@@ -177,7 +177,7 @@ def test_the_epoch_of_a_stop(until: float, epoch: int) -> None:
 @pytest.mark.parametrize("until", [0, -0.1, 1.01, float("nan")])
 def test_a_share_is_above_0_and_at_most_1(until: float) -> None:
     """Any other share is refused."""
-    with pytest.raises(ValueError, match="until is the share of a run's epochs, above 0 and at most 1, got"):
+    with pytest.raises(ValueError, match="until must be a fraction of the run's epochs, above 0 and at most 1, got"):
         SCHEDULE.stop_epoch(until, 160)
 
 
@@ -212,17 +212,18 @@ def test_seconds_are_each_stretchs_own(stretch: Stretch) -> None:
 
 
 def test_what_cannot_be_gone_on_from_is_passed_over(stretch: Stretch) -> None:
-    """Another run's, a damaged one, one that went further than this stretch, a checkpoint's and one that cannot be read
+    """Another run's, a damaged one, one that went further than this stretch, and one that cannot be read
     are passed over with a warning: the stretch is trained from its start."""
-    kept, other, mid = Kept(), Kept(), Kept()
+    kept, other = Kept(), Kept()
     stretch(until=0.5, handover=kept.handover())
     stretch(until=0.1, handover=other.handover(), schedule=replace(SCHEDULE, learning_rate=0.01))
-    stretch(until=0.1, checkpoint=Checkpoint(0, mid.write, lambda: None))
     assert kept.content is not None
     undisturbed = bits(stretch(until=0.3))
-    for content in (kept.content, other.content, mid.content, kept.content[:-1], b""):
+    for content in (kept.content, other.content, kept.content[:-1], b""):
         handover = Handover(lambda content=content: content, lambda _: None)  # type: ignore[misc]
-        with pytest.warns(RuntimeWarning, match="handed over is damaged, another one or further on"):
+        with pytest.warns(
+            RuntimeWarning, match="the handover is damaged, belongs to another run or is past the end of this one"
+        ):
             assert bits(stretch(until=0.3, handover=handover)) == undisturbed
         assert handover.resumed_at_step is None
 
@@ -239,7 +240,7 @@ def test_what_cannot_be_handed_over_costs_no_result(stretch: Stretch) -> None:
     def write(_: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.warns(RuntimeWarning, match=r"could not be handed over \(.*No space left"):
+    with pytest.warns(RuntimeWarning, match=r"the handover could not be written \(.*No space left"):
         result = stretch(until=0.3, handover=Handover(lambda: None, write))
     assert bits(result) == bits(stretch(until=0.3))
 
@@ -304,5 +305,5 @@ def test_an_optimizer_may_be_any(stretch: Stretch) -> None:
     assert bits(stretch(optimizer=plain)) == no_momentum != bits(stretch())
     assert set(seen) == {(0.05, 7)}
     stretch(until=0.1, handover=kept.handover(), optimizer=adamw)
-    with pytest.warns(RuntimeWarning, match="another one"):
+    with pytest.warns(RuntimeWarning, match="belongs to another run"):
         stretch(until=0.3, handover=kept.handover(), optimizer=lambda p, lr: torch.optim.Adam(p, lr=lr))

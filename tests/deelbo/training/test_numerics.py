@@ -48,7 +48,7 @@ def test_switches_are_on_inside_alone(precision: str, tf32: bool, before: tuple[
     """Inside the block TF32 is allowed or not, as the precision says, and cuDNN tries its algorithms; after it torch's
     switches are as they were."""
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before
-    with Numerics(precision).switched_on():
+    with Numerics(precision).backend_flags():
         assert switches() == (tf32, tf32, True)
     assert switches() == before
 
@@ -57,15 +57,26 @@ def test_switches_are_on_inside_alone(precision: str, tf32: bool, before: tuple[
 def test_switches_are_put_back_after_an_error(precision: str) -> None:
     """A block that raises leaves torch's switches as they were, and the error comes through."""
     before = switches()
-    with pytest.raises(RuntimeError, match="in the middle"), Numerics(precision).switched_on():
+    with pytest.raises(RuntimeError, match="in the middle"), Numerics(precision).backend_flags():
         raise RuntimeError("in the middle")
     assert switches() == before
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this torch has no fp32_precision flags"
+)
+def test_an_inherited_precision_is_inherited_again() -> None:
+    """After the block, matrix products follow torch's general precision again if they did before."""
+    torch.backends.cuda.matmul.fp32_precision = "none"
+    with Numerics("tf32").backend_flags():
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    assert torch.backends.cuda.matmul.fp32_precision == "none"
+
+
 def test_blocks_may_be_nested() -> None:
     """A block inside another has its own switches, and leaves the outer one's."""
-    with Numerics("bf16").switched_on():
-        with Numerics("float32").switched_on():
+    with Numerics("bf16").backend_flags():
+        with Numerics("float32").backend_flags():
             assert switches()[:2] == (False, False)
         assert switches()[:2] == (True, True)
 
