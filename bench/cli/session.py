@@ -12,7 +12,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -232,7 +231,7 @@ class RunSession(RunCallback):
     def _print_places(self, report: Path | None) -> None:
         """Print table 3, and where the report and MLflow's page are."""
         if report is not None:
-            _print_table3(pd.read_csv(report / "table3.csv"))
+            _print_table3(report / "table3.csv")
             place = report if self.store.local else f"{redact_url(self.store.url)}/report"
             console.print(f"report  {short(f'{place}/report.html')}")
             if (report / "figure2.png").exists():
@@ -269,25 +268,28 @@ def _draw_report(store: RecordStore, benchmark: Benchmark) -> Path | None:
     return folder
 
 
-def _print_table3(third: pd.DataFrame) -> None:
+def _print_table3(file: Path) -> None:
     """Print mean (min-max) of each method in each prior and N, in the width of a terminal."""
-    several = [name for name in ("dataset", "backbone") if third[name].nunique() > 1]
+    import pandas as pd
+
+    third = pd.read_csv(file)
+    varying = [name for name in ("dataset", "backbone") if third[name].nunique() > 1]
     published = bool(third["published_mean"].notna().any())
     title = "test accuracy (%, class-balanced), mean (min-max)"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for name in [*several, "N", "Model", "method", "here", *["published"] * published]:
+    for name in [*varying, "N", "Model", "method", "here", *["published"] * published]:
         table.add_column(name, justify="right" if name in ("N", "here", "published") else "left", no_wrap=True)
-    before: list[str] = []
+    previous: list[str] = []
     for row in third.to_dict("records"):
-        place = [*(dataset_name(str(row[name])) for name in several), str(row["n"])]
-        if before and place != before:
+        place = [*(dataset_name(str(row[name])) for name in varying), str(row["n"])]
+        if previous and place != previous:
             table.add_section()
-        words = [PRIOR_NAMES[row["prior"]], method_name(row["method"]), _spread(row, "")]
-        table.add_row(*place, *words, *[_spread(row, "published_")] * published)
-        before = place
+        cells = [PRIOR_NAMES[row["prior"]], method_name(row["method"]), _spread(row, "")]
+        table.add_row(*place, *cells, *[_spread(row, "published_")] * published)
+        previous = place
     console.print(table)
 
 
-def _spread(row: Mapping[Hashable, Any], of: str) -> str:
-    mean, least, most = (float(row[f"{of}{name}"]) for name in ("mean", "min", "max"))
-    return f"{mean:.1f} ({least:.1f}-{most:.1f})" if math.isfinite(mean) else "-"
+def _spread(row: Mapping[Hashable, Any], prefix: str) -> str:
+    mean, low, high = (float(row[f"{prefix}{name}"]) for name in ("mean", "min", "max"))
+    return f"{mean:.1f} ({low:.1f}-{high:.1f})" if math.isfinite(mean) else "-"
