@@ -34,7 +34,7 @@ console = _Console(soft_wrap=True, highlight=False, markup=False)
 def short(path: str | Path) -> str:
     """Return a path as one would type it here: relative if it is below the working directory."""
     text = str(path)
-    relative = os.path.relpath(text) if os.path.isabs(text) else text
+    relative = os.path.relpath(text) if Path(text).is_absolute() else text
     return text if relative.startswith("..") else relative
 
 

@@ -13,7 +13,7 @@ from bench.utils.text import single_line
 
 if TYPE_CHECKING:
     from bench.cli.arguments import Subparsers
-    from bench.doctor.cluster_report import Finding
+    from bench.doctor.cluster_report import CheckResult
 
 __all__ = ["add_parser", "raise_first_failure"]
 
@@ -44,6 +44,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
     from bench.config.loading import load_benchmark
     from bench.config.validation import check
+    from bench.doctor.cluster_report import DoctorRequest
     from bench.doctor.examine import examine
 
     benchmark = None
@@ -52,35 +53,31 @@ def _doctor(options: argparse.Namespace) -> int:
         check(benchmark)
     elif options.set:
         raise ConfigError(f"--set {options.set[0]}: expected a configuration that it changes: name a preset or a file")
-    facts, results = examine(
-        options.address or os.environ.get("RAY_API_SERVER_ADDRESS"),
-        benchmark,
-        options.storage,
-        options.tracking_uri,
-        options.env,
-        options.from_source,
-        options.install is not None,
-    )
+    address = options.address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    install = options.install is not None
+    request = DoctorRequest(benchmark, options.storage, options.tracking_uri, options.from_source, install)
+    report, results = examine(address, request, options.env)
     if options.json:
-        print(json.dumps({"facts": asdict(facts), "findings": [asdict(result) for result in results]}, indent=1))
+        findings = [{("verdict" if k == "status" else k): v for k, v in asdict(result).items()} for result in results]
+        print(json.dumps({"facts": asdict(report), "findings": findings}, indent=1))
     else:
         _print_table(results)
-    return int(any(result.verdict == "fail" for result in results))
+    return int(any(result.status == "fail" for result in results))
 
 
-def raise_first_failure(results: Sequence[Finding]) -> None:
+def raise_first_failure(results: Sequence[CheckResult]) -> None:
     """Raise ConfigError with the first failure, if there is one; print the other failures and the notes."""
     from bench.cli.console import console
 
-    failures = [result for result in results if result.verdict == "fail"]
+    failures = [result for result in results if result.status == "fail"]
     for result in results:
-        if result.verdict != "ok" and result not in failures[:1]:
-            console.print(f"{result.verdict:5} {single_line(result.describe())}")
+        if result.status != "ok" and result not in failures[:1]:
+            console.print(f"{result.status:5} {single_line(result.describe())}")
     if failures:
         raise ConfigError(failures[0].describe())
 
 
-def _print_table(results: Sequence[Finding]) -> None:
+def _print_table(results: Sequence[CheckResult]) -> None:
     """Print a table that is as wide as the terminal, or `PIPE_WIDTH` if there is none."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -94,10 +91,10 @@ def _print_table(results: Sequence[Finding]) -> None:
     table.add_column("verdict", no_wrap=True)
     table.add_column("what to do", ratio=2, overflow="fold")
     for result in results:
-        verdict = Text(result.verdict, style=COLORS[result.verdict])
-        table.add_row(result.check, single_line(result.found), verdict, single_line(result.todo))
+        status = Text(result.status, style=COLORS[result.status])
+        table.add_row(result.check, single_line(result.found), status, single_line(result.todo))
     if not console.is_terminal:
         console.width = PIPE_WIDTH
     console.print(table, soft_wrap=False)
-    failed, noted = (sum(result.verdict == verdict for result in results) for verdict in ("fail", "note"))
+    failed, noted = (sum(result.status == status for result in results) for status in ("fail", "note"))
     console.print(f"{len(results)} checks: {failed} failed, {noted} to note")

@@ -143,7 +143,6 @@ def follow_job(cluster: Cluster, name: str) -> int:
 
 def _describe_end(job: Job) -> str:
     """Describe how a job ended: it may have printed nothing itself."""
-
     if job.status != "FAILED" or job.exit_code is not None:
         return f"{job.name}: {_state(job)}"
     lines = [line for line in job.message.strip().splitlines() if line.strip()] or ["no reason is known"]
@@ -165,7 +164,6 @@ def _select_job(cluster: Cluster, name: str | None, only_active: bool = False) -
     Raises:
         ConfigError: no job matches; or, with ``only_active``, several active ones.
     """
-
     jobs = cluster.list_jobs()
     matches = [job for job in jobs if name in (None, job.name, job.metadata["benchmark"])]
     active = [job for job in matches if job.active]
@@ -195,7 +193,6 @@ def _last_progress(cluster: Cluster, job: Job) -> str:
 
 def _read_lines(cluster: Cluster, job: Job) -> list[str]:
     """Return a job's output, or a message if it was lost with its node."""
-
     try:
         return cluster.read_lines(job.name)
     except ConfigError as error:

@@ -91,12 +91,12 @@ def _check_cluster(options: argparse.Namespace, benchmark: Benchmark, storage: s
     """Raise ConfigError if `doctor` finds that the benchmark cannot run on the cluster."""
     from bench.cli.console import console
     from bench.cli.doctor import raise_first_failure
+    from bench.doctor.cluster_report import DoctorRequest
     from bench.doctor.examine import examine
 
     console.print("checking the cluster's nodes, the storage and MLflow")
-    code = (options.from_source, options.install is not None)
-    _, results = examine(options.address, benchmark, storage, tracking, options.env, *code)
-    raise_first_failure(results)
+    request = DoctorRequest(benchmark, storage, tracking, options.from_source, options.install is not None)
+    raise_first_failure(examine(options.address, request, options.env)[1])
 
 
 def _start_job(

@@ -97,7 +97,7 @@ def check_places(storage: str | None, tracking: str | None) -> str:
     folder = local_folder(storage)
     if folder is None:
         check_storage_url(storage)
-    elif not os.path.isabs(folder):
+    elif not Path(folder).is_absolute():
         raise ConfigError(
             f"--storage {folder!r} is relative to this machine, not to the nodes: expected an absolute path that all "
             "nodes share, or a URL"

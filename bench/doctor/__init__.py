@@ -1,1 +1,1 @@
-"""Doctor."""
+"""Checks of a cluster before a benchmark runs there: inspect it, then judge the report."""

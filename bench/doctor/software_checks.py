@@ -1,124 +1,113 @@
-"""Whether what `doctor` found will do: pure functions of the facts. First the cluster and its software."""
+"""Checks of the cluster's access, nodes and software; pure functions of the report."""
 
 from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from bench.doctor.cluster_report import Asked, Facts, Finding, complaints, grouped, is_loopback, minor, spread, where
-from bench.doctor.gpu_checks import judge_gpus
-from bench.doctor.storage_checks import judge_places
+from bench.doctor.cluster_report import CheckResult, ClusterReport, DoctorRequest, Node, is_loopback, minor_version
+from bench.doctor.gpu_checks import check_gpus
+from bench.doctor.storage_checks import check_places
+from bench.probe import MIN_PYTHON
 
-__all__ = ["judge"]
-
-
-def judge(facts: Facts, asked: Asked) -> list[Finding]:
-    """Every check in order; where the cluster cannot be looked at, only those that need no look."""
-    findings = [_token(facts)]
-    findings += _ray(facts)
-    if facts.problem is not None:
-        trouble = "see the cluster's dashboard; on one of its machines, --address auto may say more"
-        return [*findings, Finding("nodes", facts.problem, "fail", trouble)]
-    if not facts.nodes:
-        return findings
-    findings += _nodes(facts)
-    if facts.answered:
-        findings += [_python(facts), _torch(facts, asked), _deelbo(facts, asked)]
-        findings += judge_gpus(facts, asked)
-        findings += judge_places(facts, asked)
-    return findings
+__all__ = ["check_cluster"]
 
 
-def _token(facts: Facts) -> Finding:
-    if facts.token_mode == "token":  # noqa: S105 - a mode's name
-        return Finding("access", f"{facts.address} wants a token", "ok")
-    if facts.token_mode is None:
-        return Finding("access", f"{facts.address} does not say whether it wants a token", "note")
-    host = urlsplit(facts.address).hostname if "://" in facts.address else facts.address.rpartition(":")[0]
-    alone = is_loopback(host) if not facts.nodes else all(is_loopback(ip) for ip in facts.hosts)
-    if alone:
-        return Finding("access", f"{facts.address} wants no token, and listens on loopback", "ok")
-    return Finding(
-        "access",
-        f"{facts.address} wants no token: whoever reaches it can run code there",
-        "note",
-        "start the cluster with RAY_AUTH_MODE=token, or see that only you reach it",
-    )
+def check_cluster(report: ClusterReport, request: DoctorRequest) -> list[CheckResult]:
+    """Run all checks in order; without an inspection of the nodes, those that need none."""
+    if report.python is not None and tuple(map(int, report.python.split(".")[:2])) < MIN_PYTHON:
+        needed = ".".join(map(str, MIN_PYTHON))
+        return [CheckResult("Python", f"{report.python} on the cluster", "fail", f"use a cluster of Python {needed}")]
+    results = [_check_access(report), *_check_ray(report)]
+    if report.problem is not None:
+        todo = "see the cluster's dashboard; on one of its machines, --address auto may say more"
+        return [*results, CheckResult("nodes", report.problem, "fail", todo)]
+    if report.nodes:
+        results += _check_nodes(report)
+    if report.answered:
+        results += [*_check_python(report), *_check_torch(report, request), *_check_deelbo(report, request)]
+        results += [*check_gpus(report, request), *check_places(report, request)]
+    return results
 
 
-def _ray(facts: Facts) -> list[Finding]:
-    """Here against the head; nodes of other versions than the head's are not let in by Ray."""
-    here, there = facts.client["ray"], facts.ray
-    if there is None:
-        versions = [node["packages"].get("ray") for node in facts.answered if node["driver"]]
-        there = versions[0] if versions else None
+def _check_access(report: ClusterReport) -> CheckResult:
+    if report.token_mode == "token":  # noqa: S105 - a mode's name
+        return CheckResult("access", f"{report.address} wants a token", "ok")
+    if report.token_mode is None:
+        return CheckResult("access", f"{report.address} does not say if it wants a token", "note")
+    host = urlsplit(report.address).hostname if "://" in report.address else report.address.rpartition(":")[0]
+    if all(is_loopback(address) for address in report.hosts or {host or ""}):
+        return CheckResult("access", f"{report.address} wants no token, and listens on loopback", "ok")
+    todo = "start the cluster with RAY_AUTH_MODE=token, or make sure that only you can reach it"
+    found = f"{report.address} wants no token: everybody who can reach it can run code there"
+    return CheckResult("access", found, "note", todo)
+
+
+def _check_ray(report: ClusterReport) -> list[CheckResult]:
+    """Compare Ray here and on the head; Ray itself refuses nodes of another version than the head's."""
+    here, there = report.client["ray"], report.ray
     if there is None:
         return []
-    if here == there:
-        return [Finding("Ray", f"{there} here and there", "ok")]
     found = f"{here} here, {there} on the cluster"
-    if minor(here) == minor(there):
-        return [Finding("Ray", found, "note", f"`pip install ray=={there}` here where something is odd")]
-    return [Finding("Ray", found, "fail", f"`pip install 'ray[default,tune]=={there}'` here, or another cluster")]
+    if here == there:
+        return [CheckResult("Ray", f"{there} here and on the cluster", "ok")]
+    if minor_version(here) == minor_version(there):
+        return [CheckResult("Ray", found, "note", f"`pip install ray=={there}` here if you see errors")]
+    todo = f"`pip install 'ray[default,tune]=={there}'` here, or use another cluster"
+    return [CheckResult("Ray", found, "fail", todo)]
 
 
-def _nodes(facts: Facts) -> list[Finding]:
-    silent = [node for node in facts.nodes if node["problem"] is not None]
-    if not silent:
-        hosts = f" on {len(facts.hosts)} machines" if len(facts.hosts) > 1 else ""
-        return [Finding("nodes", f"all {len(facts.nodes)} answer{hosts}" if hosts else _few(facts), "ok")]
-    findings = []
-    for problem, some in complaints(silent, lambda node: node["problem"]).items():
-        found = f"{where(facts, some, facts.nodes)}: {problem}"
-        findings.append(Finding("nodes", found, "fail", "see `ray status` and its logs, restart it or take it out"))
-    return findings
+def _check_nodes(report: ClusterReport) -> list[CheckResult]:
+    todo = "see `ray status` and the node's logs, restart the node or remove it"
+    silent = report.check_each("nodes", report.nodes, lambda node: node["problem"], todo)
+    found = f"all {len(report.nodes)} answer; number of machines: {len(report.hosts)}"
+    return silent or [CheckResult("nodes", found, "ok")]
 
 
-def _few(facts: Facts) -> str:
-    return "the one node answers" if len(facts.nodes) == 1 else f"all {len(facts.nodes)} answer, on one machine"
+def _check_python(report: ClusterReport) -> list[CheckResult]:
+    here, nodes = report.client["python"], report.answered
+
+    def problem(node: Node) -> str | None:
+        same = minor_version(node["python"]) == minor_version(here)
+        return None if same else f"{here} here, {node['python']}"
+
+    todo = "use one minor version of Python here and on all nodes: Ray moves code between them"
+    found = f"{minor_version(here)} here and on {report.describe_nodes(nodes, nodes)}"
+    return report.check_each("Python", nodes, problem, todo) or [CheckResult("Python", found, "ok")]
 
 
-def _python(facts: Facts) -> Finding:
-    here, nodes = facts.client["python"], facts.answered
-    found = spread(facts, nodes, lambda node: node["python"])
-    versions = {minor(node["python"]) for node in nodes}
-    if len(versions) > 1:
-        return Finding("Python", found, "fail", "start all nodes with one Python: Ray moves code between them")
-    if versions != {minor(here)}:
-        (there,) = versions
-        return Finding("Python", f"{here} here, {found}", "fail", f"use Python {there} here, or another cluster")
-    return Finding("Python", f"{here} here, {found}", "ok")
+def _check_torch(report: ClusterReport, request: DoctorRequest) -> list[CheckResult]:
+    """Compare torch on the nodes of trials, which must be one build, and with the version here."""
+    here, nodes = str(report.client["torch"]), report.used_nodes(request)
+    differ = len({node["packages"].get("torch") for node in report.trial_nodes(request)}) > 1
+
+    def problem(node: Node) -> str | None:
+        there = node["packages"].get("torch") or "none"
+        same = there == here if differ else there.partition("+")[0] == here.partition("+")[0]
+        return None if same else f"{here} here, {there}"
+
+    if any(node["packages"].get("torch") is None for node in nodes):
+        todo = "it comes with --install" if request.install else f"install torch {here} there, or let --install do it"
+        return report.check_each("torch", nodes, problem, todo, "note" if request.install else "fail")
+    if differ:
+        todo = "install one torch on all nodes, so that trials are comparable"
+        return report.check_each("torch", nodes, problem, todo)
+    others = report.check_each("torch", nodes, problem, "each record names the version it was made with", "note")
+    return others or [CheckResult("torch", f"{here} here and on {report.describe_nodes(nodes, nodes)}", "ok")]
 
 
-def _torch(facts: Facts, asked: Asked) -> Finding:
-    here, nodes = facts.client["torch"], facts.concerned(asked)
-    found = spread(facts, nodes, lambda node: node["packages"].get("torch"))
-    without = [node for node in nodes if node["packages"].get("torch") is None]
-    if without and asked.install:
-        return Finding("torch", found, "note", "it comes with --install")
-    if without:
-        return Finding("torch", found, "fail", f"install torch {here} there, or let --install do it")
-    versions = {node["packages"]["torch"] for node in facts.for_trials(asked)}
-    if len(versions) > 1:
-        return Finding("torch", found, "fail", "install one torch on all nodes: trials on two are no fair race")
-    others = {node["packages"]["torch"].partition("+")[0] for node in nodes} - {str(here).partition("+")[0]}
-    if others:
-        return Finding("torch", f"{here} here, {found}", "note", "records name the version they were made with")
-    return Finding("torch", found, "ok")
+def _check_deelbo(report: ClusterReport, request: DoctorRequest) -> list[CheckResult]:
+    here, nodes = report.client["deelbo"], report.used_nodes(request)
 
+    def problem(node: Node) -> str | None:
+        missing = sorted(name for name, version in node["packages"].items() if version is None and name != "torch")
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        if node["deelbo"] != here:
+            return f"{here} here, {node['deelbo'] or 'none'}"
+        return f"{', '.join(missing[:5])}{more} missing" if missing else None
 
-def _deelbo(facts: Facts, asked: Asked) -> Finding:
-    here, nodes = facts.client["deelbo"], facts.concerned(asked)
-    found = spread(facts, nodes, lambda node: node["deelbo"])
-    if asked.install:
-        return Finding("deelbo", found, "note", "--install puts it there when the job starts")
-    lacking = grouped(nodes, lambda node: tuple(sorted(k for k, v in node["packages"].items() if v is None)))
-    missing = sorted({package for packages in lacking for package in packages if package not in ("torch", "ray")})
-    if any(node["deelbo"] != here for node in nodes):
-        what = f"install deelbo[bench,methods]=={here} there, or let --install or --from-source bring it"
-        return Finding("deelbo", f"{here} here, {found}", "fail", what)
-    if missing:
-        some = [node for packages, those in lacking.items() if set(packages) & set(missing) for node in those]
-        names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        what = f"install deelbo[bench,methods]=={here} there with all it needs, or let --install do it"
-        return Finding("deelbo", f"{names} missing on {where(facts, some, nodes)}", "fail", what)
-    return Finding("deelbo", f"{found}{', brought by --from-source' if asked.from_source else ''}", "ok")
+    if request.install:
+        return [CheckResult("deelbo", "--install puts it on the nodes when the job starts", "note")]
+    todo = f"install deelbo[bench,methods]=={here} there with its dependencies, or let --install or --from-source do it"
+    origin = ", brought by --from-source" if request.from_source else ""
+    found = f"{here} here and on {report.describe_nodes(nodes, nodes)}{origin}"
+    return report.check_each("deelbo", nodes, problem, todo) or [CheckResult("deelbo", found, "ok")]

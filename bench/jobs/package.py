@@ -75,7 +75,7 @@ def pack_job(folder: Path, benchmark: Benchmark, from_source: bool) -> str:
                 f"{key} = {name!r}: expected an existing file in or below this folder, by a name other than "
                 f"{', '.join(RESERVED_NAMES)}, or an absolute path on the cluster's head"
             )
-        size += os.path.getsize(name)
+        size += Path(name).stat().st_size
         if size > MAX_BYTES:
             raise ConfigError(
                 f"{key} = {name!r}: the job's files have {size / 2**20:.0f} MiB, Ray accepts {MAX_BYTES >> 20}: put "
@@ -92,7 +92,7 @@ def pack_job(folder: Path, benchmark: Benchmark, from_source: bool) -> str:
 
 def is_relative(path: str) -> bool:
     """Return True for a path of this machine, which a job takes along; False for one on the cluster's nodes."""
-    return not os.path.isabs(os.path.expanduser(path))
+    return not Path(path).expanduser().is_absolute()
 
 
 def _hash_code(folder: Path) -> str:

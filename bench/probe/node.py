@@ -1,11 +1,12 @@
-"""What a node of a cluster says of itself: versions, GPUs, free disk, data, and whether its storage is everybody's.
+"""Facts that a node reports about itself: versions, GPUs, disk space, data, and its access to the storage.
 
-It imports nothing of this package at the top and takes Python 3.9, as it travels to nodes that may have neither.
+These functions run on the nodes as Ray tasks. Nodes may lack every package but Ray.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -15,207 +16,208 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from bench.utils.text import describe_error
 from bench.utils.urls import local_folder
 
-__all__ = ["Facts", "answer", "clean", "data_of", "importable", "unseen", "version_of"]
+__all__ = [
+    "Facts",
+    "check_weight_file",
+    "collect_node_info",
+    "installed_version",
+    "missing_markers",
+    "read_datasets",
+    "remove_marker",
+]
 
 
-LONGEST = 300
-SETTLING = (0.0, 1.0, 2.0)
-"""Pauses before another look for a file of another node's: a network disk may show it a little later."""
-PATIENCE = 20.0
-"""Seconds that nvidia-smi has to answer."""
+MARKER_CONTENT = b"deelbo"
+RETRY_PAUSES_SECONDS = (0.0, 1.0, 2.0)
+"""A network disk may show another node's file a little later."""
+NVIDIA_SMI_TIMEOUT_SECONDS = 20.0
+TORCH_TIMEOUT_SECONDS = 120.0
 Facts = dict[str, Any]
 
 
-def answer(questions: Mapping[str, Any], name: str) -> Facts:
-    """What one node says of itself; ``name`` of the file it leaves in the storage."""
-    url = questions.get("storage")
+def collect_node_info(request: Mapping[str, Any], marker: str) -> Facts:
+    """Return a node's facts, all but its data; ``marker`` is the name of the file that it writes into the storage."""
+    url = request.get("storage")
+    devices = _list_gpus()
     facts: Facts = {
         "python": platform.python_version(),
         "executable": sys.executable,
-        "deelbo": version_of("deelbo"),
+        "deelbo": installed_version("deelbo"),
         "packages": {
-            **{package: version_of(package) for package in questions.get("packages") or []},
-            **{module: "there" if importable(module) else None for module in questions.get("modules") or []},
+            **{package: installed_version(package) for package in request.get("packages") or []},
+            **{module: "there" if _is_importable(module) else None for module in request.get("modules") or []},
         },
-        "devices": _devices(),
-        "free": {"temporary files": _free(tempfile.gettempdir())},
+        "devices": devices,
+        "free": {"temporary files": _free_bytes(tempfile.gettempdir())},
+        "cuda": _cuda_problem() if request.get("cuda") and devices else None,
+        "weights": [check_weight_file(file) for file in request.get("weights") or []],
     }
-    facts["cuda"] = _cuda() if questions.get("cuda") and facts["devices"] else None
-    facts["weights"] = [_weights(file) for file in questions.get("weights") or []]
     if url:
-        facts["storage"] = _write(url, name)
-        if local_folder(url) is not None:
-            facts["free"]["the storage"] = _free(str(local_folder(url)))
+        facts["storage"] = _write_marker(url, marker)
+        if (folder := local_folder(url)) is not None:
+            facts["free"]["the storage"] = _free_bytes(folder)
     return facts
 
 
-def data_of(questions: Mapping[str, Any]) -> Facts:
-    """Why each dataset cannot be used on this node; None where it is there and whole. It may take minutes where the
-    disk is far."""
-    folder, verify = questions.get("data"), bool(questions.get("verify", True))
-    return {"data": {dataset: _data(dataset, folder, verify) for dataset in questions.get("datasets") or []}}
+def read_datasets(request: Mapping[str, Any]) -> Facts:
+    """Read each dataset; report None, or why it cannot be used. This takes minutes from a slow disk."""
+    options = request.get("data"), bool(request.get("verify", True))
+    datasets = request.get("datasets") or []
+    return {"data": {dataset: _find_problem(_check_dataset, dataset, *options) for dataset in datasets}}
 
 
-def version_of(package: str) -> Optional[str]:  # noqa: UP045 - as Python 3.9 takes it
-    """The version that is installed, deelbo's of the files that would be imported; None where there is none."""
+def installed_version(package: str) -> str | None:
+    """Return a package's version, deelbo's from the files that would be imported; None if it is not installed."""
     try:
-        if package == "deelbo":
-            spec = importlib.util.find_spec(package)
-            text = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
-            found = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
-            return found.group(1) if found else None
-        return importlib.metadata.version(package)
+        if package != "deelbo":
+            return importlib.metadata.version(package)
+        spec = importlib.util.find_spec(package)
+        text = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+        match = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
+        return match.group(1) if match else None
     except (ImportError, OSError, ValueError):
         return None
 
 
-def importable(module: str) -> bool:
-    """Whether there is something of that name to import; it is not imported."""
+def _is_importable(module: str) -> bool:
+    """Return True if a module exists; it is not imported."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
         return False
 
 
-def _devices() -> list[Facts]:
-    """GPUs by name, memory and driver, as nvidia-smi lists them; none where it is not there."""
+def _list_gpus() -> list[Facts]:
+    """Return the GPUs that nvidia-smi lists, with memory and driver; none without nvidia-smi."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": NVIDIA_SMI_TIMEOUT_SECONDS}
     try:
-        out = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
+        output = subprocess.run(command, check=True, **options).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [[cell.strip() for cell in line.split(",")] for line in out.splitlines()]
+    rows = [[cell.strip() for cell in line.split(",")] for line in output.splitlines()]
     return [{"name": row[0], "mib": row[1], "driver": row[2]} for row in rows if len(row) == 3]
 
 
-def _cuda() -> str:
-    """ "" where torch can use the GPUs, else why not; in a process of its own, which gives them back."""
+def _cuda_problem() -> str:
+    """Return why torch cannot use the GPUs, "" if it can; in a process of its own, which releases them."""
     script = "import torch; print(torch.cuda.is_available(), torch.version.cuda, sep='|')"
-    seen = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}  # Ray hides them
+    env = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}  # Ray hides the GPUs
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": TORCH_TIMEOUT_SECONDS, "env": env}
     try:
-        run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=seen)
-        able, _, cuda = run.stdout.strip().rpartition("\n")[2].partition("|")
+        run = subprocess.run([sys.executable, "-c", script], check=False, **options)
     except (OSError, subprocess.SubprocessError) as error:
         return describe_error(error)
-    if able == "True":
+    available, _, cuda = run.stdout.strip().rpartition("\n")[2].partition("|")
+    if available == "True":
         return ""
-    if able != "False":
+    if available != "False":
         return "torch cannot be imported"
     return "torch is built for CPUs alone" if cuda == "None" else f"torch is built for CUDA {cuda}"
 
 
-def _data(dataset: str, folder: Optional[str], verify: bool) -> Optional[str]:  # noqa: UP045
-    """None where the dataset is there and whole, else why it is not."""
+def _find_problem(check: Callable[..., object], *arguments: Any) -> str | None:
+    """Return the error that a check raises, or None."""
     try:
-        from deelbo.data import check_task
-
-        check_task(dataset, folder, verify)
+        check(*arguments)
     except Exception as error:
         return describe_error(error)
     return None
 
 
-def _weights(asked: Mapping[str, str]) -> Facts:
-    """Whether a file that the driver reads is there: ImageNet weights where torchvision keeps them, or a local file."""
-    missing = None
+def _check_dataset(dataset: str, folder: str | None, verify: bool) -> None:
+    from deelbo.data import check_task
+
+    check_task(dataset, folder, verify)
+
+
+def check_weight_file(file: Mapping[str, str]) -> Facts:
+    """Add to a weight file, a local one or torchvision's of a version, why it is missing, or None."""
+    return {**file, "missing": _find_problem(_open_weights, file)}
+
+
+def _open_weights(file: Mapping[str, str]) -> None:
+    if "version" in file:
+        from deelbo.pretrained.weights import imagenet_file
+
+        imagenet_file(file["backbone"], file["version"])
+    elif not Path(file["file"]).is_file():
+        raise ValueError(f"there is no file {Path(file['file']).absolute()}")
+
+
+class _RemoteFile:
+    """A file behind a URL, with the methods of `pathlib.Path` that are used here."""
+
+    def __init__(self, url: str, name: str) -> None:
+        import fsspec
+
+        self.fs, root = fsspec.core.url_to_fs(url)
+        self.path = f"{root.rstrip('/')}/{name}"
+
+    def write_bytes(self, content: bytes) -> None:
+        self.fs.pipe_file(self.path, content)
+
+    def read_bytes(self) -> bytes:
+        self.fs.invalidate_cache()
+        return bytes(self.fs.cat_file(self.path))
+
+    def unlink(self) -> None:
+        self.fs.rm_file(self.path)
+
+
+def _open_marker(url: str, name: str) -> Path | _RemoteFile:
+    """Return a file in the storage; if its folder does not exist yet, in the closest parent that does."""
+    folder = local_folder(url)
+    return _RemoteFile(url, name) if folder is None else _existing_parent(folder) / name
+
+
+def _existing_parent(folder: str) -> Path:
+    path = Path(folder).absolute()
+    return next(existing for existing in (path, *path.parents) if existing.exists())
+
+
+def _write_marker(url: str, name: str) -> Facts:
+    """Write a file into the storage; report success, or the error."""
     try:
-        if "version" in asked:
-            from deelbo.pretrained.weights import imagenet_file
-
-            imagenet_file(asked["backbone"], asked["version"])
-        elif not os.path.isfile(asked["file"]):
-            missing = f"there is no file {os.path.abspath(asked['file'])}"
+        _open_marker(url, name).write_bytes(MARKER_CONTENT)
     except Exception as error:
-        missing = describe_error(error)
-    return {**asked, "missing": missing}
+        return {"wrote": False, "why": describe_error(error).replace(f"/{name}", "")}  # the same on all nodes
+    return {"wrote": True, "why": None}
 
 
-def _write(url: str, name: str) -> Facts:
-    """Whether this node can write a file there, the folders that had to be made for it, and why not."""
-    made = []
-    try:
-        root = local_folder(url)
-        if root is None:
-            fs, path = _remote(url)
-            fs.pipe_file(f"{path}/{name}", b"deelbo")
-        else:
-            folder = root
-            while not os.path.isdir(folder):
-                made.append(folder)
-                folder = os.path.dirname(folder)
-            os.makedirs(root, exist_ok=True)
-            with open(os.path.join(root, name), "xb") as file:
-                file.write(b"deelbo")
-                file.flush()
-                os.fsync(file.fileno())
-    except Exception as error:
-        for folder in made:
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)
-        return {
-            "wrote": False,
-            "why": describe_error(error).replace(f"/{name}", ""),
-            "made": [],
-        }  # the same for all nodes
-    return {"wrote": True, "why": None, "made": made}
-
-
-def unseen(url: str, wrote: Mapping[str, str]) -> Facts:
-    """The nodes whose files this one does not find in the storage."""
-    unseen = list(wrote)
-    for pause in SETTLING:
+def missing_markers(url: str, markers: Mapping[str, str]) -> Facts:
+    """Report the nodes whose files this node does not find in the storage."""
+    missing = list(markers)
+    for pause in RETRY_PAUSES_SECONDS:
         time.sleep(pause)
-        unseen = [node for node in unseen if not _holds(url, wrote[node])]
-        if not unseen:
+        missing = [node for node in missing if _find_problem(_check_marker, url, markers[node])]
+        if not missing:
             break
-    return {"unseen": unseen}
+    return {"unseen": missing}
 
 
-def _holds(url: str, name: str) -> bool:
-    try:
-        root = local_folder(url)
-        if root is not None:
-            return Path(root, name).read_bytes() == b"deelbo"
-        fs, path = _remote(url)
-        fs.invalidate_cache()
-        return bool(fs.cat_file(f"{path}/{name}") == b"deelbo")
-    except Exception:
-        return False
+def _check_marker(url: str, name: str) -> None:
+    if _open_marker(url, name).read_bytes() != MARKER_CONTENT:
+        raise ValueError("another content")
 
 
-def clean(url: str, name: str, made: Sequence[str]) -> Facts:
-    """Removes what this node wrote, and the folders that were made for it where nothing else is in them."""
+def remove_marker(url: str, name: str) -> Facts:
+    """Remove this node's file from the storage."""
     with contextlib.suppress(Exception):
-        root = local_folder(url)
-        if root is None:
-            fs, path = _remote(url)
-            fs.rm_file(f"{path}/{name}")
-        else:
-            os.unlink(os.path.join(root, name))
-    for folder in made:
-        with contextlib.suppress(OSError):
-            os.rmdir(folder)
+        _open_marker(url, name).unlink()
     return {}
 
 
-def _remote(url: str) -> tuple[Any, str]:
-    import fsspec
-
-    fs, path = fsspec.core.url_to_fs(url)
-    return fs, str(path).rstrip("/")
-
-
-def _free(place: str) -> Optional[int]:  # noqa: UP045
-    """Bytes free where a folder is or would be made."""
-    path = Path(place).absolute()
-    for folder in (path, *path.parents):
-        with contextlib.suppress(OSError):
-            return shutil.disk_usage(folder).free
-    return None
+def _free_bytes(folder: str) -> int | None:
+    """Return the free space at a folder, or at the closest parent that exists."""
+    try:
+        return shutil.disk_usage(_existing_parent(folder)).free
+    except OSError:
+        return None

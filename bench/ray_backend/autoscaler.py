@@ -15,7 +15,7 @@ from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from bench.probe.driver import grows, report
+from bench.probe.driver import has_autoscaler, read_autoscaler_report
 from bench.ray_backend.capacity import trials_per_node
 from bench.utils.text import single_line
 
@@ -69,7 +69,7 @@ def growth() -> Growth | None:
             return limits_of(yaml.safe_load(file.read_text()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
             return Growth()
-    return Growth() if grows() else None  # an autoscaler that does not answer starts nothing either
+    return Growth() if has_autoscaler() else None  # an autoscaler that does not answer starts nothing either
 
 
 def limits_of(config: Mapping[str, Any]) -> Growth:
@@ -142,7 +142,7 @@ def _second() -> Launches:
 
 def _first() -> Launches:
     """As Ray's first autoscaler says: nodes that were started and died, and types that its cloud refused of late."""
-    told = report()
+    told = read_autoscaler_report()
     coming = [name for name, count in told.get("pending_launches", {}).items() for _ in range(count)]
     coming += [name for _, name, _ in told.get("pending_nodes", [])]
     failed = [(name, "") for _, name in told.get("failed_nodes", [])]

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn
 
 __all__ = ["ignore_signals", "interrupt_on_signals", "preserve_handlers"]
 
@@ -14,7 +14,7 @@ __all__ = ["ignore_signals", "interrupt_on_signals", "preserve_handlers"]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def _interrupt(number: int, frame: Any) -> NoReturn:
+def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 

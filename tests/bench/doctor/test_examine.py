@@ -1,4 +1,4 @@
-"""`doctor` against real clusters: two nodes with disks of their own, behind a token; and one of another Ray."""
+"""`doctor` on real clusters: two nodes with private disks, behind a token; and a server of another Ray version."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -23,8 +24,10 @@ import ray
 
 from bench.cli.main import main
 from bench.config.loading import load_benchmark
-from bench.doctor.cluster_report import Facts
+from bench.doctor.cluster_report import ClusterReport, DoctorRequest
 from bench.doctor.examine import examine
+from bench.jobs.client import Cluster
+from bench.probe import MARKER
 from tests.bench.probe.test_probe import INVALID, healthy_but
 from tests.faults.processes import CHILD, GONE, Process, alive, descendants, until
 from tests.helpers.http_server import serving
@@ -36,7 +39,7 @@ BARE = ["--num-cpus", "1", "--object-store-memory", "100000000", "--min-worker-p
 
 
 def free_port() -> str:
-    """A port of loopback that nobody listens on."""
+    """Return a free port of loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return str(free.getsockname()[1])
@@ -44,7 +47,7 @@ def free_port() -> str:
 
 @dataclass(frozen=True)
 class Two:
-    """A head, and a worker that has a folder of its own where the head has another."""
+    """A head and a worker; ``private`` is another folder on each of them."""
 
     gcs: str
     dashboard: str
@@ -54,7 +57,7 @@ class Two:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
-    """A cluster of two nodes of two loopback addresses, with token authentication, up while this file's tests run."""
+    """A cluster of two nodes on two loopback addresses, with token authentication, for all tests of this file."""
     if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
         pytest.skip("this user may not make a mount namespace")
     folder = tmp_path_factory.mktemp("two")
@@ -71,10 +74,10 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
     apart = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(found.private), *joins]
     nodes = []
     try:
-        nodes.append(_started([sys.executable, str(NODE), *head], folder / "head.log"))
-        until(lambda: _nodes(found) == 1 or _ended(nodes, folder), "the head answers", 90, 0.5)
-        nodes.append(_started(apart, folder / "worker.log"))
-        until(lambda: _nodes(found) == 2 or _ended(nodes, folder), "the worker has joined", 90, 0.5)
+        nodes.append(_start([sys.executable, str(NODE), *head], folder / "head.log"))
+        until(lambda: _count_nodes(found) == 1 or _has_ended(nodes, folder), "the head answers", 90, 0.5)
+        nodes.append(_start(apart, folder / "worker.log"))
+        until(lambda: _count_nodes(found) == 2 or _has_ended(nodes, folder), "the worker has joined", 90, 0.5)
         yield found
     finally:
         for node in reversed(nodes):
@@ -82,22 +85,22 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
         shutil.rmtree(session, ignore_errors=True)
 
 
-def _started(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as file:
         environment = os.environ | CHILD | AUTH
         return subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
 
 
-def _ended(nodes: list[subprocess.Popen[bytes]], folder: Path) -> bool:
-    """Raises AssertionError where a node is gone: nothing more will come."""
+def _has_ended(nodes: list[subprocess.Popen[bytes]], folder: Path) -> bool:
+    """Raise AssertionError if a node has ended, as waiting would not help."""
     for node in nodes:
         if node.poll() is not None:
             raise AssertionError("\n".join(log.read_text(errors="replace")[-900:] for log in folder.glob("*.log")))
     return False
 
 
-def _nodes(found: Two) -> int:
-    """How many nodes the dashboard knows to be alive."""
+def _count_nodes(found: Two) -> int:
+    """Return the number of nodes that the dashboard counts as alive."""
     asked = Request(f"{found.dashboard}/nodes?view=summary", headers={"Authorization": f"Bearer {TOKEN}"})  # noqa: S310
     try:
         with urlopen(asked, timeout=5) as answer:  # noqa: S310 - loopback
@@ -108,7 +111,7 @@ def _nodes(found: Two) -> int:
 
 
 def _end(node: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, as `ray start --block` takes it, and then SIGKILL to whatever of it is left."""
+    """Send SIGTERM, then SIGKILL to the processes that are left."""
     started = descendants(node.pid)
     node.send_signal(signal.SIGTERM)
     try:
@@ -122,7 +125,7 @@ def _end(node: subprocess.Popen[bytes]) -> None:
 
 
 def doctor(folder: Path, *arguments: str) -> tuple[int, dict[str, list[dict[str, Any]]], str]:
-    """`deelbo-bench doctor --json` as a process; its exit code, its findings by check, and all it said."""
+    """Run `deelbo-bench doctor --json`; return its exit code, its findings by check, and its output."""
     command = ["bench", "doctor", *arguments, "--json"]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (AUTH | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}).items():
@@ -138,27 +141,26 @@ def doctor(folder: Path, *arguments: str) -> tuple[int, dict[str, list[dict[str,
 
 
 def failed(found: dict[str, list[dict[str, Any]]]) -> set[str]:
-    """The checks that failed."""
+    """Return the checks that failed."""
     return {check for check, some in found.items() if any(finding["verdict"] == "fail" for finding in some)}
 
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_a_cluster_that_fits(two: Two, tmp_path: Path) -> None:
-    """With a shared folder and MLflow's database in it nothing fails, and no file of the look is left."""
+def test_cluster_that_fits(two: Two, tmp_path: Path) -> None:
+    """With a shared folder, which will hold MLflow's database, nothing fails, and no file is left."""
     place = ["--storage", str(two.shared / "new" / "runs")]
     code, found, _ = doctor(tmp_path, "quickstart", "--address", two.dashboard, *place)
     assert (code, failed(found)) == (0, set())
-    assert found["storage"][0]["found"].endswith("is shared by all 2 nodes")
+    assert found["storage"][0]["found"].endswith("shared by, all 2 nodes")
     assert found["access"][0]["verdict"] == "ok"
     assert list(two.shared.iterdir()) == []
 
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_what_is_wrong_with_a_cluster(two: Two, tmp_path: Path) -> None:
-    """A folder that each node has for itself, no GPU, missing data and weights, and an MLflow that answers 403 at its
-    API and 200 at /health are all found by one job."""
+def test_problems_are_found_by_one_job(two: Two, tmp_path: Path) -> None:
+    """One job finds a folder that is not shared, missing data and weights, and an MLflow whose API refuses."""
     with serving(healthy_but(403, INVALID)) as (uri, _), pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEELBO_DATA", str(tmp_path))
         patch.setenv("TORCH_HOME", str(tmp_path))
@@ -168,7 +170,7 @@ def test_what_is_wrong_with_a_cluster(two: Two, tmp_path: Path) -> None:
         code, found, said = doctor(tmp_path, "poster", "--address", two.dashboard, *place, *change, *env)
     assert code == 1
     assert failed(found) == {"storage", "MLflow", "data", "weights"}
-    assert "writable but not shared: no other node sees" in found["storage"][0]["found"]
+    assert "writable but not shared" in found["storage"][0]["found"]
     assert "CIFAR-10 is not there" in found["data"][0]["found"]
     assert found["data"][0]["found"].endswith("on all 2 nodes")
     assert str(tmp_path) in found["weights"][0]["found"]
@@ -181,8 +183,8 @@ def test_what_is_wrong_with_a_cluster(two: Two, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_from_a_machine_of_the_cluster(two: Two, tmp_path: Path) -> None:
-    """The same is found where `doctor` joins the cluster itself; a GPU that is asked for and not there fails."""
+def test_inspection_from_a_machine_of_the_cluster(two: Two, tmp_path: Path) -> None:
+    """If `doctor` joins the cluster itself, it finds the same; a missing GPU fails."""
     change = ["--set", "resources.gpus_per_trial=1"]
     where = ["--address", two.gcs, "--storage", str(two.private)]
     code, found, _ = doctor(tmp_path, "quickstart", *where, *change)
@@ -192,82 +194,111 @@ def test_from_a_machine_of_the_cluster(two: Two, tmp_path: Path) -> None:
     assert found["access"][0]["found"].endswith("wants a token")
 
 
-def another_ray(version: str) -> Any:
-    """A dashboard's answers, of a cluster without tokens."""
+def dashboard_of(version: str) -> Any:
+    """Return the answers of a dashboard of that version of Ray, without tokens and jobs."""
     answers: dict[str, Any] = {
         "/api/authentication_mode": {"authentication_mode": "disabled"},
         "/api/version": {"version": "4", "ray_version": version, "ray_commit": "", "session_name": ""},
     }
-    return lambda path, _: (200, json.dumps(answers[path])) if path in answers else (500, "not to be asked for")
+    return lambda path, _: (200, json.dumps(answers[path])) if path in answers else (500, "unexpected request")
 
 
-def test_a_cluster_of_another_ray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cluster_of_another_ray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster of another version of Ray fails in one row, and no job is started there."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    with serving(another_ray("2.9.3")) as (address, asked):
+    with serving(dashboard_of("2.9.3")) as (address, requests):
         assert main(["doctor", "--address", address]) == 1
-        facts, findings = examine(address, None, None, None)
-    assert (facts.ray, facts.nodes) == ("2.9.3", ())
-    assert [(one.check, one.verdict) for one in findings] == [("access", "ok"), ("Ray", "fail")]
-    assert len(asked) == 4
+        report, results = examine(address, DoctorRequest())
+    assert (report.ray, report.nodes) == ("2.9.3", ())
+    assert [(result.check, result.status) for result in results] == [("access", "ok"), ("Ray", "fail")]
+    assert len(requests) == 4
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 100
     assert f"{ray.__version__} here, 2.9.3 on the cluster" in " ".join(out.split())
 
 
-def test_what_the_methods_import_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packages of the extra `methods` are looked for on the nodes where a method of the benchmark takes them."""
-    asked = []
+OLD = {"problem": "old", "python": "3.9.1", "driver": {}, "nodes": []}
 
-    def seen(address: str, questions: dict[str, Any]) -> Facts:
-        asked.append(questions["modules"])
-        return Facts(address, None, None, {"python": "3", "ray": None, "torch": None, "deelbo": None})
 
-    monkeypatch.setattr("bench.doctor.examine._from_inside", seen)
+@pytest.mark.parametrize(
+    ("code", "log", "check", "found"),
+    [
+        (0, f"noise\n{MARKER}{json.dumps(OLD)}\n", "Python", "3.9.1 on the cluster"),
+        (2, "a\n\nb\n", "nodes", "a small job ended with 2 and no result (b)"),
+        (None, "", "nodes", "a small job did not end in 600 s (no output)"),
+    ],
+)
+def test_end_of_the_job(
+    code: int | None,
+    log: str,
+    check: str,
+    found: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The line of results in a job's log is read; a job without results is a failure. --json prints both."""
+    cluster = SimpleNamespace(address="http://h:1", token_mode=None, ray_version=ray.__version__)
+    cluster.run_to_end = lambda *_: (code, log)
+    monkeypatch.setattr(Cluster, "connect", lambda _: cluster)
+    assert main(["doctor", "--address", cluster.address, "--json"]) == 1
+    last = json.loads(capsys.readouterr().out)["findings"][-1]
+    assert (last["check"], last["found"], last["verdict"]) == (check, found, "fail")
+    assert last["todo"]
+
+
+def test_packages_of_methods_are_requested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages of the extra `methods` are looked for on the nodes if a method of the benchmark imports them."""
+    modules = []
+
+    def inspect(address: str, request: dict[str, Any]) -> ClusterReport:
+        modules.append(request["modules"])
+        return ClusterReport(address, None, None, {"python": "3", "ray": None, "torch": None, "deelbo": None})
+
+    monkeypatch.setattr("bench.doctor.examine._inspect_from_inside", inspect)
     for preset in ("digits", "quickstart"):
-        examine("127.0.0.1:1", load_benchmark(preset), None, None)
-    assert asked == [["curvlinops", "laplace", "optuna", "prodigyopt"], []]
+        examine("127.0.0.1:1", DoctorRequest(load_benchmark(preset)))
+    assert modules == [["curvlinops", "laplace", "optuna", "prodigyopt"], []]
 
 
-def test_a_cluster_that_wants_a_token_lets_nobody_in(tmp_path: Path) -> None:
-    """From one of its machines, without a token: a line that says where it goes, and exit code 2."""
-    nowhere = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    nowhere |= {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
+def test_missing_token_is_one_line(tmp_path: Path) -> None:
+    """From a machine of a cluster that needs a token, without one, the command prints where it belongs, and exits 2."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
     command = [sys.executable, "-m", "bench", "doctor", "--address", "127.0.0.1:1"]
-    done = subprocess.run(command, env=nowhere, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"deelbo-bench: .* wants its token \(.*\): put it into \$RAY_AUTH_TOKEN.*\n", done.stderr)
 
 
-def test_a_job_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cluster of this Ray that takes no job is told of in one line, as other bad input."""
+def test_job_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster of the same Ray version that accepts no job is reported in one line."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with (
-        serving(another_ray(ray.__version__)) as (address, _),
-        pytest.raises(ValueError, match="not to be asked") as refused,
+        serving(dashboard_of(ray.__version__)) as (address, _),
+        pytest.raises(ValueError, match="unexpected request") as refused,
     ):
-        examine(address, None, None, None)
+        examine(address, DoctorRequest())
     assert len(str(refused.value).splitlines()) == 1
 
 
+NOWHERE = ["--address", "http://127.0.0.1:1"]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
-        (["--address", "http://127.0.0.1:1"], "no Ray cluster answers at http://127.0.0.1:1"),
+        (NOWHERE, "no Ray cluster answers at http://127.0.0.1:1"),
         (["--address", "ray://127.0.0.1:1"], "expected http://HOST:8265"),
-        (["--address", "http://127.0.0.1:1", "--set", "n=[3]"], "expected a configuration that it changes"),
-        (["--address", "http://127.0.0.1:1", "--tracking-uri", "mlflow:5000"], "--tracking-uri 'mlflow:5000'"),
-        (
-            ["--address", "http://127.0.0.1:1", "--storage", "sftp://me:secret@h/x"],
-            "sftp://me:***@h/x has a password in",
-        ),
-        (["nowhere", "--address", "http://127.0.0.1:1"], "no preset or file 'nowhere'"),
+        ([*NOWHERE, "--set", "n=[3]"], "expected a configuration that it changes"),
+        ([*NOWHERE, "--tracking-uri", "mlflow:5000"], "--tracking-uri 'mlflow:5000'"),
+        ([*NOWHERE, "--storage", "sftp://me:secret@h/x"], "sftp://me:***@h/x has a password in"),
+        (["nowhere", *NOWHERE], "no preset or file 'nowhere'"),
     ],
 )
-def test_bad_input(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """What cannot be looked at is one line and exit code 2."""
+def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bad input is one line on stderr, with exit code 2."""
     assert main(["doctor", *arguments]) == 2
     out, error = capsys.readouterr()
     assert out == ""
     assert len(error.splitlines()) == 1
-    assert words in error
+    assert message in error
