@@ -125,11 +125,13 @@ class ClusterReport:
         nodes: Sequence[Node],
         problem: Callable[[Node], str | None],
         todo: Callable[[str], str] | str,
+        ok: str | None = None,
         status: Status = "fail",
     ) -> list[CheckResult]:
-        """Return a result for each group of nodes with the same problem, the largest first; none without problems.
+        """Return a result for each group of nodes with the same problem; without problems, one that is ``ok``.
 
         Rare problems share one group, under the first of them. ``todo`` may depend on the problem.
+        Without ``ok`` there is no result without problems.
         """
         groups: dict[str, list[Node]] = {}
         for node in nodes:
@@ -140,12 +142,11 @@ class ClusterReport:
             why, some = ordered[MAX_SHOWN - 1]
             others = [node for _, members in rare for node in members]
             ordered[MAX_SHOWN - 1 :] = [(f"{why} (and {len(rare)} other problems)", some + others)]
-        return [
-            CheckResult(
-                check, f"{why} on {self.describe_nodes(some, nodes)}", status, todo(why) if callable(todo) else todo
-            )
-            for why, some in ordered
-        ]
+        results = []
+        for why, some in ordered:
+            found = f"{why} on {self.describe_nodes(some, nodes)}"
+            results.append(CheckResult(check, found, status, todo(why) if callable(todo) else todo))
+        return results or ([CheckResult(check, ok, "ok")] if ok else [])
 
 
 def is_loopback(host: str | None) -> bool:

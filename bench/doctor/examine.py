@@ -149,22 +149,19 @@ def _inspect_from_inside(address: str, probe_request: Mapping[str, Any]) -> Clus
 
     if address.startswith("ray://"):
         raise ConfigError(f"--address {address}: expected http://HOST:8265, or HOST:PORT on a machine of the cluster")
-    joined = not ray.is_initialized()
-    if joined:
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except ray.exceptions.AuthenticationError as error:
-            raise token_refused(address, error) from None
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"--address {redact_url(address)}: the cluster cannot be joined ({single_line(error, 200)}): check "
-                "--address, and that this machine belongs to the cluster"
-            ) from error
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ray.exceptions.AuthenticationError as error:
+        raise token_refused(address, error) from None
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"--address {redact_url(address)}: the cluster cannot be joined ({single_line(error, 200)}): check "
+            "--address, and that this machine belongs to the cluster"
+        ) from error
     try:
         found = inspect_cluster(probe_request)
-        mode = found["driver"]["token_mode"]
-        return ClusterReport(redact_url(address), mode, ray.__version__, _client_versions(), **found)
     finally:
-        if joined:
-            ray.shutdown()
+        ray.shutdown()
+    mode = found["driver"]["token_mode"]
+    return ClusterReport(redact_url(address), mode, ray.__version__, _client_versions(), **found)

@@ -70,13 +70,12 @@ def _check_unusable_gpus(report: ClusterReport, request: DoctorRequest, with_gpu
 
 def _gpu_models(node: Node) -> list[str]:
     """Return the models of a node's GPUs: nvidia-smi's names, else Ray's type."""
-    models = [f"{gpu['name']} ({_format_mib(gpu['mib'])})" for gpu in node.get("devices") or []]
     count = max(int(node["gpus"]), 1)
+    models = []
+    for gpu in node.get("devices") or []:
+        memory = f" ({int(gpu['mib']) / 1024:.0f} GiB)" if gpu["mib"].isdigit() else ""  # [N/A] if shared with the CPU
+        models.append(gpu["name"] + memory)
     return (models or [(node["accelerators"] or ["GPU"])[0]] * count)[:count]
-
-
-def _format_mib(mib: str) -> str:
-    return f"{int(mib) / 1024:.0f} GiB" if mib.isdigit() else mib
 
 
 def _describe_gpus(nodes: Sequence[Node]) -> str:
@@ -96,11 +95,10 @@ def _check_cuda(report: ClusterReport, request: DoctorRequest) -> list[CheckResu
     later = [node for node in nodes if request.install and node["packages"].get("torch") is None]
     now = [node for node in nodes if node not in later]
     todo = "install a torch whose CUDA that driver supports, or a newer driver"
-    results = report.check_each("CUDA", now, lambda node: node["cuda"], todo)
-    if later:
-        found = f"not checked on {report.describe_nodes(later, nodes)}: torch comes with --install"
-        results.append(CheckResult("CUDA", found, "note"))
-    return results or [CheckResult("CUDA", f"torch uses the GPUs of {report.describe_nodes(nodes, nodes)}", "ok")]
+    ok = f"torch uses the GPUs of {report.describe_nodes(nodes, nodes)}" if not later else None
+    note = f"not checked on {report.describe_nodes(later, nodes)}: torch comes with --install"
+    results = [CheckResult("CUDA", note, "note")] * bool(later)
+    return results + report.check_each("CUDA", now, lambda node: node["cuda"], todo, ok)
 
 
 def _check_room(report: ClusterReport, request: DoctorRequest) -> CheckResult:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from bench.doctor.cluster_report import CheckResult, ClusterReport, DoctorRequest, Node, is_loopback, minor_version
+from bench.doctor.cluster_report import (
+    CheckResult,
+    ClusterReport,
+    DoctorRequest,
+    Node,
+    Status,
+    is_loopback,
+    minor_version,
+)
 from bench.doctor.gpu_checks import check_gpus
 from bench.doctor.storage_checks import check_places
 from bench.probe import MIN_PYTHON
@@ -58,9 +66,8 @@ def _check_ray(report: ClusterReport) -> list[CheckResult]:
 
 def _check_nodes(report: ClusterReport) -> list[CheckResult]:
     todo = "see `ray status` and the node's logs, restart the node or remove it"
-    silent = report.check_each("nodes", report.nodes, lambda node: node["problem"], todo)
-    found = f"all {len(report.nodes)} answer; number of machines: {len(report.hosts)}"
-    return silent or [CheckResult("nodes", found, "ok")]
+    ok = f"all {len(report.nodes)} answer; number of machines: {len(report.hosts)}"
+    return report.check_each("nodes", report.nodes, lambda node: node["problem"], todo, ok)
 
 
 def _check_python(report: ClusterReport) -> list[CheckResult]:
@@ -71,8 +78,8 @@ def _check_python(report: ClusterReport) -> list[CheckResult]:
         return None if same else f"{here} here, {node['python']}"
 
     todo = "use one minor version of Python here and on all nodes: Ray moves code between them"
-    found = f"{minor_version(here)} here and on {report.describe_nodes(nodes, nodes)}"
-    return report.check_each("Python", nodes, problem, todo) or [CheckResult("Python", found, "ok")]
+    ok = f"{minor_version(here)} here and on {report.describe_nodes(nodes, nodes)}"
+    return report.check_each("Python", nodes, problem, todo, ok)
 
 
 def _check_torch(report: ClusterReport, request: DoctorRequest) -> list[CheckResult]:
@@ -85,14 +92,16 @@ def _check_torch(report: ClusterReport, request: DoctorRequest) -> list[CheckRes
         same = there == here if differ else there.partition("+")[0] == here.partition("+")[0]
         return None if same else f"{here} here, {there}"
 
+    status: Status = "fail"
     if any(node["packages"].get("torch") is None for node in nodes):
         todo = "it comes with --install" if request.install else f"install torch {here} there, or let --install do it"
-        return report.check_each("torch", nodes, problem, todo, "note" if request.install else "fail")
-    if differ:
+        status = "note" if request.install else "fail"
+    elif differ:
         todo = "install one torch on all nodes, so that trials are comparable"
-        return report.check_each("torch", nodes, problem, todo)
-    others = report.check_each("torch", nodes, problem, "each record names the version it was made with", "note")
-    return others or [CheckResult("torch", f"{here} here and on {report.describe_nodes(nodes, nodes)}", "ok")]
+    else:
+        todo, status = "each record names the version it was made with", "note"
+    ok = f"{here} here and on {report.describe_nodes(nodes, nodes)}"
+    return report.check_each("torch", nodes, problem, todo, ok, status)
 
 
 def _check_deelbo(report: ClusterReport, request: DoctorRequest) -> list[CheckResult]:
@@ -109,5 +118,5 @@ def _check_deelbo(report: ClusterReport, request: DoctorRequest) -> list[CheckRe
         return [CheckResult("deelbo", "--install puts it on the nodes when the job starts", "note")]
     todo = f"install deelbo[bench,methods]=={here} there with its dependencies, or let --install or --from-source do it"
     origin = ", brought by --from-source" if request.from_source else ""
-    found = f"{here} here and on {report.describe_nodes(nodes, nodes)}{origin}"
-    return report.check_each("deelbo", nodes, problem, todo) or [CheckResult("deelbo", found, "ok")]
+    ok = f"{here} here and on {report.describe_nodes(nodes, nodes)}{origin}"
+    return report.check_each("deelbo", nodes, problem, todo, ok)

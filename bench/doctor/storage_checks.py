@@ -49,9 +49,8 @@ def _check_storage(report: ClusterReport, request: DoctorRequest) -> list[CheckR
         unseen = used & set(storage["unseen"])
         return f"{url} is writable but not shared: files of other nodes are not seen" if unseen else None
 
-    found = f"{url} is writable on, and shared by, {report.describe_nodes(nodes, nodes)}"
-    failures = report.check_each("storage", nodes, problem, lambda why: _advise_on_storage(url, why))
-    return failures or [CheckResult("storage", found, "ok")] * bool(nodes)
+    ok = f"{url} is writable on, and shared by, {report.describe_nodes(nodes, nodes)}" if nodes else None
+    return report.check_each("storage", nodes, problem, lambda why: _advise_on_storage(url, why), ok)
 
 
 def _advise_on_storage(url: str, problem: str) -> str:
@@ -70,12 +69,9 @@ def _check_disk(report: ClusterReport, request: DoctorRequest) -> list[CheckResu
         free = {place: count for place, count in node["free"].items() if count is not None and count < limit}
         return ", ".join(f"{count / 1e9:.1f} GB free for {place}" for place, count in free.items())
 
-    nodes, todo = report.used_nodes(request), "free some space there"
-    results = report.check_each("disk", nodes, lambda node: low(node, FULL_BYTES), todo)
-    results += report.check_each(
-        "disk", nodes, lambda node: (not low(node, FULL_BYTES) and low(node, LOW_BYTES)) or None, todo, "note"
-    )
-    return results or [CheckResult("disk", f"at least {LOW_BYTES / 1e9:.0f} GB free", "ok")]
+    nodes, todo, ok = report.used_nodes(request), "free some space there", f"at least {LOW_BYTES / 1e9:.0f} GB free"
+    full = report.check_each("disk", nodes, lambda node: low(node, FULL_BYTES), todo)
+    return full or report.check_each("disk", nodes, lambda node: low(node, LOW_BYTES), todo, ok, "note")
 
 
 def _check_mlflow(report: ClusterReport, request: DoctorRequest) -> list[CheckResult]:
@@ -118,7 +114,7 @@ def _check_data(report: ClusterReport, request: DoctorRequest) -> list[CheckResu
         return "; ".join(problems) or unread(node, late=False)
 
     todo = "try again: the first read from a network disk is slow"
-    results = report.check_each("data", able, lambda node: unread(node, late=True), todo, "note")
+    results = report.check_each("data", able, lambda node: unread(node, late=True), todo, status="note")
     results += report.check_each("data", able, problem, PREPARE)
     complete = [node for node in able if not node.get("unread") and problem(node) is None]
     if complete:

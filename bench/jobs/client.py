@@ -14,14 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.exceptions import ConfigError
-from bench.jobs.http import (
-    ADDRESS_VARIABLE,
-    make_client,
-    not_a_dashboard,
-    read_token_mode,
-    resolve_address,
-    translate_error,
-)
+from bench.jobs import http
 from bench.utils.text import redact_url
 
 __all__ = ["JOB_PREFIX", "Cluster", "Job", "entrypoint", "without_ray_lines"]
@@ -85,7 +78,7 @@ class Cluster:
 
     def __init__(self, client: Any, address: str, ray_version: str, token_mode: str) -> None:
         self.client, self.address = client, address
-        in_environment = os.environ.get(ADDRESS_VARIABLE, "").rstrip("/") == address
+        in_environment = os.environ.get(http.ADDRESS_VARIABLE, "").rstrip("/") == address
         self.option = "" if in_environment else f" --address {address}"
         self.ray_version, self.token_mode = ray_version, token_mode
 
@@ -96,17 +89,17 @@ class Cluster:
         Raises:
             ConfigError: the server does not answer as a Ray cluster, or refuses the token.
         """
-        address = resolve_address(address)
-        shown, token_mode = redact_url(address), read_token_mode(address)
+        address = http.resolve_address(address)
+        shown, token_mode = redact_url(address), http.read_token_mode(address)
         try:
-            client = make_client(address, token_mode)
+            client = http.make_client(address, token_mode)
             version = str(client._do_request("GET", "/api/version").json()["ray_version"])
         except ConfigError:
             raise
         except (ValueError, KeyError, TypeError):
-            raise not_a_dashboard(address) from None
+            raise http.not_a_dashboard(address) from None
         except Exception as error:
-            raise translate_error(error, shown) from None
+            raise http.translate_error(error, shown) from None
         return cls(client, shown, version, token_mode)
 
     def list_jobs(self) -> list[Job]:
@@ -144,7 +137,7 @@ class Cluster:
         except Exception as error:
             if f"submission_id {name} already exists" in str(error):
                 return False
-            raise translate_error(error, self.address) from None
+            raise http.translate_error(error, self.address) from None
         return True
 
     def read_log(self, name: str) -> str:
@@ -202,7 +195,7 @@ class Cluster:
         try:
             return getattr(self.client, method)(*arguments)
         except Exception as error:
-            raise translate_error(error, self.address) from None
+            raise http.translate_error(error, self.address) from None
 
 
 def entrypoint(command: Sequence[str]) -> str:

@@ -12,16 +12,6 @@ from urllib.parse import urlsplit
 from bench.exceptions import ConfigError, UnreachableError
 from bench.utils.text import connection_problem, redact_url, single_line
 
-__all__ = [
-    "ADDRESS_VARIABLE",
-    "make_client",
-    "not_a_dashboard",
-    "read_token_mode",
-    "resolve_address",
-    "translate_error",
-]
-
-
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 TIMEOUT_SECONDS = 30.0
 UPLOAD_TIMEOUT_SECONDS = 900.0
@@ -59,18 +49,11 @@ def read_token_mode(address: str) -> str:
     shown = redact_url(address)
     try:
         response = requests.get(f"{address}/api/authentication_mode", timeout=TIMEOUT_SECONDS)
-    except requests.ReadTimeout:
-        raise UnreachableError(
-            f"the Ray cluster at {shown} gave no answer in {TIMEOUT_SECONDS:.0f} s: try again, or check --address"
-        ) from None
-    except requests.ConnectionError as error:
-        if "BadStatusLine" in str(error):  # a server that does not speak HTTP, such as Ray's own port
-            raise not_a_dashboard(address) from None
-        raise UnreachableError(
-            f"no Ray cluster answers at {shown} ({connection_problem(error)}): check --address"
-        ) from None
-    except (requests.RequestException, ValueError):
-        raise not_a_dashboard(address) from None
+    except requests.RequestException as error:
+        if isinstance(error, requests.ConnectionError | requests.Timeout) and "BadStatusLine" not in str(error):
+            problem = connection_problem(error)
+            raise UnreachableError(f"no Ray cluster answers at {shown} ({problem}): check --address") from None
+        raise not_a_dashboard(address) from None  # not HTTP, as on Ray's own port
     if response.status_code >= 500:  # a gateway in front of the dashboard
         raise UnreachableError(
             f"the Ray cluster at {shown} does not answer (status {response.status_code}): check that it runs"

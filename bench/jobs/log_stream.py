@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
-from typing import Any
 
 from bench.exceptions import ConfigError, UnreachableError
 from bench.jobs.client import Cluster, Job, without_ray_lines
@@ -14,8 +12,8 @@ from bench.jobs.client import Cluster, Job, without_ray_lines
 __all__ = ["follow_log"]
 
 
-SILENCE_SECONDS = 30.0
-"""Time without output after which the job's status is read: a connection may break without an error."""
+MAX_SILENCE_SECONDS = 30.0
+"""Time without output after which a new connection is opened: one may break without an error."""
 RETRY_SECONDS = 5.0
 MAX_OUTAGE_SECONDS = 600.0
 
@@ -94,47 +92,12 @@ def _read_log(cluster: Cluster, name: str) -> str:
 
 
 def _read_chunks(cluster: Cluster, name: str) -> Iterator[str]:
-    """Yield a job's output from one connection, until the job ends or the connection breaks."""
-    with closing(_LogConnection(cluster.client, name)) as connection:
+    """Yield a job's output from one connection, until the job ends, or the connection breaks or is silent."""
+    chunks = cluster.client.tail_job_logs(name)
+    with asyncio.Runner() as runner:
         while True:
             try:
-                chunk = connection.read(SILENCE_SECONDS)
-            except Exception:  # aiohttp's and Ray's own errors; the caller then reads the job's status
-                return
-            if chunk is None or (not chunk and not cluster.find_job(name).active):
+                chunk = runner.run(asyncio.wait_for(anext(chunks), MAX_SILENCE_SECONDS))
+            except Exception:  # also aiohttp's and Ray's own errors; the caller then reads the job's status
                 return
             yield chunk
-
-
-class _LogConnection:
-    """Ray's asynchronous stream of a job's log, with blocking reads."""
-
-    def __init__(self, client: Any, name: str) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._chunks = client.tail_job_logs(name)
-        self._task: asyncio.Task[str] | None = None
-
-    def read(self, timeout_seconds: float) -> str | None:
-        """Return the next chunk; "" after the time-out, None at the end of the stream."""
-        if self._task is None:
-            self._task = self._loop.create_task(self._next())
-        done, _ = self._loop.run_until_complete(asyncio.wait({self._task}, timeout=timeout_seconds))
-        if not done:
-            return ""
-        task, self._task = self._task, None
-        try:
-            return task.result()
-        except StopAsyncIteration:
-            return None
-
-    async def _next(self) -> str:
-        chunk: str = await anext(self._chunks)
-        return chunk
-
-    def close(self) -> None:
-        """Close the connection."""
-        if self._task is not None:
-            self._task.cancel()
-            self._loop.run_until_complete(asyncio.wait({self._task}))
-        self._loop.run_until_complete(self._chunks.aclose())
-        self._loop.close()

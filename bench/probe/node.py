@@ -23,17 +23,6 @@ from typing import Any
 from bench.utils.text import describe_error
 from bench.utils.urls import local_folder
 
-__all__ = [
-    "Facts",
-    "check_weight_file",
-    "collect_node_info",
-    "installed_version",
-    "missing_markers",
-    "read_datasets",
-    "remove_marker",
-]
-
-
 MARKER_CONTENT = b"deelbo"
 RETRY_PAUSES_SECONDS = (0.0, 1.0, 2.0)
 """A network disk may show another node's file a little later."""
@@ -52,7 +41,7 @@ def collect_node_info(request: Mapping[str, Any], marker: str) -> Facts:
         "deelbo": installed_version("deelbo"),
         "packages": {
             **{package: installed_version(package) for package in request.get("packages") or []},
-            **{module: "there" if _is_importable(module) else None for module in request.get("modules") or []},
+            **{module: _find_module(module) for module in request.get("modules") or []},
         },
         "devices": devices,
         "free": {"temporary files": _free_bytes(tempfile.gettempdir())},
@@ -86,12 +75,11 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-def _is_importable(module: str) -> bool:
-    """Return True if a module exists; it is not imported."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
+def _find_module(module: str) -> str | None:
+    """Return "there" for a module that exists, without importing it."""
+    with contextlib.suppress(ImportError, ValueError):
+        return "there" if importlib.util.find_spec(module) is not None else None
+    return None
 
 
 def _list_gpus() -> list[Facts]:

@@ -61,7 +61,7 @@ def follow(cluster: FakeCluster, on_outage: Callable[[str], object] = print) -> 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_stream, "RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(log_stream, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(log_stream, "MAX_SILENCE_SECONDS", 0.2)
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])

@@ -236,6 +236,6 @@ def test_versions_of_packages() -> None:
 
 def test_modules_are_not_imported() -> None:
     """A module is found without its import."""
-    script = "import sys; from bench.probe.node import _is_importable; _is_importable('laplace'); "
+    script = "import sys; from bench.probe.node import _find_module; _find_module('laplace'); "
     script += "sys.exit('laplace' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
