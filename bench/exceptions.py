@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.utils.text import single_line
 
-__all__ = ["ConfigError", "RecordError", "RunAborted", "StorageError", "UnreachableError"]
+__all__ = ["ConfigError", "FormatError", "RecordError", "RunAborted", "StorageError", "UnreachableError"]
 
 
 class ConfigError(ValueError):
@@ -23,6 +23,10 @@ class RecordError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(single_line(message, max_chars=1000))
+
+
+class FormatError(RecordError):
+    """A record or a storage of an earlier format."""
 
 
 class StorageError(OSError):

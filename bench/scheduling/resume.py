@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from bench.config.benchmark import Benchmark
 from bench.config.loading import flatten_settings, parse_benchmark
-from bench.exceptions import ConfigError, RecordError
+from bench.exceptions import ConfigError, FormatError, RecordError
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from deelbo.pretrained.embedded import Pretrained
@@ -29,7 +29,7 @@ def load_for_resume(
     try:
         _read_benchmark(store)
     except (RecordError, ConfigError) as error:
-        if not store.exists("benchmark.json"):
+        if isinstance(error, FormatError) or not store.exists("benchmark.json"):
             raise
         moved = store.set_aside("benchmark.json")
         say(f"{error}: moved to {moved}, written again from the configuration")

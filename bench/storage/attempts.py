@@ -6,12 +6,18 @@ import json
 import re
 import time
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from bench.storage.records import RecordStore
-from bench.trials.record import LONGEST, TrialRecord
+from bench.trials.json_fields import Seconds
+from bench.trials.record import TrialRecord
 
 __all__ = ["AttemptLog"]
+
+
+ATTEMPT = TypeAdapter(dict[Literal["started", "ended"], Seconds])
 
 
 class AttemptLog:
@@ -78,11 +84,9 @@ class AttemptLog:
     def _read(self, key: str, number: int) -> dict[str, float]:
         """Moments by name; none where the file is damaged: an account of lost time is nothing to stop for."""
         try:
-            content: Any = json.loads(self._store.read_file(f"attempts/{key}.{number}.json") or b"")
-            moments = {name: float(content[name]) for name in ("started", "ended") if name in content}
-        except (ValueError, TypeError, OverflowError, RecursionError):
+            return ATTEMPT.validate_json(self._store.read_file(f"attempts/{key}.{number}.json") or b"")
+        except ValidationError:
             return {}
-        return {name: value for name, value in moments.items() if 0 <= value < LONGEST}
 
     def _write(self, key: str, number: int, moments: dict[str, float]) -> None:
         self._store.write_file(f"attempts/{key}.{number}.json", json.dumps(moments).encode())

@@ -21,18 +21,21 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from bench.config.benchmark import Benchmark
 from bench.config.loading import parse_benchmark
-from bench.exceptions import RecordError
+from bench.exceptions import FormatError, RecordError
 from bench.storage.files import Storage
-from bench.trials.json_fields import numbers, plain, strict_json
-from bench.trials.record import TrialRecord
-from bench.utils.text import short_repr, single_line
+from bench.trials.json_fields import Numbers, describe_problem, to_json_number
+from bench.trials.record import FORMAT, TrialRecord
+from bench.utils.text import redact_url, short_repr, single_line
 
 __all__ = ["RecordStore"]
 
 
 FILES = ("records", "series", "attempts", "checkpoints", "rungs", "runs")
+SERIES = TypeAdapter(list[Numbers])
 OURS = {*FILES, "damaged", "lock", "id", "report", "replay", "mlflow.db", "mlartifacts"}
 
 
@@ -57,6 +60,13 @@ class RecordStore(Storage):
             found = json.loads(content)
             if not isinstance(found, dict):
                 raise ValueError("not an object")
+            version = found.pop("format", None)
+            if version is None and "methods" in found:
+                raise self._format_error()
+            if version != FORMAT:
+                raise ValueError(f"format = {short_repr.repr(version)}, expected {FORMAT}")
+        except FormatError:
+            raise
         except (ValueError, RecursionError) as error:
             words = f"{self.path('benchmark.json')} is damaged ({error})"
             raise RecordError(f"{words}: put it back, or delete it and let `run` write it again") from None
@@ -66,7 +76,7 @@ class RecordStore(Storage):
         """Keeps the configuration; the first time also the storage's own name."""
         if self.read_file("id") is None:
             self.write_file("id", uuid.uuid4().hex.encode())
-        self._write("benchmark.json", content)
+        self._write("benchmark.json", {"format": FORMAT} | content)
 
     @property
     def identity(self) -> str:
@@ -76,7 +86,7 @@ class RecordStore(Storage):
 
     def write(self, record: TrialRecord, series: list[dict[str, float]]) -> None:
         """Keeps a trial: the series first, so that whoever finds the record finds its series."""
-        rows = [{name: plain(value) for name, value in row.items()} for row in series]
+        rows = [{name: to_json_number(value) for name, value in row.items()} for row in series]
         self.write_file(f"series/{record.key}.json", json.dumps(rows, allow_nan=False).encode())
         self.write_file(f"records/{record.key}.json", record.to_json().encode())
 
@@ -103,7 +113,7 @@ class RecordStore(Storage):
             try:
                 yield self._record(name, content)
             except RecordError as error:
-                if damaged is None:
+                if damaged is None or isinstance(error, FormatError):
                     raise
                 damaged.append(f"{error}: let `run` set it aside and run that trial again")
 
@@ -115,6 +125,8 @@ class RecordStore(Storage):
         for name, content in self.read_files(self._list("records")):
             try:
                 records.append(self._record(name, content))
+            except FormatError:
+                raise
             except RecordError as error:
                 broken[name] = str(error)
         for name, content in self.read_files(self._list("series")):
@@ -161,18 +173,23 @@ class RecordStore(Storage):
             record = TrialRecord.from_json(content.decode())
             if name != f"records/{record.key}.json":
                 raise ValueError(f"it holds the record of {record.key}")
+        except FormatError:
+            raise self._format_error() from None
         except ValueError as error:
             raise RecordError(f"{self.path(name)} is damaged ({single_line(error)})") from None
         return record
 
     def _rows(self, name: str, content: bytes) -> list[dict[str, float]]:
         try:
-            rows = strict_json(content.decode())
-            if not isinstance(rows, list):
-                raise ValueError(f"{short_repr.repr(rows)}, expected a list of rows")
-            return [numbers("row", row) for row in rows]
-        except (ValueError, RecursionError) as error:
-            raise RecordError(f"{self.path(name)} is damaged ({single_line(error)})") from None
+            return SERIES.validate_json(content, strict=True)
+        except ValidationError as error:
+            raise RecordError(f"{self.path(name)} is damaged ({single_line(describe_problem(error))})") from None
+
+    def _format_error(self) -> FormatError:
+        url = redact_url(self.url)
+        return FormatError(
+            f"{url} was written by an earlier version (format 1, not {FORMAT}): choose another --storage"
+        )
 
     def _list(self, folder: str) -> list[str]:
         return [name for name in self.names(folder) if name.endswith(".json")]

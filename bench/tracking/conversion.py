@@ -13,8 +13,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 
+from pydantic_core import from_json
+
 from bench.exceptions import RecordError
-from bench.trials.json_fields import strict_json
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 
@@ -120,7 +121,7 @@ def params_of(spec: TrialSpec) -> dict[str, str]:
 def _options(text: str) -> dict[str, str]:
     """By their names; the text as it is where a record that somebody else wrote has something else there."""
     try:
-        content = strict_json(text)
+        content = from_json(text, allow_inf_nan=False)
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or len(content) > MOST_OPTIONS:

@@ -1,29 +1,30 @@
-"""Record."""
+"""The record of a trial, and its JSON."""
 
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
 
-from bench.trials.json_fields import check_fields, facts, kinds_of, numbers, plain, strict_json
-from bench.trials.spec import SPEC_KINDS, TrialSpec
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from bench.exceptions import FormatError
+from bench.trials.json_fields import Facts, Integer, Numbers, Seconds, Text, describe_problem, to_json_number
+from bench.trials.spec import TrialSpec
 from bench.utils.text import describe_error, short_repr, single_line
 
-__all__ = ["TrialRecord"]
+__all__ = ["FORMAT", "TrialRecord"]
 
 
-LONGEST = 1e11  # seconds: 3,000 years, so that dates since 1970 are below it too
-STATUSES = ("completed", "diverged", "failed")
-LATER = {"lost_seconds": 0.0, "timed": True}
-"""What earlier records do not have."""
-PARTS = ("metrics", "state", "seconds")
+FORMAT = 2
+ROUNDING = 1e-6
+"""How far float32 may round an accuracy beyond 0 or 1."""
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """What came of a trial.
+    """The result of a trial.
 
     Attributes:
         status: "completed"; "diverged" (a loss or metric was not finite: a result like any other); "failed" (an error
@@ -40,18 +41,18 @@ class TrialRecord:
     """
 
     spec: TrialSpec
-    status: str
-    metrics: dict[str, float]
-    state: dict[str, float]
-    seconds: dict[str, float]
-    started: float
-    finished: float
-    attempt: int = 1
-    concurrency: int = 1
-    hardware: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
+    status: Literal["completed", "diverged", "failed"]
+    metrics: Numbers
+    state: Numbers
+    seconds: dict[Text, Seconds]
+    started: Seconds
+    finished: Seconds
+    attempt: Integer = 1
+    concurrency: Integer = 1
+    hardware: Facts = field(default_factory=dict)
+    versions: dict[Text, Text] = field(default_factory=dict)
     error: str | None = None
-    lost_seconds: float = 0.0
+    lost_seconds: Seconds = 0.0
     timed: bool = True
 
     @property
@@ -60,72 +61,63 @@ class TrialRecord:
 
     @property
     def succeeded(self) -> bool:
-        """Whether it is a result: completed or diverged."""
+        """True if it is a result: completed or diverged."""
         return self.status in ("completed", "diverged")
 
-    def check(self) -> None:
-        """Raises ValueError where a number cannot be what it says it is."""
-        moments = {name: getattr(self, name) for name in ("started", "finished", "lost_seconds")}
-        numbers = self.seconds | moments
-        if self.succeeded and "train" not in self.seconds:
-            raise ValueError("a result without its training seconds")
-        for name, value in numbers.items():
-            if not 0 <= value < LONGEST:
-                raise ValueError(f"{name} = {value} seconds")
-        if not 0 <= self.spec.since < self.spec.until <= 1:
-            raise ValueError(f"a trial from {self.spec.since} to {self.spec.until} of its run, expected 0 to 1")
-        if self.spec.number is not None and self.spec.number < 0:
-            raise ValueError(f"number = {self.spec.number}, expected 0 or more")
-        for name, value in self.metrics.items():
-            if name.endswith("_acc") and not (math.isnan(value) or 0 <= value <= 1):
-                raise ValueError(f"{name} = {value}, expected 0 to 1")
-        if wrong := sorted(self.metrics.keys() & NO_METRICS):
-            raise ValueError(f"a metric by the name {wrong[0]}, which is something else")
-
     def describe_failure(self) -> str:
-        """The trial and the last line of its error, for people."""
+        """Describe the trial and the last line of its error."""
         lines = (self.error or "").strip().splitlines() or ["no error kept"]
         return f"{self.spec.describe()}: {single_line(lines[-1], 300)}"
 
     def to_json(self) -> str:
-        """Strict JSON; numbers that are not finite become the words nan, inf and -inf."""
-        content: dict[str, Any] = {"key": self.key, "format": 1} | asdict(self)
-        for name in PARTS:
-            content[name] = {key: plain(value) for key, value in content[name].items()}
+        """Return strict JSON; numbers that are not finite are the texts nan, inf and -inf."""
+        content: dict[str, Any] = {"key": self.key, "format": FORMAT} | asdict(self)
+        for name in ("metrics", "state"):
+            content[name] = {key: to_json_number(value) for key, value in content[name].items()}
         return json.dumps(content, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> TrialRecord:
-        """The record that `to_json` wrote.
+        """Return the record that `to_json` wrote.
 
         Raises:
-            ValueError: the text is not one, a field is of another type than it should be, or the key does not fit; in
-                one short line, whatever the text holds.
+            FormatError: an earlier version wrote it.
+            ValueError: it is not a record: the problem in one short line, whatever the text holds.
         """
         try:
-            content = strict_json(text)
-            spec = TrialSpec(**content["spec"])
-            check_fields(vars(spec), SPEC_KINDS, long="options")
-            content = LATER | content
-            values = {name: content[name] for name in RECORD_KINDS}
-            check_fields(values, RECORD_KINDS, long="error")
-            for name in PARTS:
-                values[name] = numbers(name, content[name])
-            values["hardware"] = facts("hardware", content["hardware"])
-            values["versions"] = facts("versions", content["versions"], texts=True)
-            record = cls(spec=spec, **values)
-            key = content["key"]
-            if record.status not in STATUSES:
-                raise TypeError(f"status {short_repr.repr(record.status)}, expected one of {', '.join(STATUSES)}")
-            record.check()
-            expected = record.key
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            raise ValueError(f"not a trial record ({describe_error(error, 200)})") from error
-        if key != expected:
-            raise ValueError(f"the record's key {short_repr.repr(key)} does not fit its content ({expected})")
+            content = from_json(text, allow_inf_nan=False)
+            if (version := content["format"]) == 1:
+                raise FormatError("it is of format 1")
+            if version != FORMAT:
+                raise ValueError(f"format = {short_repr.repr(version)}, expected {FORMAT}")
+            record = _ADAPTER.validate_json(text, strict=True)
+            _check(record)
+        except FormatError:
+            raise
+        except ValidationError as error:
+            raise ValueError(f"not a trial record ({single_line(describe_problem(error), 200)})") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a trial record ({describe_error(error, 200)})") from None
+        if (key := content["key"]) != record.key:
+            raise ValueError(f"the record's key {short_repr.repr(key)} does not fit its content ({record.key})")
         return record
 
 
-RECORD_KINDS = kinds_of(TrialRecord)
-NO_METRICS = frozenset({*SPEC_KINDS, *RECORD_KINDS, "key", "source"})
-"""Names that mean something else in a table of trials."""
+_ADAPTER = TypeAdapter(TrialRecord)
+OTHER_NAMES = frozenset({field.name for cls in (TrialSpec, TrialRecord) for field in fields(cls)} | {"key", "source"})
+"""Names that mean something else than a metric in a table of trials."""
+
+
+def _check(record: TrialRecord) -> None:
+    """Raise ValueError if the fields of a record contradict each other; clip accuracies that float32 rounded."""
+    if record.succeeded and "train" not in record.seconds:
+        raise ValueError("a result without its training seconds")
+    if record.spec.since >= record.spec.until:
+        raise ValueError(f"until = {record.spec.until}, expected more than since = {record.spec.since}")
+    for name, value in record.metrics.items():
+        if name in OTHER_NAMES:
+            raise ValueError(f"a metric by the name {name}, which means something else")
+        if name.endswith("_acc"):
+            if value < -ROUNDING or value > 1 + ROUNDING:
+                raise ValueError(f"{name} = {value}, expected 0 to 1")
+            record.metrics[name] = min(max(value, 0.0), 1.0) if value == value else value

@@ -1,4 +1,4 @@
-"""A trial: what is asked for (`TrialSpec`) and what came of it (`TrialRecord`)."""
+"""The specification of a trial (`TrialSpec`), and what all trials of a cell share (`TrialTemplate`)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
-from bench.trials.json_fields import kinds_of, plain
+from pydantic import Field
 
-__all__ = ["Cell", "TrialSpec", "TrialTemplate", "plain"]
+from bench.trials.json_fields import Integer, Number, Text
+
+__all__ = ["Cell", "TrialSpec", "TrialTemplate"]
 
 
 @dataclass(frozen=True)
@@ -49,44 +51,44 @@ class TrialSpec:
         options: a method's own settings that determine the result, as JSON.
     """
 
-    dataset: str
-    backbone: str
-    head: str | None
-    method: str
-    prior: str
-    n: int
-    seed: int
-    stage: str
-    learning_rate: float
-    weight_decay: float | None
-    head_weight_decay: float | None
-    prior_scale: float | None
-    kappa: float | None
-    steps: int
-    batch_size: int
-    momentum: float
-    clip_norm: float
-    sigma: float
-    posterior_passes: int
-    series_points: int
-    image_size: int | None = None
-    precision: str = "float32"
+    dataset: Text
+    backbone: Text
+    head: Text | None
+    method: Text
+    prior: Text
+    n: Integer
+    seed: Integer
+    stage: Text
+    learning_rate: Number
+    weight_decay: Number | None
+    head_weight_decay: Number | None
+    prior_scale: Number | None
+    kappa: Number | None
+    steps: Integer
+    batch_size: Integer
+    momentum: Number
+    clip_norm: Number
+    sigma: Number
+    posterior_passes: Integer
+    series_points: Integer
+    image_size: Integer | None = None
+    precision: Text = "float32"
     channels_last: bool = False
     compile: bool = False
-    learner: str | None = None
-    kappa_share: float = 1.0
-    groups: str = "backbone+head"
-    optimizer: str = "sgd"
-    until: float = 1.0
-    since: float = 0.0
-    number: int | None = None
+    learner: Text | None = None
+    kappa_share: Number = 1.0
+    groups: Text = "backbone+head"
+    optimizer: Text = "sgd"
+    until: Annotated[float, Field(ge=0, le=1)] = 1.0
+    since: Annotated[float, Field(ge=0, le=1)] = 0.0
+    number: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     options: str = "{}"
 
     @cached_property
     def key(self) -> str:
-        """A hash of all fields: the trial's name wherever it is kept.
+        """A hash of all fields that are not at their defaults, which names the trial's files.
 
-        A field that came later counts only where it is not at its default, so that older records keep their names.
+        So a field can be added, with a default, without renaming the trials that exist.
         """
         values = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}  # asdict copies: ten times as slow
         content = {name: value for name, (value, default) in values.items() if default is MISSING or value != default}
@@ -112,9 +114,6 @@ class TrialSpec:
         where = f"{self.dataset} {self.backbone} {self.prior} n={self.n} seed={self.seed}"
         text = f"{where} {self.method} {self.stage} lr {self.learning_rate:g}"
         return " ".join([text, *words])
-
-
-SPEC_KINDS = kinds_of(TrialSpec)
 
 
 @dataclass(frozen=True)

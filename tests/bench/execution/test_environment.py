@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from bench.execution.environment import hardware, versions
-from bench.trials.json_fields import facts
+from bench.trials.json_fields import Facts, Text
 
 
 def test_a_cpu_repeats_a_trial() -> None:
@@ -31,5 +32,5 @@ def test_a_record_may_hold_what_there_is(monkeypatch: pytest.MonkeyPatch) -> Non
     """Whatever the machine calls itself, its facts and the versions can be read back from a record."""
     monkeypatch.setattr("platform.node", lambda: "\x1b[31mnode\n" * 100)
     found = hardware(torch.device("cpu"))
-    assert facts("hardware", found) == found
-    assert facts("versions", versions(), texts=True) == versions()
+    assert TypeAdapter(Facts).validate_python(found, strict=True) == found
+    assert TypeAdapter(dict[Text, Text]).validate_python(versions(), strict=True) == versions()

@@ -53,10 +53,8 @@ def typed(record: TrialRecord) -> None:
     """Every field is of the type that it is said to be, so that nothing later has to look."""
     for name, value in asdict(record.spec).items():
         kind = TrialSpec.__annotations__[name]
-        allowed: tuple[type, ...] = {"str": (str,), "int": (int,), "float": (float, int), "bool": (bool,)}[
-            kind.split(" ")[0]
-        ]
-        assert (value is None and "None" in kind) or type(value) in allowed
+        allowed = {"Text": str, "str": str, "Integer": int, "bool": bool}.get(kind.split(" ")[0], float)
+        assert (value is None and "None" in kind) or type(value) is (int if name == "number" else allowed)
         assert not isinstance(value, str) or (len(value) <= 200 and value.isprintable())
     for numbers in (record.metrics, record.state, record.seconds):
         assert all(type(name) is str and type(value) is float for name, value in numbers.items())
@@ -94,7 +92,7 @@ WRONG = [
     *(("steps", "abc"), ("steps", 1.5), ("steps", True), ("seed", [1]), ("prior_scale", {}), ("channels_last", "yes")),
     *(("channels_last", 1), ("dataset", "a\nb"), ("dataset", "\x1b[2J"), ("dataset", "x" * 10_000_000), ("head", 3)),
     *(("n", 10**400), ("n", 2**63), ("learning_rate", None), ("learning_rate", "0.1"), ("learning_rate", False)),
-    *(("kappa", "D/N"), ("image_size", 16.0), ("precision", None), ("method", "\ud800"), ("learning_rate", 10**400)),
+    *(("kappa", "D/N"), ("image_size", 16.0), ("precision", None), ("learning_rate", 10**400)),
 ]
 
 
@@ -103,14 +101,22 @@ def test_a_spec_of_wrong_types_is_damaged(record: dict[str, Any], name: str, val
     """A spec with a value of another type than its field's is no record, even where its key fits; the field is
     named."""
     record["spec"][name] = value
-    with pytest.raises(ValueError, match=rf"^not a trial record \(ValueError: {name} = ") as refused:
+    with pytest.raises(ValueError, match=rf"^not a trial record \(spec\.{name} = ") as refused:
         TrialRecord.from_json(as_json(rekeyed(record)))
     assert len(str(refused.value)) < 300
     assert str(refused.value).isprintable()
 
 
 FIELDS = [
-    *(("error", 5), ("error", ["x"]), ("status", None), ("status", "done"), ("attempt", 1.0), ("attempt", "1")),
+    *(
+        ("error", 5),
+        ("error", ["x"]),
+        ("error", "\ud800"),
+        ("status", None),
+        ("status", "done"),
+        ("attempt", 1.0),
+        ("attempt", "1"),
+    ),
     *(("concurrency", True), ("timed", 1), ("lost_seconds", "1"), ("lost_seconds", -1), ("started", None)),
     *(
         ("hardware", {"cpu": {"a": 1}}),
@@ -208,7 +214,7 @@ def test_a_report_of_changed_records(
     fuzz(14, same_trial, consistent)
     fuzz(5, mutated(record, keys=KEYS).map(rekeyed), consistent)
     fuzz(3, garbled(good), shown)
-    assert codes == {0, 1}
+    assert codes >= {0, 1}
 
 
 def test_a_report_beside_changed_files(

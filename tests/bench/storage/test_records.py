@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from bench.config.benchmark import Benchmark, make_methods
-from bench.exceptions import RecordError
+from bench.exceptions import FormatError, RecordError
 from bench.results.frame import COLUMNS, to_frame
+from bench.scheduling.resume import load_for_resume
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
@@ -111,6 +112,27 @@ def test_a_damaged_benchmark_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "benchmark.json").write_text(text)
     with pytest.raises(RecordError, match=rf"{tmp_path}/benchmark\.json is damaged"):
         RecordStore(str(tmp_path)).read_benchmark()
+
+
+@pytest.mark.parametrize("part", ["benchmark.json", "records"])
+def test_a_storage_of_format_1_is_refused(storage: RecordStore, tiny: Benchmark, part: str) -> None:
+    """A storage of the earlier format is refused in one line, and nothing in it is moved."""
+    if part == "records":
+        storage.remove("benchmark.json")
+    for path in Path(storage.path(part)).rglob("*.json") if part == "records" else [Path(storage.path(part))]:
+        content = json.loads(path.read_text())
+        content = content | {"format": 1} if part == "records" else {k: v for k, v in content.items() if k != "format"}
+        path.write_text(json.dumps(content))
+    names = storage.names("records")
+    for read in (
+        lambda: load_for_resume(storage, tiny, print),
+        lambda: (storage.read_benchmark(), [*storage.records([])]),
+    ):
+        with pytest.raises(FormatError, match=r"format 1, not 2\): choose another --storage") as refused:
+            read()
+        assert "\n" not in str(refused.value)
+    assert storage.names("records") == names
+    assert not storage.exists("damaged")
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"\xff", b'{"key": 1'])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bench.exceptions import FormatError
 from bench.trials.record import TrialRecord
 from bench.trials.spec import Cell, TrialSpec
 
@@ -38,7 +39,7 @@ SPEC = TrialSpec(
 
 
 def test_key_is_the_same_for_ever() -> None:
-    """The key of a given trial never changes: storages of earlier versions are continued by it."""
+    """The key of a given trial never changes within a format: storages are continued by it."""
     assert SPEC.key == "b2c4faf1a003d730a2d5"
 
 
@@ -61,37 +62,37 @@ def test_every_field_is_part_of_the_key(name: str) -> None:
     assert replace(SPEC, **{name: other}).key != SPEC.key
 
 
-ADDED = {"image_size": 64, "precision": "bf16", "channels_last": True, "compile": True}
-ADDED |= {"learner": "laplace", "kappa_share": 0.1, "groups": "layer", "optimizer": "prodigy"}
-ADDED |= {"until": 0.3, "since": 0.1, "number": 0, "options": '{"every":10}'}
+OPTIONAL = {"image_size": 64, "precision": "bf16", "channels_last": True, "compile": True}
+OPTIONAL |= {"learner": "laplace", "kappa_share": 0.1, "groups": "layer", "optimizer": "prodigy"}
+OPTIONAL |= {"until": 0.3, "since": 0.1, "number": 0, "options": '{"every":10}'}
 
 
-def key_of_version_0_1(content: dict[str, Any]) -> str:
-    """How version 0.1, which had none of the added fields, named a trial: a hash of all its fields."""
+def hash_of(content: dict[str, Any]) -> str:
+    """The key of a trial with these fields."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()[:20]
 
 
 @pytest.mark.parametrize("change", [{}, {"seed": 2001}, {"kappa": 0.1 + 0.2, "weight_decay": None}, {"head": "fc"}])
-def test_a_field_that_came_later_leaves_old_names(change: dict[str, Any]) -> None:
-    """A trial whose later fields are at their defaults has the key that version 0.1 gave it."""
+def test_fields_at_their_defaults_are_not_part_of_the_key(change: dict[str, Any]) -> None:
+    """A trial whose optional fields are at their defaults has the key of one without these fields."""
     spec = replace(SPEC, **change)
-    old = {name: value for name, value in asdict(spec).items() if name not in ADDED}
-    assert len(old) == len(fields(TrialSpec)) - len(ADDED)
-    assert spec.key == key_of_version_0_1(old)
+    old = {name: value for name, value in asdict(spec).items() if name not in OPTIONAL}
+    assert len(old) == len(fields(TrialSpec)) - len(OPTIONAL)
+    assert spec.key == hash_of(old)
 
 
-def test_a_field_that_came_later_counts_where_it_is_set() -> None:
-    """A later field off its default is part of the name as if it had always been there, each for itself."""
-    old = {name: value for name, value in asdict(SPEC).items() if name not in ADDED}
-    for name, value in ADDED.items():
-        assert replace(SPEC, **{name: value}).key == key_of_version_0_1(old | {name: value})
-    assert replace(SPEC, **ADDED).key == key_of_version_0_1(old | ADDED)
+def test_each_optional_field_is_part_of_the_key_if_it_is_set() -> None:
+    """Each optional field that is not at its default is part of the key."""
+    old = {name: value for name, value in asdict(SPEC).items() if name not in OPTIONAL}
+    for name, value in OPTIONAL.items():
+        assert replace(SPEC, **{name: value}).key == hash_of(old | {name: value})
+    assert replace(SPEC, **OPTIONAL).key == hash_of(old | OPTIONAL)
 
 
-def test_a_record_of_version_0_1_is_read() -> None:
-    """A record written before the later fields existed is read, with their defaults, under its old name."""
+def test_optional_fields_may_be_missing() -> None:
+    """A record without its optional fields is read with their defaults, under the same key."""
     content = json.loads(record().to_json())
-    for name in ADDED:
+    for name in OPTIONAL:
         del content["spec"][name]
     read = TrialRecord.from_json(json.dumps(content))
     assert read.spec == SPEC
@@ -171,7 +172,9 @@ def test_damaged_text_is_refused(text: str) -> None:
 
 def test_a_number_that_is_none_is_refused() -> None:
     """A metric that is not a number is a ValueError."""
-    with pytest.raises(ValueError, match=r"metrics\.val_nll = 'much', expected a number, or nan"):
+    with pytest.raises(
+        ValueError, match=r"metrics\.val_nll = 'much', expected a valid number or 'nan', 'inf' or '-inf'"
+    ):
         TrialRecord.from_json(record().to_json().replace('"inf"', '"much"'))
 
 
@@ -185,3 +188,21 @@ def test_a_record_whose_key_does_not_fit_is_refused() -> None:
 def test_a_diverged_run_is_a_result(status: str, good: bool) -> None:
     """Completed and diverged runs are results; failed ones are not."""
     assert replace(record(), status=status).succeeded is good
+
+
+@pytest.mark.parametrize(("value", "read"), [(1.0000001, 1.0), (-1e-7, 0.0), (0.5, 0.5), (1.001, None), (-0.1, None)])
+def test_an_accuracy_that_float32_rounded_is_clipped(value: float, read: float | None) -> None:
+    """An accuracy that rounding moved out of 0 to 1 is clipped; one further out is refused."""
+    text = replace(record(), metrics={"test_acc": value}).to_json()
+    if read is None:
+        with pytest.raises(ValueError, match="expected 0 to 1"):
+            TrialRecord.from_json(text)
+    else:
+        assert TrialRecord.from_json(text).metrics == {"test_acc": read}
+
+
+@pytest.mark.parametrize("version", ["1", "3", "true", '"2"', "null"])
+def test_another_format_is_refused(version: str) -> None:
+    """A record of the earlier format is told from a damaged one."""
+    with pytest.raises(FormatError if version == "1" else ValueError, match="format"):
+        TrialRecord.from_json(record().to_json().replace('"format": 2', f'"format": {version}'))
