@@ -36,9 +36,18 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def _swag(options: argparse.Namespace) -> int:
     from bench.cli.console import console
-    from deelbo.pretrained.swag_fitting import fit_swag
+    from deelbo.pretrained.swag_fitting import SwagConfig, fit_swag
 
-    settings = {name: value for name, value in vars(options).items() if name not in ("call", "traceback")}
-    backbone, folder, out = (settings.pop(name) for name in ("backbone", "folder", "out"))
-    console.print(f"PTYL's prior in {fit_swag(backbone, folder, out, say=console.print, **settings)}")
+    names = ("epochs", "collect_every", "batch_size", "learning_rate", "rank", "image_size", "workers", "seed")
+    config = SwagConfig(**{name: getattr(options, name) for name in names})
+    out = fit_swag(
+        options.backbone,
+        options.folder,
+        options.out,
+        config,
+        weights=options.weights,
+        device=options.device,
+        say=console.print,
+    )
+    console.print(f"PTYL's prior in {out}")
     return 0

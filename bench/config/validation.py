@@ -113,7 +113,7 @@ def check_data(benchmark: Benchmark, datasets: Iterable[str]) -> dict[str, str]:
     """
     fingerprints = {}
     for name in datasets:
-        if TASKS[name].folder is not None:  # others come with an installed package
+        if TASKS[name].files is not None:  # others come with an installed package
             task = load_task(name, benchmark.data, benchmark.training.image_size, benchmark.verify_data)
             for n in benchmark.datasets[name]:
                 _check_size(name, n, task.pool_size)

@@ -1,8 +1,8 @@
-"""CIFAR-10's batches, which are pickles, read without running code: no function that a file names is ever called.
+"""Read CIFAR-10's batches, which are pickles, without running code: no function that a file names is called.
 
-An official batch is made of dictionaries, lists, texts, numbers and one array; pickle rebuilds the array by calling
-functions of numpy, which trust what they are told. What stands for them here keeps the few facts that they would be
-told, and only where these are the facts of a plain array of numbers is numpy asked for one.
+An official batch consists of dictionaries, lists, strings, numbers and one array. Pickle rebuilds the array by
+functions of numpy that trust their arguments. The classes here take their place and keep the arguments, and only if
+these describe a plain array of numbers is one created.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ __all__ = ["Batch", "read_batch", "read_pickle"]
 
 
 PIXELS = 3 * 32 * 32
-KINDS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 
 
 class Batch(NamedTuple):
-    """One file. ``pixels``: (n, 3072), red, green and blue planes of 32 x 32, uint8 officially; ``labels``: from 0."""
+    """One file. ``pixels``: (n, 3072), red, green and blue planes of 32 x 32 (officially uint8); ``labels``: from 0."""
 
     pixels: npt.NDArray[Any]
     labels: list[int]
 
 
 def read_batch(path: Path) -> Batch:
-    """The images and labels of a batch.
+    """Return the images and labels of a batch.
 
     Raises:
-        pickle.UnpicklingError, EOFError: no pickle, or one that names anything but the parts of an array.
+        pickle.UnpicklingError, EOFError: not a pickle, or one that names anything but the parts of an array.
         KeyError, TypeError, ValueError: a pickle of something else.
     """
-    held = read_pickle(path)
-    pixels, labels = held["data"], held["labels"]
+    content = read_pickle(path)
+    pixels, labels = content["data"], content["labels"]
     if not isinstance(pixels, _Array):
         raise TypeError(f"data of {path.name} is a {type(pixels).__name__}, expected an array")
     if type(labels) is not list or not all(type(label) is int for label in labels):
-        raise TypeError(f"labels of {path.name} are no list of whole numbers")
+        raise TypeError(f"labels of {path.name} are not a list of whole numbers")
     array = pixels.array()
     if array.ndim != 2 or array.shape[1] != PIXELS:
         raise ValueError(f"data of {path.name} has shape {array.shape}, expected (n, {PIXELS})")
@@ -48,16 +48,16 @@ def read_batch(path: Path) -> Batch:
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """What such a file holds, its arrays as `_Array`. Raises as `read_batch`."""
+    """Return the dictionary in such a file, its arrays as `_Array`. Raises as `read_batch`."""
     with path.open("rb") as file:
-        held: object = _Unpickler(file, encoding="latin1").load()
-    if type(held) is not dict:
-        raise TypeError(f"{path.name} holds a {type(held).__name__}, expected a dictionary")
-    return held
+        content: object = _Unpickler(file, encoding="latin1").load()
+    if type(content) is not dict:
+        raise TypeError(f"{path.name} holds a {type(content).__name__}, expected a dictionary")
+    return content
 
 
 class _Type:
-    """Stands for a numpy.dtype: its code, such as u1, and its order of bytes."""
+    """Takes the place of numpy.dtype: a code such as u1, and a byte order."""
 
     code: object = None
     order: object = "|"
@@ -66,22 +66,22 @@ class _Type:
         self.code = code
 
     def __setstate__(self, state: object) -> None:
-        # (version, order, ...): the others are of types with fields, which are none of those that are taken
+        # (version, byte order, ...); the rest describes types with fields, which are refused
         self.order = state[1] if type(state) is tuple and len(state) > 1 else None
 
     def dtype(self) -> np.dtype[Any]:
-        if self.code not in KINDS or self.order not in ("|", "<", ">", "="):
+        if self.code not in DTYPES or self.order not in ("|", "<", ">", "="):
             raise ValueError("an array of something else than plain numbers")
         return np.dtype(f"{self.order}{self.code}")
 
 
 class _Array:
-    """Stands for a numpy.ndarray, made by numpy's `_reconstruct` and then told its shape, type and bytes."""
+    """Takes the place of numpy.ndarray, which `_reconstruct` creates empty and `__setstate__` fills."""
 
     state: object = None
 
-    def __init__(self, *told: object) -> None:
-        """What it is made of is no more than an empty array."""
+    def __init__(self, *arguments: object) -> None:
+        """Ignore the arguments, which describe an empty array."""
 
     def __setstate__(self, state: object) -> None:
         self.state = state
@@ -102,13 +102,13 @@ class _Array:
 
 
 class _Buffer(_Array):
-    """Stands for numpy's `_frombuffer`, which is told all at once."""
+    """Takes the place of numpy's `_frombuffer`, which has all arguments at once."""
 
     def __init__(self, raw: object = None, kind: object = None, shape: object = None, order: object = None) -> None:
         self.state = (1, shape, kind, order == "F", raw)
 
 
-TAKEN: dict[tuple[str, str], Any] = {
+REPLACEMENTS: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,  # as numpy 2 calls it
     ("numpy.core.numeric", "_frombuffer"): _Buffer,
@@ -122,8 +122,8 @@ TAKEN: dict[tuple[str, str], Any] = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return TAKEN[module, name]
+            return REPLACEMENTS[module, name]
         except KeyError:
-            words = f"{module}.{name}"[:60]
-            shown = words if words.isprintable() else repr(words)
+            shown = f"{module}.{name}"[:60]
+            shown = shown if shown.isprintable() else repr(shown)
             raise pickle.UnpicklingError(f"it names {shown}, which is not read as it could run code") from None

@@ -1,4 +1,4 @@
-"""A dataset in memory, and what of it one run may see."""
+"""A dataset in memory, and the part of it that one run uses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from deelbo.data.splits import balanced_draw, check_size, stratified_subset, val
 __all__ = ["Split", "Task"]
 
 
-HASHED_BYTES = 2**26  # of the pixels of a pool, and as many of a test set
+HASHED_BYTES = 2**26  # at most so many pixels of a pool, and of a test set
 
 
 @dataclass(frozen=True)
 class Split:
-    """What one run may see. ``validation`` is None where the run trains on all N images."""
+    """The images of one run. ``validation`` is None where it trains on all N images."""
 
     train: Images
     validation: Images | None
@@ -31,30 +31,35 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """A dataset in memory, and how its images are looked at.
+    """A dataset in memory.
 
     Attributes:
-        pool: the training images that there are.
-        balanced: where given, a seed's N images come from this many a class, which that seed draws from ``pool``; as
-            many as the smallest class has, where that is fewer.
+        name: its name in `deelbo.data.TASKS`.
+        pool: all training images.
+        test: the test images.
+        geometry: resizing, cropping and flipping of its images.
+        images_per_class: if given, the N images of a seed are taken from so many images of each class, which the seed
+            draws from ``pool``; at most as many as the smallest class has.
     """
 
     name: str
     pool: Images
     test: Images
     geometry: Geometry
-    balanced: int | None = None
+    images_per_class: int | None = None
 
     @property
     def pool_size(self) -> int:
         """The largest N."""
-        return len(self.pool) if self.balanced is None else self._a_class(self.balanced) * self.pool.num_classes
+        if self.images_per_class is None:
+            return len(self.pool)
+        return self._balanced_size(self.images_per_class) * self.pool.num_classes
 
     @cached_property
     def fingerprint(self) -> str:
-        """Which data this is: 16 hex digits of a SHA-256 over all labels, and over pixels of every image.
+        """16 hex digits of a SHA-256 over all labels and over pixels of every image.
 
-        Of a large set every k-th byte of each image is hashed, k as small as a few tenths of a second allow.
+        Of a large dataset every k-th byte of each image is hashed, which takes a few tenths of a second.
         """
         digest = hashlib.sha256()
         for images in (self.pool, self.test):
@@ -62,13 +67,13 @@ class Task:
             step = -(-flat.numel() // HASHED_BYTES)
             digest.update(repr((tuple(images.pixels.shape), images.num_classes)).encode())
             digest.update(images.labels.cpu().contiguous().numpy().tobytes())
-            # copied to contiguous memory a part at a time: a memory-mapped set is larger than what is hashed of it
+            # copied to contiguous memory in parts, as a memory-mapped dataset is larger than what is hashed of it
             for part in flat.split(512):
                 digest.update(part[:, :: max(step, 1)].cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def split(self, n: int, seed: int, validation: bool) -> Split:
-        """N training images of that seed; with ``validation``, 4/5 of them to train on and 1/5 to choose by.
+        """Return the N training images of a seed; with ``validation``, a fifth of them is held out.
 
         Raises:
             ValueError: N is larger than the pool, or cannot be stratified.
@@ -76,8 +81,9 @@ class Task:
         check_size(n, self.pool_size, self.pool.num_classes)
         labels = self.pool.labels.numpy()
         available = np.arange(len(labels))
-        if self.balanced is not None:
-            available = balanced_draw(labels, self._a_class(self.balanced), self.pool.num_classes, seed)
+        if self.images_per_class is not None:
+            size = self._balanced_size(self.images_per_class)
+            available = balanced_draw(labels, size, self.pool.num_classes, seed)
         chosen = available[stratified_subset(labels[available], n, seed)]
         held_out = None
         if validation:
@@ -86,5 +92,5 @@ class Task:
         rows = torch.from_numpy(chosen)
         return Split(self.pool.take(rows), held_out, self.test, Normalization.of(self.pool, rows), self.geometry)
 
-    def _a_class(self, balanced: int) -> int:
-        return min(balanced, int(self.pool.labels.bincount(minlength=self.pool.num_classes).min()))
+    def _balanced_size(self, images_per_class: int) -> int:
+        return min(images_per_class, int(self.pool.labels.bincount(minlength=self.pool.num_classes).min()))

@@ -1,7 +1,7 @@
-"""JPEG files as one uint8 tensor of one size: decoded by many threads, once, and kept beside the data.
+"""Decode image files into one uint8 tensor of one size, with many threads, and cache the result beside the data.
 
-The cached file is named by the set, the size, and a hash of every file's name, size, time and label, so that images
-that have changed are decoded anew. It may be deleted at any time.
+The cached file is named after the dataset, the size, and a hash of every file's name, size, time and label, so that
+images that have changed are decoded again. It may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from torch import Tensor
 
 from deelbo.data.integrity import DataError
 
-__all__ = ["CACHE", "Listing", "decode", "decoded", "open_photograph"]
+__all__ = ["CACHE", "Listing", "decode", "load_decoded", "open_image"]
 
 
 CACHE = "deelbo-cache"
-"""The folder, below that of the datasets, that decoded images are kept in."""
+"""The folder of decoded images, below that of the datasets."""
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
-"""What may be behind a photograph's name, whatever that says: not all of the official files are JPEG."""
+"""Accepted formats whatever a file's suffix says: not all of the official files are JPEG."""
 THREADS = min(os.cpu_count() or 1, 32)
 
 
@@ -44,35 +44,34 @@ class Listing:
     test_labels: list[int]
 
     def digest(self, folder: Path) -> str:
-        """16 hex digits over what decides the pixels: each file's name below ``folder``, size, time and label, and the
-        decoder's version."""
+        """Hash what determines the pixels: each file's name below ``folder``, size, time and label, and Pillow."""
         digest = hashlib.sha256(f"1 Pillow {PIL.__version__}\n".encode())
         for files, labels in ((self.training, self.training_labels), (self.test, self.test_labels)):
             digest.update(f"{len(files)}\n".encode())
             for file, label in zip(files, labels, strict=True):
                 stat = file.stat()
-                words = f"{file.relative_to(folder).as_posix()} {stat.st_size} {stat.st_mtime_ns} {label}\n"
-                digest.update(words.encode())
+                line = f"{file.relative_to(folder).as_posix()} {stat.st_size} {stat.st_mtime_ns} {label}\n"
+                digest.update(line.encode())
         return digest.hexdigest()[:16]
 
 
-def open_photograph(path: str | Path) -> Image.Image:
-    """The image in RGB. Only formats that Pillow decodes itself: an EPS of that name would start Ghostscript."""
+def open_image(path: str | Path) -> Image.Image:
+    """Return the image in RGB, of a format that Pillow decodes itself: an EPS file would start Ghostscript."""
     with Image.open(path, formats=FORMATS) as image:
         return image.convert("RGB")
 
 
 def decode(files: Sequence[Path], side: int) -> Tensor:
-    """The images as RGB, resized to side x side as torchvision's Resize does a PIL image; uint8 (n, 3, side, side).
+    """Return the images in RGB, resized as torchvision resizes a PIL image; uint8 (n, 3, side, side).
 
     Raises:
-        DataError: a file cannot be decoded; it is named.
+        DataError: a file cannot be decoded; the message has its path.
     """
     pixels = torch.empty(len(files), 3, side, side, dtype=torch.uint8)
 
-    def place(i: int) -> None:
+    def decode_one(i: int) -> None:
         try:
-            resized = open_photograph(files[i]).resize((side, side), Image.Resampling.BILINEAR)
+            resized = open_image(files[i]).resize((side, side), Image.Resampling.BILINEAR)
         except Exception as error:
             raise DataError(
                 f"{files[i]} cannot be decoded ({type(error).__name__}): put the official file in its place, or delete"
@@ -80,18 +79,18 @@ def decode(files: Sequence[Path], side: int) -> Tensor:
             ) from error
         pixels[i] = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
-    # threads, not processes: Pillow lets go of the interpreter while it decodes and resizes
+    # threads suffice, as Pillow releases the interpreter lock while it decodes and resizes
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(place, range(len(files))):
+        for _ in pool.map(decode_one, range(len(files))):
             pass
     return pixels
 
 
-def decoded(listing: Listing, side: int, name: str, root: Path, folder: Path) -> tuple[Tensor, Tensor]:
-    """Training and test images at side x side: read from the cache below ``root`` if there, else made and put there.
+def load_decoded(listing: Listing, side: int, name: str, root: Path, folder: Path) -> tuple[Tensor, Tensor]:
+    """Return training and test images of side x side pixels, from the cache below ``root`` or decoded and cached now.
 
-    What is read is mapped into memory, so that processes of one machine share it. A damaged file is made again; where
-    nothing can be written, the images are kept in memory alone.
+    A cached file is mapped into memory, so that the processes of a machine share it. A damaged one is made again. If
+    nothing can be written, the images are in memory only.
     """
     path = root / CACHE / f"{name}-{side}-{listing.digest(folder)}.pt"
     shapes = {"training": (len(listing.training), 3, side, side), "test": (len(listing.test), 3, side, side)}
@@ -106,14 +105,14 @@ def decoded(listing: Listing, side: int, name: str, root: Path, folder: Path) ->
 def _read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
     try:
         pixels = torch.load(path, weights_only=True, mmap=True)
-        found = {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in pixels.items()}
-    except Exception:  # not there, cut short, or no such file at all: in each case it is made again
+        form = {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in pixels.items()}
+    except Exception:  # missing, damaged, or another kind of file: in each case it is made again
         return None
-    return pixels if found == {key: (shape, torch.uint8) for key, shape in shapes.items()} else None
+    return pixels if form == {key: (shape, torch.uint8) for key, shape in shapes.items()} else None
 
 
 def _write(path: Path, pixels: dict[str, Tensor], like: Path) -> bool:
-    """Whether it could be written. Readers see all of the file or none of it; it may be read by whom ``like`` may."""
+    """Write a file, as a whole or not at all, with the permissions of ``like``; return whether it could be written."""
     temporary = None
     try:
         path.parent.mkdir(exist_ok=True)

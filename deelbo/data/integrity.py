@@ -1,6 +1,6 @@
-"""Whether a folder holds a dataset as its authors published it: unpacked, nothing missing, and the version meant.
+"""Check that a folder holds a dataset as its authors published it: unpacked, complete, and the official version.
 
-Every fault is a `DataError` of one line: what was found, what was expected, what to do.
+Every fault is a `DataError` with a message of one line: what was found, what was expected, what to do.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CIFAR10", "FLOWERS", "PET", "DataError", "Folder", "translated"]
+__all__ = ["CIFAR10", "FLOWERS", "PET", "DataError", "DatasetFiles", "as_data_error"]
 
 
 class DataError(ValueError):
-    """A dataset that cannot be used as it lies there, said in one line."""
+    """A dataset on disk cannot be used; the message has one line."""
 
 
 @dataclass(frozen=True)
-class Folder:
-    """What of a dataset lies where, and how much of it there is.
+class DatasetFiles:
+    """The files and the size of a dataset.
 
     Attributes:
-        name: the dataset's.
-        folder: below the root.
-        files: what must be there besides single images; below ``folder``.
-        archives: file of each archive and what it becomes where it is unpacked; both below the root.
-        num_classes: labels go from 0 to this less 1.
-        training_images: in the official split that training images are taken from.
-        test_images: in the official test split.
+        name: the dataset's name.
+        folder: its folder below the root, which is the folder of all datasets.
+        files: files besides the images that it must contain; paths below ``folder``.
+        archives: each archive's file and what unpacking it creates; both below the root.
+        num_classes: labels are 0 to ``num_classes - 1``.
+        training_images: number of images in the official split that training images are taken from.
+        test_images: number of images in the official test split.
     """
 
     name: str
@@ -42,31 +42,33 @@ class Folder:
 
     @property
     def remedy(self) -> str:
-        """What to do, with which every complaint ends."""
+        """The end of every error message: what to do."""
         return (
             f"run `deelbo-bench prepare CONFIG` where there is a network, or set `data` / $DEELBO_DATA to a folder that"
             f" holds a whole {self.folder}"
         )
 
     def check_files(self, root: Path, checksums: Mapping[str, str]) -> None:
-        """Raises DataError unless the folder is there and unpacked and its files are.
+        """Raise DataError unless the folder exists, is unpacked and contains its files.
 
-        ``checksums``: the MD5 sums that files, below ``folder``, must have; read only once all files are there.
+        Args:
+            root: the folder of the datasets.
+            checksums: MD5 sums by file below ``folder``; they are compared once all files exist.
         """
         folder = root / self.folder
         for archive, becomes in self.archives:
             if (root / archive).is_file() and not (root / becomes).exists():
                 raise DataError(
-                    f"{self.name} is not unpacked: {root / archive} is there, {root / becomes} is not: unpack it with"
+                    f"{self.name} is not unpacked: {root / archive} exists, {root / becomes} does not: unpack it with"
                     f" `tar -xf`, or {self.remedy}"
                 )
         if not folder.is_dir():
             if root.name == self.folder and root.is_dir():
                 raise DataError(
-                    f"{self.name} is looked for below {root}, which is its folder: set `data` / $DEELBO_DATA to the"
+                    f"{self.name} was searched below {root}, which is its own folder: set `data` / $DEELBO_DATA to the"
                     f" folder above it, {root.parent}"
                 )
-            raise DataError(f"{self.name} is not there: {root} has no folder {self.folder}: {self.remedy}")
+            raise DataError(f"{self.name} was not found: {root} has no folder {self.folder}: {self.remedy}")
         missing = [file for file in self.files if not (folder / file).is_file()]
         if missing:
             raise DataError(
@@ -82,7 +84,7 @@ class Folder:
                 )
 
     def check_images(self, root: Path, images: Sequence[Path]) -> None:
-        """Raises DataError where listed images are missing or empty."""
+        """Raise DataError where listed images are missing or empty."""
         missing = [image for image in images if not image.is_file() or not image.stat().st_size]
         if missing:
             raise DataError(
@@ -91,25 +93,27 @@ class Folder:
             )
 
     def check_labels(self, root: Path, training: Sequence[int], test: Sequence[int], verify: bool) -> None:
-        """Raises DataError where a label cannot be or a class has no training image; with ``verify``, where the number
-        of images is not the official one."""
-        for words, labels, official in (("training", training, self.training_images), ("test", test, self.test_images)):
+        """Raise DataError for an impossible label or a class without training image.
+
+        With ``verify``, also where the number of images is not the official one.
+        """
+        for split, labels, official in (("training", training, self.training_images), ("test", test, self.test_images)):
             wrong = [label for label in labels if not 0 <= label < self.num_classes]
             if wrong:
                 raise DataError(
-                    f"{self.name} is another version: label {wrong[0]} among the {words} images of"
+                    f"{self.name} is another version: label {wrong[0]} among the {split} images of"
                     f" {root / self.folder}, expected 0 to {self.num_classes - 1}: {self.remedy}"
                 )
             if verify and len(labels) != official:
                 raise DataError(
-                    f"{self.name} is another version: {len(labels)} {words} images in {root / self.folder}, officially"
+                    f"{self.name} is another version: {len(labels)} {split} images in {root / self.folder}, officially"
                     f" {official}: {self.remedy}, or take it with `verify_data: false`"
                 )
         absent = sorted(set(range(self.num_classes)) - set(training))
         if absent or not test:
-            what = f"training image of class {absent[0]}" if absent else "test image"
+            missing = f"training image of class {absent[0]}" if absent else "test image"
             raise DataError(
-                f"{self.name} is incomplete: no {what} in {root / self.folder}, expected {self.num_classes} classes:"
+                f"{self.name} is incomplete: no {missing} in {root / self.folder}, expected {self.num_classes} classes:"
                 f" {self.remedy}"
             )
 
@@ -120,19 +124,18 @@ def _md5(path: Path) -> str:
 
 
 @contextmanager
-def translated(what: str, remedy: str) -> Iterator[None]:
-    """Any error inside becomes a DataError of one line: ``what`` (error): ``remedy``."""
+def as_data_error(problem: str, remedy: str) -> Iterator[None]:
+    """Turn any error inside the block into a DataError of one line: "``problem`` (error): ``remedy``"."""
     try:
         yield
     except DataError:
         raise
     except Exception as error:
-        # the first words of an error say what it is; torchvision's go on for several lines
-        words = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DataError(f"{what} ({words[:200]}): {remedy}") from error
+        description = " ".join(f"{type(error).__name__}: {error}".split())  # torchvision's errors have several lines
+        raise DataError(f"{problem} ({description[:200]}): {remedy}") from error
 
 
-CIFAR10 = Folder(
+CIFAR10 = DatasetFiles(
     name="CIFAR-10",
     folder="cifar-10-batches-py",
     files=(*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"),
@@ -141,7 +144,7 @@ CIFAR10 = Folder(
     training_images=50_000,
     test_images=10_000,
 )
-PET = Folder(
+PET = DatasetFiles(
     name="Oxford-IIIT_Pet",
     folder="oxford-iiit-pet",
     files=("annotations/trainval.txt", "annotations/test.txt"),
@@ -153,7 +156,7 @@ PET = Folder(
     training_images=3_680,
     test_images=3_669,
 )
-FLOWERS = Folder(
+FLOWERS = DatasetFiles(
     name="Flowers-102",
     folder="flowers-102",
     files=("imagelabels.mat", "setid.mat"),

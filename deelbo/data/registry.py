@@ -1,4 +1,4 @@
-"""The tasks that can be had by name, what is known of each without reading an image, and where their data lie."""
+"""Datasets by name, their sizes, and functions to find, check, download and load them. This module needs no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deelbo.data.integrity import CIFAR10, FLOWERS, PET, Folder
+from deelbo.data.integrity import CIFAR10, FLOWERS, PET, DatasetFiles
 
 if TYPE_CHECKING:
     from deelbo.data.dataset import Task
@@ -18,20 +18,21 @@ __all__ = ["TASKS", "TaskEntry", "check_task", "crop_size", "data_folder", "down
 
 
 DIGIT_SIZE = 16  # pixels
-PET_A_CLASS = 93  # of the official trainval split's smallest class
+PET_IMAGES_PER_CLASS = 93  # in the smallest class of the official trainval split
 
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """A task that can be had: known sizes, so that a configuration is checked without reading any image.
+    """A dataset's sizes, from which a configuration is checked without reading an image.
 
     Attributes:
-        load: makes the task from (folder of the datasets, side of the crop, whether to verify).
+        load: reads the dataset, given (folder of the datasets, side of the crop, whether to verify).
         pool_size: the largest N.
         test_size: number of test images.
-        channels: 1 for grey, 3 for RGB.
-        image_size: side of what the network sees, unless another is asked for.
-        folder: what lies where on disk; None where the images come with an installed package.
+        num_classes: number of classes.
+        channels: 1 for grey images, 3 for RGB.
+        image_size: side in pixels of what the network sees by default.
+        files: its files on disk; None where the images come with an installed package.
     """
 
     load: Callable[[Path, int, bool], Task]
@@ -40,7 +41,7 @@ class TaskEntry:
     num_classes: int
     channels: int
     image_size: int
-    folder: Folder | None = None
+    files: DatasetFiles | None = None
 
 
 def _mnist_digits(root: Path, image_size: int, verify: bool) -> Task:
@@ -52,28 +53,26 @@ def _mnist_digits(root: Path, image_size: int, verify: bool) -> Task:
     return Task("mnist-digits", pool, test, Geometry(side=DIGIT_SIZE, crop=image_size, pad=1))
 
 
-def _published(folder: Folder, balanced: int | None = None) -> TaskEntry:
+def _published(files: DatasetFiles, images_per_class: int | None = None) -> TaskEntry:
     def load(root: Path, image_size: int, verify: bool) -> Task:
-        from deelbo.data import (
-            torchvision_datasets as official,  # here, as torchvision.datasets takes seconds to import
-        )
+        from deelbo.data import torchvision_datasets  # takes seconds to import
 
-        return official.load(folder, root, image_size, verify, balanced)
+        return torchvision_datasets.load(files, root, image_size, verify, images_per_class)
 
-    pool_size = folder.training_images if balanced is None else balanced * folder.num_classes
-    return TaskEntry(load, pool_size, folder.test_images, folder.num_classes, channels=3, image_size=224, folder=folder)
+    pool_size = files.training_images if images_per_class is None else images_per_class * files.num_classes
+    return TaskEntry(load, pool_size, files.test_images, files.num_classes, channels=3, image_size=224, files=files)
 
 
 TASKS = {
     "mnist-digits": TaskEntry(_mnist_digits, 4000, 1000, 10, channels=1, image_size=DIGIT_SIZE),
     CIFAR10.name: _published(CIFAR10),
-    PET.name: _published(PET, balanced=PET_A_CLASS),
+    PET.name: _published(PET, PET_IMAGES_PER_CLASS),
     FLOWERS.name: _published(FLOWERS),
 }
 
 
 def data_folder() -> Path:
-    """Where datasets are looked for unless said otherwise: $DEELBO_DATA, or ``data`` in the cache folder of deelbo."""
+    """Return the default folder of the datasets: $DEELBO_DATA, or ``data`` in the cache folder of deelbo."""
     if folder := os.environ.get("DEELBO_DATA"):
         return Path(folder)
     if folder := os.environ.get("DEELBO_CACHE"):
@@ -82,15 +81,15 @@ def data_folder() -> Path:
 
 
 def crop_size(name: str, image_size: int | None = None) -> int:
-    """The side of what the network sees of the named task: its own where ``image_size`` is None.
+    """Return the side in pixels of what the network sees; ``image_size`` None: the dataset's default.
 
     Raises:
-        ValueError: an unknown name, or a size that the task does not have.
+        ValueError: an unknown name, or a size that the dataset does not have.
     """
     entry = _entry(name)
     if image_size is None:
         return entry.image_size
-    if entry.folder is None and image_size != entry.image_size:
+    if entry.files is None and image_size != entry.image_size:
         raise ValueError(
             f"image_size of {name} must be {entry.image_size}, the size of its images, got {image_size}: leave it out"
         )
@@ -102,54 +101,53 @@ def crop_size(name: str, image_size: int | None = None) -> int:
 def load_task(
     name: str, root: str | os.PathLike[str] | None = None, image_size: int | None = None, verify: bool = True
 ) -> Task:
-    """The named task, read once a process.
+    """Return the named dataset, which is read once per process.
 
     Args:
         name: a key of `TASKS`.
-        root: the folder of the datasets; `data_folder` where None.
-        image_size: side of the crop that the network sees, cut from images resized to 256 / 224 of it; the task's own
-            where None.
-        verify: whether the data must be the official ones, to the checksum and the number of images. Without, all that
-            has the right format is taken, such as a small set to rehearse with. Nothing that a file holds is executed
-            either way.
+        root: the folder of the datasets; None: `data_folder`.
+        image_size: side of the crop that the network sees, cut from images resized to 256 / 224 of it; None: the
+            dataset's default.
+        verify: whether the data must be the official ones by checksums and number of images. If not, everything in the
+            right format is accepted, such as a small set for a rehearsal. No code in a file is executed either way.
 
     Raises:
-        ValueError: an unknown name, a size that the task does not have, or data that are not there, not whole, another
-            version or not readable: one line that says what was found, what was expected and what to do.
+        ValueError: an unknown name, a size that the dataset does not have, or data that are missing, incomplete,
+            another version or unreadable; one line.
     """
     crop = crop_size(name, image_size)
-    if TASKS[name].folder is None:
-        return _loaded(name, Path(), crop, True)  # the same task, whatever the folder
-    return _loaded(name, _absolute(root), crop, verify)
+    if TASKS[name].files is None:
+        return _load_once(name, Path(), crop, True)  # the same for every folder
+    return _load_once(name, _absolute(root), crop, verify)
 
 
 def check_task(name: str, root: str | os.PathLike[str] | None = None, verify: bool = True) -> None:
-    """Whether `load_task` would find its data whole: decodes no image, takes a second or so, returns nothing.
+    """Check that `load_task` will find complete data, without decoding an image; takes about a second.
 
     Raises:
-        ValueError: as `load_task`, but for images that are there and cannot be decoded.
+        ValueError: as `load_task`, except for images that cannot be decoded.
     """
-    folder = _entry(name).folder
-    if folder is not None:
-        from deelbo.data import torchvision_datasets as official
+    files = _entry(name).files
+    if files is not None:
+        from deelbo.data import torchvision_datasets
 
-        official.check(folder, _absolute(root), verify)
+        torchvision_datasets.check(files, _absolute(root), verify)
 
 
 def download_task(name: str, root: str | os.PathLike[str] | None = None) -> Path:
-    """Downloads what of the named task is missing below ``root``, and says where its data lie.
+    """Download what is missing of the named dataset below ``root``, and return its folder.
 
-    Nothing is downloaded for a task that comes with an installed package.
+    Nothing is downloaded for a dataset that comes with an installed package.
 
     Raises:
         ValueError: an unknown name, or a download that failed; one line.
     """
-    folder = _entry(name).folder
-    if folder is None:
+    files = _entry(name).files
+    if files is None:
         return _absolute(root)
-    from deelbo.data.download import download
+    from deelbo.data import torchvision_datasets
 
-    return download(folder, _absolute(root))
+    return torchvision_datasets.download(files, _absolute(root))
 
 
 def _entry(name: str) -> TaskEntry:
@@ -163,5 +161,5 @@ def _absolute(root: str | os.PathLike[str] | None) -> Path:
 
 
 @lru_cache(maxsize=2)
-def _loaded(name: str, root: Path, crop: int, verify: bool) -> Task:
+def _load_once(name: str, root: Path, crop: int, verify: bool) -> Task:
     return TASKS[name].load(root, crop, verify)

@@ -1,4 +1,4 @@
-"""The N training images of a seed, and the fifth of them that a method may hold out. Never depends on the method."""
+"""The N training images of a seed, and the fifth of them that a method may hold out. Independent of the method."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Indices: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
 
 
 def check_size(n: int, pool: int, num_classes: int) -> None:
-    """Raises ValueError where N images cannot be drawn in equal numbers a class, or their fifth would miss a class."""
+    """Raise ValueError where N images cannot be split equally over the classes, or their fifth would miss a class."""
     if n > pool:
         raise ValueError(f"n = {n} is larger than the pool of {pool} training images: choose n <= {pool}")
     if n < pool and n % num_classes:
@@ -28,11 +28,11 @@ def check_size(n: int, pool: int, num_classes: int) -> None:
         )
 
 
-def balanced_draw(labels: Indices, a_class: int, num_classes: int, seed: int) -> Indices:
-    """Indices of ``a_class`` images of every class: the pool of that seed; shape (a_class * num_classes,).
+def balanced_draw(labels: Indices, images_per_class: int, num_classes: int, seed: int) -> Indices:
+    """Return indices of ``images_per_class`` images of every class; shape (images_per_class * num_classes,).
 
-    One ``numpy.random.RandomState(seed)`` chooses from the indices of class 0 without replacement, then from those of
-    class 1, and so on; the classes follow one another in what comes.
+    One ``numpy.random.RandomState(seed)`` draws from the indices of class 0 without replacement, then from those of
+    class 1, and so on. The result has this order.
 
     Raises:
         ValueError: a class has fewer images.
@@ -40,27 +40,27 @@ def balanced_draw(labels: Indices, a_class: int, num_classes: int, seed: int) ->
     import numpy as np
 
     random = np.random.RandomState(seed)
-    of_class = [np.flatnonzero(labels == c) for c in range(num_classes)]
-    for c, indices in enumerate(of_class):
-        if len(indices) < a_class:
-            raise ValueError(f"class {c} has {len(indices)} images, {a_class} a class were to be drawn: draw fewer")
-    return np.concatenate([random.choice(indices, a_class, replace=False) for indices in of_class])
+    by_class = [np.flatnonzero(labels == c) for c in range(num_classes)]
+    for c, indices in enumerate(by_class):
+        if len(indices) < images_per_class:
+            raise ValueError(f"class {c} has {len(indices)} images, {images_per_class} were to be drawn: draw fewer")
+    return np.concatenate([random.choice(indices, images_per_class, replace=False) for indices in by_class])
 
 
 def stratified_subset(labels: Indices, n: int, seed: int) -> Indices:
-    """Indices of the N training images: all of them, in order, where N is the whole pool."""
+    """Return the indices of N training images; all of them, in order, where N is the whole pool."""
     import numpy as np
     from sklearn.model_selection import train_test_split  # takes a second to import
 
-    everything = np.arange(len(labels))
+    indices = np.arange(len(labels))
     if n == len(labels):
-        return everything
-    chosen, _ = train_test_split(everything, train_size=n, stratify=labels, random_state=seed)
+        return indices
+    chosen, _ = train_test_split(indices, train_size=n, stratify=labels, random_state=seed)
     return np.asarray(chosen)
 
 
 def validation_fifth(indices: Indices, labels: Indices, seed: int) -> tuple[Indices, Indices]:
-    """``indices`` (N,) as (training, validation), validation being int(N/5) of them. ``labels``: the whole pool's."""
+    """Split ``indices`` (N,) into training and int(N/5) validation indices. ``labels`` are the whole pool's."""
     import numpy as np
     from sklearn.model_selection import train_test_split
 

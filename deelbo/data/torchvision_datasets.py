@@ -1,12 +1,15 @@
-"""CIFAR-10, Oxford-IIIT Pet and Flowers-102 from their official files; the lists of the latter two are read by
-torchvision's classes. Nothing that the files hold is executed, and no image outside of their folders is read.
+"""CIFAR-10, Oxford-IIIT Pet and Flowers-102 from their official files, read and downloaded with torchvision's help.
 
-This module imports torchvision.datasets, which takes seconds: import it where data are read.
+Nothing that the files contain is executed, and no image outside of their folders is read. `download` is the only place
+of the library that uses the network. torchvision.datasets takes seconds to import, so this module is imported where
+data are read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,131 +17,155 @@ from torchvision import datasets
 
 from deelbo.data.cifar_pickle import read_batch, read_pickle
 from deelbo.data.dataset import Task
-from deelbo.data.decoding import Listing, decoded
+from deelbo.data.decoding import Listing, load_decoded
 from deelbo.data.images import Geometry, Images, resize_side
-from deelbo.data.integrity import CIFAR10, FLOWERS, PET, DataError, Folder, translated
+from deelbo.data.integrity import CIFAR10, FLOWERS, PET, DataError, DatasetFiles, as_data_error
 
-__all__ = ["check", "checksums", "list_photographs", "load", "read_cifar10"]
-
-
-IMAGES = {PET.name: "images", FLOWERS.name: "jpg"}
+__all__ = ["check", "checksums", "download", "list_images", "load", "read_cifar10"]
 
 
-class _Pet(datasets.OxfordIIITPet):  # type: ignore[misc]
-    """Says which files and labels it has: reading them one by one would decode them in one thread."""
-
-    def _check_exists(self) -> bool:
-        return True
-
-    def listed(self) -> tuple[list[Path], list[int]]:
-        return self._images, self._labels
+IMAGE_FOLDERS = {PET.name: "images", FLOWERS.name: "jpg"}
+READERS: dict[str, Any] = {
+    CIFAR10.name: datasets.CIFAR10,
+    PET.name: datasets.OxfordIIITPet,
+    FLOWERS.name: datasets.Flowers102,
+}
 
 
-class _Flowers(datasets.Flowers102):  # type: ignore[misc]
-    """As `_Pet`."""
+def _reader(name: str, is_complete: Callable[[str | Path], bool]) -> Any:
+    """Return torchvision's class with another check than its own, which accepts half-unpacked folders."""
 
-    def _check_integrity(self) -> bool:
-        return True
+    def check(dataset: Any) -> bool:
+        return is_complete(dataset.root)
 
-    def listed(self) -> tuple[list[Path], list[int]]:
-        return self._image_files, self._labels
+    return type(name, (READERS[name],), {"_check_exists": check, "_check_integrity": check})
 
 
-def load(folder: Folder, root: Path, image_size: int, verify: bool, balanced: int | None = None) -> Task:
-    """The dataset below ``root``. CIFAR-10 stays at 32x32 and is resized on the device; photographs are kept resized.
+def load(files: DatasetFiles, root: Path, image_size: int, verify: bool, images_per_class: int | None = None) -> Task:
+    """Read a dataset. CIFAR-10 is stored at 32 x 32 and resized on the device; the others are stored resized.
 
     Args:
-        folder: which dataset: that of `CIFAR10`, `PET` or `FLOWERS`.
+        files: `CIFAR10`, `PET` or `FLOWERS` of `deelbo.data.integrity`.
         root: the folder of the datasets.
-        image_size: side of the crop that the network sees.
-        verify: whether checksums, where torchvision has them, and the numbers of images must be the official ones.
-            Without, all that has the right format is taken.
-        balanced: as in `Task`.
+        image_size: side in pixels of what the network sees.
+        verify: whether checksums (where torchvision has them) and numbers of images must be the official ones. If not,
+            everything in the right format is accepted.
+        images_per_class: as in `Task`.
 
     Raises:
-        DataError: the data are not there, or not whole, or another version, or cannot be read.
+        DataError: the data are missing, incomplete, another version, or cannot be read.
     """
     side = resize_side(image_size)
-    geometry = Geometry(side, image_size, flip=True)
-    if folder.name == CIFAR10.name:
-        pool, test = read_cifar10(folder, root, verify)
-        return Task(folder.name, pool, test, geometry, balanced)
-    listing = list_photographs(folder, root, verify)
-    training, testing = decoded(listing, side, folder.name, root, root / folder.folder)
-    pool = Images(training, torch.tensor(listing.training_labels), folder.num_classes)
-    test = Images(testing, torch.tensor(listing.test_labels), folder.num_classes)
-    return Task(folder.name, pool, test, geometry, balanced)
-
-
-def check(folder: Folder, root: Path, verify: bool) -> None:
-    """Raises what `load` would raise, but for images that are there and cannot be decoded; takes a second or so."""
-    if folder.name == CIFAR10.name:
-        read_cifar10(folder, root, verify)
+    if files.name == CIFAR10.name:
+        pool, test = read_cifar10(files, root, verify)
     else:
-        list_photographs(folder, root, verify)
+        listing = list_images(files, root, verify)
+        decoded = load_decoded(listing, side, files.name, root, root / files.folder)
+        labels = (listing.training_labels, listing.test_labels)
+        pool, test = (Images(x, torch.tensor(y), files.num_classes) for x, y in zip(decoded, labels, strict=True))
+    return Task(files.name, pool, test, Geometry(side, image_size, flip=True), images_per_class)
 
 
-def checksums(folder: Folder) -> dict[str, str]:
-    """The MD5 sums that torchvision has of unpacked files, by their names below the folder."""
-    if folder.name == CIFAR10.name:
+def check(files: DatasetFiles, root: Path, verify: bool) -> None:
+    """Raise what `load` would raise, except for images that cannot be decoded. Takes about a second."""
+    if files.name == CIFAR10.name:
+        read_cifar10(files, root, verify)
+    else:
+        list_images(files, root, verify)
+
+
+def download(files: DatasetFiles, root: Path) -> Path:
+    """Download what is missing of a dataset, check it, and return its folder.
+
+    An archive that is complete is unpacked and not downloaded again.
+
+    Raises:
+        DataError: it cannot be downloaded or written.
+    """
+
+    def is_complete(root: str | Path) -> bool:
+        try:
+            check(files, Path(root), verify=True)
+        except DataError:
+            return False
+        return True
+
+    remedy = (
+        f"run it where there is a network, or bring {files.folder} from a machine that has it and set `data` /"
+        " $DEELBO_DATA to the folder that holds it"
+    )
+    with as_data_error(f"{files.name} could not be downloaded to {root}", remedy):
+        root.mkdir(parents=True, exist_ok=True)
+        _reader(files.name, is_complete)(str(root), download=True)
+    check(files, root, verify=True)
+    return root / files.folder
+
+
+def checksums(files: DatasetFiles) -> dict[str, str]:
+    """Return torchvision's MD5 sums of unpacked files, by their names below the dataset's folder."""
+    if files.name == CIFAR10.name:
         meta = datasets.CIFAR10.meta
         return dict([*datasets.CIFAR10.train_list, *datasets.CIFAR10.test_list, (meta["filename"], meta["md5"])])
-    if folder.name == FLOWERS.name:
+    if files.name == FLOWERS.name:
         return dict(datasets.Flowers102._file_dict[key] for key in ("label", "setid"))
     return {}
 
 
-def read_cifar10(folder: Folder, root: Path, verify: bool) -> tuple[Images, Images]:
-    """Training images in the order of the files, and test images; uint8 (n, 3, 32, 32). Arguments as in `load`."""
-    with translated(f"{folder.name} cannot be read in {root / folder.folder}", folder.remedy):
-        folder.check_files(root, checksums(folder) if verify else {})
+def read_cifar10(files: DatasetFiles, root: Path, verify: bool) -> tuple[Images, Images]:
+    """Return training images in the order of the files, and test images; uint8 (n, 3, 32, 32). See `load`."""
+    folder = root / files.folder
+    with as_data_error(f"{files.name} cannot be read in {folder}", files.remedy):
+        files.check_files(root, checksums(files) if verify else {})
         parts = []
         for names in (datasets.CIFAR10.train_list, datasets.CIFAR10.test_list):
-            batches = [read_batch(root / folder.folder / name) for name, _ in names]
+            batches = [read_batch(folder / name) for name, _ in names]
             pixels = np.concatenate([batch.pixels for batch in batches])
             labels = [label for batch in batches for label in batch.labels]
             if pixels.dtype != np.uint8 or len(pixels) != len(labels):
                 raise DataError(
-                    f"{folder.name} cannot be read in {root / folder.folder}: {len(labels)} labels and {len(pixels)}"
-                    f" images of {pixels.dtype}, expected one label an image, uint8: {folder.remedy}"
+                    f"{files.name} cannot be read in {folder}: {len(labels)} labels and {len(pixels)} images of"
+                    f" {pixels.dtype}, expected one label an image, uint8: {files.remedy}"
                 )
             parts.append((pixels.reshape(-1, 3, 32, 32), labels))
-        if "label_names" not in read_pickle(root / folder.folder / datasets.CIFAR10.meta["filename"]):
+        if "label_names" not in read_pickle(folder / datasets.CIFAR10.meta["filename"]):
             raise KeyError("label_names")
-        folder.check_labels(root, parts[0][1], parts[1][1], verify)
-    pool, test = (
-        Images(torch.from_numpy(pixels), torch.tensor(labels), folder.num_classes) for pixels, labels in parts
-    )
+        files.check_labels(root, parts[0][1], parts[1][1], verify)
+    pool, test = (Images(torch.from_numpy(pixels), torch.tensor(labels), files.num_classes) for pixels, labels in parts)
     return pool, test
 
 
-def list_photographs(folder: Folder, root: Path, verify: bool) -> Listing:
-    """The images of Pet or Flowers-102, all of them there, in the order of the official lists. As `load` otherwise."""
-    reader, training, test = (_Pet, "trainval", "test") if folder.name == PET.name else (_Flowers, "train", "test")
-    with translated(f"{folder.name} cannot be read in {root / folder.folder}", folder.remedy):
-        folder.check_files(root, checksums(folder) if verify else {})
-        listing = Listing(*reader(str(root), training).listed(), *reader(str(root), test).listed())
-        _check_listing(folder, root, listing)
-        folder.check_labels(root, listing.training_labels, listing.test_labels, verify)
-        folder.check_images(root, [*listing.training, *listing.test])
+def list_images(files: DatasetFiles, root: Path, verify: bool) -> Listing:
+    """Return the image files and labels of Pet or Flowers-102 in the official order. All files exist. See `load`."""
+    training, test = ("trainval", "test") if files.name == PET.name else ("train", "test")
+    with as_data_error(f"{files.name} cannot be read in {root / files.folder}", files.remedy):
+        files.check_files(root, checksums(files) if verify else {})
+        reader = _reader(files.name, lambda _: True)
+        listed = []
+        for split in (training, test):
+            dataset = reader(str(root), split)
+            listed += [dataset._images if files.name == PET.name else dataset._image_files, dataset._labels]
+        listing = Listing(*listed)
+        _check_listing(files, root, listing)
+        files.check_labels(root, listing.training_labels, listing.test_labels, verify)
+        files.check_images(root, [*listing.training, *listing.test])
     return listing
 
 
-def _check_listing(folder: Folder, root: Path, listing: Listing) -> None:
-    """Raises DataError where a list names anything but images of its folder and whole numbers.
+def _check_listing(files: DatasetFiles, root: Path, listing: Listing) -> None:
+    """Raise DataError where a list contains anything but names of images in the dataset's folder and whole numbers.
 
     A name with a path in it could be that of any file of this machine.
     """
-    images = root / folder.folder / IMAGES[folder.name]
+    images = root / files.folder / IMAGE_FOLDERS[files.name]
     for file in (*listing.training, *listing.test):
         if file.parent != images or not file.name.isprintable() or "\\" in file.name:
             raise DataError(
-                f"{folder.name} cannot be read in {root / folder.folder}: its lists name {str(file)[-60:]!r}, expected"
-                f" names of images in {images}: {folder.remedy}"
+                f"{files.name} cannot be read in {root / files.folder}: its lists name {str(file)[-60:]!r}, expected"
+                f" names of images in {images}: {files.remedy}"
             )
     for label in (*listing.training_labels, *listing.test_labels):
         if type(label) is not int:
             raise DataError(
-                f"{folder.name} cannot be read in {root / folder.folder}: label {str(label)[:60]!r}, expected a whole"
-                f" number: {folder.remedy}"
+                f"{files.name} cannot be read in {root / files.folder}: label {str(label)[:60]!r}, expected a whole"
+                f" number: {files.remedy}"
             )

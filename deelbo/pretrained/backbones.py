@@ -18,10 +18,10 @@ EMBEDDING = "encoder.pos_embedding"  # the one weight whose shape depends on the
 
 
 def replace_head(model: nn.Module, head: str, num_classes: int) -> None:
-    """Puts a new linear layer with torch's default initialization where the old head was.
+    """Replace the head by a new linear layer with torch's default initialization.
 
     Raises:
-        ValueError: no such submodule, or it is not a linear layer.
+        ValueError: no such submodule, or not a linear layer.
     """
     old = find_module(model, head)
     if not isinstance(old, nn.Linear):
@@ -39,21 +39,21 @@ def build_backbone(
     head: str | None = None,
     image_size: int | None = None,
 ) -> tuple[nn.Module, str]:
-    """The named network with pretrained ``weights`` and a freshly initialized head, and the head's name.
+    """Return the named network with pretrained ``weights`` and a newly initialized head, and the head's name.
 
     Args:
         name: a key of `deelbo.pretrained.registry.BACKBONES`.
         num_classes: outputs of the new head.
-        weights: a state dict for the whole network as it was pretrained, which is copied; None leaves the random
-            initialization. But for digits-resnet the head's weights may be absent or of any number of classes.
-        seed: of all random initialization.
-        head: dotted name of the linear layer that is the head; the network's own where None.
-        image_size: side of the images, which only vit_b_16 needs to know. Positional embeddings of another size are
-            interpolated, bicubic (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", 3.2). None: the size that
-            the weights are for, 224 without weights.
+        weights: the pretrained network's state dict, which is copied; None: random initialization. Except for
+            digits-resnet, the head's weights may be absent or have any number of classes.
+        seed: of the random initialization.
+        head: dotted name of the linear layer that is the head; None: the network's own.
+        image_size: side of the images in pixels, which only vit_b_16 needs. Its positional embedding is resized by
+            bicubic interpolation (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", section 3.2). None: the
+            size of the weights, or 224 without weights.
 
     Raises:
-        ValueError: an unknown name, no such head, weights of another network, or an image size that cannot be.
+        ValueError: an unknown name, no such head, weights of another network, or an impossible image size.
     """
     entry = find_backbone(name, image_size)
     head = entry.head if head is None else head
@@ -65,16 +65,16 @@ def build_backbone(
         elif weights is None:
             model = entry.build(image_size)
         else:
-            model = _loaded(name, weights, head, image_size)
+            model = _load(name, weights, head, image_size)
         replace_head(model, head, num_classes)
     return model, head
 
 
 def shapes_only(name: str, image_size: int | None = None) -> tuple[nn.Module, str]:
-    """The named network on the device "meta", which has names and shapes but no numbers; and its head's name.
+    """Return the named network on the device "meta" (names and shapes without numbers), and its head's name.
 
     Raises:
-        ValueError: an unknown name, or an image size that cannot be.
+        ValueError: an unknown name, or an impossible image size.
     """
     entry = find_backbone(name, image_size)
     with torch.device("meta"):
@@ -86,10 +86,10 @@ def check_head(name: str, head: str) -> None:
     replace_head(shapes_only(name)[0], head, num_classes=2)
 
 
-def _loaded(name: str, weights: Mapping[str, Tensor], head: str, image_size: int | None) -> nn.Module:
-    """The network with copies of the weights, its head left with whatever was in memory.
+def _load(name: str, weights: Mapping[str, Tensor], head: str, image_size: int | None) -> nn.Module:
+    """Return the network with copies of the weights and an uninitialized head.
 
-    It is made without numbers first, as the random ones of a large network take a second and would be overwritten.
+    It is built on "meta" first, as random numbers for a large network take a second and would be overwritten.
     """
     state = {key: _copy(tensor) for key, tensor in weights.items() if not key.startswith(f"{head}.")}
     if image_size is None and EMBEDDING in state:
@@ -98,7 +98,7 @@ def _loaded(name: str, weights: Mapping[str, Tensor], head: str, image_size: int
     if image_size is not None and EMBEDDING in state:
         from torchvision.models.vision_transformer import interpolate_embeddings
 
-        state = interpolate_embeddings(image_size, PATCH_SIZE, state)  # leaves those of the right size as they are
+        state = interpolate_embeddings(image_size, PATCH_SIZE, state)  # changes nothing if the size is the same
     find_module(model, head).to_empty(device="cpu")
     try:
         missing, unknown = model.load_state_dict(state, strict=False, assign=True)

@@ -1,4 +1,4 @@
-"""Pretrained weights and their SWAG posterior: the mean of L2-SP, and the mean, variance and factor of PTYL."""
+"""Pretrained weights with their SWAG posterior, and the pretraining of the embedded backbone digits-resnet."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = ["Pretrained", "Recipe", "cache_folder", "load_pretrained", "pretrain"
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pretrained network. State dicts are of the whole network, vectors over the backbone's weights in order.
+    """A pretrained network. State dicts are of the whole network, vectors are over the backbone's weights in order.
 
     Attributes:
-        weights: the end of ordinary training, where L2-zero and L2-SP start.
-        swag_weights: SWAG's mean, BatchNorm statistics recomputed there, where PTYL starts.
-        variance: SWAG's s; shape (D_w,).
-        factor: SWAG's Q; shape (D_w, K). These last three are None where there is no SWAG posterior.
+        weights: the result of ordinary training, from which L2-zero and L2-SP start.
+        swag_weights: SWAG's mean with BatchNorm's statistics there, from which PTYL starts; None without SWAG.
+        variance: SWAG's s; shape (D_w,); None without SWAG.
+        factor: SWAG's Q; shape (D_w, K); None without SWAG.
     """
 
     weights: dict[str, Tensor]
@@ -42,13 +42,13 @@ class Pretrained:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all its numbers."""
+        """A hash of all tensors."""
         vectors = [vector for vector in (self.variance, self.factor) if vector is not None]
         return _hash([*self.weights.values(), *(self.swag_weights or {}).values(), *vectors])
 
     @cached_property
     def weights_fingerprint(self) -> str:
-        """A hash of ``weights`` alone: all that a run with another prior than PTYL's starts from."""
+        """A hash of ``weights``, from which runs with another prior than PTYL start."""
         return _hash(self.weights.values())
 
     def fingerprint_for(self, prior: str) -> str:
@@ -65,7 +65,7 @@ def _hash(tensors: Iterable[Tensor]) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the embedded backbone is pretrained on its source task. Its hash names the cached file."""
+    """Settings of the pretraining on the source task. Their hash is part of the cached file's name."""
 
     backbone: str = "digits-resnet"
     epochs: int = 15
@@ -74,30 +74,35 @@ class Recipe:
     learning_rate: float = 0.1
     swag_learning_rate: float = 0.02
     weight_decay: float = 5e-4
-    most_shift: int = 1
+    max_shift: int = 1
     rank: int = 5
     seed: int = 0
 
 
 def cache_folder() -> Path:
-    """Where pretrained weights are kept: $DEELBO_CACHE, or ``deelbo`` in the user's cache folder."""
+    """Return the folder of pretrained weights: $DEELBO_CACHE, or ``deelbo`` in the user's cache folder."""
     if folder := os.environ.get("DEELBO_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deelbo"
 
 
 def cache_path(recipe: Recipe) -> Path:
-    """The recipe's file, named by what decides its bits: the recipe, the network's shapes, torch's version."""
+    """Return the recipe's file, named after what determines its content: recipe, network's shapes, torch's version."""
     model, _ = build_backbone(recipe.backbone, 10)
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    words = json.dumps([asdict(recipe), shapes, torch.__version__], sort_keys=True)
-    return cache_folder() / f"{recipe.backbone}-{hashlib.sha256(words.encode()).hexdigest()[:16]}.pt"
+    content = json.dumps([asdict(recipe), shapes, torch.__version__], sort_keys=True)
+    return cache_folder() / f"{recipe.backbone}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.pt"
 
 
 def load_pretrained(recipe: Recipe | None = None, say: Callable[[str], object] | None = None) -> Pretrained:
-    """The embedded backbone pretrained by ``recipe``: from the user's cache, or made now and put there.
+    """Return the embedded backbone pretrained by ``recipe``, from the user's cache or trained now and cached.
 
-    ``say`` is told once where it has to be made. Raises ValueError where the cached file is damaged.
+    Args:
+        recipe: None: the default.
+        say: called with one line if it has to be trained.
+
+    Raises:
+        ValueError: the cached file is damaged.
     """
     recipe = recipe or Recipe()
     path = cache_path(recipe)
@@ -106,21 +111,21 @@ def load_pretrained(recipe: Recipe | None = None, say: Callable[[str], object] |
             return Pretrained(**torch.load(path, weights_only=True))
         except Exception as error:
             raise ValueError(
-                f"{path} cannot be read ({type(error).__name__}): delete it, it will be made again"
+                f"{path} cannot be read ({type(error).__name__}): delete it, and it will be made again"
             ) from error
     if say is not None:
         say(f"pretraining {recipe.backbone} on its source task, once for this user")
-    made = pretrain(recipe)
+    pretrained = pretrain(recipe)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
     with os.fdopen(handle, "wb") as file:
-        torch.save({name: getattr(made, name) for name in Pretrained.__dataclass_fields__}, file)
+        torch.save({name: getattr(pretrained, name) for name in Pretrained.__dataclass_fields__}, file)
     os.replace(temporary, path)
-    return made
+    return pretrained
 
 
 def pretrain(recipe: Recipe) -> Pretrained:
-    """Trains the recipe's backbone on the source digits, then SWAG. One thread, one seed: the same bits every time."""
+    """Train the recipe's backbone on the source digits, then run SWAG; one thread and one seed give the same bits."""
     from deelbo.data.digits import load_uci  # scikit-learn takes seconds to import
 
     threads = torch.get_num_threads()
@@ -134,28 +139,27 @@ def pretrain(recipe: Recipe) -> Pretrained:
 def _pretrain(recipe: Recipe, source: Images) -> Pretrained:
     model, head = build_backbone(recipe.backbone, source.num_classes, seed=recipe.seed)
     normalize = Normalization.of(source)
-    geometry = Geometry(side=DIGIT_SIZE, crop=DIGIT_SIZE, pad=recipe.most_shift)
+    geometry = Geometry(side=DIGIT_SIZE, crop=DIGIT_SIZE, pad=recipe.max_shift)
     random = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True
     )
-    an_epoch = len(source) // recipe.batch_size
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=recipe.epochs * an_epoch)
+    steps_per_epoch = len(source) // recipe.batch_size
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=recipe.epochs * steps_per_epoch)
 
     def train_epoch() -> None:
         model.train()
-        for indices in torch.randperm(len(source), generator=random).split(recipe.batch_size)[:an_epoch]:
-            drawn = geometry.draw(len(indices), random)
-            x = normalize(geometry.training(source.pixels[indices], drawn))
+        for indices in torch.randperm(len(source), generator=random).split(recipe.batch_size)[:steps_per_epoch]:
+            x = normalize(geometry.training(source.pixels[indices], geometry.draw(len(indices), random)))
             optimizer.zero_grad()
             F.cross_entropy(model(x), source.labels[indices]).backward()
             optimizer.step()
 
     for _ in range(recipe.epochs):
         train_epoch()
-        for _ in range(an_epoch):
+        for _ in range(steps_per_epoch):
             cosine.step()
-    weights = _copied(model)
+    weights = _copy_state(model)
     backbone, _ = split_at_head(model, head)
     swag = SWAG(backbone, recipe.rank)
     for group in optimizer.param_groups:
@@ -165,8 +169,8 @@ def _pretrain(recipe: Recipe, source: Images) -> Pretrained:
         swag.collect()
     swag.load_mean()
     recompute_batchnorm(model, normalize(source.pixels).split(256))
-    return Pretrained(weights, _copied(model), swag.variance, swag.factor)
+    return Pretrained(weights, _copy_state(model), swag.variance, swag.factor)
 
 
-def _copied(model: nn.Module) -> dict[str, Tensor]:
+def _copy_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Source images in folders, streamed from disk: ImageNet, or any images with one folder a class."""
+"""Source images that are streamed from disk: ImageNet, or any images with one folder per class."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch.utils.data import DataLoader, Dataset
 __all__ = ["SourceImages"]
 
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights were trained with
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, with which torchvision's weights were trained
 Key = tuple[int, int]
 Item = tuple[Tensor, int] | str
 
 
 class SourceImages(Dataset[Item]):
-    """The images of a folder with ImageNet's training transforms; only their paths are held in memory.
+    """The images of a folder with the training transforms of ImageNet; only their paths are held in memory.
 
-    A random resized crop, a mirrored half, and ImageNet's normalization (torchvision's reference training). How an
-    image is cropped depends on the generator that `batches` is given, not on the number of workers.
+    The transforms are a random resized crop, a random horizontal flip and ImageNet's normalization (torchvision's
+    reference training). The crops depend on the generator that `batches` is given, not on the number of workers.
 
     Args:
-        folder: one folder a class, as torchvision's ImageFolder; a class's number is its place in alphabetical order.
-        image_size: side of the crops.
+        folder: contains one folder per class, as torchvision's ImageFolder; classes are numbered in alphabetical order.
+        image_size: side of the crops in pixels.
 
     Raises:
-        ValueError: no such folder, an empty one or fewer than two classes.
+        ValueError: no such folder, an empty one, or fewer than two classes.
     """
 
     def __init__(self, folder: str | Path, image_size: int) -> None:
@@ -37,13 +37,13 @@ class SourceImages(Dataset[Item]):
         from torchvision.datasets import ImageFolder
 
         if not Path(folder).is_dir():
-            raise ValueError(f"{folder} is no folder: give one with a folder of images for each class")
+            raise ValueError(f"{folder} is not a folder: give one that contains a folder of images for each class")
         try:
             found = ImageFolder(str(folder))
         except (FileNotFoundError, OSError) as error:  # its message lists all suffixes
             raise ValueError(f"{str(error).split('. ')[0]}: give a folder of images for each class") from error
         if len(found.classes) < 2:
-            raise ValueError(f"{folder} has one class, {found.classes[0]}: SWAG needs the images of two at least")
+            raise ValueError(f"{folder} has one class, {found.classes[0]}: SWAG needs images of at least two classes")
         self.samples: list[tuple[str, int]] = found.samples
         self.num_classes = len(found.classes)
         crop, flip = transforms.RandomResizedCrop(image_size), transforms.RandomHorizontalFlip()
@@ -54,17 +54,17 @@ class SourceImages(Dataset[Item]):
         return len(self.samples)
 
     def __getitem__(self, key: Key) -> Item:
-        """The image and its class; or in words why it cannot be read, as an exception would lose them in a worker."""
-        from deelbo.data.decoding import open_photograph  # Pillow takes its time
+        """Return the image and its class, or the error message, which an exception would not carry out of a worker."""
+        from deelbo.data.decoding import open_image
 
         index, seed = key
         path, label = self.samples[index]
         try:
-            image = open_photograph(path)
-        except Exception as error:  # PIL lets through whatever a decoder met, SyntaxError and struct.error among others
+            image = open_image(path)
+        except Exception as error:  # a decoder of PIL may raise anything, such as SyntaxError or struct.error
             return f"{path} cannot be decoded ({type(error).__name__}): delete it or copy it again"
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # transforms draw from the global generator alone
+            torch.default_generator.manual_seed(seed)  # transforms draw from the global generator
             return self._transform(image), label
 
     def batches(
@@ -72,20 +72,27 @@ class SourceImages(Dataset[Item]):
         batch_size: int,
         generator: torch.Generator,
         workers: int = 0,
-        most: int | None = None,
+        max_images: int | None = None,
         pin: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass in random order: float32 (B, 3, S, S) and int64 (B,), B = min(batch_size, number of images).
+        """Yield one pass in random order: float32 (B, 3, S, S) and int64 (B,), B = min(batch_size, number of images).
 
-        The last, partial batch is dropped; and all but the first ``most`` images, so far as a whole batch is left.
+        The last, partial batch is dropped.
+
+        Args:
+            batch_size: images per batch.
+            generator: source of the order and of the crops.
+            workers: processes that decode; 0: this one.
+            max_images: number of images after which the pass ends, but at least one batch; None: all.
+            pin: whether batches lie in pinned memory.
 
         Raises:
-            ValueError: an image that cannot be decoded, by its path.
+            ValueError: an image cannot be decoded; the message has its path.
         """
         batch_size = min(batch_size, len(self))
         order = torch.randperm(len(self), generator=generator)
-        if most is not None:
-            order = order[: max(most, batch_size)]
+        if max_images is not None:
+            order = order[: max(max_images, batch_size)]
         seeds = torch.randint(2**62, (len(order),), generator=generator)
         loader: DataLoader[Any] = DataLoader(
             self,

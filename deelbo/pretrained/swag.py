@@ -19,10 +19,14 @@ __all__ = ["SWAG", "recompute_batchnorm"]
 
 
 class SWAG:
-    """Collects iterates of a list of weights.
+    """Running statistics of the iterates of a list of weights.
+
+    Args:
+        weights: the weights, D elements together.
+        rank: K >= 2, number of deviations that are kept.
 
     Attributes:
-        rank: K, how many deviations are kept.
+        count: T, number of iterates so far.
     """
 
     def __init__(self, weights: list[nn.Parameter], rank: int = 5) -> None:
@@ -34,7 +38,7 @@ class SWAG:
         self._deviations: deque[Tensor] = deque(maxlen=rank)
 
     def collect(self) -> None:
-        """Takes in the weights as they are now."""
+        """Add the current weights as an iterate."""
         now = flatten(self.weights)
         self.count += 1
         self._mean.add_((now - self._mean) / self.count)
@@ -53,21 +57,25 @@ class SWAG:
 
     @property
     def factor(self) -> Tensor:
-        """Q, the last K deviations, newest last; shape (D, K). ValueError where fewer than K were collected."""
+        """Q, the last K deviations, newest last; shape (D, K).
+
+        Raises:
+            ValueError: fewer than K iterates were collected.
+        """
         if len(self._deviations) < self.rank:
             raise ValueError(f"SWAG of rank {self.rank} needs as many iterates, {len(self._deviations)} were collected")
         return torch.stack(list(self._deviations), 1)
 
     def load_mean(self) -> None:
-        """Puts the mean into the weights. BatchNorm's statistics are then to be recomputed."""
+        """Set the weights to the mean, after which BatchNorm's statistics need to be recomputed."""
         write(self.weights, self._mean)
 
 
 @torch.no_grad()
 def recompute_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Running statistics of every BatchNorm at the weights as they are: the plain average over ``batches``.
+    """Recompute every BatchNorm's running statistics at the current weights: the plain average over ``batches``.
 
-    Without BatchNorm nothing is done, and no batch is asked for.
+    Without BatchNorm nothing is done, and no batch is read.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not norms:

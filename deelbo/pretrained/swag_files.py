@@ -1,7 +1,7 @@
-"""SWAG posteriors in files: what PTYL's prior is read from, and what fitting SWAG writes.
+"""Files of SWAG posteriors: fitting SWAG writes them, and PTYL's prior is read from them.
 
-One .pt or .safetensors file holds the tensors ``mean`` (D_w,), ``variance`` (D_w,), ``factor`` (D_w, K) and, if any,
-the network's buffers at the mean as ``buffers.NAME``; or three .pt files hold one tensor each. D_w counts the weights
+One .pt or .safetensors file holds the tensors ``mean`` (D_w,), ``variance`` (D_w,), ``factor`` (D_w, K) and optionally
+the network's buffers at the mean as ``buffers.NAME``; or three files hold one tensor each. D_w is the number of weights
 of the backbone without its head, in the order of ``split_at_head(model, head)[0]``.
 """
 
@@ -29,7 +29,7 @@ RANK = 5  # K of PTYL's prior
 PARTS = ("mean", "variance", "factor")
 BUFFERS = "buffers."
 SwagSource = str | Path | Mapping[str, str | Path]
-"""The path of one file, or the paths of three by the names mean, variance and factor."""
+"""The path of one file, or a mapping from mean, variance and factor to the paths of three."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class SwagPosterior:
         mean: shape (D_w,).
         variance: s; shape (D_w,).
         factor: Q, newest column last; shape (D_w, K).
-        buffers: BatchNorm's statistics at the mean by name; empty where the file has none.
-        image_size: of the images it was fitted at, where D_w depends on it (vit_b_16).
+        buffers: BatchNorm's statistics at the mean by name; empty if the file has none.
+        image_size: side in pixels of the images that it was fitted to, where D_w depends on it (vit_b_16).
     """
 
     mean: Tensor
@@ -52,17 +52,16 @@ class SwagPosterior:
 
 
 def read_swag(source: SwagSource, backbone: str) -> SwagPosterior:
-    """The posterior in those files, checked; float32, nothing shared.
+    """Read and check a posterior; its tensors are float32 and share no memory.
 
-    Mean and variance may also be of shape (D_w, 1) or (1, D_w), the factor of (K, D_w); of its columns the last
-    5 are taken.
+    Mean and variance may also have the shape (D_w, 1) or (1, D_w), the factor (K, D_w); its last 5 columns are used.
 
     Raises:
-        ValueError: a file is missing or damaged, a part is missing, has another length or rank than this backbone
-            needs, or holds a number that cannot be.
+        ValueError: a file is missing or damaged, or a part is missing, has another length or rank than this backbone
+            needs, is not finite, or is a negative variance.
     """
-    found, where = _found(source)
-    mean, variance = (_vector(found[part], f"{where[part]}: {part}") for part in PARTS[:2])
+    tensors, where = _read_parts(source)
+    mean, variance = (_vector(tensors[part], f"{where[part]}: {part}") for part in PARTS[:2])
     image_size = _image_size(mean.numel()) if backbone == "vit_b_16" else None
     model, head = shapes_only(backbone, image_size)
     size = sum(p.numel() for p in split_at_head(model, head)[0])
@@ -72,11 +71,11 @@ def read_swag(source: SwagSource, backbone: str) -> SwagPosterior:
                 f"{where[part]}: {part} has {vector.numel():,} numbers, expected {size:,}, the weights of a {backbone} "
                 f"without its head: give the SWAG files of a {backbone}"
             )
-    factor = _columns(found["factor"], size, f"{where['factor']}: factor")
+    factor = _columns(tensors["factor"], size, f"{where['factor']}: factor")
     mean, variance = (vector.to(torch.float32, copy=True) for vector in (mean, variance))
     if bool((variance < 0).any()):
-        raise ValueError(f"{where['variance']}: variance is negative in places, which no variance is: fit SWAG again")
-    buffers = {name.removeprefix(BUFFERS): tensor for name, tensor in found.items() if name.startswith(BUFFERS)}
+        raise ValueError(f"{where['variance']}: variance has negative elements: fit SWAG again")
+    buffers = {name.removeprefix(BUFFERS): tensor for name, tensor in tensors.items() if name.startswith(BUFFERS)}
     _check_buffers(buffers, model, where["mean"])
     for name, tensor in (("mean", mean), ("variance", variance), ("factor", factor), *buffers.items()):
         if not bool(tensor.isfinite().all()):
@@ -84,20 +83,20 @@ def read_swag(source: SwagSource, backbone: str) -> SwagPosterior:
     return SwagPosterior(mean, variance, factor, {name: t.clone() for name, t in buffers.items()}, image_size)
 
 
-def _found(source: SwagSource) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors by name, and the file that each part is from."""
+def _read_parts(source: SwagSource) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors by name, and the file of each part."""
     if isinstance(source, Mapping):
         if set(source) != set(PARTS):
             raise ValueError(
                 f"SWAG in several files is {', '.join(PARTS)}, got {', '.join(map(str, source)) or 'none'}"
             )
         return {part: _only_tensor(source[part], part) for part in PARTS}, {p: str(source[p]) for p in PARTS}
-    found = read_tensors(source)
-    if missing := [part for part in PARTS if part not in found]:
+    tensors = read_tensors(source)
+    if missing := [part for part in PARTS if part not in tensors]:
         raise ValueError(f"{source} has no {' and no '.join(missing)}: give a file with {', '.join(PARTS)}")
-    if unknown := [name for name in found if name not in PARTS and not name.startswith(BUFFERS)]:
+    if unknown := [name for name in tensors if name not in PARTS and not name.startswith(BUFFERS)]:
         raise ValueError(f"{source}: {unknown[0]} is unknown, expected {', '.join(PARTS)} and {BUFFERS}NAME")
-    return found, dict.fromkeys(PARTS, str(source))
+    return tensors, dict.fromkeys(PARTS, str(source))
 
 
 def _only_tensor(path: str | Path, part: str) -> Tensor:
@@ -129,7 +128,7 @@ def _columns(tensor: Tensor, size: int, what: str) -> Tensor:
 
 
 def _image_size(size: int) -> int | None:
-    """The image size at which vit_b_16 has so many weights; None (so that the usual one is expected) at none."""
+    """Return the image size at which vit_b_16's backbone has ``size`` weights; None if there is none."""
     model, head = shapes_only("vit_b_16")
     embedding = model.get_parameter(EMBEDDING)
     others = sum(p.numel() for p in split_at_head(model, head)[0]) - embedding.numel()
@@ -152,29 +151,29 @@ def _check_buffers(buffers: dict[str, Tensor], model: nn.Module, where: str) -> 
 
 
 def weights_at_mean(weights: Mapping[str, Tensor], posterior: SwagPosterior, backbone: str) -> dict[str, Tensor]:
-    """The state dict ``weights`` with the backbone's weights at the posterior's mean, and its buffers where it has any.
+    """Return the state dict ``weights`` with the backbone's weights, and the buffers, replaced by the posterior's.
 
-    Nothing is shared with the posterior.
+    No memory is shared with the posterior.
     """
     model, head = shapes_only(backbone, posterior.image_size)
     parameters = split_at_head(model, head)[0]
     names = {parameter: name for name, parameter in model.named_parameters()}
     pieces = zip(parameters, views(posterior.mean, parameters), strict=True)
-    # one storage each: a piece of a long vector is pickled with the whole vector
+    # copies, as a view of a long vector is pickled with the whole vector
     at_mean = {names[parameter]: piece.clone() for parameter, piece in pieces}
     return {**weights, **at_mean, **{name: buffer.clone() for name, buffer in posterior.buffers.items()}}
 
 
 def check_target(out: str | Path) -> Path:
-    """The path, if `write_swag` can write there. Raises ValueError where it cannot."""
+    """Return ``out`` as a path; raise ValueError if `write_swag` cannot write there."""
     out = Path(out)
     if out.suffix not in (".pt", ".safetensors"):
         raise ValueError(f"{out}: SWAG is written to a .pt or .safetensors file, got the suffix {out.suffix!r}")
     if out.is_dir():
         raise ValueError(f"{out} is a folder: give the path of a file")
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        why = "may not be written to" if out.parent.is_dir() else "is no folder"
-        raise ValueError(f"{out} cannot be written, as {out.parent} {why}: make it, or choose another")
+        why = "is not writable" if out.parent.is_dir() else "is not a folder"
+        raise ValueError(f"{out} cannot be written, as {out.parent} {why}: create it, or choose another path")
     if out.suffix == ".safetensors":
         try:
             import safetensors.torch  # noqa: F401
@@ -184,20 +183,24 @@ def check_target(out: str | Path) -> Path:
 
 
 def write_swag(out: str | Path, mean: Tensor, variance: Tensor, factor: Tensor, buffers: Mapping[str, Tensor]) -> Path:
-    """Writes what `read_swag` reads, whole or not at all. Raises ValueError as `check_target`."""
+    """Write a posterior for `read_swag`, as a whole or not at all.
+
+    Raises:
+        ValueError: as `check_target`.
+    """
     out = check_target(out)
     parts = {"mean": mean, "variance": variance, "factor": factor}
     parts |= {BUFFERS + name: buffer for name, buffer in buffers.items()}
     parts = {name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}
     temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
     temporary.touch()
-    usual = stat.S_IMODE(temporary.stat().st_mode)
+    mode = stat.S_IMODE(temporary.stat().st_mode)
     try:
         if out.suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            save_file(parts, temporary)  # which nobody else could read
-            temporary.chmod(usual)
+            save_file(parts, temporary)
+            temporary.chmod(mode)  # safetensors makes files that only their owner can read
         else:
             torch.save(parts, temporary)
         os.replace(temporary, out)

@@ -1,14 +1,17 @@
-"""Fits SWAG to an ImageNet backbone on its source images: the posterior that PTYL's prior is made from."""
+"""Fit SWAG to an ImageNet backbone on its source images: the posterior from which PTYL's prior is made."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deelbo._random import seeded
 from deelbo.groups import split_at_head
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.pretrained.source_images import SourceImages
@@ -16,138 +19,166 @@ from deelbo.pretrained.swag import SWAG, recompute_batchnorm
 from deelbo.pretrained.swag_files import RANK, check_target, write_swag
 from deelbo.pretrained.weights import read_weights
 
-__all__ = ["fit_swag"]
+__all__ = ["SwagConfig", "fit_swag"]
+
+
+@dataclass(frozen=True)
+class SwagConfig:
+    """Settings of `fit_swag`.
+
+    The defaults are those with which Maddox et al. 2019 ("A Simple Baseline for Bayesian Uncertainty in Deep Learning")
+    ran SWAG on ImageNet, except for the batch size.
+
+    Attributes:
+        epochs: passes over the source images.
+        batch_size: images per step; all of them where there are fewer.
+        learning_rate: constant learning rate of SGD, whose momentum is 0.9.
+        weight_decay: the optimizer's.
+        rank: K, number of deviations that are kept; at least 5, PTYL's rank.
+        collect_every: steps from one iterate to the next; None: one epoch.
+        image_size: side of the crops in pixels. A vit_b_16 posterior is for this size only.
+        statistics_images: maximum number of images from which BatchNorm's statistics are recomputed.
+        workers: processes that decode images; 0: this process does. They do not change the result.
+        seed: of the new head, the order of the images and their crops.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    learning_rate: float = 0.001
+    weight_decay: float = 1e-4
+    rank: int = RANK
+    collect_every: int | None = None
+    image_size: int = 224
+    statistics_images: int = 10_000
+    workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank < RANK:
+            raise ValueError(f"rank must be at least {RANK}, which PTYL's prior needs, got {self.rank}")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2, which BatchNorm needs, got {self.batch_size}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        for name in ("epochs", "statistics_images", "collect_every"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
 
 
 def fit_swag(
     backbone: str,
     folder: str | Path,
     out: str | Path,
+    config: SwagConfig | None = None,
     *,
     weights: str | Path | None = None,
-    epochs: int = 10,
-    batch_size: int = 128,
-    learning_rate: float = 0.001,
-    weight_decay: float = 1e-4,
-    rank: int = RANK,
-    collect_every: int | None = None,
-    image_size: int = 224,
-    statistics_images: int = 10_000,
-    workers: int = 0,
     device: torch.device | str | None = None,
-    seed: int = 0,
     say: Callable[[str], object] | None = None,
 ) -> Path:
-    """Runs SGD from the pretrained weights, collects its iterates, and writes their SWAG posterior to ``out``.
+    """Run SGD from the pretrained weights, collect its iterates, and write their SWAG posterior to ``out``.
 
-    SGD has momentum 0.9 and a constant learning rate; the defaults are those with which Maddox et al. 2019 ("A Simple
-    Baseline for Bayesian Uncertainty in Deep Learning") ran SWAG on ImageNet, but for the batch size. The pretrained
-    head is kept where it has as many classes as ``folder``, else a new one is trained along; the posterior is without
-    it. At the mean BatchNorm's statistics are recomputed. On one kind of machine the same seed gives the same file.
+    The pretrained head is kept where it has as many classes as ``folder``, else a new one is trained; the posterior
+    does not include it. BatchNorm's statistics are recomputed at the mean. On one kind of machine the same seed gives
+    the same file.
 
     Args:
         backbone: resnet50, vit_b_16 or convnext_tiny.
-        folder: source images as for `SourceImages`.
-        out: a .pt or .safetensors file, as `deelbo.pretrained.swag_files.read_swag` reads it; replaced where it exists.
-        weights: where SGD starts, as for `deelbo.pretrained.weights.read_weights`.
-        epochs: passes over the source images.
-        batch_size: images a step; all of them where there are fewer.
-        learning_rate: constant.
-        weight_decay: the optimizer's.
-        rank: K, how many deviations are kept; at least 5, PTYL's rank.
-        collect_every: steps from one iterate to the next; an epoch where None.
-        image_size: side of the crops. A vit_b_16 posterior is for this size alone.
-        statistics_images: how many images, at most, BatchNorm's statistics are recomputed from.
-        workers: processes that decode images; 0 for none but this one.
-        device: where to train; the GPU where None and there is one.
-        seed: of the new head, the order of the images and their crops.
-        say: told what is done, a line at a time.
+        folder: source images, see `SourceImages`.
+        out: a .pt or .safetensors file for `deelbo.pretrained.swag_files.read_swag`; an existing one is replaced.
+        config: settings; None: the defaults.
+        weights: initial weights, see `deelbo.pretrained.weights.read_weights`.
+        device: device to train on; None: the GPU if there is one.
+        say: called with one line of progress at a time.
 
     Returns:
         ``out``.
 
     Raises:
-        ValueError: no such weights, images that cannot be used, a file that cannot be written, too few iterates for
-            the rank, another number that cannot be, or a run that diverged.
+        ValueError: no such weights, unusable images, a file that cannot be written, too few iterates for the rank, or
+            a run that diverged.
     """
-    say = (lambda _: None) if say is None else say
+    say = say or (lambda _: None)
+    config = config or SwagConfig()
     out = check_target(out)
-    _check_numbers(backbone, epochs, batch_size, learning_rate, rank, statistics_images, collect_every)
-    images = SourceImages(folder, image_size)
-    steps = len(images) // min(batch_size, len(images))
-    every = steps if collect_every is None else collect_every
-    if epochs * steps // every < rank:
+    if backbone == "digits-resnet":
+        raise ValueError("digits-resnet has its SWAG posterior from deelbo itself: fit SWAG to another backbone")
+    images = SourceImages(folder, config.image_size)
+    steps = len(images) // min(config.batch_size, len(images))
+    iterates = config.epochs * steps // (config.collect_every or steps)
+    if iterates < config.rank:
         raise ValueError(
-            f"SWAG of rank {rank} needs as many iterates, {epochs} epochs of {steps} steps give "
-            f"{epochs * steps // every}: raise epochs or lower collect_every"
+            f"SWAG of rank {config.rank} needs as many iterates, {config.epochs} epochs of {steps} steps give "
+            f"{iterates}: raise epochs or lower collect_every"
         )
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pretrained = read_weights(backbone, weights)
-    model, head = build_backbone(backbone, images.num_classes, pretrained, seed, image_size=image_size)
+    model, head = build_backbone(backbone, images.num_classes, pretrained, config.seed, image_size=config.image_size)
     kept = _keep_head(model.get_submodule(head), pretrained, head)
     say(
         f"{len(images):,} images of {images.num_classes:,} classes, {steps:,} steps an epoch; "
         f"the head is {'the pretrained one' if kept else 'new'}"
     )
-    swag = SWAG(split_at_head(model.to(place), head)[0], rank)
-    optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9, weight_decay=weight_decay)
-    random = torch.Generator().manual_seed(seed)
-    pin = place.type == "cuda"
-    with torch.random.fork_rng(devices=[place] if pin else []):
-        torch.manual_seed(seed)  # of dropped layers (convnext_tiny)
-        done = 0
-        for epoch in range(1, epochs + 1):
-            model.train()
-            total = torch.zeros((), device=place)
-            for x, y in images.batches(batch_size, random, workers, pin=pin):
-                optimizer.zero_grad()
-                loss = F.cross_entropy(model(x.to(place, non_blocking=True)), y.to(place, non_blocking=True))
-                loss.backward()
-                optimizer.step()
-                total += loss.detach()
-                done += 1
-                if done % every == 0:
-                    swag.collect()
-            mean_loss = float(total) / steps
-            say(f"epoch {epoch} of {epochs}: mean loss {mean_loss:.4f}, {swag.count} iterates")
-            if not torch.isfinite(total):
-                raise ValueError(f"SGD diverged in epoch {epoch}: lower learning_rate, which is {learning_rate:g}")
-        swag.load_mean()
-        passed = images.batches(batch_size, random, workers, statistics_images, pin)
-        recompute_batchnorm(model, (x.to(place, non_blocking=True) for x, _ in passed))
+    swag = SWAG(split_at_head(model.to(device), head)[0], config.rank)
+    generator = torch.Generator().manual_seed(config.seed)
+    with seeded(config.seed, device):  # for dropped layers (convnext_tiny)
+        _collect_iterates(model, swag, images, generator, config, say)
+        return write_swag(out, **_posterior_at_mean(model, swag, images, generator, config))
+
+
+def _collect_iterates(
+    model: nn.Module,
+    swag: SWAG,
+    images: SourceImages,
+    generator: torch.Generator,
+    config: SwagConfig,
+    say: Callable[[str], object],
+) -> None:
+    """Train by SGD and collect the iterates in ``swag``."""
+    rate, device = config.learning_rate, swag.weights[0].device
+    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=config.weight_decay)
+    steps = len(images) // min(config.batch_size, len(images))
+    every, steps_done = config.collect_every or steps, 0
+    for epoch in range(1, config.epochs + 1):
+        model.train()
+        total = torch.zeros((), device=device)
+        for x, y in images.batches(config.batch_size, generator, config.workers, pin=device.type == "cuda"):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x.to(device, non_blocking=True)), y.to(device, non_blocking=True))
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+            steps_done += 1
+            if steps_done % every == 0:
+                swag.collect()
+        say(f"epoch {epoch} of {config.epochs}: mean loss {float(total) / steps:.4f}, {swag.count} iterates")
+        if not torch.isfinite(total):
+            raise ValueError(f"SGD diverged in epoch {epoch}: lower learning_rate, which is {rate:g}")
+
+
+def _posterior_at_mean(
+    model: nn.Module, swag: SWAG, images: SourceImages, generator: torch.Generator, config: SwagConfig
+) -> dict[str, Any]:
+    """Move the model to SWAG's mean and return the posterior with the network's buffers there."""
+    device = swag.weights[0].device
+    swag.load_mean()
+    batches = images.batches(
+        config.batch_size, generator, config.workers, config.statistics_images, pin=device.type == "cuda"
+    )
+    recompute_batchnorm(model, (x.to(device, non_blocking=True) for x, _ in batches))
     parts = {"mean": swag.mean, "variance": swag.variance, "factor": swag.factor}
     buffers: dict[str, Tensor] = dict(model.named_buffers())
     if not all(bool(part.isfinite().all()) for part in [*parts.values(), *buffers.values()]):
-        raise ValueError(f"SGD diverged: lower learning_rate, which is {learning_rate:g}")
-    return write_swag(out, **parts, buffers=buffers)
-
-
-def _check_numbers(
-    backbone: str,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    rank: int,
-    statistics_images: int,
-    collect_every: int | None,
-) -> None:
-    if backbone == "digits-resnet":
-        raise ValueError("digits-resnet has its SWAG posterior from deelbo itself: fit SWAG to another backbone")
-    if rank < RANK:
-        raise ValueError(f"rank must be at least {RANK}, which PTYL's prior needs, got {rank}")
-    if batch_size < 2:
-        raise ValueError(f"batch_size must be at least 2, which BatchNorm needs, got {batch_size}")
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
-    counts = {"epochs": epochs, "statistics_images": statistics_images, "collect_every": collect_every}
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+        raise ValueError(f"SGD diverged: lower learning_rate, which is {config.learning_rate:g}")
+    return {**parts, "buffers": buffers}
 
 
 @torch.no_grad()
 def _keep_head(module: nn.Module, pretrained: dict[str, Tensor], head: str) -> bool:
-    """Puts the pretrained head into the new one where their shapes agree; whether they do."""
+    """Copy the pretrained head into the new one where their shapes agree; return whether they do."""
     own = dict(module.named_parameters())
     if any(f"{head}.{n}" not in pretrained or pretrained[f"{head}.{n}"].shape != p.shape for n, p in own.items()):
         return False

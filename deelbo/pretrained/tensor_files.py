@@ -1,4 +1,4 @@
-"""Tensors from .pt, .pth and .safetensors files, read without running code that such a file may contain."""
+"""Read tensors from .pt, .pth and .safetensors files without running code that such a file may contain."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
 def read_file(path: str | Path) -> object:
-    """What a .pt, .pth or .safetensors file holds, on the CPU; running no code that it may contain.
+    """Return the content of a .pt, .pth or .safetensors file, on the CPU.
 
     Raises:
-        ValueError: no such file, another suffix, a damaged file, one that holds more than tensors and plain values,
-            or a .safetensors file where safetensors is not installed.
+        ValueError: no such file, another suffix, a damaged file, one with more than tensors and plain values, or a
+            .safetensors file where safetensors is not installed.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: tensors are read from {', '.join(SUFFIXES)} files, got the suffix {path.suffix!r}")
     if not path.is_file():
-        raise ValueError(f"{path} is not there, or no file: give the path of a {path.suffix} file")
+        raise ValueError(f"{path} does not exist or is not a file: give the path of a {path.suffix} file")
     try:
         return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
     except ModuleNotFoundError as error:
         raise ValueError(f"{path} needs {error.name}: pip install {error.name}") from error
-    except Exception as error:  # torch.load lets through whatever the bytes led to, KeyError among others
+    except Exception as error:  # torch.load raises whatever the bytes lead to, KeyError for example
         text = str(error)
         if isinstance(error, pickle.UnpicklingError | RuntimeError) and re.search("GLOBAL|TorchScript", text):
             what = re.search(r"GLOBAL ([\w.]+)", text)
@@ -41,12 +41,12 @@ def read_file(path: str | Path) -> object:
                 f"{path} holds {what[1][:60] if what else 'a program'}, which is not read as it could run code: save "
                 f"its state dict alone, torch.save(model.state_dict(), path)"
             ) from error
-        raise ValueError(f"{path} is damaged or no {path.suffix} file ({one_line(error)}): copy it again") from error
+        raise ValueError(f"{path} is damaged or not a {path.suffix} file ({one_line(error)}): copy it again") from error
 
 
 def _load_torch(path: Path) -> object:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it thinks of a file is said by its error, if by anything
+        warnings.simplefilter("ignore")  # its error, if any, says enough
         loaded: object = torch.load(path, map_location="cpu", weights_only=True)
     return loaded
 
@@ -58,15 +58,15 @@ def _load_safetensors(path: Path) -> object:
 
 
 def one_line(error: Exception) -> str:
-    """The kind of an error and the first line of what it says, cut short."""
+    """Return an error's type and the first line of its message, at most 120 characters of it."""
     words = (str(error).splitlines() or [""])[0][:120]
-    if not words.isprintable():  # of a file that may say anything to the terminal
+    if not words.isprintable():  # control characters of an untrusted file
         words = repr(words)
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file by name; also where they lie under "state_dict" or "model".
+    """Return the tensors of a file by name, also where they are under "state_dict" or "model".
 
     Raises:
         ValueError: as `read_file`, or the file holds anything but tensors by name.

@@ -1,9 +1,9 @@
-"""Pretrained weights of a backbone: torchvision's ImageNet weights or a local state dict, and PTYL's posterior."""
+"""Read a backbone's pretrained weights: torchvision's ImageNet weights or a local state dict, and PTYL's posterior."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from deelbo.pretrained.tensor_files import one_line, read_tensors
 __all__ = ["download_weights", "imagenet_file", "load_backbone", "read_tensors", "read_weights"]
 
 
-OLD_NAMES = {"mlp.linear_1.": "mlp.0.", "mlp.linear_2.": "mlp.3."}  # in the published vit_b_16 file
+RENAMED = {"mlp.linear_1.": "mlp.0.", "mlp.linear_2.": "mlp.3."}  # names in the published vit_b_16 file
 
 
 def load_backbone(
@@ -29,47 +29,46 @@ def load_backbone(
     say: Callable[[str], object] | None = None,
     image_size: int | None = None,
 ) -> Pretrained:
-    """The named backbone's pretrained weights and, where asked for, its SWAG posterior. Never downloads.
+    """Return the named backbone's pretrained weights and, with ``ptyl``, its SWAG posterior. Never downloads.
 
     Args:
         name: a key of `deelbo.pretrained.registry.BACKBONES`. digits-resnet is pretrained by
             `deelbo.pretrained.embedded`.
-        weights: as for `read_weights`; None is IMAGENET1K_V1.
+        weights: as for `read_weights`; None: IMAGENET1K_V1.
         ptyl: files as for `deelbo.pretrained.swag_files.read_swag`; None: no SWAG posterior.
-        say: told once where digits-resnet has to be pretrained.
-        image_size: of the images to be trained on, where known: a vit_b_16 posterior must be of that size, as its
-            variance cannot be interpolated.
+        say: called with one line if digits-resnet has to be pretrained now.
+        image_size: side of the training images, if known. A vit_b_16 posterior must be of that size, as its variance
+            cannot be interpolated.
 
     Raises:
         ValueError: an unknown name, or a file that is missing, damaged or of another network.
     """
     if name == "digits-resnet":
         if weights is not None or ptyl is not None:
-            given = "weights" if weights is not None else "ptyl"
-            raise ValueError(f"digits-resnet is pretrained by deelbo itself: leave out `{given}`")
+            setting = "weights" if weights is not None else "ptyl"
+            raise ValueError(f"digits-resnet is pretrained by deelbo itself: leave out `{setting}`")
         return load_pretrained(say=say)
-    read = read_weights(name, weights)
+    state = read_weights(name, weights)
     if ptyl is None:
-        return Pretrained(read)
+        return Pretrained(state)
     posterior = read_swag(ptyl, name)
     if image_size is not None and posterior.image_size not in (None, image_size):
         raise ValueError(
             f"the PTYL files of {name} are for images of {posterior.image_size} px, this task has {image_size} px: "
             f"fit SWAG again with image_size {image_size}"
         )
-    return Pretrained(read, weights_at_mean(read, posterior, name), posterior.variance, posterior.factor)
+    return Pretrained(state, weights_at_mean(state, posterior, name), posterior.variance, posterior.factor)
 
 
 def imagenet_file(backbone: str, version: str) -> Path:
-    """Where torchvision keeps these weights, the file being there and whole. Never downloads.
+    """Return the path at which torchvision caches these weights, after a check of the file. Never downloads.
 
     Args:
         backbone: resnet50, vit_b_16 or convnext_tiny.
         version: IMAGENET1K_V1 or, where torchvision has it, IMAGENET1K_V2.
 
     Raises:
-        ValueError: no such weights, or the file is missing or not what its name says (the first eight digits of its
-            SHA-256 hash).
+        ValueError: no such weights, or the file is missing or does not have the SHA-256 hash that its name ends with.
     """
     path, _ = _published(backbone, version)
     if not path.is_file():
@@ -78,14 +77,14 @@ def imagenet_file(backbone: str, version: str) -> Path:
             f"a network, or set `weights` to a local file"
         )
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(_hash_prefix(path)):
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(_hash_prefix(path)):
         raise ValueError(f"{path} is half-downloaded or changed: delete it and run `deelbo-bench prepare CONFIG`")
     return path
 
 
 def download_weights(backbone: str, version: str) -> Path:
-    """As `imagenet_file`, but a missing file is fetched from torchvision's server and its hash checked.
+    """Download the file of `imagenet_file` from torchvision's server if it is missing, and return its path.
 
     Raises:
         ValueError: as `imagenet_file`, or the download failed.
@@ -120,39 +119,44 @@ def _hash_prefix(path: Path) -> str:
 
 
 def read_weights(backbone: str, source: str | Path | None = None) -> dict[str, Tensor]:
-    """Pretrained weights of a torchvision backbone as a state dict in the network's order; float32, nothing shared.
+    """Return pretrained weights of a torchvision backbone as a float32 state dict in the network's order.
 
     Args:
         backbone: resnet50, vit_b_16 or convnext_tiny.
-        source: IMAGENET1K_V1 (where None) or IMAGENET1K_V2, as for `imagenet_file`; else the path of a state dict, bare
-            or under "state_dict" or "model", with or without the prefix "module.". The head's tensors may be absent
-            or of any number of classes, BatchNorm's num_batches_tracked absent, and vit_b_16's positional embedding
-            of any square number of patches.
+        source: IMAGENET1K_V1 (None) or IMAGENET1K_V2, see `imagenet_file`; or the path of a state dict, bare or under
+            "state_dict" or "model", with or without the prefix "module.". The head may be absent or have any number of
+            classes, BatchNorm's num_batches_tracked may be absent, and vit_b_16's positional embedding may have any
+            square number of patches.
 
     Raises:
-        ValueError: the file is missing or damaged, its weights are not all of this network's by name and shape, or a
-            number is not finite.
+        ValueError: the file is missing or damaged, its weights do not agree with this network's in names and shapes, or
+            a number is not finite.
     """
     source = "IMAGENET1K_V1" if source is None else source
     model, head = shapes_only(backbone)
     if str(source).startswith("IMAGENET1K_") and not Path(source).suffix:
         source = imagenet_file(backbone, str(source))
-    found = {_todays_name(name): tensor for name, tensor in read_tensors(source).items()}
-    if all(name.startswith("module.") for name in found):
-        found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    tensors = {_current_name(name): tensor for name, tensor in read_tensors(source).items()}
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     own, differences, weights = model.state_dict(), [], {}
     for name, expected in own.items():
-        of_head = name.startswith(f"{head}.")
-        if name not in found:
+        in_head = name.startswith(f"{head}.")
+        if name not in tensors:
             if name.endswith(".num_batches_tracked"):
                 weights[name] = torch.zeros_like(expected, device="cpu")
-            elif not of_head or f"{head}.weight" in found:
+            elif not in_head or f"{head}.weight" in tensors:
                 differences.append(f"{name} is missing")
-        elif difference := _difference(name, found[name], expected, of_head):
+        elif difference := _difference(name, tensors[name], expected, in_head):
             differences.append(difference)
         else:
-            weights[name] = found[name].to(expected.dtype, copy=True, memory_format=torch.contiguous_format)
-    differences += [f"{name} is unknown" for name in found if name not in own]
+            weights[name] = tensors[name].to(expected.dtype, copy=True, memory_format=torch.contiguous_format)
+    differences += [f"{name} is unknown" for name in tensors if name not in own]
+    _check_weights(source, backbone, differences, weights)
+    return weights
+
+
+def _check_weights(source: str | Path, backbone: str, differences: list[str], weights: Mapping[str, Tensor]) -> None:
     if differences:
         more = len(differences) - 1
         also = f" (and {more} more difference{'s' if more > 1 else ''})" if more else ""
@@ -160,25 +164,24 @@ def read_weights(backbone: str, source: str | Path | None = None) -> dict[str, T
     for name, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{source}: {name} holds NaN or infinity: give weights that are finite")
-    return weights
 
 
-def _todays_name(name: str) -> str:
-    for old, new in OLD_NAMES.items():
+def _current_name(name: str) -> str:
+    for old, new in RENAMED.items():
         name = name.replace(old, new)
     return name
 
 
-def _difference(name: str, tensor: Tensor, expected: Tensor, of_head: bool) -> str | None:
+def _difference(name: str, tensor: Tensor, expected: Tensor, in_head: bool) -> str | None:
     if tensor.is_floating_point() != expected.is_floating_point():
         return f"{name} holds {str(tensor.dtype).removeprefix('torch.')}"
-    shape, wanted = tuple(tensor.shape), tuple(expected.shape)
-    if of_head and len(shape) == len(wanted) and shape[1:] == wanted[1:]:
+    shape, needed = tuple(tensor.shape), tuple(expected.shape)
+    if in_head and len(shape) == len(needed) and shape[1:] == needed[1:]:
         return None  # the head is replaced, whatever its number of classes
-    if name == EMBEDDING and len(shape) == 3 and (shape[0], shape[2]) == (wanted[0], wanted[2]):
+    if name == EMBEDDING and len(shape) == 3 and (shape[0], shape[2]) == (needed[0], needed[2]):
         try:
             vit_image_size(shape[1] - 1)
         except ValueError:
             return f"{name} has shape {shape}, expected a square number of patches and one more as its length"
         return None
-    return None if shape == wanted else f"{name} has shape {shape}, expected {wanted}"
+    return None if shape == needed else f"{name} has shape {shape}, expected {needed}"

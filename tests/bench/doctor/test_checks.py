@@ -365,7 +365,7 @@ def test_results_contain_no_passwords(tiny: Benchmark) -> None:
 
 def test_missing_data(tiny_request: DoctorRequest) -> None:
     """Nodes that lack a dataset share one row, with the error and one piece of advice; other nodes are ok."""
-    lack = {"CIFAR-10": "CIFAR-10 is not there: /data has no folder cifar-10-batches-py: run `deelbo-bench prepare"}
+    lack = {"CIFAR-10": "CIFAR-10 was not found: /data has no folder cifar-10-batches-py: run `deelbo-bench prepare"}
     missing, complete = results_of("data", report_of(node(0), node(1, data=lack), node(2, data=lack)), tiny_request)
     assert_failed(missing, "on 2 of 3 nodes (host1, host2)", "run `deelbo-bench prepare CONFIG` there")
     assert missing.describe().count("run `") == 1

@@ -171,7 +171,7 @@ def test_problems_are_found_by_one_job(two: Two, tmp_path: Path) -> None:
     assert code == 1
     assert failed(found) == {"storage", "MLflow", "data", "weights"}
     assert "writable but not shared" in found["storage"][0]["found"]
-    assert "CIFAR-10 is not there" in found["data"][0]["found"]
+    assert "CIFAR-10 was not found" in found["data"][0]["found"]
     assert found["data"][0]["found"].endswith("on all 2 nodes")
     assert str(tmp_path) in found["weights"][0]["found"]
     facts = json.loads(said)["facts"]

@@ -193,7 +193,7 @@ def test_data_and_weights(tmp_path: Path, data_root: Path) -> None:
     assert read_datasets(request) == {"data": {"CIFAR-10": None, "mnist-digits": None}}
     lacking = read_datasets(request | {"data": str(tmp_path)})["data"]
     assert lacking["mnist-digits"] is None
-    assert lacking["CIFAR-10"].startswith(f"CIFAR-10 is not there: {tmp_path} has no folder")
+    assert lacking["CIFAR-10"].startswith(f"CIFAR-10 was not found: {tmp_path} has no folder")
     (tmp_path / "weights.pt").write_text("")
     files = [{"backbone": "resnet50", "file": str(tmp_path / name)} for name in ("weights.pt", "other.pt")]
     found, missing = collect_node_info(request_for(weights=files), "")["weights"]

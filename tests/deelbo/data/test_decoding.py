@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from deelbo.data import decoding as photographs
-from deelbo.data.decoding import CACHE, Listing, decode, decoded
+from deelbo.data.decoding import CACHE, Listing, decode, load_decoded
 from deelbo.data.integrity import DataError
 
 
@@ -53,7 +53,7 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def read(listing: Listing, side: int = 16) -> tuple[Tensor, Tensor]:
     folder = listing.training[0].parent
-    return decoded(listing, side, "set", folder.parent, folder)
+    return load_decoded(listing, side, "set", folder.parent, folder)
 
 
 def cached(images: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from safetensors.torch import save
 
 from deelbo.data import check_task, load_task
 from deelbo.data.cifar_pickle import read_batch
-from deelbo.data.decoding import decode, open_photograph
+from deelbo.data.decoding import decode, open_image
 from deelbo.data.integrity import DataError
 from deelbo.pretrained.swag_files import read_swag
 from deelbo.pretrained.tensor_files import read_tensors
@@ -264,5 +264,5 @@ def test_a_photograph_starts_no_program(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(DataError, match=r"a\.jpg cannot be decoded"):
         decode([photograph], 8)
     with pytest.raises(UnidentifiedImageError):
-        open_photograph(photograph)
+        open_image(photograph)
     assert not trace.exists()

@@ -17,7 +17,7 @@ from torchvision import datasets
 
 from deelbo.data import TASKS, check_task, load_task
 from deelbo.data import torchvision_datasets as official_module
-from deelbo.data.integrity import CIFAR10, FLOWERS, PET, Folder
+from deelbo.data.integrity import CIFAR10, FLOWERS, PET, DatasetFiles
 
 FOLDERS = {"CIFAR-10": "cifar-10-batches-py", "Oxford-IIIT_Pet": "oxford-iiit-pet", "Flowers-102": "flowers-102"}
 REMEDY = (
@@ -52,7 +52,7 @@ def test_a_folder_that_is_not_there(name: str, tmp_path: Path, verify: bool) -> 
     """A root without the dataset's folder, or no root at all, is said with the folder that was expected."""
     for root in (tmp_path, tmp_path / "none"):
         said = complaint(name, root, verify)
-        assert said == f"{name} is not there: {root} has no folder {FOLDERS[name]}: {REMEDY.format(FOLDERS[name])}"
+        assert said == f"{name} was not found: {root} has no folder {FOLDERS[name]}: {REMEDY.format(FOLDERS[name])}"
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -80,7 +80,7 @@ def test_an_archive_that_is_not_unpacked(
     (tmp_path / archive).write_bytes(b"an archive")
     said = complaint(name, tmp_path)
     assert said.startswith(
-        f"{name} is not unpacked: {tmp_path / archive} is there, {tmp_path / gone} is not: unpack it"
+        f"{name} is not unpacked: {tmp_path / archive} exists, {tmp_path / gone} does not: unpack it"
     )
 
 
@@ -123,7 +123,7 @@ def test_files_that_are_missing(own: Callable[[str], Path], name: str, gone: lis
 def test_images_that_are_missing(own: Callable[[str], Path], name: str, images: str, listed: int) -> None:
     """Listed images that are missing or empty are counted, all of them where the whole folder is missing."""
     folder = own(name)
-    task = official_module.list_photographs({"images": PET, "jpg": FLOWERS}[images], folder.parent, verify=False)
+    task = official_module.list_images({"images": PET, "jpg": FLOWERS}[images], folder.parent, verify=False)
     task.training[7].write_bytes(b"")
     task.test[3].unlink()
     said = complaint(name, folder.parent)
@@ -166,7 +166,7 @@ def test_every_checksum_is_looked_at(
         official_module.check(official, folder.parent, verify=True)
 
 
-def official_checksums(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Folder:
+def official_checksums(monkeypatch: pytest.MonkeyPatch, folder: Path) -> DatasetFiles:
     """Makes torchvision take the small CIFAR-10 in ``folder`` for the official one."""
 
     def summed(name: str) -> list[str]:
@@ -286,7 +286,7 @@ def test_an_image_that_cannot_be_decoded(own: Callable[[str], Path]) -> None:
     folder = own("Flowers-102")
     path = sorted((folder / "jpg").glob("*.jpg"))[0]
     path.write_bytes(path.read_bytes()[:100])
-    listing = official_module.list_photographs(FLOWERS, folder.parent, verify=False)
+    listing = official_module.list_images(FLOWERS, folder.parent, verify=False)
     path = listing.test[5]
     path.write_bytes(b"\xff\xd8 no more")
     check_task("Flowers-102", folder.parent, verify=False)
@@ -296,4 +296,4 @@ def test_an_image_that_cannot_be_decoded(own: Callable[[str], Path]) -> None:
 
 def test_every_folder_of_the_catalog_is_tested_here() -> None:
     """A task with a folder on disk has its bad inputs tested."""
-    assert {name for name, entry in TASKS.items() if entry.folder is not None} == set(FOLDERS)
+    assert {name for name, entry in TASKS.items() if entry.files is not None} == set(FOLDERS)

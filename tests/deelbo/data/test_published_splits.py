@@ -27,12 +27,12 @@ def published(labels: Indices, n: int, seed: int, a_class: int | None = None) ->
     return pool, training, validation
 
 
-def numbered(labels: Indices, num_classes: int, balanced: int | None = None) -> Task:
+def numbered(labels: Indices, num_classes: int, images_per_class: int | None = None) -> Task:
     """A task whose images are two pixels that spell their index."""
     index = torch.arange(len(labels))
     pixels = torch.stack([index // 256, index % 256], 1).to(torch.uint8).view(-1, 1, 1, 2)
     images = Images(pixels, torch.from_numpy(labels), num_classes)
-    return Task("numbered", images, images.take(index[:1]), Geometry(1, 1), balanced)
+    return Task("numbered", images, images.take(index[:1]), Geometry(1, 1), images_per_class)
 
 
 def indices(images: Images | None) -> list[int]:
@@ -78,7 +78,7 @@ def test_splits_of_cifar10(cifar10_labels: Indices, n: int, seed: int) -> None:
 @pytest.mark.parametrize("n", [370, 1850, 3441])
 def test_splits_of_pet(pet_labels: Indices, n: int, seed: int) -> None:
     """Pet's N images come from the seed's own draw of 93 a class; 3,441 are that draw in its order."""
-    task = numbered(pet_labels, 37, balanced=93)
+    task = numbered(pet_labels, 37, images_per_class=93)
     expected = published(pet_labels, n, seed, a_class=93)
     check(task, task.split(n, seed, validation=False), task.split(n, seed, validation=True), expected)
     assert np.bincount(pet_labels[expected[0]]).tolist() == [n // 37] * 37
@@ -87,7 +87,7 @@ def test_splits_of_pet(pet_labels: Indices, n: int, seed: int) -> None:
 
 def test_the_pool_of_pet_depends_on_the_seed(pet_labels: Indices) -> None:
     """Two seeds draw different 3,441 images; they are not the first 3,441, which the published runs took by a slip."""
-    task = numbered(pet_labels, 37, balanced=93)
+    task = numbered(pet_labels, 37, images_per_class=93)
     pools = [set(indices(task.split(3441, seed, validation=False).train)) for seed in SEEDS]
     assert all(len(pool) == 3441 for pool in pools)
     assert len({frozenset(pool) for pool in [*pools, set(range(3441))]}) == 4
@@ -103,7 +103,7 @@ def test_a_split_never_changes(cifar10_labels: Indices, pet_labels: Indices) -> 
 def test_the_smallest_class_limits_the_draw() -> None:
     """Where a class has fewer images than are to be drawn a class, every class gives as many as that one."""
     labels = np.repeat(np.arange(3), [9, 7, 12])
-    task = numbered(labels, 3, balanced=93)
+    task = numbered(labels, 3, images_per_class=93)
     assert task.pool_size == 21
     split = task.split(21, 5, validation=False)
     assert split.train.labels.tolist() == [0] * 7 + [1] * 7 + [2] * 7
@@ -113,7 +113,7 @@ def test_the_smallest_class_limits_the_draw() -> None:
 def test_larger_classes_do_not_enlarge_the_draw() -> None:
     """Where every class has more images than are to be drawn, no more are drawn."""
     labels = np.repeat(np.arange(3), [9, 7, 12])
-    task = numbered(labels, 3, balanced=5)
+    task = numbered(labels, 3, images_per_class=5)
     assert task.pool_size == 15
     assert indices(task.split(15, 5, validation=False).train) == published(labels, 15, 5, a_class=5)[0].tolist()
 
@@ -121,10 +121,10 @@ def test_larger_classes_do_not_enlarge_the_draw() -> None:
 def test_n_is_checked_against_the_balanced_pool(pet_labels: Indices) -> None:
     """An N that the images would allow and the draw of 93 a class does not is refused."""
     with pytest.raises(ValueError, match="n = 3478 is larger than the pool of 3441 training images"):
-        numbered(pet_labels, 37, balanced=93).split(3478, 1001, validation=False)
+        numbered(pet_labels, 37, images_per_class=93).split(3478, 1001, validation=False)
 
 
 def test_a_draw_that_a_class_cannot_give_is_refused() -> None:
     """Drawing more images of a class than it has raises ValueError that names the class."""
-    with pytest.raises(ValueError, match="class 1 has 2 images, 3 a class"):
+    with pytest.raises(ValueError, match="class 1 has 2 images, 3 were to be drawn"):
         balanced_draw(np.array([0, 0, 0, 1, 1]), 3, 2, seed=1)

@@ -56,7 +56,7 @@ def test_cifar10_is_what_its_batches_hold(data_root: Path, cifar10: Task) -> Non
         np.testing.assert_array_equal(images.pixels.numpy(), planes)
     assert (len(cifar10.pool), len(cifar10.test), cifar10.pool.num_classes) == (400, 60, 10)
     assert cifar10.geometry == Geometry(side=256, crop=224, flip=True)
-    assert cifar10.balanced is None
+    assert cifar10.images_per_class is None
 
 
 def test_pet_is_what_its_lists_name(data_root: Path, pet: Task) -> None:
@@ -86,7 +86,7 @@ def test_flowers_are_what_the_mat_files_name(data_root: Path, flowers: Task) -> 
 
 def test_pet_draws_as_many_a_class_as_it_can(pet: Task) -> None:
     """A small Pet has a pool of its smallest class's count times 37, drawn anew by each seed."""
-    assert (pet.balanced, pet.pool_size) == (93, 370)
+    assert (pet.images_per_class, pet.pool_size) == (93, 370)
     first, second = (pet.split(370, seed, validation=False).train for seed in (1001, 2001))
     assert first.labels.tolist() == second.labels.tolist() == [c for c in range(37) for _ in range(10)]
     assert not torch.equal(first.pixels, second.pixels)
@@ -122,8 +122,8 @@ def test_sizes_known_without_data(name: str, pool: int, trained: int, test: int,
     entry = TASKS[name]
     assert (entry.pool_size, entry.test_size, entry.num_classes) == (pool, test, classes)
     assert (entry.image_size, entry.channels) == (224, 3)
-    assert entry.folder is not None
-    assert (entry.folder.training_images, entry.folder.test_images) == (trained, test)
+    assert entry.files is not None
+    assert (entry.files.training_images, entry.files.test_images) == (trained, test)
 
 
 @pytest.mark.parametrize(("crop", "side"), [(224, 256), (32, 37), (64, 73), (28, 32), (1, 1)])

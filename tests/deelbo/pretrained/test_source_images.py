@@ -72,7 +72,7 @@ def test_the_partial_batch_is_dropped(seven: Path) -> None:
 @pytest.mark.parametrize(("most", "sizes"), [(4, [2, 2]), (5, [2, 2]), (1, [2]), (100, [2, 2, 2])])
 def test_a_part_of_the_images(seven: Path, most: int, sizes: list[int]) -> None:
     """A pass over at most so many images has whole batches, and one at least."""
-    assert [len(y) for _, y in SourceImages(seven, 8).batches(2, torch.Generator(), most=most)] == sizes
+    assert [len(y) for _, y in SourceImages(seven, 8).batches(2, torch.Generator(), max_images=most)] == sizes
 
 
 @pytest.fixture
@@ -120,9 +120,9 @@ def refusal(folder: Path) -> str:
 
 def test_a_folder_that_is_none(folder: Path) -> None:
     """A folder that is missing, or a file, is refused by its path."""
-    assert f"{folder} is no folder" in refusal(folder)
+    assert f"{folder} is not a folder" in refusal(folder)
     folder.write_text("text")
-    assert f"{folder} is no folder" in refusal(folder)
+    assert f"{folder} is not a folder" in refusal(folder)
 
 
 def test_a_folder_without_images(folder: Path, grey: Grey) -> None:

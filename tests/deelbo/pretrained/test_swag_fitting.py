@@ -20,7 +20,7 @@ from deelbo.pretrained.backbones import build_backbone
 from deelbo.pretrained.registry import BACKBONES, BackboneEntry
 from deelbo.pretrained.source_images import SourceImages
 from deelbo.pretrained.swag_files import read_swag
-from deelbo.pretrained.swag_fitting import fit_swag
+from deelbo.pretrained.swag_fitting import SwagConfig, fit_swag
 from deelbo.pretrained.weights import load_backbone, read_weights
 
 
@@ -56,6 +56,10 @@ def folder(tmp_path: Path) -> Path:
         pixels = random.integers(0, 100, (14, 12, 3)) + 70 * (number % 3)
         Image.fromarray(pixels.astype(np.uint8)).save(path)
     return tmp_path / "source"
+
+
+def fit(backbone: str, folder: Path, out: Path, weights: Path | None = None, say: Any = None, **config: Any) -> Path:
+    return fit_swag(backbone, folder, out, SwagConfig(**config), weights=weights, say=say)
 
 
 Iterates = np.ndarray[Any, np.dtype[np.float64]]
@@ -97,7 +101,7 @@ def test_the_posterior_is_that_of_the_iterates(
         "image_size": 8,
         "seed": 4,
     }
-    out = fit_swag("small", folder, tmp_path / "s.pt", weights=weights, collect_every=collect_every, **given)
+    out = fit("small", folder, tmp_path / "s.pt", weights=weights, collect_every=collect_every, **given)
     found = read_swag(out, "small")
     _, iterates, _ = plain_loop("small", weights, folder, every=collect_every or 3, **given)
     assert len(iterates) == 6
@@ -111,11 +115,11 @@ def test_the_posterior_is_that_of_the_iterates(
 def test_batchnorm_is_recomputed_at_the_mean(weights: Path, folder: Path, tmp_path: Path) -> None:
     """The buffers are the average over batches, of a part of the images, of each batch's statistics at the mean."""
     given: dict[str, Any] = {"epochs": 5, "batch_size": 2, "learning_rate": 0.1, "image_size": 8}
-    out = fit_swag("small", folder, tmp_path / "s.pt", weights=weights, statistics_images=4, **given)
+    out = fit("small", folder, tmp_path / "s.pt", weights=weights, statistics_images=4, **given)
     posterior = load_backbone("small", weights, out).swag_weights
     assert posterior is not None
     _, _, random = plain_loop("small", weights, folder, every=5, **given)
-    passed = [x for x, _ in SourceImages(folder, 8).batches(2, random, most=4)]
+    passed = [x for x, _ in SourceImages(folder, 8).batches(2, random, max_images=4)]
     inputs = [F.conv2d(x, posterior["conv.weight"], posterior["conv.bias"], 2) for x in passed]
     assert len(inputs) == 2
     for name, statistic in (("mean", torch.mean), ("var", torch.var)):
@@ -126,19 +130,19 @@ def test_batchnorm_is_recomputed_at_the_mean(weights: Path, folder: Path, tmp_pa
 def test_both_suffixes_and_any_workers_give_the_same(weights: Path, folder: Path, tmp_path: Path) -> None:
     """A seed decides the posterior, not the suffix, the workers or torch's global random numbers, which stay."""
 
-    def fit(name: str, **options: Any) -> dict[str, Tensor]:
+    def fitted(name: str, **options: Any) -> dict[str, Tensor]:
         torch.rand(len(name))
         before = torch.random.get_rng_state()
-        out = fit_swag("small", folder, tmp_path / name, weights=weights, epochs=5, image_size=8, **options)
+        out = fit("small", folder, tmp_path / name, weights=weights, epochs=5, image_size=8, **options)
         assert torch.equal(torch.random.get_rng_state(), before)
         assert out == tmp_path / name
         found = read_swag(out, "small")
         return {"mean": found.mean, "variance": found.variance, "factor": found.factor} | found.buffers
 
-    first = fit("first.pt")
-    for again in (fit("again.safetensors"), fit("workers.pt", workers=1)):
+    first = fitted("first.pt")
+    for again in (fitted("again.safetensors"), fitted("workers.pt", workers=1)):
         assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
-    assert not torch.equal(fit("other.pt", seed=1)["mean"], first["mean"])
+    assert not torch.equal(fitted("other.pt", seed=1)["mean"], first["mean"])
 
 
 def test_the_pretrained_head_is_kept_where_it_fits(
@@ -154,7 +158,7 @@ def test_the_pretrained_head_is_kept_where_it_fits(
     said: list[str] = []
     for path in (weights, tmp_path / "three.pt"):
         still: dict[str, Any] = {"learning_rate": 1e-12, "weight_decay": 0, "epochs": 5, "image_size": 8}
-        fit_swag("small", folder, tmp_path / "s.pt", weights=path, say=said.append, **still)
+        fit("small", folder, tmp_path / "s.pt", weights=path, say=said.append, **still)
     assert 0 < float(heads[0].abs().max()) <= 1 / 5**0.5
     assert torch.equal(heads[1], head["fc.weight"])
     assert [line for line in said if "head" in line] == [
@@ -171,7 +175,7 @@ def test_a_real_network(folder: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     written: dict[str, Any] = {}
     monkeypatch.setattr(swag_fitting, "write_swag", lambda out, **parts: written.update(parts))
     options: dict[str, Any] = {"epochs": 5, "image_size": 32, "learning_rate": 1e-4}
-    fit_swag("resnet50", folder, tmp_path / "s.pt", weights=tmp_path / "w.pt", **options)
+    fit("resnet50", folder, tmp_path / "s.pt", weights=tmp_path / "w.pt", **options)
     assert written["factor"].shape == (23_508_032, 5)
     assert 0 < float((written["mean"] - start).norm() / start.norm()) < 0.1
     assert float(written["variance"].max()) > 0
@@ -181,7 +185,7 @@ def test_a_real_network(folder: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 def refusal(*given: Any, **options: Any) -> str:
     """The one line with which fitting is refused."""
     with pytest.raises(ValueError, match=r".") as error:
-        fit_swag(*given, **({"image_size": 8, "epochs": 5} | options))
+        fit(*given, **({"image_size": 8, "epochs": 5} | options))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -218,8 +222,8 @@ def test_what_cannot_be_fitted_or_written(weights: Path, folder: Path, tmp_path:
     assert "digits-resnet has its SWAG posterior from deelbo itself" in refusal("digits-resnet", folder, out)
     assert "backbone must be one of" in refusal("resnet18", folder, out, weights=weights)
     assert "got the suffix '.npz'" in refusal("small", folder, tmp_path / "s.npz", weights=weights)
-    assert "is no folder" in refusal("small", folder, tmp_path / "none" / "s.pt", weights=weights)
-    assert "is no folder" in refusal("small", tmp_path / "none", out, weights=weights)
+    assert "is not a folder" in refusal("small", folder, tmp_path / "none" / "s.pt", weights=weights)
+    assert "is not a folder" in refusal("small", tmp_path / "none", out, weights=weights)
 
 
 def test_the_usual_weights_must_be_there(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

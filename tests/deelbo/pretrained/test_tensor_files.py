@@ -62,7 +62,7 @@ def test_parameters_become_tensors(tmp_path: Path) -> None:
 
 def test_a_missing_file(tmp_path: Path) -> None:
     """A path with no file, and one of a folder, is refused."""
-    assert "is not there" in refusal(tmp_path / "w.pt")
+    assert "does not exist" in refusal(tmp_path / "w.pt")
     (tmp_path / "folder.pt").mkdir()
     assert "no file" in refusal(tmp_path / "folder.pt")
 

@@ -307,8 +307,8 @@ def test_the_usual_weights(hub: Path) -> None:
         (None, "IMAGENET1K_V1 weights of resnet50 are not at .*0676ba61"),
         ("IMAGENET1K_V2", "IMAGENET1K_V2 weights of resnet50 are not at .*11ad3fa6"),
         ("IMAGENET1K_V9", "got 'IMAGENET1K_V9'"),
-        ("own.pt", r"own\.pt is not there"),
-        (Path("IMAGENET1K_V1.pt"), r"IMAGENET1K_V1\.pt is not there"),
+        ("own.pt", r"own\.pt does not exist"),
+        (Path("IMAGENET1K_V1.pt"), r"IMAGENET1K_V1\.pt does not exist"),
     ]
     for source, words in cases:
         with pytest.raises(ValueError, match=words):
