@@ -62,7 +62,7 @@ class _Type:
     code: object = None
     order: object = "|"
 
-    def __init__(self, code: object = None, *flags: object) -> None:
+    def __init__(self, code: object = None, *_flags: object) -> None:
         self.code = code
 
     def __setstate__(self, state: object) -> None:

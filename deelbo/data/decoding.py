@@ -116,16 +116,17 @@ def _write(path: Path, pixels: dict[str, Tensor], like: Path) -> bool:
     temporary = None
     try:
         path.parent.mkdir(exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+        temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             torch.save(pixels, file)
             file.flush()
             os.fsync(file.fileno())
         shutil.copymode(like, temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except (OSError, RuntimeError):  # read-only or full; torch reports a full disk as RuntimeError
         if temporary is not None:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)
+                temporary.unlink()
         return False
     return True

@@ -44,7 +44,7 @@ class TaskEntry:
     files: DatasetFiles | None = None
 
 
-def _mnist_digits(root: Path, image_size: int, verify: bool) -> Task:
+def _mnist_digits(_root: Path, image_size: int, _verify: bool) -> Task:
     from deelbo.data.dataset import Task
     from deelbo.data.digits import load_mnist
     from deelbo.data.images import Geometry

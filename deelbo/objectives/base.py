@@ -44,7 +44,7 @@ class TrainingContext(Protocol):
 
 
 class Objective(ABC):
-    """What a training run minimizes. Forward and backward passes of the mean NLL belong inside the block of `step`.
+    """The quantity that a training run minimizes. Forward and backward passes of the mean NLL run inside `step`.
 
     Args:
         groups: the groups of weights, each weight in exactly one.
@@ -81,7 +81,7 @@ class Objective(ABC):
 
     @property
     def is_bayesian(self) -> bool:
-        """Whether `step` trains draws from a posterior."""
+        """True if `step` trains draws from a posterior."""
         return False
 
     def should_adapt(self, steps_done: int) -> bool:

@@ -120,7 +120,7 @@ def load_pretrained(recipe: Recipe | None = None, say: Callable[[str], object] |
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
     with os.fdopen(handle, "wb") as file:
         torch.save({name: getattr(pretrained, name) for name in Pretrained.__dataclass_fields__}, file)
-    os.replace(temporary, path)
+    Path(temporary).replace(path)
     return pretrained
 
 

@@ -35,7 +35,7 @@ class BackboneEntry:
     patch_size: int | None = None
 
 
-def _digits_resnet(image_size: int | None) -> nn.Module:
+def _digits_resnet(_image_size: int | None) -> nn.Module:
     from deelbo.pretrained.digits_resnet import DigitsResNet
 
     return DigitsResNet()

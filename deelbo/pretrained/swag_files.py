@@ -203,7 +203,7 @@ def write_swag(out: str | Path, mean: Tensor, variance: Tensor, factor: Tensor, 
             temporary.chmod(mode)  # safetensors makes files that only their owner can read
         else:
             torch.save(parts, temporary)
-        os.replace(temporary, out)
+        temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
     return out

@@ -70,7 +70,7 @@ class _Snapshot:
 
 @dataclass
 class Checkpoint(_Snapshot):
-    """Where a run is saved on the way, so that it continues after its process has died.
+    """A place where a run is saved on the way, so that it continues after its process has died.
 
     The clock's seconds continue from the checkpoint's; only warm-up is paid for again.
 
@@ -118,7 +118,7 @@ class Checkpoint(_Snapshot):
 
 @dataclass
 class Handover(_Snapshot):
-    """Where the segments of one run pass it on, each of them a `deelbo.fit` that trains ``until`` a fraction of it.
+    """A place where the segments of one run pass it on; each is a `deelbo.fit` that trains ``until`` a fraction of it.
 
     The segments end with the weights, metrics and series of a run in one go. The clock's seconds are each segment's
     own; the series' ``train_seconds`` count all segments so far.

@@ -85,8 +85,7 @@ def fit(
         handover: where an earlier segment of the run is continued from and, with ``until`` below 1, this one is saved.
             None: the run starts from the beginning, and is not saved where it stops.
         optimizer: makes the optimizer, given the trained parameters (rho among them) and the learning rate; None: SGD
-            with Nesterov momentum. It must have no weight decay of its own. One that averages weights (schedule-free)
-            is evaluated in its evaluation mode.
+            with Nesterov momentum. It must have no weight decay. One that averages weights is evaluated by its average.
 
     Raises:
         ValueError: the objective's N is not the number of training images, or ``until`` is not above 0 and at most 1.
@@ -109,9 +108,10 @@ def fit(
             handover.save(run, clock)
         run.end()
         metrics, state = _collect_metrics(run, clock, series[-1], test, until == 1)
-    finite = all(math.isfinite(value) for value in metrics.values())
-    status = "completed" if finite and not diverged else "diverged"
-    return FitResult(status, int(series[-1]["step"]), metrics, state, clock.seconds, series)
+    completed = not diverged and all(math.isfinite(value) for value in metrics.values())
+    return FitResult(
+        "completed" if completed else "diverged", int(series[-1]["step"]), metrics, state, clock.seconds, series
+    )
 
 
 def _to_device(split: Split, device: torch.device, test: bool) -> Split:

@@ -18,7 +18,7 @@ PRECISIONS = ("float32", "tf32", "bf16")
 
 @dataclass(frozen=True)
 class Numerics:
-    """How forward and backward passes are computed, the same for every method.
+    """Settings of forward and backward passes, the same for every method.
 
     Attributes:
         precision: "float32"; "tf32": float32 whose matrix products and convolutions round their inputs to a mantissa of

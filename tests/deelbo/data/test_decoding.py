@@ -199,7 +199,9 @@ def test_a_damaged_cache_is_made_again(images: Path, listing: Listing, decodings
     assert cached(images) == [path]
 
 
-@pytest.mark.parametrize("call", ["pathlib.Path.mkdir", "tempfile.mkstemp", "torch.save", "os.fsync", "os.replace"])
+@pytest.mark.parametrize(
+    "call", ["pathlib.Path.mkdir", "tempfile.mkstemp", "torch.save", "os.fsync", "pathlib.Path.replace"]
+)
 def test_a_folder_that_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch, images: Path, listing: Listing, decodings: list[int], call: str
 ) -> None:
