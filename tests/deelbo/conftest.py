@@ -1,4 +1,4 @@
-"""What the tests of the method share: one thread, one seed, small networks in float64, and toy images."""
+"""Fixtures of the library's tests: one thread, one seed, small networks in float64, and toy images."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ class Problem:
     covariance: Tensor
 
     def move(self) -> None:
-        """Takes the weights elsewhere than where they were when the prior was made."""
+        """Move the weights away from their values at the time when the prior was made."""
         with torch.no_grad():
             for parameter in self.model.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))
 
     def weights(self) -> dict[str, Tensor]:
-        """Copies for autograd, backbone first."""
+        """Return copies for autograd, backbone first."""
         own = dict(self.model.named_parameters())
         return {n: own[n].detach().clone().requires_grad_() for names in NAMES.values() for n in names}
 
@@ -67,13 +67,13 @@ class Problem:
         return F.cross_entropy(functional_call(self.model, weights, (self.x,)), self.y)
 
     def groups(self, weights: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """Weights, prior mean and prior covariance of each group."""
+        """Return weights, prior mean and prior covariance of each group."""
         vectors = {g: torch.cat([weights[n].reshape(-1) for n in names]) for g, names in NAMES.items()}
         zero, one = torch.zeros(18).double(), torch.eye(18).double()
         return {"backbone": (vectors["backbone"], self.mean, self.covariance), "head": (vectors["head"], zero, one)}
 
     def kl(self, weights: dict[str, Tensor], sigma: Tensor, detach: bool = False) -> Tensor:
-        """The sum of the groups' dense KL, each at its closed-form scale, which autograd may be kept out of."""
+        """Return the sum of the groups' dense KL at the closed-form scales, through which autograd may go."""
         total = torch.zeros(()).double()
         for vector, mean, covariance in self.groups(weights).values():
             precision, d = torch.linalg.inv(covariance), vector - mean
@@ -83,7 +83,7 @@ class Problem:
         return total
 
     def bound(self, sigma: float, seed: int, share: float, detach: bool) -> dict[str, Tensor]:
-        """Autograd's gradients of NLL at the seed's draw + share * KL, by weight and for rho; and the KL."""
+        """Return autograd's gradients of NLL at the seed's draw + share * KL, and the KL."""
         weights = self.weights()
         rho = torch.tensor(sigma, dtype=torch.float64).expm1().log().requires_grad_()
         noise = torch.randn((43,), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -113,7 +113,7 @@ def problem(request: pytest.FixtureRequest) -> Problem:
 
 @pytest.fixture
 def toy_images() -> Callable[[int, int], Images]:
-    """Makes n grey 4x4 images of 4 classes: each class has a bright quarter of its own, under noise."""
+    """Return a function that makes n grey 4x4 images of 4 classes, each with its own bright quarter."""
 
     def make(n: int, seed: int) -> Images:
         random = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""`LearnedL2` around modules that know nothing of it, and the package without the benchmark's dependencies."""
+"""Tests of `LearnedL2` on modules that know nothing of it, and of the package without optional dependencies."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def one_step(model: nn.Module, head: str, x: Tensor, learning_rate: float = 0.01
     ],
 )
 def test_torchvision_models(make: Callable[[], nn.Module], head: str, size: int, weights: int) -> None:
-    """A torchvision model takes a step: D is its number of weights, all of them move and stay finite, as does sigma."""
+    """A torchvision model takes a step: D is its number of weights, and all of them move and stay finite."""
     model = make().train()
     before = [p.detach().clone() for p in model.parameters()]
     reg = one_step(model, head, torch.randn(3, 3, size, size))
@@ -79,7 +79,7 @@ def test_torchvision_models(make: Callable[[], nn.Module], head: str, size: int,
 
 
 def test_tied_weights() -> None:
-    """A shared matrix counts once, moves once, and stays shared."""
+    """A shared matrix is counted and moved once, and stays shared."""
     model = TiedEncoder()
     before = model.first.weight.detach().clone()
     reg = one_step(model, "head", torch.randn(4, 12))
@@ -101,7 +101,7 @@ def test_a_frozen_stem() -> None:
 
 
 def test_batchnorm_buffers() -> None:
-    """BatchNorm's buffers get no noise: after one block they hold just the statistics of what came in."""
+    """BatchNorm's buffers get no noise: after one block they have the statistics of its inputs."""
     model = resnet18().train()
     inputs: list[Tensor] = []
     norm = model.get_submodule("bn1")
@@ -118,7 +118,7 @@ def test_batchnorm_buffers() -> None:
 
 
 def test_autocast() -> None:
-    """Under bfloat16 autocast weights and gradients stay float32, and the gradients are near full precision's."""
+    """Under bfloat16 autocast weights and gradients stay float32, near those of full precision."""
     model, x, y = (
         nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 3)),
         torch.randn(16, 12),

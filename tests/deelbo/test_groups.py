@@ -1,4 +1,4 @@
-"""One prior variance a layer: which groups there are, their closed forms and gradients, and what is said of all."""
+"""Tests of groups by layer: membership, closed forms, gradients, and the summary of all layers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from torch.nn import functional as F
 from deelbo import ELBO, MAP, LearnedL2, LowRank, make_groups
 from deelbo._vectors import flatten
 from deelbo.groups import split_at_head
-from deelbo.posterior import IsotropicPosterior
 from deelbo.pretrained.backbones import build_backbone
 
 N = 12
 
 
 class Tangled(nn.Module):
-    """Weights of its own, a frozen and a tied layer, and layers that are called as groups are."""
+    """A network with weights of its own, a frozen and a tied layer, and layers that have names of groups."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,8 +50,7 @@ def moved(model: nn.Module) -> None:
 
 
 def test_a_group_for_each_module_with_weights() -> None:
-    """Groups are the modules that hold trained weights themselves, in the order of parameters(), then the head; tied
-    weights once, frozen ones not at all; no name is taken twice."""
+    """Each module with trained weights of its own is a group, then the head; tied weights count once."""
     model = Tangled()
     groups = make_groups(model, "fc", "l2-sp", by="layer")
     names = ["model", "model.backbone", "body.0", "body.2", "body.3", "body.4", "head"]
@@ -67,7 +65,7 @@ def test_a_group_for_each_module_with_weights() -> None:
 
 
 def test_a_group_for_each_layer_of_a_network() -> None:
-    """Of digits-resnet: 7 convolutions and 7 BatchNorms, whose weights are all of the backbone's; and the head."""
+    """digits-resnet has a group for each of its 7 convolutions and 7 BatchNorms, and the head."""
     model, head = build_backbone("digits-resnet", 10)
     groups = make_groups(model, head, "l2-sp", by="layer")
     assert len(groups) == 15
@@ -82,15 +80,14 @@ def test_a_group_for_each_layer_of_a_network() -> None:
         ("l2-sp", "layers", r"groups must be one of 'backbone\+head', 'layer', got 'layers'"),
     ],
 )
-def test_what_has_no_layers_is_refused(prior: Any, by: str, words: str) -> None:
-    """A covariance over all of the backbone, another prior and another grouping are refused in one line."""
+def test_priors_that_couple_layers_are_refused(prior: Any, by: str, words: str) -> None:
+    """A covariance over the whole backbone, an unknown prior and an unknown grouping are refused."""
     with pytest.raises(ValueError, match=words):
         make_groups(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)), "1", prior, by)
 
 
 def test_one_layer_is_the_backbone() -> None:
-    """Where the backbone is one layer, a step's gradients, rho's included, and what is learned are the two-group
-    form's to the bit."""
+    """With a backbone of one layer, gradients and learned strengths have the bits of the two-group form."""
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     x, y = torch.randn(8, 4), torch.randint(0, 3, (8,))
     found = []
@@ -110,8 +107,7 @@ def test_one_layer_is_the_backbone() -> None:
 
 @pytest.mark.parametrize("kappa", [1.0, 7.0])
 def test_gradients_are_autograds(kappa: float) -> None:
-    """A step's gradients are autograd's of mean NLL at the draw + sum of the layers' KL / (kappa N), each KL from
-    torch.distributions at its closed-form variance."""
+    """Gradients are autograd's of mean NLL + sum of KL / (kappa N), with KL from torch.distributions."""
     model = network()
     x, y = torch.randn(8, 4).double(), torch.randint(0, 3, (8,))
     objective = ELBO(make_groups(model, "5", "l2-sp", "layer"), N, kappa, 0.05, torch.Generator().manual_seed(3))
@@ -138,8 +134,8 @@ def test_gradients_are_autograds(kappa: float) -> None:
         torch.testing.assert_close(gradient, oracle, rtol=1e-10, atol=1e-12)
 
 
-def test_the_variances_are_the_best() -> None:
-    """The closed forms are where the numerically minimized sum of the layers' KL is least."""
+def test_closed_form_variances_minimize_the_kl() -> None:
+    """The closed forms agree with a numerical minimization of the sum of the layers' KL."""
     model = network()
     objective = ELBO(make_groups(model, "5", "l2-sp", "layer"), N, sigma=0.05)
     moved(model)
@@ -158,25 +154,23 @@ def test_the_variances_are_the_best() -> None:
     assert float(objective.regularizer()) * N == pytest.approx(best.fun, rel=1e-12)
 
 
-def test_what_is_said_of_all_layers() -> None:
-    """lambda_ and the keys ..._backbone are what one variance for all of the backbone would have at the same weights;
-    the head's are untouched, and each layer has its own."""
+def test_summary_of_all_layers() -> None:
+    """lambda_ and the keys ..._backbone are those of a single variance for the backbone at the same weights."""
     model = network()
     layers = LearnedL2(model, N, "l2-sp", "5", sigma=0.03, groups="layer")
     one = LearnedL2(model, N, "l2-sp", "5", sigma=0.03)
     moved(model)
-    said, expected = layers.describe(), one.describe()
-    regularizers = said.pop("regularizer"), expected.pop("regularizer")
-    assert {name: said[name] for name in expected} == pytest.approx(expected, rel=1e-12)
+    state, expected = layers.describe(), one.describe()
+    regularizers = state.pop("regularizer"), expected.pop("regularizer")
+    assert {name: state[name] for name in expected} == pytest.approx(expected, rel=1e-12)
     assert layers.lambda_ == pytest.approx(one.lambda_, rel=1e-12)
-    assert regularizers[0] < regularizers[1]  # its variances are the best ones of their kind
-    assert {f"scale_{name}" for name in layers.scales()} < set(said)
+    assert regularizers[0] < regularizers[1]  # more variances fit better
+    assert {f"scale_{name}" for name in layers.scales()} < set(state)
     assert len({round(value, 9) for value in layers.scales().values()}) == 4
 
 
 def test_maps_layers_share_a_strength_or_have_their_own() -> None:
-    """A strength given for the backbone is every layer's, and the step is the two-group form's; strengths of their own
-    are told of the backbone by the mean of the variances that they stand for."""
+    """MAP's layers share the backbone's strength or have their own, which are summarized by their mean variance."""
     model = network()
     x, y = torch.randn(8, 4).double(), torch.randint(0, 3, (8,))
     groups = make_groups(model, "5", "l2-zero", "layer")
@@ -197,8 +191,8 @@ def test_maps_layers_share_a_strength_or_have_their_own() -> None:
     assert without["weight_decay_backbone"] == 0
 
 
-def test_a_state_goes_back_into_layers() -> None:
-    """What a checkpoint of layers holds is taken up by layers, and refused by the two-group form."""
+def test_a_state_of_layers_is_loaded() -> None:
+    """A state dict of layers is loaded by layers, and refused by the two-group form."""
     model, other = network(), network()
     learned, fresh = (
         LearnedL2(model, N, head="5", sigma=0.2, groups="layer"),
@@ -209,10 +203,3 @@ def test_a_state_goes_back_into_layers() -> None:
     assert fresh.scales() == learned.scales()
     with pytest.raises(ValueError, match="the state holds nothing for the prior mean of 'backbone'"):
         LearnedL2(model, N, head="5").load_state_dict(learned.state_dict())
-
-
-def test_the_posterior_is_one() -> None:
-    """Layers share one sigma: what is learned beside the weights is one number."""
-    regularizer = LearnedL2(network(), N, head="5", groups="layer")
-    assert [p.numel() for p in regularizer.parameters()] == [1]
-    assert isinstance(regularizer.posterior, IsotropicPosterior)

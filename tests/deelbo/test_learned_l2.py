@@ -1,4 +1,4 @@
-"""The drop-in: its gradients, its loop, what it learns, and its checkpoint."""
+"""Tests of `LearnedL2`: gradients, training loop, learned strengths, and state dict."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from deelbo import Isotropic, LearnedL2, LowRank
 
 
 @pytest.mark.parametrize("kappa", [None, 0.4])
-def test_gradients_are_the_whole_objectives(problem: Any, kappa: float | None) -> None:
-    """`sample` leaves autograd's gradients of mean NLL at the draw + KL at lambda*, tau* over kappa N."""
+def test_gradients_are_those_of_the_whole_objective(problem: Any, kappa: float | None) -> None:
+    """The gradients are autograd's of mean NLL at the draw + KL / (kappa N) at lambda* and tau*."""
     generator = torch.Generator().manual_seed(11)
     reg = LearnedL2(problem.model, 50, problem.prior, "head", kappa, sigma=0.05, generator=generator)
     problem.move()
@@ -43,7 +43,7 @@ def test_learned_numbers(problem: Any) -> None:
 
 
 def test_without_a_head_tau_is_nan() -> None:
-    """Where there is no head tau is NaN, and where all weights are head lambda_ is."""
+    """tau is NaN without a head, and lambda_ is NaN if all weights are head."""
     model = nn.Sequential(nn.Linear(3, 2))
     assert math.isnan(LearnedL2(model, 5).tau)
     assert not math.isnan(LearnedL2(model, 5).lambda_)
@@ -119,8 +119,8 @@ def trained(model: nn.Module, reg: LearnedL2, x: Tensor, y: Tensor) -> None:
         opt.step()
 
 
-def test_a_checkpoint_goes_on_as_if_never_stopped() -> None:
-    """Saved to a file and loaded over another initialization, training goes on to the very same weights and state."""
+def test_training_continues_from_a_state_dict() -> None:
+    """Saved to a file and loaded over another initialization, training continues to the same weights and state."""
     x, y = torch.randn(8, 3), torch.randint(0, 2, (8,))
 
     def make(seed: int) -> tuple[nn.Module, LearnedL2]:
@@ -155,8 +155,8 @@ def test_a_state_of_another_model_is_refused() -> None:
     assert reg.describe() == before
 
 
-def test_l2_sp_remembers_where_it_started() -> None:
-    """The mean of L2-SP stays at the weights of the start when the model moves on."""
+def test_l2_sp_keeps_its_mean() -> None:
+    """The mean of L2-SP stays at the initial weights while the model is trained."""
     model = nn.Linear(2, 2)
     reg = LearnedL2(model, 4, prior="l2-sp", sigma=0.1)
     with torch.no_grad():
@@ -174,14 +174,14 @@ def test_l2_sp_remembers_where_it_started() -> None:
         ({"num_examples": -1}, "num_examples must be a whole number"),
     ],
 )
-def test_refuses(arguments: dict[str, Any], words: str) -> None:
-    """A prior that is unknown or of another size, a head that is not there, and a wrong N are refused."""
+def test_wrong_arguments_are_refused(arguments: dict[str, Any], words: str) -> None:
+    """An unknown prior, one of another size, a missing head and a wrong N are refused."""
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
     with pytest.raises(ValueError, match=words):
         LearnedL2(model, **({"num_examples": 4} | arguments))
 
 
 def test_a_model_with_nothing_to_train_is_refused() -> None:
-    """A model all of whose weights are frozen is refused, with the way out."""
+    """A model with frozen weights only is refused."""
     with pytest.raises(ValueError, match="unfreeze what is to be trained"):
         LearnedL2(nn.Linear(2, 2).requires_grad_(False), 4)

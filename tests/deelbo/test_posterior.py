@@ -1,4 +1,4 @@
-"""The posterior: its gradients against autograd through torch.func.functional_call, and what it leaves alone."""
+"""Tests of the posterior: gradients against autograd through torch.func.functional_call, and restored weights."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def seeded(seed: int = 3) -> torch.Generator:
 
 @pytest.mark.parametrize("make", [mlp, conv_net, conv_net_eval])
 def test_gradients_are_autograds(make: Callable[[], Example]) -> None:
-    """After ``backward`` inside the block, weights and rho hold dL/dtheta_bar and dL/drho of the drawn loss."""
+    """After ``backward`` in the block, the gradients of weights and rho are dL/dtheta_bar and dL/drho at the draw."""
     model, x, y = make()
     posterior = IsotropicPosterior(model.parameters(), sigma=0.2, generator=seeded())
     names = [name for name, _ in model.named_parameters()]
@@ -84,8 +84,8 @@ def test_backward_calls_accumulate() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_weights_are_restored_to_the_bit(dtype: torch.dtype) -> None:
-    """Inside the block every weight is another number, after it the very same as before."""
+def test_weights_are_restored_exactly(dtype: torch.dtype) -> None:
+    """Every weight differs inside the block and has its old bits after it."""
     model, x, y = conv_net()
     model, x = model.to(dtype), x.to(dtype)
     before = weights_of(model)
@@ -95,22 +95,10 @@ def test_weights_are_restored_to_the_bit(dtype: torch.dtype) -> None:
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
-def test_weights_are_restored_after_an_exception() -> None:
-    """A block that raises leaves the weights as they were, the error passes on, and the posterior works again."""
+def test_a_block_that_raises_leaves_no_trace() -> None:
+    """After an exception the weights are restored, no gradient is left, and the posterior can be used again."""
     model, x, y = mlp()
     posterior, before = IsotropicPosterior(model.parameters(), 0.5), weights_of(model)
-    with pytest.raises(ZeroDivisionError), posterior.sample():
-        raise ZeroDivisionError
-    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
-    with posterior.sample():
-        F.cross_entropy(model(x), y).backward()
-    assert posterior.rho.grad is not None
-
-
-def test_an_exception_leaves_no_gradients() -> None:
-    """A block that raises after ``backward`` leaves no gradient behind."""
-    model, x, y = mlp()
-    posterior = IsotropicPosterior(model.parameters(), 0.5)
 
     def fail() -> None:
         F.cross_entropy(model(x), y).backward()
@@ -118,12 +106,15 @@ def test_an_exception_leaves_no_gradients() -> None:
 
     with pytest.raises(ZeroDivisionError), posterior.sample():
         fail()
-    assert posterior.rho.grad is None
-    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    assert all(p.grad is None for p in [*model.parameters(), posterior.rho])
+    with posterior.sample():
+        F.cross_entropy(model(x), y).backward()
+    assert posterior.rho.grad is not None
 
 
-def test_old_gradients_are_cleared_on_entering() -> None:
-    """Gradients from before the block, rho's included, are gone inside it."""
+def test_old_gradients_are_cleared_on_entry() -> None:
+    """Gradients from before the block, rho's included, are cleared on entry."""
     model, *_ = mlp()
     posterior = IsotropicPosterior(model.parameters())
     for parameter in [*model.parameters(), posterior.rho]:
@@ -133,7 +124,7 @@ def test_old_gradients_are_cleared_on_entering() -> None:
 
 
 def test_nothing_changes_without_backward() -> None:
-    """Where no ``backward`` ran there are no gradients, the draw says so, and rho and the weights are as before."""
+    """Without ``backward`` the draw and the weights have no gradients, and rho and the weights keep their values."""
     model, x, _ = mlp()
     posterior = IsotropicPosterior(model.parameters(), 0.5)
     before, rho = weights_of(model), posterior.rho.detach().clone()
@@ -145,7 +136,7 @@ def test_nothing_changes_without_backward() -> None:
 
 
 def test_nested_blocks_are_refused() -> None:
-    """Entering the block inside itself raises, and leaves the weights as they were."""
+    """Entering the block inside itself raises an error and restores the weights."""
     model, *_ = mlp()
     posterior, before = IsotropicPosterior(model.parameters(), 0.5), weights_of(model)
     with pytest.raises(RuntimeError, match="leave the first block"), posterior.sample(), posterior.sample():
@@ -154,7 +145,7 @@ def test_nested_blocks_are_refused() -> None:
 
 
 def test_frozen_weights_are_untouched() -> None:
-    """A weight with requires_grad=False is neither counted nor moved nor given a gradient."""
+    """A weight with requires_grad=False is not counted, not shifted, and gets no gradient."""
     model, x, y = mlp()
     frozen = model[0].weight.requires_grad_(False)
     posterior, before = IsotropicPosterior(model.parameters(), 0.5), frozen.clone()
@@ -165,43 +156,40 @@ def test_frozen_weights_are_untouched() -> None:
     assert frozen.grad is None
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_refused(dtype: torch.dtype) -> None:
-    """Half precision weights are refused, with the way out."""
-    with pytest.raises(ValueError, match=f"got {dtype}.*autocast"):
-        IsotropicPosterior(nn.Linear(2, 2).to(dtype).parameters())
-
-
-def test_mixed_types_are_refused() -> None:
-    """Weights of two types are refused, and both named."""
-    with pytest.raises(ValueError, match=r"float32 on cpu, torch\.float64 on cpu"):
-        IsotropicPosterior([*nn.Linear(2, 2).parameters(), *nn.Linear(2, 2).double().parameters()])
-
-
-def test_no_weights_are_refused() -> None:
-    """A posterior over nothing that is trained is refused."""
-    with pytest.raises(ValueError, match="at least one weight with requires_grad=True"):
-        IsotropicPosterior(nn.Linear(2, 2).requires_grad_(False).parameters())
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ([nn.Linear(2, 2).half()], "got torch.float16.*autocast"),
+        ([nn.Linear(2, 2).bfloat16()], "got torch.bfloat16.*autocast"),
+        ([nn.Linear(2, 2), nn.Linear(2, 2).double()], r"float32 on cpu, torch\.float64 on cpu"),
+        ([nn.Linear(2, 2).requires_grad_(False)], "at least one weight with requires_grad=True"),
+    ],
+    ids=["float16", "bfloat16", "mixed types", "all frozen"],
+)
+def test_unsuitable_weights_are_refused(layers: list[nn.Module], words: str) -> None:
+    """Weights in half precision, of several types, or all frozen are refused with the reason."""
+    with pytest.raises(ValueError, match=words):
+        IsotropicPosterior([p for layer in layers for p in layer.parameters()])
 
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, 1e-13, float("nan"), float("inf")])
 def test_sigma_must_be_positive(sigma: float) -> None:
-    """A sigma that is not a positive number is refused."""
+    """A sigma that is not a number of at least 1e-12 is refused."""
     with pytest.raises(ValueError, match="sigma must be a number of at least 1e-12"):
         IsotropicPosterior(nn.Linear(2, 2).parameters(), sigma)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sigma", [1e-12, 1e-4, 0.3, 1.0, 19.0, 29.9, 30.0, 1000.0])
-def test_sigma_starts_where_it_is_told(sigma: float, dtype: torch.dtype) -> None:
-    """softplus(rho) starts at the given sigma, small or large, in both precisions."""
+def test_initial_sigma(sigma: float, dtype: torch.dtype) -> None:
+    """softplus(rho) is initially the given sigma, small or large, in both precisions."""
     posterior = IsotropicPosterior(nn.Linear(2, 2).to(dtype).parameters(), sigma)
     assert float(posterior.sigma) == pytest.approx(sigma, rel=3e-6 if dtype == torch.float32 else 1e-8)
     assert posterior.rho.dtype == dtype
 
 
 def test_noise_is_standard_normal() -> None:
-    """The weights inside the block are Gaussian around theta_bar with standard deviation sigma, anew in each block."""
+    """Weights inside a block are independent Gaussian draws around theta_bar with standard deviation sigma."""
     model = nn.Linear(500, 400).double()
     posterior, mean = IsotropicPosterior(model.parameters(), 0.05, seeded()), model.weight.detach().clone()
     draws = []

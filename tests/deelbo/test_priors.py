@@ -1,4 +1,4 @@
-"""The formulas of the priors against dense matrices, torch.distributions and numerical optimizers, in float64."""
+"""Tests of the priors' formulas against dense matrices, torch.distributions and numerical optimizers, in float64."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def normal(*shape: int, seed: int) -> Tensor:
 def low_rank(
     dim: int, columns: int, rank: int | None = None, epsilon: float = 0.1, seed: int = 1
 ) -> tuple[LowRank, Tensor]:
-    """A prior and its covariance, dense."""
+    """Return a prior and its dense covariance."""
     mean, variance, factor = (
         normal(dim, seed=seed),
         normal(dim, seed=seed + 1).square(),
@@ -61,7 +61,7 @@ def test_kl_at_a_given_scale(prior_and_dense: tuple[GaussianPrior, Tensor], scal
 
 @pytest.mark.parametrize("sigma", [1e-4, 0.3, 20.0])
 def test_kl_at_the_closed_form_scale(prior_and_dense: tuple[GaussianPrior, Tensor], sigma: float) -> None:
-    """Where no scale is given, KL(q || p) is that of the dense Gaussians at s*, and `kl_term` says the same."""
+    """Without a scale, KL(q || p) and `kl_term` are that of the dense Gaussians at s*."""
     prior, dense = prior_and_dense
     weights, sd = normal(DIM, seed=9), torch.tensor(sigma, dtype=torch.float64)
     scale = prior.scale(weights, sd)
@@ -71,8 +71,8 @@ def test_kl_at_the_closed_form_scale(prior_and_dense: tuple[GaussianPrior, Tenso
 
 
 @pytest.mark.parametrize("sigma", [1e-3, 0.3, 5.0])
-def test_scale_is_where_kl_is_least(prior_and_dense: tuple[GaussianPrior, Tensor], sigma: float) -> None:
-    """s* is the scale at which a numerical optimizer finds the dense KL to be least."""
+def test_scale_minimizes_kl(prior_and_dense: tuple[GaussianPrior, Tensor], sigma: float) -> None:
+    """s* is the scale at which a numerical optimizer finds the minimum of the dense KL."""
     prior, dense = prior_and_dense
     weights, sd = normal(DIM, seed=9), torch.tensor(sigma, dtype=torch.float64)
     found = minimize_scalar(
@@ -86,7 +86,7 @@ def test_scale_is_where_kl_is_least(prior_and_dense: tuple[GaussianPrior, Tensor
 
 
 def test_kl_term_gradients(prior_and_dense: tuple[GaussianPrior, Tensor]) -> None:
-    """`kl_term`'s gradients are autograd's of the dense KL, through the closed-form scale too (envelope theorem)."""
+    """`kl_term`'s gradients are autograd's of the dense KL, also through the closed-form scale."""
     prior, dense = prior_and_dense
     weights, sigma = normal(DIM, seed=9).requires_grad_(), SIGMA.clone().requires_grad_()
     precision, d = torch.linalg.inv(dense), weights - prior.mean
@@ -144,7 +144,7 @@ def test_low_rank_in_single_precision() -> None:
 
 
 def test_rank_takes_the_newest_columns() -> None:
-    """``rank`` uses the last columns of the factor: what the older ones hold does not matter."""
+    """``rank`` uses the last columns of the factor, whatever the older ones contain."""
     mean, variance, factor = normal(6, seed=1), normal(6, seed=2).square(), normal(6, 5, seed=3)
     only_newest = LowRank(mean, variance, factor[:, 2:])
     picked = LowRank(mean, variance, factor, rank=3)
@@ -158,7 +158,7 @@ def test_rank_takes_the_newest_columns() -> None:
     "make", [Isotropic, lambda mean: LowRank(mean, torch.ones(3), torch.ones(3, 2))], ids=["isotropic", "low-rank"]
 )
 def test_the_mean_is_the_priors_own(make: Callable[[Tensor], GaussianPrior]) -> None:
-    """The mean stays where it was when the tensor that it was made from, e.g. a weight, moves on."""
+    """The mean does not change with the tensor that it was made from, such as a weight."""
     given = torch.ones(3)
     prior = make(given)
     given.add_(1)
@@ -167,7 +167,7 @@ def test_the_mean_is_the_priors_own(make: Callable[[Tensor], GaussianPrior]) -> 
 
 @pytest.mark.parametrize("shape", [(2, 3), (0,), ()])
 def test_mean_must_be_a_vector(shape: tuple[int, ...]) -> None:
-    """A mean that is not a vector of at least one weight is refused, and its shape named."""
+    """A mean that is not a vector of at least one weight is refused with its shape."""
     with pytest.raises(ValueError, match=r"mean must be a vector.*got shape \(" + ", ".join(map(str, shape))):
         Isotropic(torch.zeros(shape))
     with pytest.raises(ValueError, match="mean must be a vector"):
@@ -188,7 +188,9 @@ def test_mean_must_be_a_vector(shape: tuple[int, ...]) -> None:
         (torch.tensor([1.0, math.nan, 1.0, 1.0]), torch.ones(4, 2), None, 0.1, "must be positive for every weight"),
     ],
 )
-def test_low_rank_refuses(variance: Tensor, factor: Tensor, rank: int | None, epsilon: float, words: str) -> None:
-    """LowRank refuses shapes that disagree, a rank out of range and a diagonal that is not positive."""
+def test_impossible_low_rank_priors(
+    variance: Tensor, factor: Tensor, rank: int | None, epsilon: float, words: str
+) -> None:
+    """Shapes that disagree, a rank out of range and a diagonal that is not positive are refused."""
     with pytest.raises(ValueError, match=words):
         LowRank(torch.zeros(4), variance, factor, rank, epsilon)

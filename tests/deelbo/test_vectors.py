@@ -1,4 +1,4 @@
-"""Parameters as one vector: order and sharing, whatever the parameters' memory layout."""
+"""Tests of parameters as one vector: order and shared memory for any memory layout."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def mixed() -> list[nn.Parameter]:
 
 
 def in_order(tensors: list[Tensor]) -> list[float]:
-    """Every element by its index, the last one running fastest, tensor after tensor."""
+    """Return every element in index order, last index fastest, tensor after tensor."""
     found: list[float] = []
     for tensor in tensors:
         for index in (
@@ -42,8 +42,8 @@ def in_order(tensors: list[Tensor]) -> list[float]:
     return found
 
 
-def test_flatten_is_by_index_whatever_the_layout() -> None:
-    """A vector holds the elements by their indices, not as they lie in memory; it is a copy outside of autograd."""
+def test_flatten_is_in_index_order() -> None:
+    """The vector has the elements in index order for any memory layout, and is a detached copy."""
     parameters = mixed()
     vector = flatten(parameters)
     assert vector.tolist() == in_order(parameters)
@@ -52,9 +52,8 @@ def test_flatten_is_by_index_whatever_the_layout() -> None:
     assert any(float(p.detach().abs().sum()) > 0 for p in parameters)
 
 
-def test_write_is_flattens_inverse() -> None:
-    """Writing a vector into parameters and flattening them again gives the vector, to the bit, and keeps each one's
-    memory and layout."""
+def test_write_is_the_inverse_of_flatten() -> None:
+    """Writing a vector and flattening again gives the same bits, and each parameter keeps its memory and layout."""
     parameters = mixed()
     where = [(p.data_ptr(), p.stride()) for p in parameters]
     vector = torch.randn(78)
@@ -62,12 +61,9 @@ def test_write_is_flattens_inverse() -> None:
     assert torch.equal(flatten(parameters), vector)
     assert in_order(parameters) == vector.tolist()
     assert [(p.data_ptr(), p.stride()) for p in parameters] == where
-    before = flatten(parameters)
-    write(parameters, flatten(parameters))
-    assert torch.equal(flatten(parameters), before)
 
 
-def test_views_share_the_vectors_memory() -> None:
+def test_views_share_memory() -> None:
     """The pieces of a vector have the parameters' shapes, and changing one changes the vector."""
     parameters, vector = mixed(), torch.arange(78.0)
     pieces = views(vector, parameters)
@@ -77,8 +73,8 @@ def test_views_share_the_vectors_memory() -> None:
     assert vector[54:57].tolist() == [0, 0, 0]
 
 
-def test_set_gradients_follows_each_layout() -> None:
-    """Each parameter's gradient has its elements of the vector by index, and lies in memory as the parameter does."""
+def test_set_gradients_keeps_the_layout() -> None:
+    """Each gradient has its elements of the vector in index order, and the parameter's memory layout."""
     parameters, vector = mixed(), torch.randn(78)
     set_gradients(parameters, vector)
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -90,7 +86,7 @@ def test_set_gradients_follows_each_layout() -> None:
     assert torch.equal(again, vector)
 
 
-def test_set_gradients_copies_nothing_that_is_contiguous() -> None:
+def test_set_gradients_shares_memory_with_contiguous_parameters() -> None:
     """The gradients of contiguous parameters are the vector's own memory; an old gradient is replaced, not added to."""
     parameters = [nn.Parameter(torch.randn(2, 3)), nn.Parameter(torch.randn(4))]
     for p in parameters:
@@ -117,8 +113,8 @@ def test_add_to_gradients(missing: list[int], factor: float) -> None:
     assert all(p.grad is old for p, old in zip(parameters, there, strict=True) if old is not None)
 
 
-def test_flatten_gradients_knows_what_is_missing() -> None:
-    """A parameter without a gradient counts as zeros; where none has one there is no vector."""
+def test_flatten_gradients_with_missing_gradients() -> None:
+    """A parameter without a gradient counts as zeros; if none has one, the result is None."""
     parameters = mixed()
     assert flatten_gradients(parameters) is None
     parameters[1].grad = torch.tensor([1.0, 2.0, 3.0])
@@ -128,7 +124,7 @@ def test_flatten_gradients_knows_what_is_missing() -> None:
 
 
 def conv_net() -> nn.Module:
-    """A network in float64 whose head is ``4``; its convolutions are larger than one pixel, so that layouts differ."""
+    """A float64 network with the head ``4`` and convolutions of several pixels, for which the layouts differ."""
     return nn.Sequential(
         nn.Conv2d(3, 4, 3),
         nn.BatchNorm2d(4),
@@ -139,7 +135,7 @@ def conv_net() -> nn.Module:
 
 
 def both() -> tuple[nn.Module, nn.Module]:
-    """The same network with contiguous weights and with channels last."""
+    """Return one network twice: with contiguous weights and with channels last."""
     plain = conv_net()
     last = copy.deepcopy(plain).to(memory_format=LAST)  # type: ignore[call-overload]
     assert not last[0].weight.is_contiguous()
@@ -152,7 +148,7 @@ def a_batch() -> tuple[Tensor, Tensor]:
 
 
 def test_the_posterior_of_a_channels_last_network() -> None:
-    """Draws, gradients, dL/drho and what is put back are the same, by index, for weights with channels last."""
+    """Draws, gradients, dL/drho and restored weights are the same for weights with channels last."""
     (x, y), found = a_batch(), []
     for model in both():
         before = flatten(model.parameters())
@@ -184,8 +180,7 @@ def de_elbo_of(model: nn.Module) -> Objective:
 
 @pytest.mark.parametrize("make", [map_of, elbo_of, de_elbo_of])
 def test_the_objectives_of_a_channels_last_network(make: Callable[[nn.Module], Objective]) -> None:
-    """Every objective's gradients, and where two steps of SGD with momentum lead, are the same by index for weights
-    with channels last; each gradient lies in memory as its weight."""
+    """Gradients and steps of SGD are the same for weights with channels last; gradients have their layout."""
     (x, y), found = a_batch(), []
     for model in both():
         objective = make(model)
@@ -208,7 +203,7 @@ def test_the_objectives_of_a_channels_last_network(make: Callable[[nn.Module], O
 
 
 def test_a_long_dot_product() -> None:
-    """Twenty million float32 products are added up to six digits, as their sum in float64 says."""
+    """The sum of twenty million float32 products is accurate to six digits."""
     long = torch.rand(20_000_000, generator=torch.Generator().manual_seed(0))
     assert float(dot(long, long)) == pytest.approx(float(torch.dot(long.double(), long.double())), rel=1e-6)
     assert torch.equal(dot(long[:10], long[:10]), torch.dot(long[:10], long[:10]))

@@ -1,4 +1,4 @@
-"""Splits, normalization, augmentation and the embedded digits, against scikit-learn, numpy and plain loops."""
+"""Tests of splits, normalization, augmentation and the embedded digits, against scikit-learn, numpy and loops."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def test_splits_are_sklearns(labels: np.ndarray[tuple[int], np.dtype[np.int64]],
         (49, 49, "n = 49 leaves 9 validation images"),
     ],
 )
-def test_sizes_that_cannot_be_split(n: int, pool: int, words: str) -> None:
-    """An N that is too large, not a multiple of the classes or too small is refused, with one that works."""
+def test_impossible_sizes_are_refused(n: int, pool: int, words: str) -> None:
+    """An N that is too large, too small or not a multiple of the classes is refused with one that works."""
     with pytest.raises(ValueError, match=words):
         check_size(n, pool, num_classes=10)
 
 
 @pytest.mark.parametrize(("n", "pool"), [(50, 600), (600, 600), (597, 597)])
-def test_sizes_that_can_be_split(n: int, pool: int) -> None:
-    """The smallest size, and the whole pool even where it is no multiple of the classes, are accepted."""
+def test_possible_sizes(n: int, pool: int) -> None:
+    """The smallest size is accepted, and so is the whole pool even if it is not a multiple of the classes."""
     check_size(n, pool, num_classes=10)
 
 
@@ -79,8 +79,8 @@ def test_a_task_splits_its_pool(task: Task) -> None:
     assert whole.test is parts.test is task.test
 
 
-def test_a_split_is_the_same_every_time(task: Task) -> None:
-    """The same N and seed give the same images in the same order whatever was drawn before; another seed others."""
+def test_splits_are_repeatable(task: Task) -> None:
+    """The same N and seed give the same images in the same order, another seed others."""
     first = task.split(80, 5, validation=True)
     torch.rand(3)
     task.split(40, 6, validation=False)
@@ -118,14 +118,14 @@ def test_normalization_against_numpy() -> None:
 
 
 def test_blank_images_can_be_normalized() -> None:
-    """Images without any contrast do not divide by zero."""
+    """Images without contrast do not cause a division by zero."""
     images = Images(torch.full((2, 1, 3, 3), 7, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), 1)
     assert torch.isfinite(Normalization.of(images)(images.pixels)).all()
 
 
 @pytest.mark.parametrize("most", [1, 2])
 def test_shifts_against_a_loop(most: int) -> None:
-    """Every image is moved by its own offset, all channels alike, zeros moving in; every offset comes up."""
+    """Each image is shifted by its own offset with zeros moving in, and every offset occurs."""
     pixels = torch.randint(1, 256, (200, 2, 6, 6), dtype=torch.uint8)
     geometry = Geometry(side=6, crop=6, pad=most)
     result = geometry.training(pixels, geometry.draw(200, torch.Generator().manual_seed(1)))
@@ -181,6 +181,6 @@ def test_uci_digits() -> None:
 
 
 def test_an_unknown_task_is_refused() -> None:
-    """A task that is not there raises ValueError that lists those that are."""
+    """An unknown dataset raises a ValueError that lists the known ones."""
     with pytest.raises(ValueError, match="one of CIFAR-10, Flowers-102, Oxford-IIIT_Pet, mnist-digits, got 'cifar'"):
         load_task("cifar")

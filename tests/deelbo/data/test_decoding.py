@@ -1,4 +1,4 @@
-"""Decoding image files, and the cache of what was decoded: used, never stale, never in the way."""
+"""Tests of decoding image files and of the cache of decoded images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deelbo.data.integrity import DataError
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """A folder ``set`` with seven small images."""
+    """Return a folder ``set`` with seven small images."""
     folder = tmp_path / "set"
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -40,7 +40,7 @@ def listing(images: Path) -> Listing:
 
 @pytest.fixture
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by the number of files whenever some are decoded."""
+    """Return a list that grows by the number of files whenever some are decoded."""
     seen: list[int] = []
 
     def counted(files: Sequence[Path], side: int) -> Tensor:
@@ -62,7 +62,7 @@ def cached(images: Path) -> list[Path]:
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])
 def test_images_of_other_modes(tmp_path: Path, mode: str) -> None:
-    """A grey, palette, transparent or CMYK image, and one that is a PNG in spite of its name, is decoded as RGB."""
+    """Grey, palette, transparent and CMYK images, and a PNG with another suffix, are decoded as RGB."""
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 25, 3), dtype=np.uint8)).convert(mode)
     path = tmp_path / "image.jpg"
     picture.save(path, format="JPEG" if mode in ("L", "CMYK") else "PNG")
@@ -75,8 +75,8 @@ def test_images_of_other_modes(tmp_path: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "no image"])
-def test_an_image_that_cannot_be_decoded_is_named(images: Path, listing: Listing, damage: str) -> None:
-    """An image cut short and a file that is none raise one line with the file's name, and nothing is cached."""
+def test_an_undecodable_image_is_named(images: Path, listing: Listing, damage: str) -> None:
+    """A truncated image and another file raise one line with the file's path, and nothing is cached."""
     content = (images / "3.jpg").read_bytes()
     (images / "3.jpg").write_bytes(content[: len(content) // 2] if damage == "cut" else b"<html>not found</html>")
     with pytest.raises(
@@ -87,8 +87,8 @@ def test_an_image_that_cannot_be_decoded_is_named(images: Path, listing: Listing
     assert cached(images) == []
 
 
-def test_what_was_decoded_is_kept(images: Path, listing: Listing, decodings: list[int]) -> None:
-    """The first reading decodes every file once; the second reads the cache and gives the same bits."""
+def test_decoded_images_are_cached(images: Path, listing: Listing, decodings: list[int]) -> None:
+    """The first call decodes every file once; the second reads the same bits from the cache."""
     training, test = read(listing)
     assert decodings == [5, 2]
     assert torch.equal(training, decode(listing.training, 16))
@@ -101,16 +101,16 @@ def test_what_was_decoded_is_kept(images: Path, listing: Listing, decodings: lis
     assert path.name.startswith("set-16-")
 
 
-def test_what_is_read_may_be_changed(images: Path, listing: Listing) -> None:
-    """Changing the tensors that were read does not change the file that others read."""
+def test_changed_tensors_do_not_change_the_cache(images: Path, listing: Listing) -> None:
+    """Changing loaded tensors does not change the file that others read."""
     training, _ = read(listing)
     before = training.clone()
     training.zero_()
     assert torch.equal(read(listing)[0], before)
 
 
-def test_sizes_are_kept_apart(images: Path, listing: Listing, decodings: list[int]) -> None:
-    """Each size has a file of its own, which all stay."""
+def test_each_size_has_a_file(images: Path, listing: Listing, decodings: list[int]) -> None:
+    """Each size has its own cached file, and all of them stay."""
     assert read(listing, 16)[0].shape[2:] == (16, 16)
     assert read(listing, 24)[0].shape[2:] == (24, 24)
     read(listing, 16)
@@ -122,7 +122,7 @@ def test_sizes_are_kept_apart(images: Path, listing: Listing, decodings: list[in
 def test_a_stale_cache_is_not_used(
     monkeypatch: pytest.MonkeyPatch, images: Path, listing: Listing, decodings: list[int], change: str
 ) -> None:
-    """Files of other content, time, label, order, split or name, and another Pillow, are decoded anew."""
+    """Files with other content, time, label, order, split or name, or another Pillow, are decoded again."""
     read(listing)
     files, labels = listing.training, listing.training_labels
     first = files[0]
@@ -149,10 +149,8 @@ def test_a_stale_cache_is_not_used(
     assert torch.equal(test, decode(listing.test, 16))
 
 
-def test_a_folder_that_moved_keeps_its_cache(
-    tmp_path: Path, images: Path, listing: Listing, decodings: list[int]
-) -> None:
-    """The cache moves with the data: names are hashed below the set's folder, not from the root of the disk."""
+def test_the_cache_moves_with_the_data(tmp_path: Path, images: Path, listing: Listing, decodings: list[int]) -> None:
+    """Names are hashed relative to the dataset's folder, so a moved folder keeps its cache."""
     read(listing)
     (tmp_path / "elsewhere").mkdir()
     moved = images.rename(tmp_path / "elsewhere" / "set")
@@ -180,8 +178,8 @@ DAMAGED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_a_damaged_cache_is_made_again(images: Path, listing: Listing, decodings: list[int], damage: str) -> None:
-    """A cached file that is cut short, no torch file, or of other content is made again in its place."""
+def test_a_damaged_cache_is_replaced(images: Path, listing: Listing, decodings: list[int], damage: str) -> None:
+    """A truncated cached file, another file, or one of other content is made again."""
     training = read(listing)[0].clone()
     (path,) = cached(images)
     content = path.read_bytes()
@@ -202,10 +200,10 @@ def test_a_damaged_cache_is_made_again(images: Path, listing: Listing, decodings
 @pytest.mark.parametrize(
     "call", ["pathlib.Path.mkdir", "tempfile.mkstemp", "torch.save", "os.fsync", "pathlib.Path.replace"]
 )
-def test_a_folder_that_cannot_be_written(
+def test_an_unwritable_folder(
     monkeypatch: pytest.MonkeyPatch, images: Path, listing: Listing, decodings: list[int], call: str
 ) -> None:
-    """On a read-only or full disk the images are decoded each time, and nothing is left behind."""
+    """On a read-only or full disk the images are decoded each time, and no file is left behind."""
 
     def refuse(*given: object, **named: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
@@ -219,8 +217,8 @@ def test_a_folder_that_cannot_be_written(
     assert cached(images) == []
 
 
-def test_several_at_once(images: Path, listing: Listing) -> None:
-    """Several that start at the same time all get the right images, and leave one whole file."""
+def test_concurrent_readers(images: Path, listing: Listing) -> None:
+    """Processes that start together all get the right images and leave one complete file."""
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: read(listing), range(4)))
     for training, test in results:
@@ -232,7 +230,7 @@ def test_several_at_once(images: Path, listing: Listing) -> None:
 def test_an_interrupted_writer_leaves_no_cached_file(
     monkeypatch: pytest.MonkeyPatch, images: Path, listing: Listing, decodings: list[int]
 ) -> None:
-    """A process that dies while it writes leaves nothing that another takes for the cache."""
+    """A process that dies while it writes leaves nothing that is read as the cache."""
 
     class Killed(BaseException):
         pass
@@ -250,8 +248,8 @@ def test_an_interrupted_writer_leaves_no_cached_file(
     assert decodings == [5, 2, 5, 2]
 
 
-def test_who_may_read_the_images_may_read_the_cache(images: Path, listing: Listing) -> None:
-    """The cached file has the permissions of the images, so that a shared folder is decoded once for all users."""
+def test_the_cache_has_the_images_permissions(images: Path, listing: Listing) -> None:
+    """The cached file has the images' permissions, so that users of a shared folder share it."""
     listing.training[0].chmod(0o644)
     read(listing)
     (path,) = cached(images)

@@ -1,4 +1,4 @@
-"""Downloading, from a server that is a function: what is fetched, what is not, and how a failure is said."""
+"""Tests of downloading, with a function in place of the server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def packed(root: Path, *names: str) -> bytes:
 
 
 class Answer(io.BytesIO):
-    """What urlopen gives."""
+    """The response of urlopen."""
 
     url: str | None = None
 
@@ -43,10 +43,7 @@ class Answer(io.BytesIO):
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> tuple[dict[str, bytes], list[str]]:
-    """The small sets as the official ones: file name to content, and which files were asked for, in order.
-
-    torchvision's checksums and the official numbers of images are made those of the small sets.
-    """
+    """Serve the small sets as the official ones; return the files by name, and the list of requests."""
     batches = data_root / "cifar-10-batches-py"
     flowers = data_root / "flowers-102"
     files = {
@@ -100,7 +97,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_download(served: tuple[dict[str, bytes], list[str]], tmp_path: Path, name: str) -> None:
-    """What is missing is downloaded and unpacked, once: what is whole is not asked for again."""
+    """Missing files are downloaded and unpacked once; complete ones are not requested again."""
     folder, root = SMALL[name], tmp_path / "new" / "root"
     for _ in range(2):
         assert download(folder, root) == root / folder.folder
@@ -109,8 +106,8 @@ def test_a_download(served: tuple[dict[str, bytes], list[str]], tmp_path: Path, 
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_folder_that_is_half_there(served: tuple[dict[str, bytes], list[str]], tmp_path: Path, name: str) -> None:
-    """A folder that lacks a file is made whole, from the archive that lies beside it without asking for it again."""
+def test_an_incomplete_folder(served: tuple[dict[str, bytes], list[str]], tmp_path: Path, name: str) -> None:
+    """A folder that lacks a file is completed from the archive beside it, without a request."""
     folder = SMALL[name]
     download(folder, tmp_path)
     served[1].clear()
@@ -120,15 +117,15 @@ def test_a_folder_that_is_half_there(served: tuple[dict[str, bytes], list[str]],
     check(folder, tmp_path, verify=True)
 
 
-def test_an_archive_that_was_cut_short(served: tuple[dict[str, bytes], list[str]], tmp_path: Path) -> None:
-    """Half an archive, as a broken download leaves it, is downloaded again."""
+def test_a_truncated_archive(served: tuple[dict[str, bytes], list[str]], tmp_path: Path) -> None:
+    """A truncated archive of a broken download is downloaded again."""
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(served[0]["cifar-10-python.tar.gz"][:1000])
     download(SMALL["CIFAR10"], tmp_path)
     assert served[1] == ["cifar-10-python.tar.gz"]
 
 
-def test_another_archive_than_the_official(served: tuple[dict[str, bytes], list[str]], tmp_path: Path) -> None:
-    """An archive with another checksum is refused, and not unpacked."""
+def test_an_archive_with_another_checksum(served: tuple[dict[str, bytes], list[str]], tmp_path: Path) -> None:
+    """An archive with another checksum is refused and not unpacked."""
     served[0]["cifar-10-python.tar.gz"] += b"\0"
     with pytest.raises(ValueError, match=r"^CIFAR-10 could not be downloaded to \S+ \(RuntimeError: [^\n]+$"):
         download(SMALL["CIFAR10"], tmp_path)
@@ -140,7 +137,7 @@ def test_another_archive_than_the_official(served: tuple[dict[str, bytes], list[
     "error", [URLError("Name or service\nnot known"), TimeoutError("timed out"), OSError(28, "full")]
 )
 def test_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, error: Exception) -> None:
-    """An error of the network or the disk is one line that says what to do instead."""
+    """An error of the network or the disk becomes one line that says what to do instead."""
 
     def fail(*given: object, **named: object) -> None:
         raise error
@@ -156,8 +153,8 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, 
     assert said.endswith("set `data` / $DEELBO_DATA to the folder that holds it")
 
 
-def test_only_downloading_touches_the_network(monkeypatch: pytest.MonkeyPatch, data_root: Path, tmp_path: Path) -> None:
-    """Loading and checking open no connection, whether the data are there or not."""
+def test_only_downloading_uses_the_network(monkeypatch: pytest.MonkeyPatch, data_root: Path, tmp_path: Path) -> None:
+    """Loading and checking open no connection, whether the data exist or not."""
     from deelbo.data import check_task, load_task
 
     def fail(*given: object, **named: object) -> None:

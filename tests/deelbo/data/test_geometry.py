@@ -1,4 +1,4 @@
-"""Which pixels of an image the network sees, against torchvision's transforms and Pillow, an image at a time."""
+"""Tests of resizing, cropping and flipping, against torchvision's transforms and Pillow, image by image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def drawn(geometry: Geometry, n: int, seed: int = 1) -> Tensor:
 @pytest.mark.parametrize(("stored", "side", "crop"), [(8, 37, 32), (32, 37, 32), (48, 37, 32), (32, 256, 224)])
 @pytest.mark.parametrize("flip", [False, True])
 def test_training_is_torchvisions_resize_crop_and_flip(stored: int, side: int, crop: int, flip: bool) -> None:
-    """A training image is what torchvision's resize, crop at the drawn place and horizontal flip make of it."""
+    """A training image is torchvision's resize, crop at the drawn position and horizontal flip of it."""
     pixels, geometry = pictures(6, stored), Geometry(side, crop, flip=flip)
     plan = drawn(geometry, 6)
     result = geometry.training(pixels, plan)
@@ -40,7 +40,7 @@ def test_training_is_torchvisions_resize_crop_and_flip(stored: int, side: int, c
 
 @pytest.mark.parametrize(("stored", "side"), [(32, 256), (32, 37), (48, 37)])
 def test_resizing_is_pillows(stored: int, side: int) -> None:
-    """Resizing is bilinear as Pillow does it in floating point: half-pixel centers, averages where it gets smaller."""
+    """Resizing is Pillow's bilinear resizing in floating point, with averages where it shrinks."""
     pixels = pictures(2, stored, channels=1)
     result = Geometry(side, side).evaluation(pixels)
     for image, resized in zip(pixels[:, 0].numpy(), result[:, 0].numpy(), strict=True):
@@ -50,8 +50,8 @@ def test_resizing_is_pillows(stored: int, side: int) -> None:
 
 
 @pytest.mark.parametrize("side", [16, 17])
-def test_images_of_the_right_size_are_gathered_to_the_bit(side: int) -> None:
-    """Images stored at ``side`` stay uint8: what comes is a slice of each image, mirrored where that was drawn."""
+def test_images_of_the_right_size_are_copied_exactly(side: int) -> None:
+    """Images stored at ``side`` stay uint8: the result is a slice of each image, mirrored if drawn so."""
     pixels, geometry = pictures(50, side), Geometry(side, 12, flip=True)
     plan = drawn(geometry, 50)
     result = geometry.training(pixels, plan)
@@ -61,8 +61,8 @@ def test_images_of_the_right_size_are_gathered_to_the_bit(side: int) -> None:
         np.testing.assert_array_equal(seen, expected[:, :, ::-1] if mirrored else expected)
 
 
-def test_a_flip_alone_mirrors() -> None:
-    """Where the crop is the whole image, images are still mirrored, half of them about."""
+def test_flips_without_crops() -> None:
+    """If the crop is the whole image, about half of the images are still mirrored."""
     pixels, geometry = pictures(400, 5), Geometry(5, 5, flip=True)
     result = geometry.training(pixels, drawn(geometry, 400))
     mirrored = (result == pixels.flip(3)).flatten(1).all(1)
@@ -82,8 +82,8 @@ def test_padding_and_flip_together() -> None:
         assert torch.equal(seen, transforms.horizontal_flip(expected) if mirrored else expected)
 
 
-def test_every_place_comes_up() -> None:
-    """Rows and columns of the crop take every value from 0 to the slack and no other, independently; flips both."""
+def test_every_crop_occurs() -> None:
+    """Rows and columns of the crop independently take every value from 0 to the slack; both flips occur."""
     geometry = Geometry(8, 5, flip=True)
     plan = drawn(geometry, 4000)
     assert geometry.slack == 3
@@ -95,22 +95,22 @@ def test_every_place_comes_up() -> None:
 
 
 @pytest.mark.parametrize("most", [1, 3])
-def test_places_without_flip_use_the_random_numbers_they_always_did(most: int) -> None:
-    """Padding by ``most`` draws (2, n) integers from 0 to 2 most, and nothing else, so that old records still hold."""
+def test_crops_without_flips_draw_fixed_random_numbers(most: int) -> None:
+    """Padding by p draws (2, n) integers from 0 to 2p and nothing else, so that old records stay valid."""
     generator, oracle = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
     plan = Geometry(16, 16, pad=most).draw(40, generator)
     assert torch.equal(plan, torch.randint(0, 2 * most + 1, (2, 40), generator=oracle))
     assert torch.equal(generator.get_state(), oracle.get_state())
 
 
-def test_flips_do_not_change_the_places() -> None:
-    """With flips, the same seed gives the same places as without."""
+def test_flips_do_not_change_the_crops() -> None:
+    """With flips, a seed gives the same crops as without."""
     assert torch.equal(drawn(Geometry(8, 5, flip=True), 30)[:2], drawn(Geometry(8, 5), 30))
 
 
 @pytest.mark.parametrize(("stored", "side", "crop"), [(32, 256, 224), (256, 256, 224), (37, 37, 32), (16, 16, 16)])
 def test_evaluation_is_torchvisions_center_crop(stored: int, side: int, crop: int) -> None:
-    """An image is evaluated at its center, as torchvision's CenterCrop takes it after a resize, without padding."""
+    """An evaluated image is torchvision's CenterCrop after a resize, without padding."""
     pixels = pictures(3, stored)
     resized = pixels if stored == side else transforms.resize(pixels.float(), [side, side], antialias=True)
     expected = transforms.center_crop(resized, [crop, crop])
@@ -120,8 +120,8 @@ def test_evaluation_is_torchvisions_center_crop(stored: int, side: int, crop: in
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-3)
 
 
-def test_an_image_that_is_not_square() -> None:
-    """An image of another aspect is brought to side x side, its aspect not kept."""
+def test_a_rectangular_image() -> None:
+    """An image of another aspect ratio is resized to side x side."""
     pixels = torch.randint(0, 256, (2, 3, 20, 50), dtype=torch.uint8)
     expected = transforms.resize(pixels.float(), [37, 37], antialias=True)
     torch.testing.assert_close(Geometry(37, 37).evaluation(pixels), expected, rtol=0, atol=1e-3)
@@ -129,7 +129,7 @@ def test_an_image_that_is_not_square() -> None:
 
 @pytest.mark.parametrize("stored", [32, 300])
 def test_normalizing_and_resizing_commute(stored: int) -> None:
-    """Normalizing and then resizing gives the same numbers as resizing and then normalizing, but for rounding."""
+    """Normalizing and resizing give the same numbers in both orders, up to rounding."""
     pixels = pictures(3, stored)
     normalize, geometry = Normalization.of(Images(pixels, torch.zeros(3), 1)), Geometry(256, 224, flip=True)
     plan = drawn(geometry, 3)
@@ -144,6 +144,6 @@ def test_normalizing_and_resizing_commute(stored: int) -> None:
 
 @pytest.mark.parametrize(("side", "crop", "pad"), [(8, 9, 0), (8, 0, 0), (8, 8, -1), (8, 9, 2)])
 def test_a_crop_that_does_not_fit_is_refused(side: int, crop: int, pad: int) -> None:
-    """A crop larger than the image or empty, and a negative padding, raise ValueError that says what came."""
+    """A crop that is empty or larger than the image, and a negative padding, raise a ValueError."""
     with pytest.raises(ValueError, match=f"got crop {crop} of side {side}, padded by {pad}"):
         Geometry(side, crop, pad)

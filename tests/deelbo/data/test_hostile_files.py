@@ -1,4 +1,4 @@
-"""Files of data and weights that would run code, or name files elsewhere: refused in one line, and nothing is run."""
+"""Tests of files that would run code or that name files elsewhere: they are refused, and nothing is run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CIFAR10 = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.met
 
 
 class Bomb:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -40,7 +40,7 @@ class Bomb:
 
 @pytest.fixture
 def bomb(tmp_path: Path) -> Iterator[Bomb]:
-    """A bomb that works, and did not go off in the test."""
+    """Return a working bomb that must not go off in the test."""
     target = tmp_path / "bombed"
     pickle.loads(pickle.dumps(Bomb(target)))  # noqa: S301
     target.rmdir()
@@ -50,12 +50,12 @@ def bomb(tmp_path: Path) -> Iterator[Bomb]:
 
 @pytest.fixture
 def own(data_root: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """A copy of one dataset's folder, to be changed; its root is its parent."""
+    """Return a function that copies one dataset's folder, to be changed."""
     return lambda name: Path(shutil.copytree(data_root / name, tmp_path / name))
 
 
 def refusal(call: Callable[[], object]) -> str:
-    """The one short line with which something is refused."""
+    """Return the one short line of the error that a call raises."""
     with pytest.raises(ValueError, match=r"\S") as refused:
         call()
     assert str(refused.value).isprintable()
@@ -65,8 +65,7 @@ def refusal(call: Callable[[], object]) -> str:
 
 @pytest.mark.parametrize("file", CIFAR10)
 def test_a_batch_cannot_run_code(own: Callable[[str], Path], bomb: Bomb, file: str) -> None:
-    """A file of CIFAR-10 that would run code is refused by what it would call, verified or not; the code does not
-    run, wherever it stands in the file."""
+    """A CIFAR-10 file that would run code is refused by the name of its function, wherever that is in the file."""
     path = own("cifar-10-batches-py") / file
     good = pickle.loads(path.read_bytes())  # noqa: S301
     for bad in (bomb, good | {"data": bomb}, good | {"more": [{"a": (bomb,)}]}):
@@ -90,8 +89,8 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_what_an_array_is_made_of_is_taken(own: Callable[[str], Path], name: str) -> None:
-    """A batch that names any function but those of an array is refused, other functions of numpy among them."""
+def test_only_the_functions_of_arrays_are_accepted(own: Callable[[str], Path], name: str) -> None:
+    """A batch that names any function but those of an array, even numpy's, is refused."""
     path = own("cifar-10-batches-py") / "test_batch"
     module, function = name.split(" ")
     path.write_bytes(f"c{module}\n{function}\n(S'1'\ntR.".encode())
@@ -100,8 +99,7 @@ def test_only_what_an_array_is_made_of_is_taken(own: Callable[[str], Path], name
 
 
 def test_a_batch_of_python_2_is_read(tmp_path: Path) -> None:
-    """A batch as Python 2 and numpy 1 wrote the official ones, whose bytes are texts and whose numpy has its old
-    name, is read to the bit."""
+    """A batch of Python 2 and numpy 1, as the official ones are, is read exactly."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3072), dtype=np.uint8)
     raw = pixels.tobytes()
     array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntU\x01btR"
@@ -130,8 +128,8 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("data", ARRAYS.values(), ids=ARRAYS)
-def test_an_array_of_anything_else(own: Callable[[str], Path], data: Any) -> None:
-    """Data that are no array of 3,072 plain numbers an image are refused; numpy never sees what they are made of."""
+def test_other_arrays_are_refused(own: Callable[[str], Path], data: Any) -> None:
+    """Data that are not an array of 3,072 plain numbers per image are refused before numpy sees them."""
     path = own("cifar-10-batches-py") / "data_batch_1"
     path.write_bytes(pickle.dumps({"data": data, "labels": [0, 1]}, protocol=2))
     assert "CIFAR-10 cannot be read in" in refusal(lambda: check_task("CIFAR-10", path.parent.parent, verify=False))
@@ -140,16 +138,16 @@ def test_an_array_of_anything_else(own: Callable[[str], Path], data: Any) -> Non
 @pytest.mark.parametrize(
     "labels", [[0.5] * 80, ["0"] * 80, [True] * 80, [[0]] * 80, "0" * 80, None, dict.fromkeys(range(80), 0)]
 )
-def test_labels_of_anything_else(own: Callable[[str], Path], labels: Any) -> None:
-    """Labels that are no list of whole numbers are refused."""
+def test_other_labels_are_refused(own: Callable[[str], Path], labels: Any) -> None:
+    """Labels that are not a list of whole numbers are refused."""
     path = own("cifar-10-batches-py") / "data_batch_1"
     path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes()) | {"labels": labels}, protocol=2))  # noqa: S301
     words = refusal(lambda: check_task("CIFAR-10", path.parent.parent, verify=False))
-    assert "labels of data_batch_1 are no list of whole numbers" in words
+    assert "labels of data_batch_1 are not a list of whole numbers" in words
 
 
-def test_arrays_in_any_order_of_bytes(tmp_path: Path) -> None:
-    """Arrays of other plain types, big-endian or column by column, are read as they are."""
+def test_arrays_of_any_byte_order(tmp_path: Path) -> None:
+    """Arrays of other plain types, big-endian or in column order, are read correctly."""
     for kind in ("u1", "<i4", ">i4", ">f8", "?"):
         for order in ("C", "F"):
             pixels = np.asarray(np.arange(2 * 3072).reshape(2, 3072) % 100, dtype=kind, order=order)  # type: ignore[call-overload]
@@ -160,7 +158,7 @@ def test_arrays_in_any_order_of_bytes(tmp_path: Path) -> None:
 
 
 def changed(text: bytes, examples: int) -> Iterator[bytes]:
-    """The same bytes with some cut off, flipped, removed or doubled; the same changes every time."""
+    """Return the bytes with some removed, flipped or doubled, repeatably."""
     chance = random.Random(0)  # noqa: S311
     for _ in range(round(examples * FUZZ)):
         # most of such a file are numbers, in which any change is allowed: its ends say what it is
@@ -180,7 +178,7 @@ def changed(text: bytes, examples: int) -> Iterator[bytes]:
 
 
 def test_changed_batches(own: Callable[[str], Path], tmp_path: Path) -> None:
-    """Whatever bytes a batch holds, it is images and labels, or one line."""
+    """Any bytes of a batch give images and labels, or an error of one line."""
     path = own("cifar-10-batches-py") / "data_batch_3"
     refused = []
     for text in changed(path.read_bytes(), 60):
@@ -195,7 +193,7 @@ def test_changed_batches(own: Callable[[str], Path], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_changed_weights(tmp_path: Path, suffix: str) -> None:
-    """Whatever bytes a file of weights holds, it is tensors by name, or one line."""
+    """Any bytes of a file of weights give tensors by name, or an error of one line."""
     path = tmp_path / f"w{suffix}"
     tensors = {"a": torch.arange(6.0), "b": torch.ones(2, 2)}
     torch.save(tensors, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
@@ -214,8 +212,7 @@ def test_changed_weights(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("zipped", [True, False, None])
 @pytest.mark.parametrize("where", ["whole", "state dict", "mean", "three files"])
 def test_weights_and_swag_cannot_run_code(tmp_path: Path, bomb: Bomb, where: str, zipped: bool | None) -> None:
-    """A pickle under the name of weights, or of a SWAG posterior in one file or three, is refused by what it would
-    call, in torch's formats or as a bare pickle, and is not run."""
+    """A pickle in place of weights or a SWAG posterior is refused by the name of its function, and not run."""
     path = tmp_path / "w.pt"
     held = {"whole": bomb, "three files": bomb, "state dict": {"state_dict": {"a": bomb}}}.get(where, {"mean": bomb})
     if zipped is None:
@@ -227,8 +224,8 @@ def test_weights_and_swag_cannot_run_code(tmp_path: Path, bomb: Bomb, where: str
     assert "w.pt" in refusal(lambda: read_swag(source, "digits-resnet"))
 
 
-def test_a_name_of_many_characters_in_weights(tmp_path: Path) -> None:
-    """Names in a file of weights, however long or strange, are told in a short line."""
+def test_long_names_in_weights(tmp_path: Path) -> None:
+    """Long or strange names in a file of weights give a short line."""
     path = tmp_path / "w.pt"
     torch.save({"x\x1b[2J" * 100_000: 1}, path)
     assert "expected a tensor" in refusal(lambda: read_tensors(path))
@@ -240,9 +237,8 @@ PLACES = ["../../secret", "{folder}/../secret", "/etc/passwd", "a/../Some_Breed0
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_list_names_no_file_elsewhere(own: Callable[[str], Path], tmp_path: Path, place: str) -> None:
-    """A list of Pet's that names anything but a file of its own folder is refused, also where that file is an image;
-    so that no other file is read."""
+def test_a_list_cannot_name_files_elsewhere(own: Callable[[str], Path], tmp_path: Path, place: str) -> None:
+    """A list of Pet's that names anything but a file of its own folder is refused."""
     folder = own("oxford-iiit-pet")
     shutil.copy(next((folder / "images").glob("*.jpg")), tmp_path / "secret.jpg")
     with (folder / "annotations" / "trainval.txt").open("a") as lines:
@@ -252,8 +248,8 @@ def test_a_list_names_no_file_elsewhere(own: Callable[[str], Path], tmp_path: Pa
     assert refusal(lambda: load_task("Oxford-IIIT_Pet", tmp_path, 32, verify=False)) == words
 
 
-def test_a_photograph_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An EPS file under a photograph's name, which Pillow hands to Ghostscript, is no image; nothing is started."""
+def test_an_image_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An EPS file, which Pillow would pass to Ghostscript, is not accepted as an image."""
     program, trace = tmp_path / "bin" / "gs", tmp_path / "trace"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\ntouch {trace}\n")

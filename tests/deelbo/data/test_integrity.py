@@ -1,4 +1,4 @@
-"""Every way in which a folder is not the dataset: one line that says what came, what was expected and what to do."""
+"""Tests of unusable dataset folders: one line says what was found, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REMEDY = (
 
 @pytest.fixture
 def own(data_root: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """A copy of one dataset's folder, to be damaged; its root is its parent."""
+    """Return a function that copies one dataset's folder, to be damaged."""
 
     def copied(name: str) -> Path:
         return Path(shutil.copytree(data_root / FOLDERS[name], tmp_path / FOLDERS[name]))
@@ -37,7 +37,7 @@ def own(data_root: Path, tmp_path: Path) -> Callable[[str], Path]:
 
 
 def complaint(name: str, root: Path, verify: bool = False) -> str:
-    """What loading and checking say, which must be the same."""
+    """Return the error message of loading, which must be that of checking."""
     with pytest.raises(ValueError, match=r"^[^\n]+$") as loading:
         load_task(name, root, image_size=32, verify=verify)
     with pytest.raises(ValueError, match=r"^[^\n]+$") as checking:
@@ -48,8 +48,8 @@ def complaint(name: str, root: Path, verify: bool = False) -> str:
 
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_folder_that_is_not_there(name: str, tmp_path: Path, verify: bool) -> None:
-    """A root without the dataset's folder, or no root at all, is said with the folder that was expected."""
+def test_a_missing_folder(name: str, tmp_path: Path, verify: bool) -> None:
+    """A root without the dataset's folder, or a missing root, gives the name of the expected folder."""
     for root in (tmp_path, tmp_path / "none"):
         said = complaint(name, root, verify)
         assert said == f"{name} was not found: {root} has no folder {FOLDERS[name]}: {REMEDY.format(FOLDERS[name])}"
@@ -57,7 +57,7 @@ def test_a_folder_that_is_not_there(name: str, tmp_path: Path, verify: bool) -> 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_root_that_is_the_folder_itself(name: str, data_root: Path) -> None:
-    """Where the root is the dataset's own folder, the folder above it is named."""
+    """If the root is the dataset's own folder, the message names the folder above it."""
     said = complaint(name, data_root / FOLDERS[name])
     assert said.endswith(f"set `data` / $DEELBO_DATA to the folder above it, {data_root}")
 
@@ -74,7 +74,7 @@ def test_a_root_that_is_the_folder_itself(name: str, data_root: Path) -> None:
 def test_an_archive_that_is_not_unpacked(
     own: Callable[[str], Path], tmp_path: Path, name: str, archive: str, gone: str
 ) -> None:
-    """An archive that lies there without what it becomes is said to be not unpacked."""
+    """An archive without its unpacked files is reported as not unpacked."""
     own(name)
     shutil.rmtree(tmp_path / gone)
     (tmp_path / archive).write_bytes(b"an archive")
@@ -84,8 +84,8 @@ def test_an_archive_that_is_not_unpacked(
     )
 
 
-def test_an_archive_beside_what_it_became(own: Callable[[str], Path], tmp_path: Path) -> None:
-    """An archive that was unpacked and kept is no fault."""
+def test_an_archive_beside_its_unpacked_files(own: Callable[[str], Path], tmp_path: Path) -> None:
+    """An archive that was unpacked and kept is accepted."""
     own("CIFAR-10")
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"an archive")
     check_task("CIFAR-10", tmp_path, verify=False)
@@ -109,8 +109,8 @@ def test_an_archive_beside_what_it_became(own: Callable[[str], Path], tmp_path: 
         ),
     ],
 )
-def test_files_that_are_missing(own: Callable[[str], Path], name: str, gone: list[str], said: str) -> None:
-    """A half-downloaded folder is said to be incomplete, with how many of how many files and the first of them."""
+def test_missing_files(own: Callable[[str], Path], name: str, gone: list[str], said: str) -> None:
+    """An incomplete folder is reported with the number of missing files and the first of them."""
     folder = own(name)
     for file in gone:
         (folder / file).unlink()
@@ -120,8 +120,8 @@ def test_files_that_are_missing(own: Callable[[str], Path], name: str, gone: lis
 @pytest.mark.parametrize(
     ("name", "images", "listed"), [("Oxford-IIIT_Pet", "images", 515), ("Flowers-102", "jpg", 612)]
 )
-def test_images_that_are_missing(own: Callable[[str], Path], name: str, images: str, listed: int) -> None:
-    """Listed images that are missing or empty are counted, all of them where the whole folder is missing."""
+def test_missing_images(own: Callable[[str], Path], name: str, images: str, listed: int) -> None:
+    """Missing and empty images are counted, also if their whole folder is missing."""
     folder = own(name)
     task = official_module.list_images({"images": PET, "jpg": FLOWERS}[images], folder.parent, verify=False)
     task.training[7].write_bytes(b"")
@@ -142,8 +142,8 @@ def test_images_that_are_missing(own: Callable[[str], Path], name: str, images: 
         ("Flowers-102", "imagelabels.mat", "e0620be6f572b9609742df49c70aed4d"),
     ],
 )
-def test_another_version_by_its_checksum(data_root: Path, name: str, file: str, official: str) -> None:
-    """A file with another checksum than the official is named with both; not verified, it is taken."""
+def test_another_checksum(data_root: Path, name: str, file: str, official: str) -> None:
+    """A file with another checksum is reported with both; it is accepted without verification."""
     path = data_root / FOLDERS[name] / file
     found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
     said = complaint(name, data_root, verify=True)
@@ -153,10 +153,10 @@ def test_another_version_by_its_checksum(data_root: Path, name: str, file: str, 
 
 
 @pytest.mark.parametrize("file", ["test_batch", "batches.meta", "data_batch_5"])
-def test_every_checksum_is_looked_at(
+def test_every_checksum_is_compared(
     monkeypatch: pytest.MonkeyPatch, data_root: Path, own: Callable[[str], Path], file: str
 ) -> None:
-    """A single byte more in any of CIFAR-10's files is another version."""
+    """One more byte in any of CIFAR-10's files makes it another version."""
     folder = own("CIFAR-10")
     official = official_checksums(monkeypatch, folder)
     official_module.check(official, folder.parent, verify=True)
@@ -167,7 +167,7 @@ def test_every_checksum_is_looked_at(
 
 
 def official_checksums(monkeypatch: pytest.MonkeyPatch, folder: Path) -> DatasetFiles:
-    """Makes torchvision take the small CIFAR-10 in ``folder`` for the official one."""
+    """Make torchvision's checksums those of the small CIFAR-10 in ``folder``."""
 
     def summed(name: str) -> list[str]:
         return [name, hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()]
@@ -180,8 +180,8 @@ def official_checksums(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Dataset
 
 
 @pytest.mark.parametrize(("training", "test", "words"), [(3680, 74, "441 training"), (441, 3669, "74 test")])
-def test_another_version_by_its_number_of_images(data_root: Path, training: int, test: int, words: str) -> None:
-    """Another number of training or test images than the official is another version; the right ones are accepted."""
+def test_another_number_of_images(data_root: Path, training: int, test: int, words: str) -> None:
+    """Another number of training or test images is another version; the official numbers are accepted."""
     strict = replace(PET, training_images=training, test_images=test)
     officially = training if "training" in words else test
     with pytest.raises(
@@ -192,8 +192,8 @@ def test_another_version_by_its_number_of_images(data_root: Path, training: int,
     official_module.check(replace(PET, training_images=441, test_images=74), data_root, verify=True)
 
 
-def test_small_sets_are_refused_unless_told_otherwise(data_root: Path) -> None:
-    """Data are verified unless said otherwise, for every task."""
+def test_small_sets_are_refused_by_default(data_root: Path) -> None:
+    """Every dataset is verified by default."""
     for name in FOLDERS:
         with pytest.raises(ValueError, match=f"^{name} is another version: "):
             check_task(name, data_root)
@@ -201,8 +201,8 @@ def test_small_sets_are_refused_unless_told_otherwise(data_root: Path) -> None:
             load_task(name, data_root)
 
 
-def test_a_batch_that_is_no_pickle(own: Callable[[str], Path]) -> None:
-    """A batch that is not what it should be is said in one line with the kind of error."""
+def test_a_batch_that_is_not_a_pickle(own: Callable[[str], Path]) -> None:
+    """A wrong file in place of a batch gives one line with the type of the error."""
     folder = own("CIFAR-10")
     for content, kind in ((b"<html>\n<p>not found\n", "UnpicklingError"), (b"", "EOFError"), (None, "KeyError")):
         (folder / "data_batch_2").write_bytes(pickle.dumps({"nothing": 1}) if content is None else content)
@@ -222,8 +222,8 @@ def test_a_batch_that_is_no_pickle(own: Callable[[str], Path]) -> None:
         ({"labels": [*range(79), 10]}, r"label 10 among the training images of \S+, expected 0 to 9: run"),
     ],
 )
-def test_batches_that_cannot_be(own: Callable[[str], Path], change: dict[str, object], words: str) -> None:
-    """Labels that are too few or out of range, and pixels that are no bytes, are said."""
+def test_impossible_batches(own: Callable[[str], Path], change: dict[str, object], words: str) -> None:
+    """Too few labels, labels out of range, and pixels that are not bytes are reported."""
     folder = own("CIFAR-10")
     batch = pickle.loads((folder / "data_batch_5").read_bytes())  # noqa: S301
     (folder / "data_batch_5").write_bytes(pickle.dumps(batch | change))
@@ -241,22 +241,22 @@ def test_batches_that_cannot_be(own: Callable[[str], Path], change: dict[str, ob
         ("", "incomplete: no training image of class 0 in .*, expected 37 classes: run"),
     ],
 )
-def test_lists_that_cannot_be(own: Callable[[str], Path], lines: str, words: str) -> None:
-    """A list of Pet's in another format, with a class that is not there or without some class is said."""
+def test_impossible_lists(own: Callable[[str], Path], lines: str, words: str) -> None:
+    """A list of Pet's in another format, with an unknown class or without some class is reported."""
     folder = own("Oxford-IIIT_Pet")
     (folder / "annotations" / "trainval.txt").write_text(lines)
     assert re.match(f"Oxford-IIIT_Pet .*{words}", complaint("Oxford-IIIT_Pet", folder.parent))
 
 
-def test_a_test_set_that_is_empty(own: Callable[[str], Path]) -> None:
+def test_an_empty_test_set(own: Callable[[str], Path]) -> None:
     """A dataset without test images is incomplete."""
     folder = own("Oxford-IIIT_Pet")
     (folder / "annotations" / "test.txt").write_text("")
     assert "is incomplete: no test image in" in complaint("Oxford-IIIT_Pet", folder.parent)
 
 
-def test_mat_files_that_cannot_be(own: Callable[[str], Path]) -> None:
-    """A .mat file that is none, or lacks a split, or numbers an image without a label, is said in one line."""
+def test_impossible_mat_files(own: Callable[[str], Path]) -> None:
+    """A wrong .mat file, one without a split, or an image without a label gives one line."""
     folder = own("Flowers-102")
     savemat(folder / "setid.mat", {"trnid": np.array([[1, 2, 9999]]), "tstid": np.array([[3, 4]])})
     assert complaint("Flowers-102", folder.parent).startswith(
@@ -269,8 +269,8 @@ def test_mat_files_that_cannot_be(own: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_folder_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch, own: Callable[[str], Path], name: str) -> None:
-    """What the system refuses is said in one line too."""
+def test_an_unreadable_folder(monkeypatch: pytest.MonkeyPatch, own: Callable[[str], Path], name: str) -> None:
+    """An error of the operating system gives one line."""
     folder = own(name)
 
     def refuse(*given: object, **named: object) -> None:
@@ -281,8 +281,8 @@ def test_a_folder_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch, own: Cal
     assert said.startswith(f"{name} cannot be read in {folder} (PermissionError: [Errno 13] Permission denied): run")
 
 
-def test_an_image_that_cannot_be_decoded(own: Callable[[str], Path]) -> None:
-    """An image that is there and no image stops the loading, with its name; the cheap check does not decode it."""
+def test_an_undecodable_image(own: Callable[[str], Path]) -> None:
+    """An undecodable image makes loading fail with its path; the cheap check does not decode it."""
     folder = own("Flowers-102")
     path = sorted((folder / "jpg").glob("*.jpg"))[0]
     path.write_bytes(path.read_bytes()[:100])
@@ -294,6 +294,6 @@ def test_an_image_that_cannot_be_decoded(own: Callable[[str], Path]) -> None:
         load_task("Flowers-102", folder.parent, image_size=32, verify=False)
 
 
-def test_every_folder_of_the_catalog_is_tested_here() -> None:
-    """A task with a folder on disk has its bad inputs tested."""
+def test_every_dataset_is_tested_here() -> None:
+    """Every dataset with files on disk is tested in this module."""
     assert {name for name, entry in TASKS.items() if entry.files is not None} == set(FOLDERS)

@@ -1,4 +1,4 @@
-"""The protocol's splits of the real datasets, recomputed with numpy and scikit-learn alone."""
+"""Tests of the protocol's splits of the real datasets, recomputed with numpy and scikit-learn only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SEEDS = [1001, 2001, 3001]
 
 
 def published(labels: Indices, n: int, seed: int, a_class: int | None = None) -> tuple[Indices, Indices, Indices]:
-    """All N indices, those of them to train on, those to validate on."""
+    """Return all N indices, the training indices and the validation indices."""
     pool = np.arange(len(labels))
     if a_class is not None:
         random = np.random.RandomState(seed)
@@ -28,7 +28,7 @@ def published(labels: Indices, n: int, seed: int, a_class: int | None = None) ->
 
 
 def numbered(labels: Indices, num_classes: int, images_per_class: int | None = None) -> Task:
-    """A task whose images are two pixels that spell their index."""
+    """Return a task whose images have two pixels that encode their index."""
     index = torch.arange(len(labels))
     pixels = torch.stack([index // 256, index % 256], 1).to(torch.uint8).view(-1, 1, 1, 2)
     images = Images(pixels, torch.from_numpy(labels), num_classes)
@@ -52,13 +52,13 @@ def check(task: Task, split: Split, parts: Split, expected: tuple[Indices, Indic
 
 @pytest.fixture(scope="module")
 def cifar10_labels() -> Indices:
-    """50,000 labels, 5,000 a class, in random order."""
+    """Return 50,000 labels in random order, 5,000 of each class."""
     return np.random.default_rng(3).permutation(np.repeat(np.arange(10), 5000))
 
 
 @pytest.fixture(scope="module")
 def pet_labels() -> Indices:
-    """3,680 labels of 37 classes, from 93 to 100 a class, class after class, as the official trainval split has."""
+    """Return the 3,680 labels of 37 sorted classes of the official trainval split, 93 to 100 of each."""
     counts = np.array([93, 96, *[100] * 29, *[99] * 4, 97, 98])
     assert counts.sum() == 3680
     return np.repeat(np.arange(37), counts)
@@ -67,7 +67,7 @@ def pet_labels() -> Indices:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("n", [100, 1000, 10_000, 50_000])
 def test_splits_of_cifar10(cifar10_labels: Indices, n: int, seed: int) -> None:
-    """CIFAR-10's N images are a stratified subset of all 50,000, or all in order; the validation fifth is of those."""
+    """CIFAR-10's N images are a stratified subset of all 50,000, or all in order, with a validation fifth."""
     task = numbered(cifar10_labels, 10)
     expected = published(cifar10_labels, n, seed)
     check(task, task.split(n, seed, validation=False), task.split(n, seed, validation=True), expected)
@@ -77,7 +77,7 @@ def test_splits_of_cifar10(cifar10_labels: Indices, n: int, seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("n", [370, 1850, 3441])
 def test_splits_of_pet(pet_labels: Indices, n: int, seed: int) -> None:
-    """Pet's N images come from the seed's own draw of 93 a class; 3,441 are that draw in its order."""
+    """Pet's N images are from the seed's draw of 93 per class; 3,441 are that draw in its order."""
     task = numbered(pet_labels, 37, images_per_class=93)
     expected = published(pet_labels, n, seed, a_class=93)
     check(task, task.split(n, seed, validation=False), task.split(n, seed, validation=True), expected)
@@ -86,7 +86,7 @@ def test_splits_of_pet(pet_labels: Indices, n: int, seed: int) -> None:
 
 
 def test_the_pool_of_pet_depends_on_the_seed(pet_labels: Indices) -> None:
-    """Two seeds draw different 3,441 images; they are not the first 3,441, which the published runs took by a slip."""
+    """Two seeds draw different pools, neither of them the first 3,441 images as in the published runs."""
     task = numbered(pet_labels, 37, images_per_class=93)
     pools = [set(indices(task.split(3441, seed, validation=False).train)) for seed in SEEDS]
     assert all(len(pool) == 3441 for pool in pools)
@@ -94,14 +94,14 @@ def test_the_pool_of_pet_depends_on_the_seed(pet_labels: Indices) -> None:
 
 
 def test_a_split_never_changes(cifar10_labels: Indices, pet_labels: Indices) -> None:
-    """Seed 1001 gives the images it gave with numpy 2.4 and scikit-learn 1.9: no release may change a split."""
+    """Seed 1001 gives the images that it gave with numpy 2.4 and scikit-learn 1.9."""
     assert balanced_draw(pet_labels, 93, 37, 1001)[[0, 1, 92, 93, 3440]].tolist() == [27, 60, 9, 110, 3634]
     subset = indices(numbered(cifar10_labels, 10).split(100, 1001, validation=False).train)
     assert subset[:5] == [41927, 45366, 22605, 26917, 32076]
 
 
 def test_the_smallest_class_limits_the_draw() -> None:
-    """Where a class has fewer images than are to be drawn a class, every class gives as many as that one."""
+    """If a class has fewer images than are drawn per class, every class gives as many as that one."""
     labels = np.repeat(np.arange(3), [9, 7, 12])
     task = numbered(labels, 3, images_per_class=93)
     assert task.pool_size == 21
@@ -111,7 +111,7 @@ def test_the_smallest_class_limits_the_draw() -> None:
 
 
 def test_larger_classes_do_not_enlarge_the_draw() -> None:
-    """Where every class has more images than are to be drawn, no more are drawn."""
+    """If every class has more images than are drawn per class, no more are drawn."""
     labels = np.repeat(np.arange(3), [9, 7, 12])
     task = numbered(labels, 3, images_per_class=5)
     assert task.pool_size == 15
@@ -119,12 +119,12 @@ def test_larger_classes_do_not_enlarge_the_draw() -> None:
 
 
 def test_n_is_checked_against_the_balanced_pool(pet_labels: Indices) -> None:
-    """An N that the images would allow and the draw of 93 a class does not is refused."""
+    """An N that the images would allow but the draw of 93 per class does not is refused."""
     with pytest.raises(ValueError, match="n = 3478 is larger than the pool of 3441 training images"):
         numbered(pet_labels, 37, images_per_class=93).split(3478, 1001, validation=False)
 
 
-def test_a_draw_that_a_class_cannot_give_is_refused() -> None:
-    """Drawing more images of a class than it has raises ValueError that names the class."""
+def test_an_impossible_draw_is_refused() -> None:
+    """Drawing more images of a class than it has raises a ValueError that names the class."""
     with pytest.raises(ValueError, match="class 1 has 2 images, 3 were to be drawn"):
         balanced_draw(np.array([0, 0, 0, 1, 1]), 3, 2, seed=1)

@@ -1,4 +1,4 @@
-"""CIFAR-10, Oxford-IIIT_Pet and Flowers-102 from small folders in their true formats: images, labels, sizes, names."""
+"""Tests of CIFAR-10, Oxford-IIIT Pet and Flowers-102 with small folders in their official formats."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def flowers(data_root: Path) -> Task:
 
 
 def resized(path: Path, side: int) -> Tensor:
-    """The file as torchvision's own Resize and conversion make it."""
+    """Return the file as torchvision's Resize and conversion make it."""
     to_tensor = transforms.Compose([transforms.Resize((side, side)), transforms.PILToTensor()])
     with Image.open(path) as image:
         pixels: Tensor = to_tensor(image.convert("RGB"))
     return pixels
 
 
-def test_cifar10_is_what_its_batches_hold(data_root: Path, cifar10: Task) -> None:
-    """CIFAR-10 is the five batches in order and the test batch, uint8 of 32x32 with red first, labels as filed."""
+def test_cifar10_is_read_from_its_batches(data_root: Path, cifar10: Task) -> None:
+    """CIFAR-10 is its five batches in order and the test batch, uint8 of 32x32 with red first."""
     names = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]
     for images, files in zip((cifar10.pool, cifar10.test), names, strict=True):
         batches = [pickle.loads((data_root / "cifar-10-batches-py" / file).read_bytes()) for file in files]  # noqa: S301
@@ -59,8 +59,8 @@ def test_cifar10_is_what_its_batches_hold(data_root: Path, cifar10: Task) -> Non
     assert cifar10.images_per_class is None
 
 
-def test_pet_is_what_its_lists_name(data_root: Path, pet: Task) -> None:
-    """Pet is the images of trainval.txt and test.txt in order, resized as torchvision does it, labels from 0."""
+def test_pet_is_read_from_its_lists(data_root: Path, pet: Task) -> None:
+    """Pet is the images of trainval.txt and test.txt in order, resized by torchvision, labels from 0."""
     folder = data_root / "oxford-iiit-pet"
     for images, split in ((pet.pool, "trainval"), (pet.test, "test")):
         lines = [line.split() for line in (folder / "annotations" / f"{split}.txt").read_text().splitlines()]
@@ -71,8 +71,8 @@ def test_pet_is_what_its_lists_name(data_root: Path, pet: Task) -> None:
     assert pet.geometry == Geometry(side=37, crop=32, flip=True)
 
 
-def test_flowers_are_what_the_mat_files_name(data_root: Path, flowers: Task) -> None:
-    """Flowers-102 is the images that trnid and tstid number, in order, with the labels of imagelabels.mat from 0."""
+def test_flowers_are_read_from_the_mat_files(data_root: Path, flowers: Task) -> None:
+    """Flowers-102 is the images of trnid and tstid in order, with the labels of imagelabels.mat from 0."""
     folder = data_root / "flowers-102"
     ids, labels = loadmat(folder / "setid.mat"), loadmat(folder / "imagelabels.mat")["labels"][0]
     for images, split in ((flowers.pool, "trnid"), (flowers.test, "tstid")):
@@ -84,8 +84,8 @@ def test_flowers_are_what_the_mat_files_name(data_root: Path, flowers: Task) -> 
     assert flowers.pool_size == 510
 
 
-def test_pet_draws_as_many_a_class_as_it_can(pet: Task) -> None:
-    """A small Pet has a pool of its smallest class's count times 37, drawn anew by each seed."""
+def test_a_small_pet_draws_its_smallest_class(pet: Task) -> None:
+    """A small Pet has a pool of 37 times its smallest class, drawn by each seed."""
     assert (pet.images_per_class, pet.pool_size) == (93, 370)
     first, second = (pet.split(370, seed, validation=False).train for seed in (1001, 2001))
     assert first.labels.tolist() == second.labels.tolist() == [c for c in range(37) for _ in range(10)]
@@ -94,7 +94,7 @@ def test_pet_draws_as_many_a_class_as_it_can(pet: Task) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_split_can_be_trained_on(name: str, data_root: Path) -> None:
-    """A split of each task gives training and evaluation batches of the size asked for, that can be told apart."""
+    """A split of each dataset gives distinct training and evaluation batches of the right size."""
     task = load_task(name, data_root, image_size=32, verify=False)
     split = task.split(task.pool_size, 1001, validation=True)
     plan = split.geometry.draw(8, torch.Generator().manual_seed(0))
@@ -118,7 +118,7 @@ def test_a_split_can_be_trained_on(name: str, data_root: Path) -> None:
     ],
 )
 def test_sizes_known_without_data(name: str, pool: int, trained: int, test: int, classes: int) -> None:
-    """The catalog knows the official sizes, and that the network sees 224x224 RGB."""
+    """The registry has the official sizes, and the network's input of 224x224 RGB."""
     entry = TASKS[name]
     assert (entry.pool_size, entry.test_size, entry.num_classes) == (pool, test, classes)
     assert (entry.image_size, entry.channels) == (224, 3)
@@ -128,7 +128,7 @@ def test_sizes_known_without_data(name: str, pool: int, trained: int, test: int,
 
 @pytest.mark.parametrize(("crop", "side"), [(224, 256), (32, 37), (64, 73), (28, 32), (1, 1)])
 def test_images_are_resized_in_proportion(crop: int, side: int) -> None:
-    """The side is 256 where the crop is 224, and in proportion rounded to whole pixels where it is another."""
+    """The side is 256 for a crop of 224, and in proportion, rounded, for others."""
     assert resize_side(crop) == side
 
 
@@ -140,15 +140,15 @@ def test_images_are_resized_in_proportion(crop: int, side: int) -> None:
         ("cifar", None, "dataset must be one of CIFAR-10, .*, got 'cifar'"),
     ],
 )
-def test_image_sizes_that_are_refused(name: str, size: int | None, words: str) -> None:
-    """A size that a task does not have and an unknown task raise one line, before any image is read."""
+def test_impossible_image_sizes(name: str, size: int | None, words: str) -> None:
+    """An unknown dataset and a size that a dataset does not have raise one line before images are read."""
     for ask in (crop_size, lambda name, size: load_task(name, "/nowhere", size)):
         with pytest.raises(ValueError, match=f"^{words}$"):
             ask(name, size)
 
 
-def test_image_sizes_that_are_accepted() -> None:
-    """A task's own size stands where none is given."""
+def test_possible_image_sizes() -> None:
+    """The default size of a dataset is used if none is given."""
     sizes = (
         crop_size("CIFAR-10"),
         crop_size("mnist-digits"),
@@ -159,14 +159,14 @@ def test_image_sizes_that_are_accepted() -> None:
 
 
 def test_a_task_is_read_once(data_root: Path) -> None:
-    """The same folder, size and strictness give the same object, however they are written; another size another."""
+    """The same folder, size and verification give the same object; another size gives another."""
     task = load_task("CIFAR-10", data_root, verify=False)
     assert load_task("CIFAR-10", str(data_root), image_size=224, verify=False) is task
     assert load_task("CIFAR-10", data_root, image_size=32, verify=False) is not task
 
 
 def test_the_folder_of_the_datasets(monkeypatch: pytest.MonkeyPatch, data_root: Path, tmp_path: Path) -> None:
-    """Without a root it is $DEELBO_DATA, else data in $DEELBO_CACHE, else in deelbo of the user's cache folder."""
+    """The default root is $DEELBO_DATA, else data in $DEELBO_CACHE, else in deelbo of the user's cache."""
     for name in ("DEELBO_DATA", "DEELBO_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -182,17 +182,16 @@ def test_the_folder_of_the_datasets(monkeypatch: pytest.MonkeyPatch, data_root: 
     check_task("CIFAR-10", verify=False)
 
 
-def test_a_task_that_needs_no_folder(tmp_path: Path) -> None:
-    """The embedded task has nothing to check and nothing to download, and makes no folder."""
+def test_the_embedded_task_needs_no_folder(tmp_path: Path) -> None:
+    """The embedded task needs no check and no download, and creates no folder."""
     check_task("mnist-digits", tmp_path / "none")
     assert download_task("mnist-digits", tmp_path / "none") == tmp_path / "none"
     assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("size", [(6, 1, 2, 2), (50, 3, 64, 64)])
-def test_a_fingerprint_tells_data_apart(monkeypatch: pytest.MonkeyPatch, size: tuple[int, ...]) -> None:
-    """The fingerprint is 16 hex digits, the same for the same data, and another for other labels, another order, other
-    pixels in any one image, or another test set; also where only a part of the pixels is hashed."""
+def test_fingerprints_of_different_data_differ(monkeypatch: pytest.MonkeyPatch, size: tuple[int, ...]) -> None:
+    """Other labels, order, pixels of any image or test images change the fingerprint, equal data do not."""
     monkeypatch.setattr("deelbo.data.dataset.HASHED_BYTES", 100_000)
     pixels, labels = torch.randint(0, 256, size, dtype=torch.uint8), torch.arange(size[0]) % 3
 

@@ -1,4 +1,4 @@
-"""Strengths learned by one-step hypergradients: the formula, and how a training run uses it."""
+"""Tests of one-step hypergradients: the formula, and its use in a training run."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def made(model: nn.Module, start: float = 1e-3, by: str = "backbone+head", **giv
     return HypergradientMAP(make_groups(model, "4", "l2-sp", by), 160, {"backbone": start, "head": start}, **given)
 
 
-def test_what_a_run_recommends_is_the_geometric_mean(toy_model: nn.Module) -> None:
-    """Each group's mean strength is the geometric mean of those after each call; before any, where it started."""
+def test_a_run_recommends_the_geometric_mean(toy_model: nn.Module) -> None:
+    """Each group's mean strength is the geometric mean of those after each call, at first the initial one."""
     objective = made(toy_model, start=1e-3, rate=0.5)
     assert objective.mean_strengths() == pytest.approx({"backbone": 1e-3, "head": 1e-3})
     seen = []
@@ -74,9 +74,8 @@ def test_what_a_run_recommends_is_the_geometric_mean(toy_model: nn.Module) -> No
         assert expected != pytest.approx(seen[-1][name], rel=1e-3)
 
 
-def test_a_strength_falls_where_the_pull_is_in_the_way(toy_model: nn.Module) -> None:
-    """A direction that is positive lowers the strength and a negative one raises it, by the rate at each call of one
-    sign, and never out of its range."""
+def test_directions_move_strengths(toy_model: nn.Module) -> None:
+    """A positive direction lowers the strength, a negative one raises it, within the range of strengths."""
     objective = made(toy_model, rate=0.5)
     for _ in range(3):
         objective.move(torch.tensor([1e-9, -0.7]).double(), 0.5)
@@ -87,8 +86,7 @@ def test_a_strength_falls_where_the_pull_is_in_the_way(toy_model: nn.Module) -> 
 
 
 def test_a_run_learns_its_strengths(toy_split: Split, toy_model: nn.Module) -> None:
-    """The strengths travel, with a group a layer too, their time is booked under adapt, and the network's BatchNorm
-    statistics are those of its training batches alone."""
+    """Strengths of groups and of layers move, adapt's time is booked, and BatchNorm sees training batches only."""
     for by, count in (("backbone+head", 2), ("layer", 3)):
         model = copy.deepcopy(toy_model)
         seen: list[int] = []
@@ -107,8 +105,8 @@ def test_a_run_learns_its_strengths(toy_split: Split, toy_model: nn.Module) -> N
         assert 0 < result.seconds["adapt"] < result.seconds["train"]
 
 
-def test_stretches_learn_as_one_run(toy_split: Split, toy_model: nn.Module) -> None:
-    """A run that is handed over goes on with its strengths and Adam's averages, to the bit."""
+def test_segments_learn_as_one_run(toy_split: Split, toy_model: nn.Module) -> None:
+    """A run that is handed over continues with its strengths and Adam's averages, to the bit."""
     kept: list[bytes] = []
     ends = []
     for shares in ((1.0,), (0.3, 1.0)):
@@ -121,9 +119,8 @@ def test_stretches_learn_as_one_run(toy_split: Split, toy_model: nn.Module) -> N
     assert ends[0] == ends[1]
 
 
-def test_every_image_is_seen_before_any_again(toy_model: nn.Module) -> None:
-    """Batches of 32 of 100 validation images: three are of different images, and the next three come in another
-    order."""
+def test_validation_images_are_used_in_passes(toy_model: nn.Module) -> None:
+    """Three batches of 32 of 100 images have different images, and the next three come in another order."""
     objective = made(toy_model)
     seen = []
     for _ in range(6):
@@ -134,8 +131,8 @@ def test_every_image_is_seen_before_any_again(toy_model: nn.Module) -> None:
     assert sorted(objective._next_batch(20, 32).tolist()) == list(range(20))
 
 
-def test_without_validation_images_there_is_nothing_to_learn_from(toy_split: Split, toy_model: nn.Module) -> None:
-    """A split without them is refused before training."""
+def test_validation_images_are_required(toy_split: Split, toy_model: nn.Module) -> None:
+    """A split without validation images is refused before training."""
     run = TrainingRun(toy_model, replace(toy_split, validation=None), made(toy_model), SHORT, 0)
     with pytest.raises(ValueError, match="hypergradients need validation images, got none: give the split"):
         run.warm_up()
@@ -150,7 +147,7 @@ def test_without_validation_images_there_is_nothing_to_learn_from(toy_split: Spl
         ({"start": -1.0}, "the weight decay of 'backbone' must be a number >= 0, got -1.0|must be a number >= 0"),
     ],
 )
-def test_what_makes_no_sense_is_refused(given: dict[str, float], words: str, toy_model: nn.Module) -> None:
-    """A rate, an interval or a start that cannot be is refused."""
+def test_impossible_settings_are_refused(given: dict[str, float], words: str, toy_model: nn.Module) -> None:
+    """An impossible rate, interval or initial strength is refused."""
     with pytest.raises(ValueError, match=words):
         made(toy_model, **given)  # type: ignore[arg-type]

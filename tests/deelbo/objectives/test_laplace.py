@@ -1,4 +1,4 @@
-"""Strengths learned by the Laplace approximation's marginal likelihood, against dense and closed-form computations."""
+"""Tests of strengths from the Laplace approximation, against dense and closed-form computations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCHEDULE = Schedule(0.05, steps=20, batch_size=20)
 
 
 class HeadFirst(nn.Module):
-    """Its head comes before its backbone among its parameters; BatchNorm and in-place ReLU as ResNets have them."""
+    """A network whose head comes before its backbone, with the BatchNorm and in-place ReLU of ResNets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class HeadFirst(nn.Module):
 
 
 def images(n: int, seed: int) -> Images:
-    """Grey 4x4 images of 3 classes: each class has a bright row of its own, under noise."""
+    """Return grey 4x4 images of 3 classes, each with its own bright row."""
     labels = torch.arange(n) % 3
     pixels = torch.randint(0, 120, (n, 1, 4, 4), generator=torch.Generator().manual_seed(seed))
     pixels[torch.arange(n), 0, labels] += 80
@@ -52,7 +52,7 @@ def images(n: int, seed: int) -> Images:
 
 
 def make_run(kind: str = "network", prior: str = "l2-zero", **settings: Any) -> TrainingRun:
-    """A run in float64 over 60 images, its weights and running statistics drawn at random, towards ``prior``."""
+    """Return a float64 run over 60 images with random weights and running statistics."""
     torch.manual_seed(0)
     train = images(60, 1)
     split = Split(train, None, images(30, 2), Normalization.of(train), Geometry(side=4, crop=4))
@@ -73,12 +73,12 @@ def make_run(kind: str = "network", prior: str = "l2-zero", **settings: Any) -> 
 
 
 def inputs(run: TrainingRun) -> tuple[Tensor, Tensor]:
-    """What the network sees of the training images, and their labels."""
+    """Return the network's inputs for the training images, and their labels."""
     return run.split.normalization(run.split.train.pixels).double(), run.split.train.labels
 
 
 def dense(run: TrainingRun, log_precision: Tensor) -> float:
-    """The same approximation written out: one image after the other, dense matrices, determinants by LU."""
+    """Return the same approximation by dense matrices, image by image, with determinants by LU."""
     x, labels = inputs(run)
     weights = [p for group in run.objective.groups for p in group.weights]
     fisher = torch.zeros(run.objective.dim, run.objective.dim, dtype=torch.float64)
@@ -101,7 +101,7 @@ def dense(run: TrainingRun, log_precision: Tensor) -> float:
 @pytest.mark.parametrize("kind", ["linear", "network"])
 @pytest.mark.parametrize("prior", ["l2-zero", "l2-sp"])
 def test_the_marginal_likelihood_is_the_dense_one(kind: str, prior: str) -> None:
-    """On softmax regression and on a network with BatchNorm it is what explicit gradients and determinants give."""
+    """The marginal likelihood agrees with explicit gradients and determinants."""
     run = make_run(kind, prior)
     log_precision = torch.tensor([1.3, -0.7][: len(run.objective.groups)], dtype=torch.float64)
     value, _ = log_marginal_likelihood(empirical_fisher(run), log_precision)
@@ -110,7 +110,7 @@ def test_the_marginal_likelihood_is_the_dense_one(kind: str, prior: str) -> None
 
 @pytest.mark.parametrize("kind", ["linear", "network"])
 def test_the_marginal_likelihood_is_that_of_laplace_torch(kind: str) -> None:
-    """`laplace.DiagLaplace`, with a precision and a mean for each weight, gives the same number."""
+    """`laplace.DiagLaplace` with a precision and a mean for each weight gives the same number."""
     from laplace import DiagLaplace
     from laplace.curvature import CurvlinopsEF
     from torch.utils.data import DataLoader, TensorDataset
@@ -141,7 +141,7 @@ def test_the_slope_is_the_finite_difference() -> None:
 
 
 def learned_alpha(problem: Ridge, curvature: str) -> float:
-    """What `LaplaceMAP` learns on a ridge regression whose weights are solved for anew each time, as if trained."""
+    """Return what `LaplaceMAP` learns on a ridge regression that is solved exactly before each update."""
     weights = nn.Parameter(torch.zeros(problem.dim, dtype=torch.float64))
     group = Group("backbone", (weights,), Isotropic(torch.zeros(problem.dim, dtype=torch.float64)))
     objective = LaplaceMAP([group], problem.num_examples, total_steps=100)
@@ -152,7 +152,7 @@ def learned_alpha(problem: Ridge, curvature: str) -> float:
 
 
 def at(problem: Ridge, w: Any, curvature: str) -> Curvature:
-    """The curvature of a ridge regression at weights (D,): the Hessian's diagonal, or the empirical Fisher's."""
+    """Return a ridge regression's curvature at weights (D,): the Hessian's or the empirical Fisher's diagonal."""
     diagonal = problem.num_examples * np.diag(problem.hessian())
     if curvature == "fisher":
         residuals = problem.y - problem.X @ w
@@ -163,7 +163,7 @@ def at(problem: Ridge, w: Any, curvature: str) -> Curvature:
 
 
 def orthogonal() -> Ridge:
-    """A ridge regression whose columns are orthogonal: the diagonal is all of its Hessian."""
+    """Return a ridge regression with orthogonal columns, whose Hessian is diagonal."""
     drawn, random = ridge(), np.random.default_rng(1)
     columns = np.linalg.qr(drawn.X)[0] * math.sqrt(drawn.num_examples)
     noise = drawn.noise * random.normal(size=drawn.num_examples)
@@ -171,33 +171,32 @@ def orthogonal() -> Ridge:
 
 
 @pytest.mark.parametrize("alpha", [1e-3, 0.07, 2.0])
-def test_where_the_approximation_is_exact_it_is_the_evidence(alpha: float) -> None:
-    """A Gaussian likelihood with orthogonal inputs leaves nothing to approximate: it is the evidence, to rounding."""
+def test_exact_cases_give_the_evidence(alpha: float) -> None:
+    """With a Gaussian likelihood and orthogonal inputs the approximation is the evidence."""
     problem = orthogonal()
     log_precision = torch.tensor([math.log(problem.num_examples * alpha)], dtype=torch.float64)
     value, _ = log_marginal_likelihood(at(problem, problem.solution(alpha), "hessian"), log_precision)
     assert value == pytest.approx(problem.num_examples * problem.evidence(alpha), rel=1e-10)
 
 
-def test_where_the_approximation_is_exact_it_learns_the_best_alpha() -> None:
-    """There the strength learned is the one of most evidence; within 1 %, as Adam steps at a constant rate."""
+def test_exact_cases_learn_the_best_alpha() -> None:
+    """In the exact case the learned strength is within 1 % of that of maximum evidence."""
     problem = orthogonal()
     assert learned_alpha(problem, "hessian") == pytest.approx(problem.best_alpha_evidence(), rel=0.01)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("curvature", ["hessian", "fisher"])
-def test_it_learns_a_sensible_alpha_on_ridge_regression(curvature: str, seed: int) -> None:
-    """With correlated inputs the diagonal leaves correlations out, and the Fisher takes squared residuals for the noise
-    variance: alpha is within 15 % of the evidence's, and its leave-one-out NLL within 5 % of the least."""
+def test_learned_alpha_of_a_ridge_regression(curvature: str, seed: int) -> None:
+    """With correlated inputs alpha is within 15 % of the evidence's, its leave-one-out NLL within 5 %."""
     problem = ridge(seed=seed)
     alpha = learned_alpha(problem, curvature)
     assert 1 / 1.15 < alpha / problem.best_alpha_evidence() < 1.15
     assert problem.loo(alpha) < 1.05 * problem.loo(problem.best_alpha_loo())
 
 
-def test_learning_leaves_the_network_as_it_was() -> None:
-    """Weights, buffers, gradients, each module's mode and random numbers are the same to the bit."""
+def test_learning_does_not_change_the_network() -> None:
+    """Weights, buffers, gradients, modes and random numbers stay the same to the bit."""
     run = make_run()
     run.model.train()
     run.model.get_submodule("norm").eval()
@@ -214,8 +213,8 @@ def test_learning_leaves_the_network_as_it_was() -> None:
     assert [module.training for module in run.model.modules()] == [True, True, True, False]
 
 
-def test_training_goes_on_with_what_was_learned() -> None:
-    """The strengths start at a precision of 1, move, and are those of the gradients of the next step."""
+def test_training_uses_the_learned_strengths() -> None:
+    """Strengths start at a precision of 1, move, and determine the gradients of the next step."""
     run = make_run()
     assert run.objective.weight_decay() == {"backbone": pytest.approx(1 / 60), "head": pytest.approx(1 / 60)}
     run.objective.adapt(run)
@@ -228,8 +227,8 @@ def test_training_goes_on_with_what_was_learned() -> None:
             torch.testing.assert_close(weight.grad, learned[group.name] * weight.detach())
 
 
-def test_in_batches_or_at_once_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How many images are differentiated at one time changes nothing."""
+def test_the_batch_size_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of images that are differentiated at one time changes nothing."""
     run = make_run()
     whole = empirical_fisher(run)
     monkeypatch.setattr("deelbo.objectives.laplace.MAX_GRADIENT_NUMBERS", 7 * run.objective.dim)
@@ -240,7 +239,7 @@ def test_in_batches_or_at_once_is_the_same(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_frozen_weights_stay_out() -> None:
-    """A weight that is not trained is in no group, and its curvature is nobody's."""
+    """A frozen weight is in no group and has no curvature."""
     run = make_run()
     every = empirical_fisher(run)
     run.model.get_submodule("norm").requires_grad_(False)
@@ -255,14 +254,14 @@ def test_frozen_weights_stay_out() -> None:
     ("every", "burn_in", "expected"),
     [(0.1, 0.5, {100, 120, 140, 160, 180}), (0.25, 0, {1, 50, 100, 150}), (1, 0.9, {180}), (0.001, 0.99, {198, 199})],
 )
-def test_it_is_due_by_shares_of_the_run(every: float, burn_in: float, expected: set[int]) -> None:
-    """Strengths are learned from the burn-in on, evenly, once a step at most and never after the last step."""
+def test_update_steps(every: float, burn_in: float, expected: set[int]) -> None:
+    """Updates are spaced evenly from the burn-in on, at most one per step and none after the last step."""
     objective = LaplaceMAP(make_run().objective.groups, 60, 200, every, burn_in)
     assert {step for step in range(1, 201) if objective.should_adapt(step)} == expected
 
 
-def test_what_is_learned_can_be_kept() -> None:
-    """An objective that takes up another's learned state goes on exactly as that one does."""
+def test_learned_state_is_restored() -> None:
+    """An objective that loads another's learned state continues exactly like it."""
     run = make_run()
     curvature = empirical_fisher(run)
     one, other = (LaplaceMAP(run.objective.groups, 60, 20) for _ in range(2))
@@ -278,8 +277,7 @@ def test_what_is_learned_can_be_kept() -> None:
 
 @pytest.mark.parametrize(("curvature", "distance", "precision", "end"), [(5.0, 0.0, 40, 1), (0.0, 1e9, 1e-6, 0)])
 def test_strengths_stay_in_their_range(curvature: float, distance: float, precision: float, end: int) -> None:
-    """Weights at the prior's mean ask for an infinite strength, flat ones far away for none: alpha stops at the ends of
-    `deelbo.limits`."""
+    """alpha stops at the ends of the range of `deelbo.limits`."""
     mean, diagonal = torch.zeros(4).double(), torch.full((4,), curvature).double()
     objective = LaplaceMAP([Group("backbone", (nn.Parameter(mean),), Isotropic(mean))], 50, 10, precision=precision)
     objective.learn(Curvature(1.0, (diagonal,), (distance,)))
@@ -287,9 +285,8 @@ def test_strengths_stay_in_their_range(curvature: float, distance: float, precis
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_a_whole_run_learns_and_is_judged(precision: str) -> None:
-    """`deelbo.fit` learns the strengths on the way, books the seconds under adapt, and ends with the objective that
-    learning rates are compared by: minus the log marginal likelihood an image."""
+def test_a_whole_run(precision: str) -> None:
+    """`fit` learns the strengths, books the time, and ends with minus the log marginal likelihood per image."""
     run = make_run()
     model = run.model.float()
     objective = LaplaceMAP(make_groups(model, "head", "l2-sp"), 60, SCHEDULE.total_steps(60))
@@ -304,7 +301,7 @@ def test_a_whole_run_learns_and_is_judged(precision: str) -> None:
     assert result.metrics["objective"] == pytest.approx(-value / 60)
 
 
-def test_ptyl_is_refused_by_name() -> None:
+def test_low_rank_priors_are_refused() -> None:
     """A prior whose precision is not diagonal is refused."""
     weights = nn.Parameter(torch.randn(6))
     prior = LowRank(torch.zeros(6), torch.rand(6), torch.randn(6, 3))
@@ -323,14 +320,14 @@ def test_ptyl_is_refused_by_name() -> None:
     ],
 )
 def test_settings_out_of_range_are_refused(setting: dict[str, float], words: str) -> None:
-    """A setting that makes no sense is refused with what came."""
+    """A setting out of its range is refused with its value."""
     groups = make_run().objective.groups
     with pytest.raises(ValueError, match=words):
         LaplaceMAP(groups, 60, 20, **setting)  # type: ignore[arg-type]
 
 
-def test_without_laplace_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the package is missing the error is one line with the command."""
+def test_missing_laplace_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the package the error is one line with the command that installs it."""
     monkeypatch.setitem(sys.modules, "laplace.curvature", None)
     with pytest.raises(
         ImportError, match=r"^laplace needs laplace-torch and curvlinops: pip install 'deelbo\[methods\]'$"

@@ -1,4 +1,4 @@
-"""MAP, ELBo and DE ELBo: the gradients of a step against autograd of the whole objective, in float64."""
+"""Tests of MAP, ELBo and DE ELBo: gradients of a step against autograd of the whole objective, in float64."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BOUNDS = pytest.mark.parametrize(
 @BOUNDS
 @pytest.mark.parametrize("detach", [False, True], ids=["through-scale", "scale-detached"])
 def test_gradients_of_a_bound(problem: Any, make: Bound, share: float, detach: bool) -> None:
-    """A step leaves the gradients of mean NLL at the draw + KL / (kappa N), with autograd through s* or not."""
+    """A step's gradients are those of mean NLL at the draw + KL / (kappa N), with autograd through s* or not."""
     objective = make(problem, torch.Generator().manual_seed(7))
     problem.move()
     expected = problem.bound(SIGMA, 7, share, detach)
@@ -51,8 +51,8 @@ def test_gradients_of_a_bound(problem: Any, make: Bound, share: float, detach: b
 
 
 @BOUNDS
-def test_what_a_bound_reports(problem: Any, make: Bound, share: float) -> None:
-    """`describe` holds the dense KL / (kappa N), the scales it is at, and the weight decay that its gradient is."""
+def test_state_of_a_bound(problem: Any, make: Bound, share: float) -> None:
+    """`describe` has the dense KL / (kappa N), its scales, and the weight decay that its gradient equals."""
     objective = make(problem, None)
     problem.move()
     state, sigma = objective.describe(), torch.tensor(SIGMA, dtype=torch.float64)
@@ -88,7 +88,7 @@ def test_the_emphasized_bounds_weight_decay(problem: Any) -> None:
 
 
 def test_a_bound_is_bayesian_and_learns_one_number(problem: Any) -> None:
-    """A bound says that it is Bayesian and gives rho to the optimizer; MAP neither."""
+    """A bound is Bayesian and gives rho to the optimizer; MAP is and does neither."""
     groups = make_groups(problem.model, "head", problem.prior)
     bound, point = ELBO(groups, N), MAP(groups, N, {"backbone": 0.1, "head": 0.1})
     assert bound.is_bayesian
@@ -98,7 +98,7 @@ def test_a_bound_is_bayesian_and_learns_one_number(problem: Any) -> None:
 
 
 def test_gradients_of_map(problem: Any) -> None:
-    """A MAP step leaves the gradients of mean NLL - 1/N log prior, with alpha = 1 / (N lambda), beta = 1 / (N tau)."""
+    """A MAP step's gradients are those of mean NLL - 1/N log prior, alpha = 1/(N lambda), beta = 1/(N tau)."""
     lam, tau = 0.7, 3.0
     groups = make_groups(problem.model, "head", problem.prior)
     objective = MAP(groups, N, {"backbone": 1 / (N * lam), "head": 1 / (N * tau)})
@@ -117,7 +117,7 @@ def test_gradients_of_map(problem: Any) -> None:
 
 
 def test_maps_regularizer_is_the_log_prior(problem: Any) -> None:
-    """Between any two places MAP's regularizer changes as -1/N log prior does: they differ by a constant."""
+    """MAP's regularizer differs from -1/N log prior by a constant."""
     scales = {"backbone": 0.7, "head": 3.0}
     objective = MAP(
         make_groups(problem.model, "head", problem.prior), N, {name: 1 / (N * s) for name, s in scales.items()}
@@ -135,7 +135,7 @@ def test_maps_regularizer_is_the_log_prior(problem: Any) -> None:
 
 
 def test_map_without_weight_decay_is_the_nll(problem: Any) -> None:
-    """With both strengths 0, MAP's gradients are the NLL's to the bit, and its regularizer is 0."""
+    """With both strengths 0, MAP's gradients have the bits of the NLL's, and its regularizer is 0."""
     objective = MAP(make_groups(problem.model, "head", problem.prior), N, {"backbone": 0, "head": 0})
     problem.move()
     loss = F.cross_entropy(problem.model(problem.x), problem.y)
@@ -148,7 +148,7 @@ def test_map_without_weight_decay_is_the_nll(problem: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["map", "bound"])
 def test_a_step_without_backward_has_no_gradients(problem: Any, kind: str) -> None:
-    """Where no ``backward`` ran, old gradients are cleared and the regularizer adds none."""
+    """Without ``backward``, old gradients are cleared and the regularizer adds none."""
     groups = make_groups(problem.model, "head", problem.prior)
     objective = ELBO(groups, N) if kind == "bound" else MAP(groups, N, {"backbone": 1.0, "head": 1.0})
     for parameter in problem.model.parameters():
@@ -163,7 +163,7 @@ def group(name: str, *weights: nn.Parameter) -> Group:
 
 
 def test_a_group_and_its_prior_must_agree() -> None:
-    """A group whose prior is over another number of weights is refused, both numbers named."""
+    """A prior over another number of weights than its group has is refused with both numbers."""
     with pytest.raises(ValueError, match="group 'head' has 6 weights, its prior 5"):
         Group("head", (nn.Parameter(torch.zeros(2, 3)),), Isotropic(torch.zeros(5)))
 

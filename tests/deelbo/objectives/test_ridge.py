@@ -41,7 +41,7 @@ def training_nll(problem: Ridge) -> Callable[[Tensor], Tensor]:
 
 
 def trained(problem: Ridge, make: Callable[[list[Group], int], Objective], steps: int = 800) -> float:
-    """The strength after steps over all rows at a rate that falls to 0, as the noise of draws must."""
+    """Return the strength after training on all rows, with a learning rate that falls to 0."""
     weight = weights(problem)
     objective = make(group(weight), problem.num_examples)
     optimizer = torch.optim.Adam([weight, *objective.parameters()], lr=0.1)
@@ -55,9 +55,8 @@ def trained(problem: Ridge, make: Callable[[list[Group], int], Objective], steps
     return objective.weight_decay()["all"]
 
 
-def test_the_oracle_agrees_with_itself() -> None:
-    """Leave-one-out is what refitting without each row gives; the evidence's quadratic form and the solution are those
-    of MAP's own objective."""
+def test_the_oracle_is_consistent() -> None:
+    """Leave-one-out equals refitting without each row; evidence and solution agree with MAP's objective."""
     problem, alpha = ridge(num_examples=12, dim=5), 0.1
     left_out = []
     for i in range(12):
@@ -81,8 +80,7 @@ def test_the_oracle_agrees_with_itself() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_de_elbo_with_more_weights_than_examples(seed: int) -> None:
-    """Within a tenth of the evidence's strength, and of 1 % above the least NLL on fresh rows. (The closed form's fixed
-    point is 1 % and 3 % off here; the rest is the noise of its draws.)"""
+    """With D > N the DE ELBo is within 10 % of the evidence's strength and 1 % of the least NLL on fresh rows."""
     problem = ridge(seed=seed, **WIDE)
     alpha = trained(problem, DataEmphasizedELBO)
     assert alpha == pytest.approx(problem.best_alpha_evidence(), rel=0.1)
@@ -92,8 +90,7 @@ def test_the_de_elbo_with_more_weights_than_examples(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_fewer_weights_than_examples(seed: int) -> None:
-    """The ELBo is within a fifth of the evidence's strength (its fixed point: 9 % and 7 % above). The DE ELBo is not:
-    it is from N/D to 1.5 N/D times as strong."""
+    """With D < N the ELBo is within 20 % of the evidence's strength, the DE ELBo N/D to 1.5 N/D too strong."""
     problem = ridge(seed=seed, **TALL)
     evidence = problem.best_alpha_evidence()
     assert trained(problem, ELBO) == pytest.approx(evidence, rel=0.2)
@@ -101,16 +98,14 @@ def test_fewer_weights_than_examples(seed: int) -> None:
 
 
 def test_the_elbo_is_too_strong_with_more_weights_than_examples() -> None:
-    """Twice as strong as the evidence's, which is why the likelihood is counted more often in a network."""
+    """With D > N the ELBo is twice as strong as the evidence's, so a network needs a weighted likelihood."""
     problem = ridge(**WIDE)
     assert 1.8 < trained(problem, ELBO) / problem.best_alpha_evidence() < 2.6
 
 
 @pytest.mark.parametrize("start", [1e-7, 1.0])
-def test_hypergradients_find_what_validates_best(start: float) -> None:
-    """From far above and far below, the learned strength's solution has an NLL on the validation rows of at most 2 %
-    above the least there is (one-step differentiation itself is 0.3 % off); the starts' have 65 % more and ten times
-    as much."""
+def test_hypergradients_find_the_best_validation_nll(start: float) -> None:
+    """From far above and below, hypergradients end within 2 % of the least validation NLL."""
     problem = ridge(num_examples=60, dim=60, fresh=500)
     weight = weights(problem)
     objective = HypergradientMAP(group(weight), 60, {"all": start}, rate=0.1)

@@ -1,4 +1,4 @@
-"""Which weights are backbone and which are head, and the embedded network."""
+"""Tests of the split into backbone and head, and of building networks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def same(found: list[nn.Parameter], expected: list[nn.Parameter]) -> bool:
 
 
 def test_the_head_is_split_off() -> None:
-    """The head's weights are the named submodule's, the backbone's all others, in the order of ``parameters()``."""
+    """The head's weights are the named submodule's; all others are the backbone's, in order."""
     model = three_layers()
     backbone, head = split_at_head(model, "1")
     assert same(backbone, [*model[0].parameters(), *model[2].parameters()])
@@ -32,7 +32,7 @@ def test_the_head_is_split_off() -> None:
 
 
 def test_without_a_head_all_is_backbone() -> None:
-    """Where the head is None every weight is backbone."""
+    """If the head is None, every weight is backbone."""
     model = three_layers()
     backbone, head = split_at_head(model, None)
     assert same(backbone, [*model.parameters()])
@@ -50,7 +50,7 @@ def test_frozen_weights_are_in_neither() -> None:
 
 
 def test_tied_weights_count_once() -> None:
-    """A weight that two backbone layers share comes once, one that the head shares is head."""
+    """A weight shared by two backbone layers comes once; one shared with the head is head."""
     model = three_layers()
     model[1].weight = model[0].weight
     backbone, head = split_at_head(model, "2")
@@ -61,7 +61,7 @@ def test_tied_weights_count_once() -> None:
 
 
 def test_a_dotted_name() -> None:
-    """The head may lie deeper than the top level."""
+    """The head may be below the top level."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU(), nn.Linear(2, 2)))
     backbone, head = split_at_head(model, "1.1")
     assert same(backbone, [*model[0].parameters()])
@@ -69,7 +69,7 @@ def test_a_dotted_name() -> None:
 
 
 def test_an_unknown_head_lists_the_children() -> None:
-    """A head that is not there raises ValueError with the names of the submodules."""
+    """A missing head raises a ValueError with the names of the submodules."""
     with pytest.raises(ValueError, match=r"DigitsResNet has no submodule 'classifier'.*conv1, bn1, relu, .*, fc"):
         split_at_head(DigitsResNet(), "classifier")
     with pytest.raises(ValueError, match=r"Linear has no submodule 'fc'.*no submodules"):
@@ -78,7 +78,7 @@ def test_an_unknown_head_lists_the_children() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_replace_head(bias: bool) -> None:
-    """The new head has the old one's inputs, type and bias, the new number of classes, and fresh weights."""
+    """The new head has the old one's inputs, type and bias, the new number of classes, and new weights."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(64, 3, bias=bias))).double()
     nn.init.constant_(model[1][0].weight, 9)
     body = model[0]
@@ -91,25 +91,25 @@ def test_replace_head(bias: bool) -> None:
 
 
 def test_a_head_that_is_not_linear_is_refused() -> None:
-    """Replacing anything but a Linear layer is refused, and its type named."""
+    """Replacing anything but a Linear layer is refused with its type."""
     with pytest.raises(ValueError, match="'bn1' must be a Linear layer, got BatchNorm2d"):
         replace_head(DigitsResNet(), "bn1", 3)
 
 
 def test_the_number_of_weights() -> None:
-    """The embedded network has the 18,626 weights at 10 classes that its docstring says."""
+    """The embedded network has the 18,626 weights of its docstring."""
     assert sum(p.numel() for p in DigitsResNet().parameters()) == 18_626
     assert "18,626 weights" in (DigitsResNet.__doc__ or "")
 
 
 @pytest.mark.parametrize("size", [8, 16, 21])
 def test_the_network_takes_any_size(size: int) -> None:
-    """Grey images of any size give one logit a class."""
+    """Grey images of any size give one logit per class."""
     assert DigitsResNet(7)(torch.randn(2, 1, size, size)).shape == (2, 7)
 
 
 def test_building_is_repeatable() -> None:
-    """The same seed builds the same weights, another seed others, and torch's global random numbers stay."""
+    """A seed determines the weights, and torch's global random numbers do not change."""
     before = torch.random.get_rng_state()
     first, head = build_backbone("digits-resnet", 4, seed=3)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -122,7 +122,7 @@ def test_building_is_repeatable() -> None:
 
 
 def test_pretrained_weights_are_loaded_but_for_the_head() -> None:
-    """All weights and buffers are the given ones, except the head, which is new and has the asked classes."""
+    """All weights and buffers are the given ones, except those of the new head."""
     source = DigitsResNet()
     with torch.no_grad():
         source.bn1.running_mean.fill_(2)
@@ -134,7 +134,7 @@ def test_pretrained_weights_are_loaded_but_for_the_head() -> None:
 
 
 def test_the_head_may_be_named() -> None:
-    """A named head is the one that is replaced; one that is not there is refused."""
+    """A named head is replaced; a missing one is refused."""
     assert build_backbone("digits-resnet", 3, head="fc")[1] == "fc"
     with pytest.raises(ValueError, match="'layer1' must be a Linear layer"):
         build_backbone("digits-resnet", 3, head="layer1")
@@ -143,14 +143,14 @@ def test_the_head_may_be_named() -> None:
 
 
 def test_an_unknown_backbone_is_refused() -> None:
-    """A backbone that is not there raises ValueError that lists those that are."""
+    """An unknown backbone raises a ValueError that lists the known ones."""
     with pytest.raises(ValueError, match="one of convnext_tiny, digits-resnet, resnet50, vit_b_16, got 'resnet-50'"):
         build_backbone("resnet-50", 10)
 
 
 @pytest.fixture(scope="module")
 def resnet() -> dict[str, Tensor]:
-    """The state dict of a random ResNet-50 of 1,000 classes whose BatchNorm has seen something."""
+    """Return the state dict of a random ResNet-50 of 1,000 classes with used BatchNorm statistics."""
     model, _ = build_backbone("resnet50", 1000, seed=5)
     state = model.state_dict()
     state["bn1.running_mean"].fill_(2)
@@ -159,7 +159,7 @@ def resnet() -> dict[str, Tensor]:
 
 
 def flat(name: str, image_size: int | None = None) -> dict[str, Tensor]:
-    """A state dict of the right shapes that takes next to no memory: every number is 1/2, and there is only one."""
+    """Return a state dict whose tensors are all views of one number, 1/2."""
     half = torch.full((), 0.5)
     state = shapes_only(name, image_size)[0].state_dict()
     return {key: half.to(tensor.dtype).expand(tensor.shape) for key, tensor in state.items()}
@@ -171,7 +171,7 @@ def trained(model: nn.Module) -> int:
 
 @pytest.mark.parametrize(("num_classes", "published"), [(10, 23_528_522), (37, 23_583_845)])
 def test_resnet50_is_as_large_as_published(resnet: dict[str, Tensor], num_classes: int, published: int) -> None:
-    """ResNet-50 trains the published number of weights, whether or not it is given pretrained ones."""
+    """ResNet-50 trains the published number of weights, with and without pretrained ones."""
     for weights in (None, resnet):
         model, head = build_backbone("resnet50", num_classes, weights)
         assert trained(model) == published
@@ -180,7 +180,7 @@ def test_resnet50_is_as_large_as_published(resnet: dict[str, Tensor], num_classe
 
 @pytest.mark.parametrize(("name", "size"), [("vit_b_16", 85_798_656), ("convnext_tiny", 27_820_128)])
 def test_the_other_backbones_have_torchvisions_size(name: str, size: int) -> None:
-    """The backbone's weights are all of torchvision's network but its head."""
+    """The backbone's weights are all of torchvision's network except the head."""
     model, head = shapes_only(name)
     assert sum(p.numel() for p in split_at_head(model, head)[0]) == size
 
@@ -190,7 +190,7 @@ def test_the_other_backbones_have_torchvisions_size(name: str, size: int) -> Non
     [("resnet50", "fc", 2048), ("vit_b_16", "heads.head", 768), ("convnext_tiny", "classifier.2", 768)],
 )
 def test_a_torchvision_network_from_weights(name: str, head: str, inputs: int) -> None:
-    """It has the given weights, a head of the asked classes in its known place, and gives one logit a class."""
+    """The network has the given weights and a head of the given classes in its known place."""
     given = flat(name, 32)
     model, found = build_backbone(name, 3, given, image_size=32)
     assert found == head
@@ -204,7 +204,7 @@ def test_a_torchvision_network_from_weights(name: str, head: str, inputs: int) -
 
 
 def test_the_heads_initialization(resnet: dict[str, Tensor]) -> None:
-    """The head is torch's default linear layer under the seed; torch's global random numbers stay."""
+    """The head is torch's default linear layer for the seed; global random numbers do not change."""
     before = torch.random.get_rng_state()
     model, _ = build_backbone("resnet50", 5, resnet, seed=3)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -217,7 +217,7 @@ def test_the_heads_initialization(resnet: dict[str, Tensor]) -> None:
 
 
 def test_nothing_is_shared(resnet: dict[str, Tensor]) -> None:
-    """Two networks from the same weights share no memory with each other or with the weights."""
+    """Two networks from the same weights share no memory."""
     first, second = (build_backbone("resnet50", 10, resnet)[0].state_dict() for _ in range(2))
     places = [tensor.untyped_storage().data_ptr() for state in (first, second, resnet) for tensor in state.values()]
     assert len(set(places)) == len(places) == 3 * len(resnet)
@@ -225,7 +225,7 @@ def test_nothing_is_shared(resnet: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("classes", [None, 4])
 def test_the_given_head_does_not_matter(resnet: dict[str, Tensor], classes: int | None) -> None:
-    """Weights without a head, or with one of other classes, build the same network; so does a lacking batch count."""
+    """Weights without a head, with another head, or without batch counts build the same network."""
     changed = {key: tensor for key, tensor in resnet.items() if not key.endswith("num_batches_tracked")}
     del changed["fc.weight"], changed["fc.bias"]
     if classes is not None:
@@ -239,14 +239,14 @@ def test_the_given_head_does_not_matter(resnet: dict[str, Tensor], classes: int 
 
 
 def test_half_precision_weights_become_single() -> None:
-    """A network built from float16 weights is in float32."""
+    """A network from float16 weights is in float32."""
     given = {key: t.half() if t.is_floating_point() else t for key, t in flat("convnext_tiny").items()}
     model, _ = build_backbone("convnext_tiny", 10, given)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_weights_of_another_network_are_refused() -> None:
-    """Weights that lack a tensor, have one too many or of another shape raise one line that names it."""
+    """A missing, unknown or differently shaped tensor raises one line with its name."""
     good = flat("convnext_tiny")
     name = "features.0.0.weight"
     cases = {
@@ -275,7 +275,7 @@ def vit_of_48_px() -> dict[str, Tensor]:
 
 
 def test_the_positional_embedding_is_interpolated(vit_of_48_px: dict[str, Tensor]) -> None:
-    """At another image size the patches' embeddings are interpolated, bicubic; the class token's stays."""
+    """Another image size interpolates the patches' embeddings (bicubic) and keeps the class token's."""
     given = vit_of_48_px["encoder.pos_embedding"].clone()
     model, _ = build_backbone("vit_b_16", 3, vit_of_48_px, image_size=32)
     found = model.get_parameter("encoder.pos_embedding")
@@ -288,15 +288,15 @@ def test_the_positional_embedding_is_interpolated(vit_of_48_px: dict[str, Tensor
     assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
 
 
-def test_without_an_image_size_the_weights_say_it(vit_of_48_px: dict[str, Tensor]) -> None:
-    """vit_b_16 from weights and no size takes images of the size that the weights are for, embeddings untouched."""
+def test_the_default_image_size_is_that_of_the_weights(vit_of_48_px: dict[str, Tensor]) -> None:
+    """Without a size vit_b_16 takes images of the size of its weights, embeddings unchanged."""
     model, _ = build_backbone("vit_b_16", 3, vit_of_48_px)
     assert torch.equal(model.get_parameter("encoder.pos_embedding"), vit_of_48_px["encoder.pos_embedding"])
 
 
 @pytest.mark.parametrize("size", [40, 8, 0, -16])
-def test_an_image_size_that_cannot_be(vit_of_48_px: dict[str, Tensor], size: int) -> None:
-    """vit_b_16 refuses a size that is no positive multiple of 16, with and without weights; ResNet-50 takes any."""
+def test_impossible_image_sizes(vit_of_48_px: dict[str, Tensor], size: int) -> None:
+    """vit_b_16 refuses sizes that are not positive multiples of 16; ResNet-50 takes any."""
     for weights in (None, vit_of_48_px):
         with pytest.raises(ValueError, match=f"multiple of 16, got {size}"):
             build_backbone("vit_b_16", 3, weights, image_size=size)
@@ -304,8 +304,8 @@ def test_an_image_size_that_cannot_be(vit_of_48_px: dict[str, Tensor], size: int
 
 
 @pytest.mark.parametrize(("patches", "size"), [(1, 16), (4, 32), (196, 224)])
-def test_the_image_size_of_so_many_patches(patches: int, size: int) -> None:
-    """A square number of patches is that of one image size; any other number is refused."""
+def test_image_size_of_a_number_of_patches(patches: int, size: int) -> None:
+    """A square number of patches belongs to one image size; other numbers are refused."""
     assert vit_image_size(patches) == size
     with pytest.raises(ValueError, match="square of patches"):
         vit_image_size(patches + 1)

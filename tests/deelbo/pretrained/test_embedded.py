@@ -1,4 +1,4 @@
-"""The pretrained backbone: repeatable, cached, and safe to read from the cache."""
+"""Tests of the embedded pretrained backbone: it is repeatable, cached, and safe to read from the cache."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pretrained() -> Pretrained:
 
 
 def test_pretraining_is_repeatable(pretrained: Pretrained) -> None:
-    """Pretraining again gives the same bits, whatever torch's global random numbers, which it leaves alone."""
+    """Pretraining gives the same bits again and does not change torch's global random numbers."""
     torch.manual_seed(99)
     before, threads = torch.random.get_rng_state(), torch.get_num_threads()
     again = pretrain(TINY)
@@ -38,8 +38,8 @@ def test_pretraining_is_repeatable(pretrained: Pretrained) -> None:
     assert torch.equal(again.factor, pretrained.factor)
 
 
-def test_what_is_pretrained(pretrained: Pretrained) -> None:
-    """State dicts fit the backbone, SWAG is over its weights without the head's, and is no longer the ordinary end."""
+def test_pretrained_parts(pretrained: Pretrained) -> None:
+    """State dicts fit the backbone, and SWAG is over its weights without the head's and has moved."""
     model, head = build_backbone("digits-resnet", 10, pretrained.swag_weights)
     model.load_state_dict(pretrained.weights)
     backbone, _ = split_at_head(model, head)
@@ -66,8 +66,8 @@ def test_the_fingerprint_sees_every_number(pretrained: Pretrained) -> None:
     assert len(prints) == 5
 
 
-def test_the_fingerprint_is_what_records_keep() -> None:
-    """The fingerprint of a whole network is the one that earlier versions wrote into their records."""
+def test_the_fingerprint_of_earlier_records() -> None:
+    """The fingerprint of a network is the one that earlier versions wrote into records."""
 
     def ramp(*shape: int) -> Tensor:
         return torch.arange(float(torch.Size(shape).numel())).reshape(shape) / 7
@@ -87,7 +87,7 @@ def test_a_network_without_swag_has_a_fingerprint() -> None:
 
 
 def test_batchnorm_is_recomputed_at_swags_mean(pretrained: Pretrained) -> None:
-    """The first BatchNorm's running mean at SWAG's weights is that of its own inputs, averaged over batches of 256."""
+    """BatchNorm's running mean at SWAG's weights is that of its inputs, averaged over batches of 256."""
     source = load_uci(16)
     x = Normalization.of(source)(source.pixels)
     inputs = torch.conv2d(x, pretrained.swag_weights["conv1.weight"], padding=1)
@@ -103,7 +103,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch, pretrained: Pretrained) -> list[Recipe]:
-    """Puts the fixture's network in place of pretraining, and lists the recipes that were asked for."""
+    """Replace pretraining by the fixture's network, and return the list of requested recipes."""
     asked: list[Recipe] = []
 
     def instead(recipe: Recipe) -> Pretrained:
@@ -115,7 +115,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, pretrained: Pretrained) -> list[Rec
 
 
 def test_the_cache_is_filled_once(cache: Path, counted: list[Recipe], pretrained: Pretrained) -> None:
-    """The first call makes and says so, the second reads the same bits from one file and says nothing."""
+    """The first call pretrains and says so; the second reads the same bits and says nothing."""
     said: list[str] = []
     load_pretrained(TINY, said.append)
     second = load_pretrained(TINY, said.append)
@@ -126,7 +126,7 @@ def test_the_cache_is_filled_once(cache: Path, counted: list[Recipe], pretrained
 
 
 def test_another_recipe_is_another_file(cache: Path, counted: list[Recipe]) -> None:
-    """A recipe that differs anywhere has a file of its own."""
+    """A recipe that differs in any setting has its own file."""
     recipes = [TINY, Recipe(epochs=1, swag_epochs=5, seed=1), Recipe(epochs=2, swag_epochs=5)]
     for recipe in recipes:
         load_pretrained(recipe)
@@ -147,7 +147,7 @@ def test_the_cache_folder(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None], ids=["empty", "text", "cut"])
 def test_a_damaged_file_is_named(cache: Path, counted: list[Recipe], damage: bytes | None) -> None:
-    """A cached file that is empty, something else or cut short raises ValueError with its path and what to do."""
+    """An empty, wrong or truncated cached file raises a ValueError with its path and what to do."""
     load_pretrained(TINY)
     (path,) = cache.iterdir()
     path.write_bytes(path.read_bytes()[:5000] if damage is None else damage)
@@ -158,7 +158,7 @@ def test_a_damaged_file_is_named(cache: Path, counted: list[Recipe], damage: byt
 
 
 class Bomb:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -168,7 +168,7 @@ class Bomb:
 
 
 def test_a_cached_file_cannot_run_code(cache: Path, counted: list[Recipe], tmp_path: Path) -> None:
-    """A cached file that would run code when unpickled is refused, and the code does not run."""
+    """A cached file that would run code is refused, and the code does not run."""
     load_pretrained(TINY)
     (path,) = cache.iterdir()
     target = tmp_path / "bombed"

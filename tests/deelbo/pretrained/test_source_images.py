@@ -1,4 +1,4 @@
-"""Source images in folders: streamed, cropped at random but repeatably, and refused by name where unreadable."""
+"""Tests of source images: streaming, repeatable random crops, and refusal of unreadable files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def grey(folder: Path) -> Grey:
-    """Writes one image of one grey level, or the two classes that most tests take."""
+    """Write one image of one grey level, or the two classes of most tests."""
 
     def write(name: str, level: int, side: int) -> Path:
         path = folder / name
@@ -35,14 +35,14 @@ def grey(folder: Path) -> Grey:
 
 @pytest.fixture
 def seven(grey: Grey, folder: Path) -> Path:
-    """Seven images of two classes, each of one grey level that says which it is."""
+    """Return a folder of seven images of two classes, each with its own grey level."""
     for number in range(7):
         grey(f"{'cat' if number < 3 else 'dog'}/{number}.png", 30 * number + 20, 20 + 5 * number)
     return folder
 
 
 def levels(x: Tensor) -> list[int]:
-    """The grey level of each normalized image."""
+    """Return the grey level of each normalized image."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     rgb = (x * std[:, None, None] + mean[:, None, None]) * 255
     torch.testing.assert_close(rgb, rgb[:, :1, :1, :1].expand_as(rgb), rtol=0, atol=1e-3)
@@ -50,7 +50,7 @@ def levels(x: Tensor) -> list[int]:
 
 
 def test_a_pass_sees_every_image_once(seven: Path) -> None:
-    """Images of any size come as ImageNet's normalized RGB crops, each once a pass, with its folder's class."""
+    """A pass has each image once, as a normalized RGB crop, with its folder's class."""
     images = SourceImages(seven, image_size=8)
     assert (len(images), images.num_classes) == (7, 2)
     seen: list[tuple[int, int]] = []
@@ -63,21 +63,21 @@ def test_a_pass_sees_every_image_once(seven: Path) -> None:
 
 
 def test_the_partial_batch_is_dropped(seven: Path) -> None:
-    """Seven images in batches of three are two batches; in batches of nine, one of seven."""
+    """Seven images give two batches of three, or one batch of seven where nine are asked for."""
     images = SourceImages(seven, 8)
     assert [len(y) for _, y in images.batches(3, torch.Generator())] == [3, 3]
     assert [len(y) for _, y in images.batches(9, torch.Generator())] == [7]
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(4, [2, 2]), (5, [2, 2]), (1, [2]), (100, [2, 2, 2])])
-def test_a_part_of_the_images(seven: Path, most: int, sizes: list[int]) -> None:
-    """A pass over at most so many images has whole batches, and one at least."""
+def test_a_limited_pass(seven: Path, most: int, sizes: list[int]) -> None:
+    """A pass over a limited number of images has whole batches, at least one."""
     assert [len(y) for _, y in SourceImages(seven, 8).batches(2, torch.Generator(), max_images=most)] == sizes
 
 
 @pytest.fixture
 def ramps(folder: Path) -> Path:
-    """Four images of two classes with a ramp from left to right, in which every crop and mirroring shows."""
+    """Return four images with a ramp from left to right, which shows every crop and flip."""
     for number in range(4):
         path = folder / f"{number % 2}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def ramps(folder: Path) -> Path:
 
 
 def test_crops_are_repeatable(ramps: Path) -> None:
-    """The generator alone decides order and crops, whatever torch's global random numbers and the number of workers."""
+    """The generator alone determines order and crops, whatever the number of workers."""
 
     def one_pass(seed: int, workers: int) -> Tensor:
         torch.rand(seed + workers)  # moves the global generator
@@ -103,7 +103,7 @@ def test_crops_are_repeatable(ramps: Path) -> None:
 
 
 def test_crops_differ(ramps: Path) -> None:
-    """Equal images are cropped and mirrored differently, and differently again in the next pass."""
+    """Equal images get different crops and flips, and others in the next pass."""
     images, generator = SourceImages(ramps, 8), torch.Generator().manual_seed(0)
     x = torch.cat([x for _ in range(4) for x, _ in images.batches(4, generator)])
     assert len({image.numpy().tobytes() for image in x}) > 12
@@ -118,15 +118,15 @@ def refusal(folder: Path) -> str:
     return str(error.value)
 
 
-def test_a_folder_that_is_none(folder: Path) -> None:
-    """A folder that is missing, or a file, is refused by its path."""
+def test_a_missing_folder(folder: Path) -> None:
+    """A missing folder, or a file in its place, is refused with its path."""
     assert f"{folder} is not a folder" in refusal(folder)
     folder.write_text("text")
     assert f"{folder} is not a folder" in refusal(folder)
 
 
 def test_a_folder_without_images(folder: Path, grey: Grey) -> None:
-    """A folder with no classes in it is refused, as is a class with no images, which is named."""
+    """A folder without classes, or a class without images, is refused."""
     folder.mkdir()
     assert f"any class folder in {folder}" in refusal(folder)
     grey("cat/0.png", 9, 9)
@@ -136,15 +136,15 @@ def test_a_folder_without_images(folder: Path, grey: Grey) -> None:
 
 
 def test_one_class(grey: Grey, folder: Path) -> None:
-    """A single class is refused, and named."""
+    """A single class is refused with its name."""
     grey("cat/0.png", 9, 9)
     assert f"{folder} has one class, cat" in refusal(folder)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("cut", [0, 60])
-def test_an_image_that_cannot_be_decoded(seven: Path, workers: int, cut: int) -> None:
-    """An image that is empty or cut short is named in one line, also where a worker met it."""
+def test_an_undecodable_image(seven: Path, workers: int, cut: int) -> None:
+    """An empty or truncated image is named in one line, also by a worker."""
     path = seven / "dog" / "5.png"
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(ValueError, match="cannot be decoded") as error:

@@ -1,4 +1,4 @@
-"""SWAG against numpy, and BatchNorm's statistics at its mean."""
+"""Tests of SWAG against numpy, and of BatchNorm's statistics at its mean."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deelbo.pretrained.swag import SWAG, recompute_batchnorm
 
 
 def walk(steps: int, rank: int) -> tuple[SWAG, np.ndarray[tuple[int, int], np.dtype[np.float64]]]:
-    """SWAG over a random walk of two weight tensors, and all the iterates it saw."""
+    """Return SWAG over a random walk of two weight tensors, and its iterates."""
     weights = [nn.Parameter(torch.randn(2, 3).double()), nn.Parameter(torch.randn(4).double())]
     swag, seen = SWAG(weights, rank), []
     for _ in range(steps):
@@ -38,7 +38,7 @@ def test_swag_against_numpy(steps: int, rank: int) -> None:
 
 
 def test_swags_variance_is_not_negative() -> None:
-    """Iterates that hardly move have variance 0, not a rounding error below it."""
+    """Iterates that hardly move have variance 0, not a negative rounding error."""
     weight = nn.Parameter(1000 * torch.randn(1000))
     swag = SWAG([weight])
     for _ in range(7):
@@ -63,7 +63,7 @@ def test_the_prior_from_swag() -> None:
 
 
 def test_too_few_iterates_are_refused() -> None:
-    """SWAG's factor is refused while fewer iterates than its rank were collected, both numbers named."""
+    """SWAG's factor is refused with fewer iterates than its rank, with both numbers."""
     with pytest.raises(ValueError, match="rank 5 needs as many iterates, 4 were collected"):
         _ = walk(4, rank=5)[0].factor
 
@@ -74,8 +74,8 @@ def test_a_rank_below_two_is_refused() -> None:
         walk(0, rank=1)
 
 
-def test_the_mean_is_put_into_the_weights() -> None:
-    """After load_mean the weights, shaped as before, are SWAG's mean."""
+def test_load_mean() -> None:
+    """After load_mean the weights are SWAG's mean in their shapes."""
     swag, seen = walk(5, rank=3)
     swag.load_mean()
     assert [tuple(w.shape) for w in swag.weights] == [(2, 3), (4,)]
@@ -84,7 +84,7 @@ def test_the_mean_is_put_into_the_weights() -> None:
 
 
 def test_batchnorm_is_the_plain_average_over_batches() -> None:
-    """Running statistics become the mean over batches of each batch's own, whatever they were; momentum stays."""
+    """Running statistics become the mean over batches of each batch's own; momentum stays."""
     norm = nn.BatchNorm1d(3, momentum=0.3)
     with torch.no_grad():
         norm.running_mean.fill_(9)
@@ -96,7 +96,7 @@ def test_batchnorm_is_the_plain_average_over_batches() -> None:
     assert norm.momentum == 0.3
 
 
-def test_without_batchnorm_no_batch_is_asked_for() -> None:
+def test_without_batchnorm_no_batch_is_read() -> None:
     """A network without BatchNorm costs no pass over the images."""
 
     def batches() -> Iterator[Tensor]:

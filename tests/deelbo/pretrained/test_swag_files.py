@@ -1,4 +1,4 @@
-"""SWAG posteriors in files: what is read is what was written, and what cannot be a posterior is refused in one line."""
+"""Tests of files of SWAG posteriors: written files are read back, and wrong ones are refused in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ D = 19
 
 
 class Small(nn.Module):
-    """A network with BatchNorm, whose backbone has D weights; its head comes first."""
+    """A network with BatchNorm whose backbone has D weights; its head comes first."""
 
     def __init__(self, image_size: int | None = None) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def saved(tensors: object, folder: Path) -> Path:
 
 
 def refusal(source: SwagSource) -> str:
-    """The one line with which a posterior is refused."""
+    """Return the one line with which a posterior is refused."""
     with pytest.raises(ValueError, match=r".") as error:
         read_swag(source, "small")
     assert "\n" not in str(error.value)
@@ -58,10 +58,10 @@ def refusal(source: SwagSource) -> str:
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_what_is_written_is_read(
+def test_written_files_are_read(
     tmp_path: Path, parts: dict[str, Tensor], buffers: dict[str, Tensor], suffix: str
 ) -> None:
-    """Every number comes back, over an older file of that name too, and nothing else is left in the folder."""
+    """Every number is read back, also after replacing a file, and no other file is left."""
     out = tmp_path / f"swag{suffix}"
     out.write_bytes(b"older")
     assert write_swag(out, **parts, buffers=buffers) == out
@@ -73,10 +73,10 @@ def test_what_is_written_is_read(
     assert [file.name for file in tmp_path.iterdir()] == [out.name]
 
 
-def test_a_failed_writing_leaves_the_older_file(
+def test_a_failed_write_keeps_the_older_file(
     tmp_path: Path, parts: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where writing stops half-way the older file is as it was, and no part of the new one is left."""
+    """If writing fails, the older file is unchanged, and no part of the new one is left."""
 
     def half(tensors: object, path: Path) -> None:
         path.write_bytes(b"half")
@@ -115,7 +115,7 @@ def test_shapes_of_vectors(tmp_path: Path, parts: dict[str, Tensor], shape: tupl
 @pytest.mark.parametrize("rank", [5, 8])
 @pytest.mark.parametrize("turned", [False, True])
 def test_shapes_of_factors(tmp_path: Path, parts: dict[str, Tensor], rank: int, turned: bool) -> None:
-    """A factor may lie either way and have more columns: the newest 5, the last, are taken."""
+    """A factor may be transposed and have more columns, of which the last 5 are used."""
     factor = torch.randn(D, rank)
     found = read_swag(saved(parts | {"factor": factor.T if turned else factor}, tmp_path), "small")
     assert torch.equal(found.factor, factor[:, -5:])
@@ -140,21 +140,21 @@ def test_the_file_of_the_wrong_part_is_named(tmp_path: Path, parts: dict[str, Te
 
 
 @pytest.mark.parametrize("tensor", [torch.ones(D, 2), torch.ones(()), torch.ones(1, 1, D), torch.ones(D).long()])
-def test_no_vector(tmp_path: Path, parts: dict[str, Tensor], tensor: Tensor) -> None:
-    """A mean that is no vector of floating point numbers is refused by its shape and type."""
+def test_a_mean_that_is_not_a_vector(tmp_path: Path, parts: dict[str, Tensor], tensor: Tensor) -> None:
+    """A mean that is not a vector of floating point numbers is refused with its shape and type."""
     assert f"mean has shape {tuple(tensor.shape)} of" in refusal(saved(parts | {"mean": tensor}, tmp_path))
 
 
 @pytest.mark.parametrize("shape", [(D,), (D - 1, 5), (5, D + 1), (D, 5, 1)])
 def test_a_factor_of_another_size(tmp_path: Path, parts: dict[str, Tensor], shape: tuple[int, ...]) -> None:
-    """A factor that is no matrix over the backbone's weights is refused by its shape."""
+    """A factor that is not a matrix over the backbone's weights is refused with its shape."""
     words = refusal(saved(parts | {"factor": torch.ones(shape)}, tmp_path))
     assert f"factor has shape {shape}, expected (19, K) or (K, 19), K at least 5" in words
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2, 4])
 def test_a_factor_of_too_low_a_rank(tmp_path: Path, parts: dict[str, Tensor], rank: int) -> None:
-    """A factor of fewer than 5 columns is refused by how many it has."""
+    """A factor of fewer than 5 columns is refused with their number."""
     words = refusal(saved(parts | {"factor": torch.ones(rank, D)}, tmp_path))
     assert f"factor has rank {rank}, PTYL's prior needs 5" in words
 
@@ -170,14 +170,14 @@ def test_a_negative_variance(tmp_path: Path, parts: dict[str, Tensor]) -> None:
 def test_numbers_that_are_not_finite(
     tmp_path: Path, parts: dict[str, Tensor], buffers: dict[str, Tensor], part: str, number: float
 ) -> None:
-    """NaN and infinity are refused by the part that holds them."""
+    """NaN and infinity are refused with the name of the part."""
     whole = parts | {f"buffers.{name}": tensor for name, tensor in buffers.items()}
     whole[part].view(-1)[0] = number
     assert f"{part.removeprefix('buffers.')} holds NaN or infinity" in refusal(saved(whole, tmp_path))
 
 
 def test_missing_and_unknown_parts(tmp_path: Path, parts: dict[str, Tensor]) -> None:
-    """A file without one of the three parts, or with a name that is none, is refused by it."""
+    """A file without one of the three parts, or with an unknown name, is refused."""
     assert "has no variance and no factor" in refusal(saved({"mean": parts["mean"]}, tmp_path))
     assert "covariance is unknown" in refusal(saved(parts | {"covariance": torch.ones(1)}, tmp_path))
 
@@ -190,7 +190,7 @@ def test_several_files_are_these_three(tmp_path: Path, parts: dict[str, Tensor])
 
 
 def test_buffers_of_another_network(tmp_path: Path, parts: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:
-    """Buffers that the network lacks, of another shape or not all there are refused by name; the count may lack."""
+    """Unknown, differently shaped or missing buffers are refused; batch counts may be missing."""
     named = {f"buffers.{name}": tensor for name, tensor in buffers.items()}
     assert "buffers.norm has shape (1,), expected no such buffer" in refusal(
         saved(parts | named | {"buffers.norm": torch.ones(1)}, tmp_path)
@@ -214,7 +214,7 @@ def test_a_damaged_file(tmp_path: Path) -> None:
 
 
 def test_weights_at_the_mean(tmp_path: Path, parts: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:
-    """The backbone's weights are the mean, the buffers the file's, the head the pretrained; each has its own memory."""
+    """Backbone weights are the mean, buffers the file's, the head the pretrained one; no memory is shared."""
     pretrained = dict(Small().state_dict())
     write_swag(tmp_path / "swag.pt", **parts, buffers=buffers)
     posterior = read_swag(tmp_path / "swag.pt", "small")
@@ -232,15 +232,15 @@ def test_weights_at_the_mean(tmp_path: Path, parts: dict[str, Tensor], buffers: 
 
 
 def test_without_buffers_the_pretrained_ones_stay(tmp_path: Path, parts: dict[str, Tensor]) -> None:
-    """Where the file has no buffers, those of the pretrained weights are kept."""
+    """If the file has no buffers, those of the pretrained weights stay."""
     pretrained = dict(Small().state_dict())
     pretrained["bn.running_mean"].fill_(8)
     state = weights_at_mean(pretrained, read_swag(saved(parts, tmp_path), "small"), "small")
     assert torch.equal(state["bn.running_mean"], torch.full((2,), 8.0))
 
 
-def test_a_vit_posterior_says_its_image_size(tmp_path: Path) -> None:
-    """A vit_b_16 mean of the length for 32 px is taken; one that no image size has is refused with that for 224 px."""
+def test_the_image_size_of_a_vit_posterior(tmp_path: Path) -> None:
+    """The length of a vit_b_16 mean determines its image size; an impossible length is refused."""
     published = 85_798_656
     one, at_32 = torch.ones(()), published - 192 * 768  # 4 patches in place of 196
     for size, words in ((at_32, "factor has rank 2"), (at_32 + 768, "mean has .*, expected 85,798,656, .* vit_b_16")):
@@ -249,8 +249,8 @@ def test_a_vit_posterior_says_its_image_size(tmp_path: Path) -> None:
             read_swag(path, "vit_b_16")
 
 
-def test_where_swag_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A target of another suffix, in no folder, that is a folder, or without safetensors is refused before all else."""
+def test_impossible_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another suffix, a missing folder, a folder as target, and missing safetensors are refused."""
     assert check_target(str(tmp_path / "swag.pt")) == tmp_path / "swag.pt"
     assert check_target(tmp_path / "swag.safetensors") == tmp_path / "swag.safetensors"
     (tmp_path / "folder.pt").mkdir()
@@ -263,8 +263,8 @@ def test_where_swag_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_others_may_read_what_is_written(tmp_path: Path, suffix: str) -> None:
-    """A posterior's file has the permissions of any new file, so that a shared folder is shared."""
+def test_permissions_of_written_files(tmp_path: Path, suffix: str) -> None:
+    """A posterior's file has the permissions of any new file."""
     usual = tmp_path / "usual"
     usual.touch()
     file = write_swag(tmp_path / f"swag{suffix}", torch.zeros(3), torch.ones(3), torch.ones(3, 5), {})

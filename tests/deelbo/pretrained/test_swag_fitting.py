@@ -1,4 +1,4 @@
-"""Fitting SWAG to a network on source images: what is written is the posterior of a plain loop's iterates."""
+"""Tests of fitting SWAG on source images, against the iterates of a plain loop."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ Iterates = np.ndarray[Any, np.dtype[np.float64]]
 def plain_loop(
     backbone: str, weights: Path, folder: Path, epochs: int, every: int, batch_size: int, **given: Any
 ) -> tuple[nn.Module, Iterates, torch.Generator]:
-    """SGD as the documentation says, and its iterates, collected every so many steps."""
+    """Run SGD as documented, and return its iterates, collected every so many steps."""
     seed, size = given.get("seed", 0), given.get("image_size", 224)
     images, random = SourceImages(folder, size), torch.Generator().manual_seed(seed)
     model, head = build_backbone(backbone, images.num_classes, read_weights(backbone, weights), seed, image_size=size)
@@ -92,7 +92,7 @@ def plain_loop(
 def test_the_posterior_is_that_of_the_iterates(
     weights: Path, folder: Path, tmp_path: Path, collect_every: int | None, epochs: int
 ) -> None:
-    """Mean, variance and factor are numpy's of the iterates of a plain loop, one at each epoch's end or as asked."""
+    """Mean, variance and factor are numpy's of a plain loop's iterates, per epoch or at an interval."""
     given: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": 3,
@@ -113,7 +113,7 @@ def test_the_posterior_is_that_of_the_iterates(
 
 
 def test_batchnorm_is_recomputed_at_the_mean(weights: Path, folder: Path, tmp_path: Path) -> None:
-    """The buffers are the average over batches, of a part of the images, of each batch's statistics at the mean."""
+    """The buffers are the average over batches of each batch's statistics at the mean."""
     given: dict[str, Any] = {"epochs": 5, "batch_size": 2, "learning_rate": 0.1, "image_size": 8}
     out = fit("small", folder, tmp_path / "s.pt", weights=weights, statistics_images=4, **given)
     posterior = load_backbone("small", weights, out).swag_weights
@@ -128,7 +128,7 @@ def test_batchnorm_is_recomputed_at_the_mean(weights: Path, folder: Path, tmp_pa
 
 
 def test_both_suffixes_and_any_workers_give_the_same(weights: Path, folder: Path, tmp_path: Path) -> None:
-    """A seed decides the posterior, not the suffix, the workers or torch's global random numbers, which stay."""
+    """The seed alone determines the posterior; torch's global random numbers do not change."""
 
     def fitted(name: str, **options: Any) -> dict[str, Tensor]:
         torch.rand(len(name))
@@ -148,7 +148,7 @@ def test_both_suffixes_and_any_workers_give_the_same(weights: Path, folder: Path
 def test_the_pretrained_head_is_kept_where_it_fits(
     weights: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With as many classes as folders training starts with the pretrained head, else with a new one; which is said."""
+    """The pretrained head is kept if it has the folders' number of classes; the output says so."""
     head = {"fc.weight": torch.full((3, 5), 7.0), "fc.bias": torch.ones(3)}
     torch.save(torch.load(weights, weights_only=True) | head, tmp_path / "three.pt")
     heads: list[Tensor] = []
@@ -169,7 +169,7 @@ def test_the_pretrained_head_is_kept_where_it_fits(
 
 
 def test_a_real_network(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ResNet-50's posterior is over its backbone's weights, has all its buffers, and its mean has left the start."""
+    """ResNet-50's posterior is over its backbone's weights, has all buffers, and its mean has moved."""
     torch.save(build_backbone("resnet50", 3, seed=1)[0].state_dict(), tmp_path / "w.pt")
     start = flatten(split_at_head(build_backbone("resnet50", 3, seed=1)[0], "fc")[0])
     written: dict[str, Any] = {}
@@ -183,7 +183,7 @@ def test_a_real_network(folder: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def refusal(*given: Any, **options: Any) -> str:
-    """The one line with which fitting is refused."""
+    """Return the one line with which fitting is refused."""
     with pytest.raises(ValueError, match=r".") as error:
         fit(*given, **({"image_size": 8, "epochs": 5} | options))
     assert "\n" not in str(error.value)
@@ -205,10 +205,8 @@ def refusal(*given: Any, **options: Any) -> str:
         ({"statistics_images": 0}, "statistics_images must be at least 1, got 0"),
     ],
 )
-def test_numbers_that_cannot_be(
-    weights: Path, folder: Path, tmp_path: Path, options: dict[str, Any], words: str
-) -> None:
-    """Too few iterates for the rank, and other numbers that cannot be, are refused before any training."""
+def test_impossible_settings(weights: Path, folder: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    """Impossible numbers, and too few iterates for the rank, are refused before training."""
     said: list[str] = []
     given = {"weights": weights, "batch_size": 3, "say": said.append} | options
     found = refusal("small", folder, tmp_path / "s.pt", **given)
@@ -216,8 +214,8 @@ def test_numbers_that_cannot_be(
     assert said == []
 
 
-def test_what_cannot_be_fitted_or_written(weights: Path, folder: Path, tmp_path: Path) -> None:
-    """The digits network, an unknown one, a target of another suffix and a folder that is none are refused."""
+def test_impossible_inputs_and_outputs(weights: Path, folder: Path, tmp_path: Path) -> None:
+    """The digits network, an unknown one, a wrong target and a missing folder are refused."""
     out = tmp_path / "s.pt"
     assert "digits-resnet has its SWAG posterior from deelbo itself" in refusal("digits-resnet", folder, out)
     assert "backbone must be one of" in refusal("resnet18", folder, out, weights=weights)
@@ -226,21 +224,21 @@ def test_what_cannot_be_fitted_or_written(weights: Path, folder: Path, tmp_path:
     assert "is not a folder" in refusal("small", tmp_path / "none", out, weights=weights)
 
 
-def test_the_usual_weights_must_be_there(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without weights SWAG starts from IMAGENET1K_V1, and says where that file is missing."""
+def test_the_default_weights_must_exist(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without weights SWAG needs the file of IMAGENET1K_V1."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert "IMAGENET1K_V1 weights of resnet50 are not at" in refusal("resnet50", folder, tmp_path / "s.pt")
 
 
 def test_a_diverged_run_writes_nothing(weights: Path, folder: Path, tmp_path: Path) -> None:
-    """Where the loss stops being finite the run ends with the learning rate to lower, and no file is written."""
+    """If the loss is not finite, the run fails with the learning rate to lower, and writes no file."""
     words = refusal("small", folder, tmp_path / "s.pt", weights=weights, learning_rate=1e30, batch_size=3)
     assert "diverged in epoch 1: lower learning_rate, which is 1e+30" in words
     assert not (tmp_path / "s.pt").exists()
 
 
-def test_an_image_that_cannot_be_decoded(weights: Path, folder: Path, tmp_path: Path) -> None:
-    """A broken image ends the run by its name, and no file is written."""
+def test_an_undecodable_image(weights: Path, folder: Path, tmp_path: Path) -> None:
+    """An undecodable image ends the run with its path, and no file is written."""
     (folder / "class1" / "1.png").write_bytes(b"no image")
     assert f"{folder / 'class1' / '1.png'} cannot be decoded" in refusal(
         "small", folder, tmp_path / "s.pt", weights=weights

@@ -1,4 +1,4 @@
-"""Tensors from files: what is read, and that a file that is anything else is refused in one line."""
+"""Tests of reading tensors from files, and of refusing everything else in one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deelbo.pretrained.tensor_files import read_file, read_tensors
 
 
 def refusal(path: Path) -> str:
-    """The one line with which a file is refused."""
+    """Return the one line with which a file is refused."""
     with pytest.raises(ValueError, match=r".") as error:
         read_tensors(path)
     words = str(error.value)
@@ -34,7 +34,7 @@ def tensors() -> dict[str, Tensor]:
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
 @pytest.mark.parametrize("suffix", [".pt", ".pth"])
 def test_torchs_files(tmp_path: Path, tensors: dict[str, Tensor], suffix: str, wrapper: str | None) -> None:
-    """Tensors by name are read as they are, bare or under "state_dict" or "model", beside other things."""
+    """Tensors by name are read bare or under "state_dict" or "model", beside other things."""
     path = tmp_path / f"w{suffix}"
     torch.save(tensors if wrapper is None else {wrapper: tensors, "epoch": 3}, path)
     found = read_tensors(path)
@@ -55,21 +55,21 @@ def test_safetensors_are_the_same(tmp_path: Path, tensors: dict[str, Tensor]) ->
 
 
 def test_parameters_become_tensors(tmp_path: Path) -> None:
-    """Parameters are read as tensors that autograd does not follow."""
+    """Parameters are read as detached tensors."""
     torch.save({"a": nn.Parameter(torch.ones(2))}, tmp_path / "w.pt")
     assert not read_tensors(tmp_path / "w.pt")["a"].requires_grad
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    """A path with no file, and one of a folder, is refused."""
+    """A missing file, or a folder in its place, is refused."""
     assert "does not exist" in refusal(tmp_path / "w.pt")
     (tmp_path / "folder.pt").mkdir()
-    assert "no file" in refusal(tmp_path / "folder.pt")
+    assert "not a file" in refusal(tmp_path / "folder.pt")
 
 
 @pytest.mark.parametrize("name", ["w.npz", "w", "w.pth.tar"])
 def test_another_suffix(tmp_path: Path, name: str) -> None:
-    """A suffix other than .pt, .pth and .safetensors is refused, and those are listed."""
+    """Another suffix than .pt, .pth and .safetensors is refused with that list."""
     (tmp_path / name).write_bytes(b"")
     assert ".pt, .pth, .safetensors" in refusal(tmp_path / name)
 
@@ -77,7 +77,7 @@ def test_another_suffix(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("damage", [b"", b"hello there", b"\x80\x02", None], ids=["empty", "text", "stub", "cut"])
 def test_a_damaged_file(tmp_path: Path, tensors: dict[str, Tensor], suffix: str, damage: bytes | None) -> None:
-    """A file that is empty, something else or cut short is refused as damaged."""
+    """An empty, wrong or truncated file is refused as damaged."""
     path = tmp_path / f"w{suffix}"
     if suffix == ".pt":
         torch.save(tensors, path)
@@ -88,7 +88,7 @@ def test_a_damaged_file(tmp_path: Path, tensors: dict[str, Tensor], suffix: str,
 
 
 class Bomb:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -99,7 +99,7 @@ class Bomb:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_file_cannot_run_code(tmp_path: Path, zipped: bool) -> None:
-    """A file that would run code when unpickled is refused by what it would call, and the code does not run."""
+    """A file that would run code is refused by the name of its function, and the code does not run."""
     target, path = tmp_path / "bombed", tmp_path / "w.pt"
     pickle.loads(pickle.dumps(Bomb(target)))  # noqa: S301  the bomb works
     target.rmdir()
@@ -109,7 +109,7 @@ def test_a_file_cannot_run_code(tmp_path: Path, zipped: bool) -> None:
 
 
 def test_a_training_checkpoint_with_its_arguments(tmp_path: Path) -> None:
-    """A checkpoint that also holds another program's objects is refused, and what to save instead is said."""
+    """A checkpoint with another program's objects is refused with what to save instead."""
     torch.save({"model": {"a": torch.ones(1)}, "args": argparse.Namespace(lr=1)}, tmp_path / "w.pt")
     words = refusal(tmp_path / "w.pt")
     assert "holds argparse.Namespace" in words
@@ -140,13 +140,13 @@ def test_a_torchscript_program(tmp_path: Path) -> None:
     ],
 )
 def test_anything_but_tensors_by_name(tmp_path: Path, held: object, words: str) -> None:
-    """A file of anything but tensors by name is refused by what it holds."""
+    """A file of anything but tensors by name is refused with the type of its content."""
     torch.save(held, tmp_path / "w.pt")
     assert words in refusal(tmp_path / "w.pt")
 
 
 def test_one_tensor_is_read_by_read_file(tmp_path: Path) -> None:
-    """A file that holds one bare tensor gives it."""
+    """`read_file` returns the tensor of a file with a bare one."""
     torch.save(torch.arange(3), tmp_path / "t.pt")
     found = read_file(tmp_path / "t.pt")
     assert isinstance(found, Tensor)
@@ -154,7 +154,7 @@ def test_one_tensor_is_read_by_read_file(tmp_path: Path) -> None:
 
 
 def test_safetensors_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without safetensors installed such a file is refused with the command that installs it."""
+    """Without safetensors such a file is refused with the command that installs it."""
     save_file({"a": torch.ones(1)}, tmp_path / "w.safetensors")
     monkeypatch.setitem(sys.modules, "safetensors", None)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)

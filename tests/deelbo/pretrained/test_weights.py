@@ -1,4 +1,4 @@
-"""Pretrained weights: where torchvision's files are looked for, and which state dicts are taken."""
+"""Tests of pretrained weights: the search for torchvision's files, and the accepted state dicts."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ HASH = hashlib.sha256(CONTENT).hexdigest()[:8]
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Torch's folder of downloaded files, which is not there yet."""
+    """Return torch's folder of downloaded files, which does not exist yet."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch" / "hub" / "checkpoints"
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file on torchvision's server, which is a folder here, under a name with its own hash; of IMAGENET1K_V1."""
+    """Serve IMAGENET1K_V1 from a folder, under a name with its hash."""
     (tmp_path / "server").mkdir()
     file = tmp_path / "server" / f"resnet50-{HASH}.pth"
     file.write_bytes(CONTENT)
@@ -52,7 +52,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_missing_file_is_named(hub: Path, backbone: str, version: str, name: str) -> None:
-    """Where torchvision would keep the file it is looked for; its absence is one line with the way out."""
+    """The file is searched in torchvision's cache; if missing, one line has its path and what to do."""
     with pytest.raises(ValueError, match="deelbo-bench prepare CONFIG") as error:
         imagenet_file(backbone, version)
     assert str(hub / name) in str(error.value)
@@ -62,7 +62,7 @@ def test_a_missing_file_is_named(hub: Path, backbone: str, version: str, name: s
 
 
 def test_a_whole_file_is_found(hub: Path, server: Path) -> None:
-    """A file whose hash begins as its name says is given as it is."""
+    """A file whose hash agrees with its name is returned."""
     hub.mkdir(parents=True)
     (hub / server.name).write_bytes(CONTENT)
     assert imagenet_file("resnet50", "IMAGENET1K_V1") == hub / server.name
@@ -70,7 +70,7 @@ def test_a_whole_file_is_found(hub: Path, server: Path) -> None:
 
 @pytest.mark.parametrize("content", [CONTENT[:-1], b"", CONTENT + b"!"])
 def test_a_changed_file_is_refused(hub: Path, server: Path, content: bytes) -> None:
-    """A file with another hash is refused, by reading and by downloading, and left as it is."""
+    """A file with another hash is refused by reading and downloading, and left as it is."""
     hub.mkdir(parents=True)
     (hub / server.name).write_bytes(content)
     for ask in (imagenet_file, download_weights):
@@ -83,7 +83,7 @@ def test_a_changed_file_is_refused(hub: Path, server: Path, content: bytes) -> N
 
 
 def test_a_download(hub: Path, server: Path) -> None:
-    """Downloading puts the file where it is then found, and asks the server only once."""
+    """Downloading stores the file where it is found, with one request."""
     path = download_weights("resnet50", "IMAGENET1K_V1")
     assert path == imagenet_file("resnet50", "IMAGENET1K_V1") == hub / server.name
     assert path.read_bytes() == CONTENT
@@ -93,7 +93,7 @@ def test_a_download(hub: Path, server: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, b"something else"])
 def test_a_failed_download(hub: Path, server: Path, content: bytes | None) -> None:
-    """A server that is not there, or gives another file, is one line; no part of a file is left."""
+    """A missing server, or one with another file, gives one line, and no part of a file is left."""
     if content is None:
         server.unlink()
     else:
@@ -107,7 +107,7 @@ def test_a_failed_download(hub: Path, server: Path, content: bytes | None) -> No
 
 @pytest.mark.parametrize("ask", [imagenet_file, download_weights])
 def test_weights_that_do_not_exist(hub: Path, ask: object) -> None:
-    """A version that the network lacks is refused, and those that exist are listed; so is an unknown network."""
+    """An unknown version is refused with the known ones, and so is an unknown network."""
     assert callable(ask)
     with pytest.raises(
         ValueError, match=r"resnet50 has the weights IMAGENET1K_V1, IMAGENET1K_V2, .* got 'IMAGENET1K_V3'"
@@ -124,7 +124,7 @@ def test_weights_that_do_not_exist(hub: Path, ask: object) -> None:
 
 @pytest.fixture(scope="module")
 def resnet() -> dict[str, Tensor]:
-    """The state dict of a random ResNet-50 of 1,000 classes."""
+    """Return the state dict of a random ResNet-50 of 1,000 classes."""
     return dict(build_backbone("resnet50", 1000, seed=5)[0].state_dict())
 
 
@@ -136,7 +136,7 @@ def resnet_file(resnet: dict[str, Tensor], tmp_path_factory: pytest.TempPathFact
 
 
 def flat(name: str, image_size: int | None = None) -> dict[str, Tensor]:
-    """A state dict of the right shapes that takes next to no space: every number is 1/2, and there is only one."""
+    """Return a state dict whose tensors are all views of one number, 1/2."""
     half = torch.full((), 0.5)
     state = shapes_only(name, image_size)[0].state_dict()
     return {key: half.to(tensor.dtype).expand(tensor.shape) for key, tensor in state.items()}
@@ -152,7 +152,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def test_a_state_dict_is_read_as_it_was_saved(resnet: dict[str, Tensor], resnet_file: Path) -> None:
-    """What is saved from a network is read back, its head included, and builds a network with those weights."""
+    """A saved state dict is read back with its head, and builds a network with those weights."""
     found = read_weights("resnet50", resnet_file)
     assert equal(found, resnet)
     model, _ = build_backbone("resnet50", 10, found)
@@ -160,7 +160,7 @@ def test_a_state_dict_is_read_as_it_was_saved(resnet: dict[str, Tensor], resnet_
 
 
 def test_safetensors_give_the_same(resnet: dict[str, Tensor], tmp_path: Path) -> None:
-    """A .safetensors file gives the same numbers in the same order as a .pt file, and so the same fingerprint."""
+    """A .safetensors file gives the same numbers, order and fingerprint as a .pt file."""
     save_file(resnet, tmp_path / "w.safetensors")
     found = read_weights("resnet50", tmp_path / "w.safetensors")
     assert equal(found, resnet)
@@ -168,7 +168,7 @@ def test_safetensors_give_the_same(resnet: dict[str, Tensor], tmp_path: Path) ->
 
 
 def test_tensors_have_memory_of_their_own(tmp_path: Path) -> None:
-    """Each tensor has a storage of its own size, even where a file's tensors are pieces of one."""
+    """Each tensor has its own storage, even if a file's tensors are views of one."""
     for name, tensor in read_weights("convnext_tiny", saved(flat("convnext_tiny"), tmp_path)).items():
         assert tensor.is_contiguous(), name
         assert tensor.untyped_storage().nbytes() == tensor.nbytes, name
@@ -176,22 +176,22 @@ def test_tensors_have_memory_of_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model"])
 def test_wrapped_and_prefixed(tmp_path: Path, wrapper: str) -> None:
-    """A training checkpoint's wrapper and DataParallel's prefix are taken off."""
+    """A training checkpoint's wrapper and DataParallel's prefix are removed."""
     good = flat("resnet50")
     path = saved({wrapper: {f"module.{name}": tensor for name, tensor in good.items()}, "epoch": 9}, tmp_path)
     assert equal(read_weights("resnet50", path), good)
 
 
 def test_the_names_of_the_published_vit(tmp_path: Path) -> None:
-    """The names that torchvision's vit_b_16 file has for its MLP layers are taken for today's."""
+    """The names of MLP layers in torchvision's vit_b_16 file are translated to the current ones."""
     good = flat("vit_b_16", 32)
     old = {name.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): t for name, t in good.items()}
     assert sum("linear_" in name for name in old) == 48
     assert list(read_weights("vit_b_16", saved(old, tmp_path))) == list(good)
 
 
-def test_what_may_be_absent(tmp_path: Path) -> None:
-    """The head and BatchNorm's counts of batches may be absent: the one stays so, the others become 0."""
+def test_optional_tensors(tmp_path: Path) -> None:
+    """The head may be absent and stays so; absent batch counts of BatchNorm become 0."""
     good = flat("resnet50")
     partial = {n: t for n, t in good.items() if not n.startswith("fc.") and not n.endswith("num_batches_tracked")}
     found = read_weights("resnet50", saved(partial, tmp_path))
@@ -200,7 +200,7 @@ def test_what_may_be_absent(tmp_path: Path) -> None:
 
 
 def test_a_head_of_any_number_of_classes(tmp_path: Path) -> None:
-    """A head of other classes is read with them; one over other features is another network's."""
+    """A head of other classes is read; one over other features is another network's."""
     good = flat("resnet50")
     other = good | {"fc.weight": torch.ones(7, 2048), "fc.bias": torch.ones(7)}
     assert read_weights("resnet50", saved(other, tmp_path))["fc.weight"].shape == (7, 2048)
@@ -214,7 +214,7 @@ def test_a_head_of_any_number_of_classes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_become_single(tmp_path: Path, dtype: torch.dtype) -> None:
-    """float16, bfloat16 and float64 weights are read as float32 of the same values."""
+    """float16, bfloat16 and float64 weights are read as float32."""
     good = flat("convnext_tiny")
     found = read_weights("convnext_tiny", saved({name: t.to(dtype) for name, t in good.items()}, tmp_path))
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
@@ -223,15 +223,15 @@ def test_other_precisions_become_single(tmp_path: Path, dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("patches", [1, 9, 576])
 def test_an_embedding_of_another_image_size(tmp_path: Path, patches: int) -> None:
-    """A positional embedding of any square number of patches is read as it is."""
+    """A positional embedding of any square number of patches is read unchanged."""
     other = flat("vit_b_16", 32) | {"encoder.pos_embedding": torch.ones(1, patches + 1, 768)}
     found = read_weights("vit_b_16", saved(other, tmp_path))
     assert found["encoder.pos_embedding"].shape == (1, patches + 1, 768)
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 768), (1, 1, 768), (1, 5, 384), (5, 768), (2, 5, 768)])
-def test_an_embedding_that_cannot_be(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    """A positional embedding of no square of patches, or of another width, is refused."""
+def test_an_impossible_embedding(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """A positional embedding of another width or without a square of patches is refused."""
     other = flat("vit_b_16", 32) | {"encoder.pos_embedding": torch.ones(shape)}
     with pytest.raises(ValueError, match=r"is not a vit_b_16: encoder\.pos_embedding has shape") as error:
         read_weights("vit_b_16", saved(other, tmp_path))
@@ -239,7 +239,7 @@ def test_an_embedding_that_cannot_be(tmp_path: Path, shape: tuple[int, ...]) -> 
 
 
 def test_another_networks_weights(tmp_path: Path) -> None:
-    """The first difference is named, the others are counted, and what to give is said; all in one line."""
+    """One line has the first difference, the number of others, and what to give."""
     path = saved(flat("resnet50"), tmp_path)
     saved(
         flat("resnet50") | dict.fromkeys(["conv1.weight", "layer1.0.conv1.weight"], torch.ones(64, 64, 3, 3)), tmp_path
@@ -258,14 +258,14 @@ def test_another_networks_weights(tmp_path: Path) -> None:
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
-    """One tensor too many makes it another network."""
+    """One additional tensor makes it another network."""
     path = saved(flat("resnet50") | {"fc2.weight": torch.ones(1)}, tmp_path)
     with pytest.raises(ValueError, match=r"fc2\.weight is unknown: give the weights of a resnet50"):
         read_weights("resnet50", path)
 
 
 def test_weights_in_integers_are_refused(tmp_path: Path) -> None:
-    """A quantized network is refused by the type that it holds."""
+    """A quantized network is refused with its type."""
     path = saved(flat("resnet50") | {"conv1.weight": torch.ones(64, 3, 7, 7, dtype=torch.int8)}, tmp_path)
     with pytest.raises(ValueError, match=r"conv1\.weight holds int8"):
         read_weights("resnet50", path)
@@ -274,7 +274,7 @@ def test_weights_in_integers_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["layer1.0.bn1.running_var", "layer1.0.conv1.weight"])
 def test_numbers_that_are_not_finite(tmp_path: Path, name: str, number: float) -> None:
-    """NaN and infinity are refused by the tensor that holds them."""
+    """NaN and infinity are refused with the tensor's name."""
     good = flat("resnet50")
     bad = good[name].clone()
     bad.view(-1)[3] = number
@@ -285,7 +285,7 @@ def test_numbers_that_are_not_finite(tmp_path: Path, name: str, number: float) -
 
 
 def test_the_digits_network_takes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """digits-resnet is the one that deelbo pretrains, and weights or PTYL files for it are refused."""
+    """Weights and PTYL files for digits-resnet, which deelbo pretrains, are refused."""
     made = pretraining.Pretrained({})
     monkeypatch.setattr(weights, "load_pretrained", lambda say: made)
     assert load_backbone("digits-resnet") is made
@@ -296,13 +296,13 @@ def test_the_digits_network_takes_no_files(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_an_unknown_backbone() -> None:
-    """A backbone that is not there is refused, and those that are are listed."""
+    """An unknown backbone is refused with the known ones."""
     with pytest.raises(ValueError, match=r"backbone must be one of .*resnet50"):
         load_backbone("resnet18")
 
 
-def test_the_usual_weights(hub: Path) -> None:
-    """Without weights IMAGENET1K_V1 is looked for, by name that version, else the file of that path."""
+def test_the_default_weights(hub: Path) -> None:
+    """The source is IMAGENET1K_V1 by default, a version by its name, or the file of a path."""
     cases: list[tuple[str | Path | None, str]] = [
         (None, "IMAGENET1K_V1 weights of resnet50 are not at .*0676ba61"),
         ("IMAGENET1K_V2", "IMAGENET1K_V2 weights of resnet50 are not at .*11ad3fa6"),
@@ -316,14 +316,14 @@ def test_the_usual_weights(hub: Path) -> None:
 
 
 def test_without_ptyl_there_is_no_posterior(resnet: dict[str, Tensor], resnet_file: Path) -> None:
-    """Weights alone give a network with no SWAG posterior."""
+    """Weights alone give a network without SWAG posterior."""
     found = load_backbone("resnet50", str(resnet_file))
     assert equal(found.weights, resnet)
     assert (found.swag_weights, found.variance, found.factor) == (None, None, None)
 
 
 class Small(nn.Module):
-    """A network with BatchNorm, whose backbone has 16 weights; its head comes first."""
+    """A network with BatchNorm whose backbone has 16 weights; its head comes first."""
 
     def __init__(self, image_size: int | None = None) -> None:
         super().__init__()
@@ -334,7 +334,7 @@ class Small(nn.Module):
 
 
 def test_ptyl_starts_at_the_posteriors_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With PTYL files the backbone's weights are the mean in the network's order, and the rest is the pretrained."""
+    """With PTYL files the backbone's weights are the mean, and the rest is pretrained."""
     monkeypatch.setitem(BACKBONES, "small", BackboneEntry(Small, "fc"))
     own = Small().state_dict()
     own["bn.running_var"].fill_(3)
@@ -354,7 +354,7 @@ def test_ptyl_starts_at_the_posteriors_mean(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_vit_posterior_is_for_one_image_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A vit_b_16 posterior fitted at one image size is refused for another, and both sizes are named."""
+    """A vit_b_16 posterior of one image size is refused for another, with both sizes."""
     none = torch.zeros(0)
     monkeypatch.setattr(weights, "read_weights", lambda name, source: {})
     monkeypatch.setattr(weights, "read_swag", lambda source, name: SwagPosterior(none, none, none, {}, 32))

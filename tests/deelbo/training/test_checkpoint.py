@@ -1,4 +1,4 @@
-"""A run that died goes on from its own checkpoint, and ends as if nothing had happened, to the bit."""
+"""Tests of checkpoints: an interrupted run continues, and ends with the bits of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SPLIT = Split(TRAIN, images(40, 2), images(80, 3), Normalization.of(TRAIN), Geom
 
 @dataclass
 class Setting:
-    """What a process makes anew each time that it is started: the same to the bit."""
+    """Everything that a process makes when it starts, the same to the bit each time."""
 
     method: str = "de-elbo"
     prior: str = "l2-sp"
@@ -79,7 +79,7 @@ class Setting:
         return DataEmphasizedELBO(groups, count, generator=noise)
 
     def fit(self, checkpoint: Checkpoint | None = None, **given: Any) -> Ending:
-        """A life: of a new process, as nothing but the checkpoint is left of those before."""
+        """Run a new process, for which nothing but the checkpoint is left of the earlier ones."""
         model = given.pop("model", None) or self.model()
         objective = self.objective(model)
         given = {"seed": self.seed, "numerics": self.numerics} | given
@@ -90,13 +90,13 @@ class Setting:
 
 @dataclass
 class Ending:
-    """What a run leaves behind."""
+    """The results of a run."""
 
     result: FitResult
     tensors: list[Tensor]
 
     def __eq__(self, other: object) -> bool:
-        """To the bit, but for the seconds."""
+        """Compare bits, except for the seconds."""
         return isinstance(other, Ending) and self._bits() == other._bits()
 
     def _bits(self) -> object:
@@ -106,7 +106,7 @@ class Ending:
 
 
 class Disk:
-    """Holds a run's last checkpoint; when it has taken the ``deaths``-th ones, the run dies."""
+    """Stores a run's last checkpoint; the run dies after the writes numbered ``deaths``."""
 
     def __init__(self, *deaths: int, content: bytes | None = None) -> None:
         self.content, self.taken, self._deaths = content, 0, deaths
@@ -123,7 +123,7 @@ class Disk:
 
 
 def dying_at(setting: Setting, step: int) -> nn.Sequential:
-    """The setting's network, which dies in its ``step``-th training step, warm-up not counted, of the process."""
+    """Return the setting's network, which raises Death in training step ``step`` after warm-up."""
     model, steps = setting.model(), [-2]
 
     def count(_: nn.Module, __: Any) -> None:
@@ -136,7 +136,7 @@ def dying_at(setting: Setting, step: int) -> nn.Sequential:
 
 
 def left_behind(setting: Setting, at: int) -> bytes:
-    """The checkpoint of a run that died as soon as it had written its ``at``-th, at the end of that epoch."""
+    """Return the checkpoint of a run that died after writing number ``at``."""
     disk = Disk(at)
     with pytest.raises(Death):
         setting.fit(disk.checkpoint())
@@ -154,9 +154,8 @@ NAMES = [f"{i}-{setting.method}-{setting.prior}" for i, setting in enumerate(SET
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=NAMES)
-def test_an_interrupted_run_ends_as_the_undisturbed_one(setting: Setting) -> None:
-    """Death after the first epoch, within the fifth and after the last: metrics, state, series, weights and buffers are
-    those of a run that nothing happened to, to the bit."""
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(setting: Setting) -> None:
+    """A run that dies three times ends with the bits of metrics, state, series and weights of one that does not."""
     undisturbed = setting.fit()
     disk = Disk(1, 6)
     resumed = []
@@ -171,7 +170,7 @@ def test_an_interrupted_run_ends_as_the_undisturbed_one(setting: Setting) -> Non
 
 
 def test_a_run_that_diverges_does_so_again() -> None:
-    """Where the losses since the last look are not finite, they are in the run that goes on as well."""
+    """Losses that are not finite are still so in the run that continues."""
     setting = Setting(schedule=Schedule(1e30, steps=30, batch_size=32, clip_norm=1e9, series_points=1))
     checkpoint = Disk(content=left_behind(setting, 2)).checkpoint()
     ending = setting.fit(checkpoint)
@@ -180,8 +179,8 @@ def test_a_run_that_diverges_does_so_again() -> None:
     assert ending == setting.fit()
 
 
-def test_keeping_a_run_changes_nothing_of_it() -> None:
-    """A run that writes a checkpoint at every epoch, and is never interrupted, is the run without one to the bit."""
+def test_writing_checkpoints_changes_nothing() -> None:
+    """A run that writes a checkpoint in every epoch has the bits of one without."""
     disk = Disk()
     assert Setting().fit(disk.checkpoint()) == Setting().fit()
     assert disk.taken == EPOCHS
@@ -190,9 +189,8 @@ def test_keeping_a_run_changes_nothing_of_it() -> None:
 @pytest.mark.parametrize(
     ("every", "steps"), [(0, [5, 10, 15, 20, 25, 30]), (9, [10, 20, 30]), (11, [15, 30]), (99, [])]
 )
-def test_a_checkpoint_ends_an_epoch(every: float, steps: list[int]) -> None:
-    """One is written at the first end of an epoch (5 steps of a second) that comes ``every`` seconds after the last one
-    was written, which takes 100 seconds here; never within an epoch."""
+def test_checkpoints_are_written_between_epochs(every: float, steps: list[int]) -> None:
+    """One is written at the first end of an epoch that is ``every`` seconds after the last one was written."""
     model, seconds, trained, written = Setting().model(), [0.0], [-2], list[int]()
 
     def a_step(_: nn.Module, __: Any, ___: Any) -> None:
@@ -208,9 +206,8 @@ def test_a_checkpoint_ends_an_epoch(every: float, steps: list[int]) -> None:
     assert written == steps
 
 
-def test_seconds_go_on_from_the_checkpoints() -> None:
-    """Training that led to the result is booked once; what was trained after the checkpoint and lost is not in it;
-    warm-up was paid for twice, and checkpoints of both processes count."""
+def test_seconds_continue_from_the_checkpoint() -> None:
+    """Training that led to the result is booked once, lost training not at all, and warm-up twice."""
     hand, disk = [0.0], Disk()
 
     def write(data: bytes) -> None:
@@ -236,8 +233,8 @@ def test_seconds_go_on_from_the_checkpoints() -> None:
     assert booked == {"train": 30, "warmup": 4, "checkpoint": 0.25 * 5}
 
 
-def test_rows_are_told_once() -> None:
-    """on_epoch sees the rows that this process adds; the series has those before, too."""
+def test_rows_are_reported_once() -> None:
+    """on_epoch gets the rows that this process adds; the series also has the earlier ones."""
     seen: list[dict[str, float]] = []
     result = Setting().fit(Disk(content=left_behind(Setting(), 3)).checkpoint(), on_epoch=seen.append).result
     assert [row["step"] for row in result.series] == [10, 15, 25, 30]
@@ -266,8 +263,8 @@ PAIRS += [("kappa", Setting("elbo"), Setting("elbo", kappa=3.0))]
 
 
 @pytest.mark.parametrize(("mine", "other"), [pair[1:] for pair in PAIRS], ids=[pair[0] for pair in PAIRS])
-def test_another_runs_checkpoint_is_passed_over(mine: Setting, other: Setting) -> None:
-    """A checkpoint of a run that differs in one setting is not taken up: a warning, and the run from its start."""
+def test_another_runs_checkpoint_is_ignored(mine: Setting, other: Setting) -> None:
+    """A checkpoint of a run that differs in one setting is ignored with a warning."""
     checkpoint = Disk(content=left_behind(other, 2)).checkpoint()
     with pytest.warns(RuntimeWarning, match="belongs to another run .*: training starts from the beginning"):
         ending = mine.fit(checkpoint)
@@ -277,15 +274,15 @@ def test_another_runs_checkpoint_is_passed_over(mine: Setting, other: Setting) -
 
 @pytest.fixture
 def run() -> TrainingRun:
-    """A run at its start."""
+    """Return a run at its start."""
     setting = Setting()
     model = setting.model()
     torch.manual_seed(setting.seed)
     return TrainingRun(model, SPLIT, setting.objective(model), SCHEDULE, setting.seed)
 
 
-def test_a_state_is_the_runs_alone(run: TrainingRun) -> None:
-    """Loading a state brings back every tensor and number of it, from copies as much as from the original."""
+def test_loading_a_state_restores_the_run(run: TrainingRun) -> None:
+    """Loading a copy of a state restores every tensor and number."""
     start = copy.deepcopy(run.state())
     at_start = fingerprint(run)
     for batch in run.batches():
@@ -304,7 +301,7 @@ def on_disk(path: Path) -> Checkpoint:
 
 
 def test_a_killed_process(tmp_path: Path) -> None:
-    """A process that is killed (SIGKILL) within an epoch leaves a checkpoint from which another goes on, to the bit."""
+    """A process killed by SIGKILL leaves a checkpoint from which another one continues, to the bit."""
     file = tmp_path / "checkpoint"
     child = subprocess.run([sys.executable, __file__, str(file)], timeout=120, check=False)
     assert child.returncode == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""No checkpoint does a run harm: damaged, hostile, unreadable or impossible to write, it ends as without one."""
+"""Tests of damaged, hostile, unreadable and unwritable checkpoints: the run ends as it does without one."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Life = Callable[..., str]
 
 
 def given(data: bytes | None) -> Checkpoint:
-    """A checkpoint that holds ``data`` and takes nothing."""
+    """Return a checkpoint that reads ``data`` and writes nothing."""
     return Checkpoint(1e9, lambda _: None, lambda: data)
 
 
 @pytest.fixture
 def life(toy_split: Split, toy_model: nn.Module) -> Life:
-    """Runs a run in full, always the same; all that it leaves behind but its seconds, as text."""
+    """Return a function that trains one fixed run and returns its results, except for seconds, as text."""
 
     def run(checkpoint: Checkpoint | None = None) -> str:
         model = copy.deepcopy(toy_model)
@@ -47,14 +47,14 @@ def life(toy_split: Split, toy_model: nn.Module) -> Life:
 
 @pytest.fixture
 def good(life: Life) -> bytes:
-    """The third checkpoint of that run, after half of it."""
+    """Return the third checkpoint of that run, after half of it."""
     taken: list[bytes] = []
     life(Checkpoint(0, taken.append, lambda: None))
     return taken[2]
 
 
-def test_the_good_one_is_taken_up(life: Life, good: bytes) -> None:
-    """What the tests here damage is, undamaged, gone on from."""
+def test_the_undamaged_checkpoint_is_used(life: Life, good: bytes) -> None:
+    """The checkpoint that these tests damage is used when it is not damaged."""
     checkpoint = given(good)
     assert life(checkpoint) == life()
     assert checkpoint.resumed_at_step == 15
@@ -62,7 +62,7 @@ def test_the_good_one_is_taken_up(life: Life, good: bytes) -> None:
 
 @dataclass
 class Hostile:
-    """Makes a file where it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     path: str
 
@@ -71,7 +71,7 @@ class Hostile:
 
 
 def reserialize(data: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
-    """The checkpoint with its content changed, and a hash that fits."""
+    """Return the checkpoint with changed content and a matching hash."""
     content = deserialize(data)
     return serialize(change(content) or content)
 
@@ -100,8 +100,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("what", [*CHANGES, "hostile", "hostile inside", "hostile and no checkpoint", "empty", "noise"])
 def test_a_checkpoint_does_no_harm(what: str, tmp_path: Path, life: Life, good: bytes) -> None:
-    """Whatever comes in place of a checkpoint, its hash right or not: no code of it runs, and the run is that from its
-    start to the bit."""
+    """With anything in place of a checkpoint no code runs, and the run has the bits of one from the beginning."""
     trap = tmp_path / "trap"
     made = {
         "hostile": lambda: pickle.dumps(Hostile(str(trap))),
@@ -121,8 +120,7 @@ def test_a_checkpoint_does_no_harm(what: str, tmp_path: Path, life: Life, good: 
 
 @pytest.mark.filterwarnings("ignore:the checkpoint is damaged")
 def test_every_truncation_and_flipped_bit_is_noticed(toy_split: Split, toy_model: nn.Module, good: bytes) -> None:
-    """Bytes cut anywhere, and bytes with any one bit flipped (each tried at every 61st place, and at both ends), leave
-    the run at its start; whole ones do not."""
+    """Truncated bytes, and bytes with one flipped bit at any of many positions, leave the run at its start."""
     torch.manual_seed(0)
     run = TrainingRun(toy_model, toy_split, DataEmphasizedELBO(make_groups(toy_model, "4", "l2-sp"), 160), SCHEDULE, 0)
     run.warm_up()
@@ -141,7 +139,7 @@ def test_every_truncation_and_flipped_bit_is_noticed(toy_split: Split, toy_model
 
 
 def test_a_full_disk_does_not_end_a_run(life: Life) -> None:
-    """Where no checkpoint can be written, the run warns, tries again in time, and ends as it would have."""
+    """If no checkpoint can be written, the run warns, tries again later, and has the same results."""
     tried: list[int] = []
 
     def write(data: bytes) -> None:
@@ -154,8 +152,8 @@ def test_a_full_disk_does_not_end_a_run(life: Life) -> None:
     assert len(tried) == EPOCHS
 
 
-def test_a_checkpoint_that_cannot_be_read_is_none(life: Life) -> None:
-    """Where reading fails the run starts from its start, with a warning, and writes the next one."""
+def test_an_unreadable_checkpoint_is_ignored(life: Life) -> None:
+    """If reading fails, the run warns, starts from the beginning, and writes the next checkpoint."""
     taken: list[bytes] = []
 
     def read() -> bytes | None:
@@ -169,6 +167,6 @@ def test_a_checkpoint_that_cannot_be_read_is_none(life: Life) -> None:
 
 @pytest.mark.parametrize("every", [-1, float("nan")])
 def test_every_is_a_number_of_seconds(every: float) -> None:
-    """Less than 0 seconds, and no number, are refused."""
+    """A negative number and NaN are refused."""
     with pytest.raises(ValueError, match="every must be a number of seconds >= 0, got"):
         Checkpoint(every, lambda _: None, lambda: None)

@@ -1,4 +1,4 @@
-"""The phase clock, with a clock hand that the test moves."""
+"""Tests of the phase clock, with a time that the test sets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from deelbo.training.clock import PHASES
 
 
 class Hand:
-    """The time in seconds, starting away from zero."""
+    """The time in seconds, which does not start at zero."""
 
     def __init__(self) -> None:
         self.time = 1000.0
@@ -36,12 +36,12 @@ def booked(clock: PhaseClock) -> dict[str, float]:
 
 
 def test_starts_with_every_phase_at_zero(clock: PhaseClock) -> None:
-    """A new clock knows all phases and has booked nothing."""
+    """A new clock has all phases with zero seconds."""
     assert clock.seconds == dict.fromkeys(PHASES, 0.0)
 
 
 def test_books_only_inside_a_phase(clock: PhaseClock, hand: Hand) -> None:
-    """Time between phases belongs to nobody, and the same phase adds up."""
+    """Time between phases is booked nowhere, and times of the same phase add up."""
     for _ in range(2):
         with clock.phase("train"):
             hand.move(2)
@@ -73,7 +73,7 @@ def test_a_phase_inside_itself(clock: PhaseClock, hand: Hand) -> None:
 
 
 def test_paused_time_is_booked_nowhere(clock: PhaseClock, hand: Hand) -> None:
-    """`paused` takes time out of the phase, and a phase inside it is booked still."""
+    """`paused` takes time out of the phase, and a phase inside it is still booked."""
     with clock.phase("train"):
         hand.move(1)
         with clock.paused():
@@ -96,7 +96,7 @@ def test_read_sees_the_running_phase(clock: PhaseClock, hand: Hand) -> None:
 
 
 def test_carried_seconds_add_up(clock: PhaseClock, hand: Hand) -> None:
-    """What another clock booked is added by phase, the running phase's included, and time goes on from there."""
+    """Another clock's seconds are added by phase, also to the running phase."""
     with clock.phase("setup"):
         hand.move(2)
     with clock.phase("train"):
@@ -109,26 +109,26 @@ def test_carried_seconds_add_up(clock: PhaseClock, hand: Hand) -> None:
 
 @pytest.mark.parametrize("wrong", [{"lunch": 1.0}, {"test": -1.0}, {"test": float("nan")}, {"test": float("inf")}])
 def test_impossible_seconds_are_not_carried(clock: PhaseClock, wrong: dict[str, float]) -> None:
-    """An unknown phase, and seconds that no clock books, raise ValueError, and nothing is added."""
+    """An unknown phase and impossible seconds raise a ValueError, and nothing is added."""
     with pytest.raises(ValueError, match="the seconds of a phase must be a number >= 0, got"):
         clock.carry({"train": 5.0} | wrong)
     assert booked(clock) == {}
 
 
 def test_seconds_is_a_copy(clock: PhaseClock) -> None:
-    """Changing what `seconds` gave does not change the clock."""
+    """Changing the returned `seconds` does not change the clock."""
     clock.seconds["train"] = 5.0
     assert clock.seconds["train"] == 0
 
 
 def test_an_unknown_phase_is_refused(clock: PhaseClock) -> None:
-    """A misspelt phase raises ValueError that lists the phases."""
+    """A misspelled phase raises a ValueError that lists the phases."""
     with pytest.raises(ValueError, match=r"one of setup, .*got 'trian'"), clock.phase("trian"):
         pass
 
 
 def test_an_exception_ends_its_phase(clock: PhaseClock, hand: Hand) -> None:
-    """A phase that raises keeps its seconds, and the outer phase runs on."""
+    """A phase that raises keeps its seconds, and the outer phase continues."""
 
     def fail() -> None:
         hand.move(10)

@@ -1,4 +1,4 @@
-"""The training run: its schedule, what it measures, what it books, and what it leaves alone."""
+"""Tests of a training run: schedule, metrics, booked seconds, and what stays unchanged."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def point(model: nn.Module, n: int = 160) -> MAP:
     ("n", "steps", "batch"), [(80, 6000, 80), (100, 6000, 100), (370, 6000, 128), (1000, 5999, 128), (50000, 5850, 128)]
 )
 def test_steps_are_whole_epochs(n: int, steps: int, batch: int) -> None:
-    """6000 nominal steps are rounded down to whole epochs of floor(n / 128) batches, as the protocol has it."""
+    """Nominal steps are rounded down to whole epochs of floor(n / 128) batches, but not below them."""
     assert Schedule(0.1).total_steps(n) == steps
     assert Schedule(0.1).batch(n) == batch
 
@@ -47,8 +47,8 @@ def test_less_than_an_epoch() -> None:
 
 
 @pytest.mark.parametrize(("steps", "batch_size", "run"), [(33, 32, 30), (3, 32, 3), (7, 200, 7), (10, 50, 9)])
-def test_runs_the_steps_it_says(toy_split: Split, toy_model: nn.Module, steps: int, batch_size: int, run: int) -> None:
-    """As many optimizer steps are run as `total_steps` says, each on a full batch."""
+def test_total_steps_are_trained(toy_split: Split, toy_model: nn.Module, steps: int, batch_size: int, run: int) -> None:
+    """`total_steps` optimizer steps are taken, each on a full batch."""
     sizes: list[int] = []
 
     def note(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
@@ -66,7 +66,7 @@ def test_runs_the_steps_it_says(toy_split: Split, toy_model: nn.Module, steps: i
 
 @pytest.mark.parametrize("make", [bound, point])
 def test_training_helps(toy_split: Split, toy_model: nn.Module, make: Callable[[nn.Module], Any]) -> None:
-    """A run classifies toy images that it has not seen, and its training NLL falls."""
+    """A run classifies new toy images, and its training NLL falls."""
     split = replace(toy_split, geometry=Geometry(side=4, crop=4))
     result = fit(toy_model, split, make(toy_model), Schedule(0.1, steps=200, batch_size=32))
     assert result.status == "completed"
@@ -76,7 +76,7 @@ def test_training_helps(toy_split: Split, toy_model: nn.Module, make: Callable[[
 
 @pytest.mark.parametrize("make", [bound, point])
 def test_one_seed_gives_the_same_bits(toy_split: Split, toy_model: nn.Module, make: Callable[[nn.Module], Any]) -> None:
-    """The same seed gives the same metrics, state and weights to the bit, another seed others."""
+    """The same seed gives the same bits of metrics, state and weights, another seed others."""
     models = [copy.deepcopy(toy_model) for _ in range(3)]
     results = []
     for model, seed in zip(models, (1, 1, 2), strict=True):
@@ -89,8 +89,8 @@ def test_one_seed_gives_the_same_bits(toy_split: Split, toy_model: nn.Module, ma
     assert same.metrics["train_nll"] != other.metrics["train_nll"]
 
 
-def test_global_random_numbers_are_left_alone(toy_split: Split, toy_model: nn.Module) -> None:
-    """A run does not move torch's global random numbers."""
+def test_global_random_numbers_do_not_change(toy_split: Split, toy_model: nn.Module) -> None:
+    """A run does not change torch's global random numbers."""
     before = torch.random.get_rng_state()
     fit(toy_model, toy_split, bound(toy_model), SHORT)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -109,7 +109,7 @@ def test_the_metrics_of_a_bound(toy_split: Split, toy_model: nn.Module) -> None:
 
 
 def test_nll_under_q_averages_draws(toy_split: Split, toy_model: nn.Module) -> None:
-    """NLL under q is the NLL at the mean where sigma is tiny, another where it is large."""
+    """NLL under q is the NLL at the mean for a tiny sigma, and another for a large one."""
     for sigma, agrees in ((1e-9, True), (1.0, False)):
         objective = ELBO(make_groups(toy_model, "4", "l2-sp"), 160, sigma=sigma)
         run = TrainingRun(toy_model, toy_split, objective, SHORT, seed=0)
@@ -118,8 +118,8 @@ def test_nll_under_q_averages_draws(toy_split: Split, toy_model: nn.Module) -> N
         assert evaluate(toy_model, toy_split.train, toy_split.normalization)[0] == at_mean
 
 
-def test_what_is_not_asked_is_not_measured(toy_split: Split, toy_model: nn.Module) -> None:
-    """Without test, validation images or a posterior, those metrics are absent."""
+def test_optional_metrics(toy_split: Split, toy_model: nn.Module) -> None:
+    """Without test, validation images or a posterior, their metrics are absent."""
     split = Split(toy_split.train, None, toy_split.test, toy_split.normalization, toy_split.geometry)
     result = fit(toy_model, split, point(toy_model), SHORT, test=False)
     assert set(result.metrics) == {"train_nll"}
@@ -127,8 +127,8 @@ def test_what_is_not_asked_is_not_measured(toy_split: Split, toy_model: nn.Modul
 
 
 @pytest.mark.parametrize(("kind", "learning_rate"), [("bound", 1e6), ("point", 1e30)])
-def test_a_diverged_run_says_so(toy_split: Split, toy_model: nn.Module, kind: str, learning_rate: float) -> None:
-    """A run whose loss stops being finite ends early with status "diverged", and does not raise."""
+def test_a_diverged_run(toy_split: Split, toy_model: nn.Module, kind: str, learning_rate: float) -> None:
+    """A run whose loss is not finite ends early with status "diverged" and does not raise."""
     objective = bound(toy_model) if kind == "bound" else point(toy_model)
     schedule = Schedule(learning_rate, steps=1000, batch_size=32, clip_norm=1e9)
     result: FitResult = fit(toy_model, toy_split, objective, schedule)
@@ -140,7 +140,7 @@ def test_a_diverged_run_says_so(toy_split: Split, toy_model: nn.Module, kind: st
 
 @pytest.mark.parametrize(("steps", "points", "rows"), [(30, 20, 6), (200, 20, 20), (200, 7, 7), (200, 1, 1)])
 def test_the_series(toy_split: Split, toy_model: nn.Module, steps: int, points: int, rows: int) -> None:
-    """The series has at most ``series_points`` rows, rising, the last one at the last step; on_epoch sees each."""
+    """The series has at most ``series_points`` rows up to the last step, and on_epoch gets each."""
     seen: list[dict[str, float]] = []
     schedule = Schedule(0.01, steps=steps, batch_size=32, series_points=points)
     result = fit(toy_model, toy_split, bound(toy_model), schedule, on_epoch=seen.append)
@@ -152,7 +152,7 @@ def test_the_series(toy_split: Split, toy_model: nn.Module, steps: int, points: 
 
 
 def test_every_method_sees_the_same_images(toy_split: Split, toy_model: nn.Module) -> None:
-    """Order and augmentation depend on the seed alone, not on what an objective or the model draws."""
+    """Order and augmentation depend on the seed alone, not on the objective's or model's random numbers."""
     seen: list[list[Tensor]] = []
     for make in (bound, point):
         model, inputs = copy.deepcopy(toy_model), []
@@ -163,7 +163,7 @@ def test_every_method_sees_the_same_images(toy_split: Split, toy_model: nn.Modul
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
 
-def test_train_nll_is_of_the_last_stretch(
+def test_train_nll_is_the_mean_since_the_last_evaluation(
     toy_split: Split, toy_model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each row's train_nll is the mean loss of the steps since the row before."""
@@ -186,7 +186,7 @@ def test_train_nll_is_of_the_last_stretch(
 
 
 def test_the_learning_rate_follows_a_cosine(toy_split: Split, toy_model: nn.Module) -> None:
-    """At every look the last step's learning rate is lr/2 (1 + cos(pi t / T)), t counting from 0."""
+    """In every row the last step's learning rate is lr/2 (1 + cos(pi t / T)), with t from 0."""
     schedule = Schedule(0.2, steps=50, batch_size=32)
     for row in fit(toy_model, toy_split, point(toy_model), schedule).series:
         expected = 0.1 * (1 + math.cos(math.pi * (row["step"] - 1) / 50))
@@ -194,8 +194,8 @@ def test_the_learning_rate_follows_a_cosine(toy_split: Split, toy_model: nn.Modu
     assert row["step"] == 50
 
 
-def test_seconds_of_the_hook_are_booked_nowhere(toy_split: Split, toy_model: nn.Module) -> None:
-    """Time in on_epoch is in no phase; time in training steps is in ``train``, and each row holds it so far."""
+def test_seconds_of_the_callback_are_booked_nowhere(toy_split: Split, toy_model: nn.Module) -> None:
+    """Time in on_epoch is in no phase, that of training steps in ``train`` and in the rows."""
     hand = [0.0]
 
     def in_the_hook(_: dict[str, float]) -> None:
@@ -223,7 +223,7 @@ def test_seconds_of_the_hook_are_booked_nowhere(toy_split: Split, toy_model: nn.
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
 def test_evaluate_against_sklearn(toy_images: Callable[[int, int], Images]) -> None:
-    """NLL and class-balanced accuracy are scikit-learn's, over several batches and unequal classes, one empty."""
+    """NLL and class-balanced accuracy are scikit-learn's, over several batches and unequal classes."""
     images = toy_images(1600, 4)
     keep = (images.labels != 3) & ((images.labels != 1) | (torch.arange(1600) % 8 == 1))
     images = images.take(torch.where(keep)[0])
@@ -242,7 +242,7 @@ def test_evaluate_against_sklearn(toy_images: Callable[[int, int], Images]) -> N
 
 
 def test_a_wrong_number_of_examples_is_refused(toy_split: Split, toy_model: nn.Module) -> None:
-    """An objective made for another N than the split's is refused, both numbers named."""
+    """An objective made for another N than the split's is refused with both numbers."""
     with pytest.raises(ValueError, match="made for N = 200, the split has 160"):
         fit(toy_model, toy_split, bound(toy_model, 200), SHORT)
 
@@ -283,7 +283,7 @@ def test_a_finished_run_is_freed_at_once(toy_split: Split, toy_model: nn.Module)
 
 
 def test_clipping_bounds_the_step(toy_split: Split, toy_model: nn.Module) -> None:
-    """One step moves all that is trained, rho included, by at most lr * (1 + momentum) * clip_norm."""
+    """One step moves all trained parameters, rho included, by at most lr * (1 + momentum) * clip_norm."""
     objective = bound(toy_model)
     trained = [*toy_model.parameters(), *objective.parameters()]
     before = [p.detach().clone() for p in trained]

@@ -1,4 +1,4 @@
-"""A run in stretches, each in its own process, ends as the run in one go; and what a stretch may and may not do."""
+"""Tests of runs in segments: they end with the bits of a run in one go."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHARES = (0.1, 0.3, 1.0)  # epochs 2, 4 and 12: no look of the whole run's is at
 
 
 class Kept:
-    """Where the stretches leave the run; ``content`` may be changed by a test."""
+    """Stores the run between segments; a test may change ``content``."""
 
     def __init__(self, content: bytes | None = None) -> None:
         self.content = content
@@ -36,8 +36,7 @@ class Kept:
 
 
 class Learning(MAP):
-    """A MAP whose strength grows by a random factor after every fourth step, as a method that learns it would have
-    it."""
+    """MAP whose strength grows by a random factor after every fourth step."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(make_groups(model, "4", "l2-sp"), 160, {"backbone": 1e-3, "head": 0.01})
@@ -65,7 +64,7 @@ class Learning(MAP):
 
 
 class Averaging(torch.optim.SGD):
-    """SGD that evaluates another point than it trains, and cannot come back from it to the bit; as schedule-free's."""
+    """SGD that evaluates another point than it trains, like schedule-free, and returns from it with rounding."""
 
     def __init__(self, parameters: list[nn.Parameter], learning_rate: float) -> None:
         super().__init__(parameters, lr=learning_rate, momentum=0.9)
@@ -109,7 +108,7 @@ Stretch = Callable[..., tuple[FitResult, list[Tensor]]]
 
 @pytest.fixture
 def stretch(toy_split: Split, toy_model: nn.Module) -> Stretch:
-    """A process: makes all anew and trains one stretch; the result, and weights, buffers and learned parameters."""
+    """Return a function that trains one segment in a new process, and returns results and tensors."""
 
     def run(make: Callable[[nn.Module], Objective] = de_elbo, **given: Any) -> tuple[FitResult, list[Tensor]]:
         model = copy.deepcopy(toy_model)
@@ -121,7 +120,7 @@ def stretch(toy_split: Split, toy_model: nn.Module) -> Stretch:
 
 
 def bits(ending: tuple[FitResult, list[Tensor]]) -> object:
-    """All of it but the seconds."""
+    """Return everything but the seconds."""
     result, tensors = ending
     series = [{**row, "train_seconds": 0} for row in result.series]
     told = repr((result.status, result.steps, result.metrics, result.state, series))
@@ -130,9 +129,8 @@ def bits(ending: tuple[FitResult, list[Tensor]]) -> object:
 
 @pytest.mark.parametrize("optimizer", [None, adamw, Averaging], ids=["sgd", "adamw", "averaging"])
 @pytest.mark.parametrize("make", [point, de_elbo, Learning])
-def test_stretches_end_as_one_run(make: Any, optimizer: Any, stretch: Stretch) -> None:
-    """Three stretches, to 0.1, 0.3 and all of the epochs, end with the weights, metrics, state and series of one run,
-    to the bit; and each goes on from where the one before stopped."""
+def test_segments_end_as_one_run(make: Any, optimizer: Any, stretch: Stretch) -> None:
+    """Three segments end with the bits of weights, metrics, state and series of a single run."""
     kept, resumed = Kept(), []
     for until in SHARES:
         handover = kept.handover()
@@ -143,9 +141,8 @@ def test_stretches_end_as_one_run(make: Any, optimizer: Any, stretch: Stretch) -
 
 
 @pytest.mark.parametrize("make", [point, de_elbo])
-def test_what_a_stop_is_judged_by(make: Any, stretch: Stretch) -> None:
-    """A stop is looked at: train_nll since the look before, validation at the stop, for a bound the objective of these
-    and no posterior pass; no test. Its rows up to then are the whole run's."""
+def test_metrics_of_an_early_stop(make: Any, stretch: Stretch) -> None:
+    """A stop has train_nll, validation metrics and a bound's objective, but no test and no posterior pass."""
     whole, _ = stretch(make)
     early, _ = stretch(make, until=0.3)
     last = early.series[-1]
@@ -161,7 +158,7 @@ def test_what_a_stop_is_judged_by(make: Any, stretch: Stretch) -> None:
 
 
 def test_the_cosine_is_the_whole_runs(stretch: Stretch) -> None:
-    """A stop at half of the epochs ends at the learning rate that the whole run has there."""
+    """A stop at half of the epochs has the learning rate of the whole run at that point."""
     early, _ = stretch(point, until=0.5)
     assert early.series[-1]["learning_rate"] == pytest.approx(0.05 * (1 + math.cos(math.pi * 29 / 60)) / 2)
 
@@ -170,20 +167,19 @@ def test_the_cosine_is_the_whole_runs(stretch: Stretch) -> None:
     ("until", "epoch"), [(1.0, 12), (0.5, 6), (0.51, 7), (1e-9, 1), (0.25, 3), (0.1 + 0.2, 4), (7 / 12, 7)]
 )
 def test_the_epoch_of_a_stop(until: float, epoch: int) -> None:
-    """A share of 12 epochs is rounded up to whole ones, at least 1, but not for an error of rounding."""
+    """A fraction of 12 epochs is rounded up to whole epochs, at least 1, without rounding errors."""
     assert SCHEDULE.stop_epoch(until, 160) == epoch
 
 
 @pytest.mark.parametrize("until", [0, -0.1, 1.01, float("nan")])
-def test_a_share_is_above_0_and_at_most_1(until: float) -> None:
-    """Any other share is refused."""
+def test_impossible_fractions_are_refused(until: float) -> None:
+    """A fraction that is not above 0 and at most 1 is refused."""
     with pytest.raises(ValueError, match="until must be a fraction of the run's epochs, above 0 and at most 1, got"):
         SCHEDULE.stop_epoch(until, 160)
 
 
-def test_seconds_are_each_stretchs_own(stretch: Stretch) -> None:
-    """The clock of a stretch has its own seconds alone; a row's train_seconds count all stretches up to it; reading and
-    writing are the phase checkpoint's."""
+def test_seconds_of_segments(stretch: Stretch) -> None:
+    """The clock has the segment's own seconds; train_seconds of the rows count all segments so far."""
     kept, hand = Kept(), [0.0]
 
     def read() -> bytes | None:
@@ -211,9 +207,8 @@ def test_seconds_are_each_stretchs_own(stretch: Stretch) -> None:
     assert rows == [[10], [15, 20], [15, 30, 45, 60]]
 
 
-def test_what_cannot_be_gone_on_from_is_passed_over(stretch: Stretch) -> None:
-    """Another run's, a damaged one, one that went further than this stretch, and one that cannot be read
-    are passed over with a warning: the stretch is trained from its start."""
+def test_unusable_handovers_are_ignored(stretch: Stretch) -> None:
+    """Another run's, a damaged, a later and an unreadable handover are ignored with a warning."""
     kept, other = Kept(), Kept()
     stretch(until=0.5, handover=kept.handover())
     stretch(until=0.1, handover=other.handover(), schedule=replace(SCHEDULE, learning_rate=0.01))
@@ -234,8 +229,8 @@ def test_what_cannot_be_gone_on_from_is_passed_over(stretch: Stretch) -> None:
         assert bits(stretch(until=0.3, handover=Handover(unreadable, lambda _: None))) == undisturbed
 
 
-def test_what_cannot_be_handed_over_costs_no_result(stretch: Stretch) -> None:
-    """On a full disk the stretch warns, and has its result."""
+def test_a_full_disk_costs_no_result(stretch: Stretch) -> None:
+    """On a full disk the segment warns and has its result."""
 
     def write(_: bytes) -> None:
         raise OSError(28, "No space left on device")
@@ -245,8 +240,8 @@ def test_what_cannot_be_handed_over_costs_no_result(stretch: Stretch) -> None:
     assert bits(result) == bits(stretch(until=0.3))
 
 
-def test_a_stretch_dies_and_goes_on_from_its_checkpoint(stretch: Stretch) -> None:
-    """A stretch that was handed a run and died in the middle goes on from its own checkpoint, to the same end."""
+def test_a_segment_continues_from_its_checkpoint(stretch: Stretch) -> None:
+    """A segment that dies continues from its own checkpoint, to the same end."""
     kept, mid = Kept(), Kept()
     stretch(until=0.1, handover=kept.handover())
     writes: list[int] = []
@@ -265,7 +260,7 @@ def test_a_stretch_dies_and_goes_on_from_its_checkpoint(stretch: Stretch) -> Non
 
 
 def test_a_diverged_run_is_not_handed_over(stretch: Stretch) -> None:
-    """Nobody goes on with losses that are not finite."""
+    """A run whose losses are not finite is not saved."""
     kept = Kept()
     schedule = replace(SCHEDULE, learning_rate=1e30, clip_norm=1e9)
     result, _ = stretch(point, until=0.1, handover=kept.handover(), schedule=schedule)
@@ -273,9 +268,8 @@ def test_a_diverged_run_is_not_handed_over(stretch: Stretch) -> None:
     assert kept.content is None
 
 
-def test_strengths_are_learned_when_due(stretch: Stretch) -> None:
-    """`adapt` follows each step that `due` names, its seconds booked apart; what warm-up learned is forgotten; at the
-    end `final` gives the run's metrics."""
+def test_strengths_are_adapted(stretch: Stretch) -> None:
+    """`adapt` follows the steps of `should_adapt`; warm-up's is forgotten; selection_metrics end the run."""
     made: list[Learning] = []
 
     def learning(model: nn.Module) -> Objective:
@@ -292,8 +286,8 @@ def test_strengths_are_learned_when_due(stretch: Stretch) -> None:
     assert result.metrics["objective"] == 167
 
 
-def test_an_optimizer_may_be_any(stretch: Stretch) -> None:
-    """The given optimizer trains, from the schedule's learning rate; another one's run is another run."""
+def test_any_optimizer(stretch: Stretch) -> None:
+    """A given optimizer trains with the schedule's learning rate; another optimizer is another run."""
     seen: list[tuple[float, int]] = []
 
     def plain(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:

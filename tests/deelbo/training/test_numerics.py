@@ -1,4 +1,4 @@
-"""How a network is computed: what precision and memory layout really do to it, and what they leave alone."""
+"""Tests of precision and memory layout: their effects, and what stays unchanged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAST = torch.channels_last
 
 @pytest.fixture(autouse=True)
 def _switches() -> Iterator[None]:
-    """Torch's switches as they were, whatever a test does to them."""
+    """Restore torch's flags after each test."""
     before = switches()
     yield
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before
@@ -36,7 +36,7 @@ def switches() -> tuple[bool, bool, bool]:
 
 @pytest.mark.parametrize("precision", ["fp16", "", "BF16", None, 16])
 def test_an_unknown_precision_is_refused(precision: object) -> None:
-    """A precision that there is not is refused with those that there are."""
+    """An unknown precision is refused with the known ones."""
     with pytest.raises(ValueError, match="precision must be one of float32, tf32, bf16, got") as refused:
         Numerics(precision)  # type: ignore[arg-type]
     assert repr(precision) in str(refused.value)
@@ -44,9 +44,8 @@ def test_an_unknown_precision_is_refused(precision: object) -> None:
 
 @pytest.mark.parametrize(("precision", "tf32"), [("float32", False), ("tf32", True), ("bf16", True)])
 @pytest.mark.parametrize("before", [(False, False, False), (True, True, True), (True, False, False)])
-def test_switches_are_on_inside_alone(precision: str, tf32: bool, before: tuple[bool, bool, bool]) -> None:
-    """Inside the block TF32 is allowed or not, as the precision says, and cuDNN tries its algorithms; after it torch's
-    switches are as they were."""
+def test_flags_are_set_inside_the_block_only(precision: str, tf32: bool, before: tuple[bool, bool, bool]) -> None:
+    """Inside the block TF32 and cuDNN's search are set by the precision; afterwards the flags are restored."""
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before
     with Numerics(precision).backend_flags():
         assert switches() == (tf32, tf32, True)
@@ -54,8 +53,8 @@ def test_switches_are_on_inside_alone(precision: str, tf32: bool, before: tuple[
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_switches_are_put_back_after_an_error(precision: str) -> None:
-    """A block that raises leaves torch's switches as they were, and the error comes through."""
+def test_flags_are_restored_after_an_error(precision: str) -> None:
+    """A block that raises restores torch's flags, and the error is passed on."""
     before = switches()
     with pytest.raises(RuntimeError, match="in the middle"), Numerics(precision).backend_flags():
         raise RuntimeError("in the middle")
@@ -74,7 +73,7 @@ def test_an_inherited_precision_is_inherited_again() -> None:
 
 
 def test_blocks_may_be_nested() -> None:
-    """A block inside another has its own switches, and leaves the outer one's."""
+    """A block inside another has its own flags and restores the outer ones."""
     with Numerics("bf16").backend_flags():
         with Numerics("float32").backend_flags():
             assert switches()[:2] == (False, False)
@@ -83,7 +82,7 @@ def test_blocks_may_be_nested() -> None:
 
 @pytest.fixture
 def split() -> Split:
-    """80 color images of 4 classes, each class of its own color and place, cropped and mirrored; 40 to test."""
+    """Return 80 color images of 4 classes with their own color and place, and 40 test images."""
 
     def images(count: int, seed: int) -> Images:
         random = torch.Generator().manual_seed(seed)
@@ -99,7 +98,7 @@ def split() -> Split:
 
 @pytest.fixture
 def model() -> nn.Module:
-    """A small convolutional network with BatchNorm; its head is ``4``."""
+    """Return a small convolutional network with BatchNorm; its head is ``4``."""
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), pool, nn.Linear(32, 4))
 
@@ -114,8 +113,7 @@ def objective_of(model: nn.Module, kind: str, n: int = 80) -> Objective:
 @pytest.mark.parametrize("kind", ["map", "de-elbo"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_activations_are_in_bf16_and_the_rest_is_not(precision: str, kind: str, split: Split, model: nn.Module) -> None:
-    """In bf16 convolutions and the head give bf16, in training and evaluation; in other precisions float32. Weights,
-    gradients, momentum, rho and the loss stay in float32, and BatchNorm's statistics too."""
+    """In bf16 convolutions and the head give bf16; weights, gradients, momentum, rho and loss stay float32."""
     seen: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
     for layer in (model[0], model[4]):  # type: ignore[index]
         layer.register_forward_hook(lambda module, _, output: seen[module.training].add(output.dtype))
@@ -137,9 +135,8 @@ def test_activations_are_in_bf16_and_the_rest_is_not(precision: str, kind: str, 
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_the_model_gets_the_layout_it_was_promised(channels_last: bool, split: Split, model: nn.Module) -> None:
-    """With channels_last every batch, trained on or looked at, reaches the model with its channels innermost, else
-    contiguous; the elements are the same by index."""
+def test_batches_have_the_memory_layout(channels_last: bool, split: Split, model: nn.Module) -> None:
+    """With channels_last every batch reaches the model in that layout, else contiguous."""
     seen: list[tuple[bool, bool, bool]] = []
     inputs: list[Tensor] = []
 
@@ -168,7 +165,7 @@ def test_the_model_gets_the_layout_it_was_promised(channels_last: bool, split: S
     "numerics", [Numerics(), Numerics("tf32"), Numerics("bf16"), Numerics("bf16", True), Numerics(channels_last=True)]
 )
 def test_training_helps_in_any_numerics(numerics: Numerics, kind: str, split: Split, model: nn.Module) -> None:
-    """A run in any precision and layout classifies images that it has not seen, and leaves torch's switches alone."""
+    """A run in any precision and layout classifies new images and restores torch's flags."""
     before = switches()
     schedule = Schedule(0.1, steps=60, batch_size=20, posterior_passes=1)
     result = fit(model, split, objective_of(model, kind), schedule, numerics=numerics)
@@ -180,7 +177,7 @@ def test_training_helps_in_any_numerics(numerics: Numerics, kind: str, split: Sp
 
 
 def test_layouts_agree(split: Split, model: nn.Module) -> None:
-    """A run with channels last gives the numbers of one without, but for rounding."""
+    """A run with channels last gives the numbers of one without, up to rounding."""
     results = [
         fit(other, split, objective_of(other, "de-elbo"), Schedule(0.05, steps=12, batch_size=20), numerics=numerics)
         for numerics in (Numerics(), Numerics(channels_last=True))
@@ -189,8 +186,8 @@ def test_layouts_agree(split: Split, model: nn.Module) -> None:
     assert results[0].metrics == pytest.approx(results[1].metrics, rel=1e-4)
 
 
-def test_evaluation_is_in_float32_where_nothing_is_said(split: Split, model: nn.Module) -> None:
-    """Without numerics a network is measured in float32; in bf16 its NLL is another, near to it."""
+def test_evaluation_is_in_float32_by_default(split: Split, model: nn.Module) -> None:
+    """Without numerics a network is evaluated in float32; its NLL in bf16 is another, near to it."""
     arguments = (model, split.test, split.normalization, split.geometry)
     plain, half = evaluate(*arguments), evaluate(*arguments, Numerics("bf16"))
     assert plain == evaluate(*arguments, Numerics("float32"))
@@ -201,8 +198,7 @@ def test_evaluation_is_in_float32_where_nothing_is_said(split: Split, model: nn.
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_run_is_the_same_run(toy_split: Split, toy_model: nn.Module) -> None:
-    """Training through torch.compile gives eager training's losses and weights but for rounding, and evaluation goes to
-    the model itself."""
+    """torch.compile gives eager training's losses and weights up to rounding; evaluation is not compiled."""
     toy_model[3].p = 0.0  # a compiled dropout draws its own numbers
     found = []
     for compiled in (False, True):
@@ -215,7 +211,7 @@ def test_a_compiled_run_is_the_same_run(toy_split: Split, toy_model: nn.Module) 
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
-def test_numerics_are_compared_by_what_they_say() -> None:
-    """Two of the same settings are equal, and changing one gives others: they can be part of a setting."""
+def test_numerics_are_compared_by_value() -> None:
+    """Two with the same settings are equal, and changing one setting makes them unequal."""
     assert Numerics("bf16", True) == replace(Numerics(), precision="bf16", channels_last=True)
     assert len({Numerics(), Numerics(compile=True), Numerics(channels_last=True), Numerics("tf32")}) == 4

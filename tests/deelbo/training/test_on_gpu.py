@@ -1,4 +1,4 @@
-"""What only a GPU can show: no step waits for it, memory, and the fast path's numbers. Skipped where there is none."""
+"""Tests that need a GPU: no step waits for it, memory, and the fast path's numbers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def split_of(count: int) -> Split:
 @pytest.mark.parametrize("prior", ["l2-sp", "ptyl"])
 @pytest.mark.parametrize("count", [32, 320])
 def test_no_step_waits_for_the_device(device: torch.device, method: str, prior: str, count: int) -> None:
-    """Steps and the draws of an epoch's batches go out without a synchronization, however short the epoch."""
+    """Steps, and the draws of an epoch's batches, are queued without a synchronization."""
     model, head = build_backbone("resnet50", 10)
     mean = flatten(split_at_head(model.to(device), head)[0])
     ptyl = LowRank(mean, torch.full_like(mean, 1e-4), 0.01 * torch.randn(len(mean), 5, device=device))
@@ -71,7 +71,7 @@ def test_no_step_waits_for_the_device(device: torch.device, method: str, prior: 
 
 
 def test_a_fit_learns_on_the_device(device: torch.device) -> None:
-    """A whole run in bf16 completes, learns, and leaves float32 weights; torch's switches are as before."""
+    """A whole run in bf16 completes, learns, leaves float32 weights, and restores torch's flags."""
     model, head = build_backbone("resnet50", 10)
     generator = torch.Generator(device).manual_seed(1)
     objective = DataEmphasizedELBO(make_groups(model.to(device), head, "l2-zero"), 320, generator=generator)
@@ -84,7 +84,7 @@ def test_a_fit_learns_on_the_device(device: torch.device) -> None:
 
 
 def test_memory_beyond_map(device: torch.device) -> None:
-    """At 224 px and batch 64 a DE ELBo step takes at most a quarter more memory at its peak than a MAP step."""
+    """At 224 px and batch 64 a DE ELBo step's peak memory is at most a quarter above that of a MAP step."""
     peaks = {}
     for method in ("map", "de-elbo"):
         torch.cuda.empty_cache()
