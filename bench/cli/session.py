@@ -158,14 +158,15 @@ class RunSession(RunCallback):
         pretrained: Mapping[str, Pretrained],
         tracker: Tracker,
     ) -> RunSummary:
-        if self.address is None:  # Ray on this machine alone listens on loopback, as it does by default on macOS
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         from bench.cli.progress import ProgressDisplay
-        from bench.ray_backend.tuner import run_benchmark
+        from bench.ray_backend.environment import configure_ray
+
+        configure_ray(self.address)
+        from bench.ray_backend.tuner import BenchmarkRun
 
         display = ProgressDisplay(console)
         try:
-            summary = run_benchmark(
+            summary = BenchmarkRun(
                 self.benchmark,
                 lock,
                 records,
@@ -176,7 +177,7 @@ class RunSession(RunCallback):
                 self.start_time,
                 self.methods,
                 say=console.print,
-            )
+            ).run()
         finally:
             display.close()
         for record in self._reused[self._num_reused_at_start :]:  # asked for only once others had their results

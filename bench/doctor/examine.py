@@ -24,6 +24,7 @@ from bench.probe import MARKER, REQUEST_FILE
 from bench.probe.cluster import inspect_cluster
 from bench.probe.node import check_weight_file, installed_version
 from bench.ray_backend.connect import token_refused
+from bench.ray_backend.environment import configure_ray
 from bench.utils.text import redact_url, single_line
 from bench.utils.urls import local_folder
 
@@ -143,9 +144,8 @@ def _inspect_by_job(
 
 def _inspect_from_inside(address: str, probe_request: Mapping[str, Any]) -> ClusterReport:
     """Inspect a cluster from this process, on one of its machines."""
+    configure_ray(address)
     import ray
-
-    from bench.ray_backend.connect import QUIET  # noqa: F401 - has Ray say less, which it reads when it is imported
 
     if address.startswith("ray://"):
         raise ConfigError(f"--address {address}: expected http://HOST:8265, or HOST:PORT on a machine of the cluster")

@@ -1,119 +1,162 @@
-"""Joins a Ray cluster, or starts one of this machine; and how many trials it can run at once."""
+"""Join a Ray cluster, or start one on this machine, and count how many trials it can run at once."""
 
 from __future__ import annotations
 
 import logging
-import os
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from bench.config.benchmark import Benchmark
+from bench.config.sections import Resources
 from bench.exceptions import ConfigError
-from bench.ray_backend.autoscaler import Growth, growth, wait_for
-from bench.ray_backend.capacity import one_accelerator, refusal, trial_resources, trials_per_node
+from bench.probe.driver import grows
+from bench.ray_backend.capacity import accelerator_conflict, no_fit_message, trial_resources, trials_per_node
+from bench.ray_backend.environment import configure_ray
 from bench.utils.signals import preserve_handlers
 from bench.utils.text import redact_url, single_line
 
-__all__ = ["connect", "token_refused"]
+__all__ = ["count_slots", "ray_session", "token_refused"]
 
 
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # progress is ours to show
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our records are the log
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # and what a benchmark continues from
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's would wait for the trials that run; `bench.utils.signals` does not
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # whoever watches is told of a lost trial in one line
-}
-for _name, _value in QUIET.items():
-    os.environ.setdefault(_name, _value)
-HEAD = "node:__internal_head__"
-"""A resource that the head has, and no other node."""
+MAX_NODE_WAIT_MINUTES = 30
+"""A node of a cloud takes minutes to start; an autoscaler asks again and again for one that its cloud refuses."""
 
 
-def connect(benchmark: Benchmark, address: str | None, say: Callable[[str], object] = print) -> tuple[int, int]:
-    """Joins or starts Ray, unless this process has; how many trials to run at once, and how many would fit.
+@contextmanager
+def ray_session(resources: Resources, address: str | None) -> Iterator[None]:
+    """Join the cluster at ``address``, or start Ray on this machine if None; leave or stop it after the block.
 
-    A cluster that has no node for a trial yet, and an autoscaler that may start one, is asked for it, and waited for.
+    Nothing happens in a process that has joined Ray already.
 
     Raises:
-        ConfigError: no cluster answers, no trial fits it, or its GPUs are of several types and none was chosen.
+        ConfigError: no cluster answers there, or it refuses this process.
     """
-    wanted = benchmark.resources
-    if not ray.is_initialized():
-        here: dict[str, Any] = {"address": "local", "include_dashboard": False}
-        if wanted.slots:
-            here["num_cpus"] = wanted.slots * wanted.cpus_per_trial
-        joined: dict[str, Any] = here if address is None else {"address": address}
-        if address is not None and address.startswith("ray://"):
-            raise ConfigError(
-                f"--address {address}: the driver must run on a machine of the cluster, expected HOST:PORT of its "
-                "head, or auto: start `run` there"
-            )
-        try:
-            with warnings.catch_warnings(action="ignore"), preserve_handlers():
-                ray.init(log_to_driver=False, logging_level=logging.ERROR, **joined)
-        except ray.exceptions.AuthenticationError as error:
-            raise token_refused(address or "local", error) from None
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            if address is None:
-                raise
-            raise ConfigError(
-                f"no Ray cluster answers at {address} ({single_line(error)[:120]}): check --address, and that a "
-                "head runs"
-            ) from error
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        _initialize(resources, address)
+        yield
+    finally:
+        with preserve_handlers():
+            ray.shutdown()
+
+
+def _initialize(resources: Resources, address: str | None) -> None:
+    configure_ray(address)
+    options: dict[str, Any] = {"address": address}
+    if address is None:
+        options = {"address": "local", "include_dashboard": False}
+        if resources.slots:
+            options["num_cpus"] = resources.slots * resources.cpus_per_trial
+    elif address.startswith("ray://"):
+        raise ConfigError(
+            f"--address {address}: the driver must run on a machine of the cluster, expected HOST:PORT of its head, or "
+            "auto: start `run` there"
+        )
+    try:
+        with warnings.catch_warnings(action="ignore"), preserve_handlers():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except ray.exceptions.AuthenticationError as error:
+        raise token_refused(address or "local", error) from None
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address is None:
+            raise
+        raise ConfigError(
+            f"no Ray cluster answers at {address} ({single_line(error)[:120]}): check --address, and that a head runs"
+        ) from error
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it reports each lost attempt as an error at the end
-    return _room(benchmark, None if address is None else growth(), say)
 
 
-def _room(benchmark: Benchmark, more: Growth | None, say: Callable[[str], object]) -> tuple[int, int]:
-    """How many trials to run at once, and how many would fit, with what the cluster may grow by."""
+def count_slots(benchmark: Benchmark, address: str | None, say: Callable[[str], object] = print) -> tuple[int, int]:
+    """Count the trials that the cluster runs at once; wait for a node if none holds a trial and one may be started.
+
+    Args:
+        benchmark: whose trials they are.
+        address: of the cluster; None if it is Ray on this machine, which has no autoscaler.
+        say: prints a line for the user.
+
+    Returns:
+        how many trials to run at once, and how many would fit; on a cluster with an autoscaler, `resources.slots` fit.
+
+    Raises:
+        ConfigError: no trial fits, or GPUs are of several types and none was chosen.
+    """
     resources = benchmark.resources
     wanted = trial_resources(resources)
-    here = _nodes()
-    reason = one_accelerator(benchmark, here + ([] if more is None else more.resources))
-    if reason is not None:
-        raise ConfigError(reason)
-    now = sum(trials_per_node(node, wanted) for node in here)
-    later = None if more is None else more.holds(wanted)
-    if now < 1:
-        if more is None or later == 0:
-            raise ConfigError(refusal(resources, here, [] if more is None else more.resources))
-        if later is None and resources.slots is None:
+    elastic = address is not None and bool(grows())
+    num_fits = _count_fits(benchmark)
+    if not num_fits:
+        message = no_fit_message(resources, _node_resources())
+        if not elastic:
+            raise ConfigError(message)
+        if resources.slots is None:
             raise ConfigError(
                 "resources.slots is not given, expected the number of trials to run at once, as the cluster has no "
-                "node for one yet, and how many its autoscaler may start is not to be seen from here: set it"
+                "node for one yet: set it to as many as the nodes that its autoscaler may start can hold"
             )
-        trouble = wait_for(wanted, say)
-        if trouble is not None:
+        if not _wait_for_node(wanted, say):
             raise ConfigError(
-                f"{refusal(resources, here)}, or see `ray status` on the head, why its autoscaler starts no such node "
-                f"({trouble})"
+                f"{message}; or check with `ray status` on the head why its autoscaler started no such node in "
+                f"{MAX_NODE_WAIT_MINUTES} min"
             )
-        reason = one_accelerator(benchmark, _nodes())
-        if reason is not None:
-            raise ConfigError(reason)
-    if later is None and more is not None and resources.slots is None:
-        say(f"{now} at once; more nodes may come, and how many is not to be seen from here: give resources.slots")
-    if later is not None:  # some of those nodes may be here already, the head is none of them
-        later += sum(trials_per_node(node, wanted) for node in here if HEAD in node)
-    fits = max(now, (resources.slots or 0) if later is None and more is not None else later or 0)
-    return min(fits, resources.slots or fits), fits
+        num_fits = _count_fits(benchmark)
+    if elastic and resources.slots is None:
+        say(f"{num_fits} at once; the autoscaler may start more nodes: set resources.slots to use them")
+    if elastic:
+        num_fits = max(num_fits, resources.slots or 0)
+    return min(num_fits, resources.slots or num_fits), num_fits
 
 
-def _nodes() -> list[dict[str, float]]:
-    """The resources of each node that is there."""
+def _count_fits(benchmark: Benchmark) -> int:
+    """Count the trials that the present nodes hold.
+
+    Raises:
+        ConfigError: their GPUs are of several types, and seconds on them could not be compared.
+    """
+    nodes = _node_resources()
+    if (conflict := accelerator_conflict(benchmark, nodes)) is not None:
+        raise ConfigError(conflict)
+    wanted = trial_resources(benchmark.resources)
+    return sum(trials_per_node(node, wanted) for node in nodes)
+
+
+def _node_resources() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def _wait_for_node(wanted: Mapping[str, float], say: Callable[[str], object]) -> bool:
+    """Ask the autoscaler for a node that holds a trial, and wait for it. Return whether it came.
+
+    A placement group, unlike `ray.autoscaler.sdk.request_resources`, ends with the driver: the node of a driver that
+    was killed is stopped again.
+    """
+    say(
+        "no node of the cluster holds a trial: asking its autoscaler for one, and waiting up to "
+        f"{MAX_NODE_WAIT_MINUTES} min"
+    )
+    group = placement_group([dict(wanted)])
+    deadline = time.monotonic() + 60 * MAX_NODE_WAIT_MINUTES
+    try:
+        while not group.wait(1):
+            if time.monotonic() > deadline:
+                return False
+    finally:
+        remove_placement_group(group)
+    say("a node that holds a trial is there")
+    return True
+
+
 def token_refused(address: str, error: Exception) -> ConfigError:
-    """What it means that Ray does not let this process join."""
-    words = single_line(getattr(error, "message", error), 120)  # its text is a page of advice
+    """Describe that the cluster refused this process for want of its token."""
+    reason = single_line(getattr(error, "message", error), 120)  # the whole text is a page of advice
     return ConfigError(
-        f"--address {redact_url(address)}: the cluster wants its token ({words}): put it into "
-        "$RAY_AUTH_TOKEN, or into ~/.ray/auth_token"
+        f"--address {redact_url(address)}: the cluster requires its token ({reason}): put it into $RAY_AUTH_TOKEN, or "
+        "into ~/.ray/auth_token"
     )

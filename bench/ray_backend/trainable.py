@@ -1,10 +1,10 @@
-"""The trainable: a process of Ray that runs trials, one after the other, and keeps their records."""
+"""The Tune trainable: a Ray process that runs trials one after the other and writes their records."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,48 +22,62 @@ from bench.utils.text import single_line
 from deelbo.pretrained.embedded import Pretrained
 from deelbo.training.checkpoint import Checkpoint, Handover
 
-__all__ = ["TrialRunner", "TrialTrainable"]
+__all__ = ["TrialRunner", "TrialTrainable", "WorkerSettings", "shares_storage"]
 
 
 TrialRunner = Callable[..., tuple[TrialRecord, Series]]
-"""`bench.execution.run_trial.run_trial`, or what a test or a measurement puts in its place."""
+"""`bench.execution.run_trial.run_trial`, or a substitute in tests and measurements."""
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """Settings that all workers of a run share.
+
+    Attributes:
+        storage: URL of the driver's storage, which this node may reach or not.
+        token: the driver's, which tells its storage from another one at the same URL.
+        benchmark: whose trials are run.
+        slots: number of trials that may run at once.
+        data: folder of the datasets; None for the node's own.
+        run_trial: runs one trial.
+    """
+
+    storage: str
+    token: str
+    benchmark: Benchmark
+    slots: int
+    data: str | None
+    run_trial: TrialRunner
+
+
+def shares_storage(store: RecordStore, token: str) -> bool | None:
+    """Return whether a worker's storage is the one that its driver holds by this token.
+
+    None if it cannot be read: this node lacks credentials or a package, or there is an outage.
+    """
+    try:
+        lease = Lease.newest(store)
+    except OSError:
+        return None
+    return lease is not None and lease.token == token
 
 
 class TrialTrainable(tune.Trainable):
-    """Runs one trial a `step`; kept for the next trial, so that a process is started once a slot.
+    """A worker process: each `step` runs one trial, and Tune reuses the process for the next one.
 
-    The worker writes the record itself where its storage is the driver's, which it knows by the token in
-    its lease: a driver that dies loses no finished trial.
+    The worker writes the record itself if its storage is the driver's, which it knows by the token in the lease: a
+    driver that dies loses no finished trial.
     """
 
-    def setup(  # type: ignore[override]  # tune.with_parameters adds to it
-        self,
-        config: dict[str, Any],
-        pretrained: Mapping[str, Pretrained],
-        storage: str,
-        token: str,
-        benchmark: Benchmark,
-        slots: int,
-        data: str | None,
-        run_trial: TrialRunner,
+    def setup(  # type: ignore[override]  # tune.with_parameters adds the arguments
+        self, config: dict[str, Any], pretrained: Mapping[str, Pretrained], settings: WorkerSettings
     ) -> None:
-        torch.set_num_threads(benchmark.resources.cpus_per_trial)
-        self.device = torch.device("cuda" if benchmark.resources.gpus_per_trial else "cpu")
-        self.pretrained, self.benchmark, self.slots, self.data = pretrained, benchmark, slots, data
-        self.run_trial = run_trial
-        self.store = RecordStore(storage)
+        self.settings, self.benchmark, self.pretrained = settings, settings.benchmark, pretrained
+        torch.set_num_threads(self.benchmark.resources.cpus_per_trial)
+        self.device = torch.device("cuda" if self.benchmark.resources.gpus_per_trial else "cpu")
+        self.store = RecordStore(settings.storage)
         self.store.patience = Patience(OUTAGE)
-        self.token = token
-        self.shares_storage = self._shares()
-
-    def _shares(self) -> bool | None:
-        """Whether the driver's name is in the storage; None where it cannot be read: this node lacks credentials or
-        a package, or there is an outage."""
-        try:
-            lease = Lease.newest(self.store)
-        except OSError:
-            return None
-        return lease is not None and lease.token == self.token
+        self.shares_storage = shares_storage(self.store, self.settings.token)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         return True
@@ -71,21 +85,21 @@ class TrialTrainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         spec = TrialSpec(**self.config["spec"])
         if self.shares_storage is None:
-            self.shares_storage = self._shares()
+            self.shares_storage = shares_storage(self.store, self.settings.token)
         context = TrialContext(
             self.device,
-            concurrency=self.slots,
+            concurrency=self.settings.slots,
             attempt=self.config["attempt"],
-            data=self.data,
+            data=self.settings.data,
             verify_data=self.benchmark.verify_data,
             timed=self.benchmark.timed,
             lost_seconds=self.config["lost_seconds"],
             checkpoint=self._checkpoint(spec),
             handover=self._handover(spec),
         )
-        record, series = self.run_trial(spec, self.pretrained.get(spec.backbone), context)
-        if (took := self.config["choosing_seconds"]) > 0:
-            record = replace(record, seconds=record.seconds | {"choose": took})
+        record, series = self.settings.run_trial(spec, self.pretrained.get(spec.backbone), context)
+        if (seconds := self.config["choosing_seconds"]) > 0:
+            record = replace(record, seconds=record.seconds | {"choose": seconds})
         written = bool(self.shares_storage) and self._write(record, series)
         if record.status == "failed" and self.device.type == "cuda":
             gc.collect()  # reference cycles would keep the memory of the failed trial
@@ -94,7 +108,7 @@ class TrialTrainable(tune.Trainable):
         return {"record": record.to_json(), "series": series, "written": written, "done": True}
 
     def _write(self, record: TrialRecord, series: Series) -> bool:
-        """Whether the record is kept; if not, the driver tries, and stops where it cannot either."""
+        """Return whether the record was written; if not, the driver tries, and stops if it cannot either."""
         try:
             self.store.write(record, series)
             if self.benchmark.checkpoint_minutes is not None and record.succeeded:
@@ -110,27 +124,27 @@ class TrialTrainable(tune.Trainable):
         name = f"checkpoints/{spec.key}.pt"
         return Checkpoint(
             60 * minutes,
-            partial(self._tried, self.store.write_file, name),
-            partial(self._tried, self.store.read_file, name),
+            partial(self._call, self.store.write_file, name),
+            partial(self._call, self.store.read_file, name),
         )
 
     def _handover(self, spec: TrialSpec) -> Handover | None:
-        """Where the part of a run before this one was left, and where this one is left, if another may come."""
+        """Return where the segment before this one left its snapshot, and where this one leaves its own."""
         if (spec.since, spec.until) == (0.0, 1.0) or not self.shares_storage:
             return None
 
         def read() -> bytes | None:
             if spec.since == 0:
                 return None
-            content: bytes | None = self._tried(self.store.read_file, f"rungs/{spec.kept_as(spec.since)}.pt")
+            content: bytes | None = self._call(self.store.read_file, f"rungs/{spec.kept_as(spec.since)}.pt")
             return content
 
-        write = partial(self._tried, self.store.write_file, f"rungs/{spec.kept_as(spec.until)}.pt")
+        write = partial(self._call, self.store.write_file, f"rungs/{spec.kept_as(spec.until)}.pt")
         return Handover(read, write)
 
     @staticmethod
-    def _tried(call: Callable[..., Any], *arguments: Any) -> Any:
-        """An object store's own errors as OSError: a checkpoint that cannot be kept is no reason to end a run."""
+    def _call(call: Callable[..., Any], *arguments: Any) -> Any:
+        """Turn an object store's own errors into OSError: a trial goes on without a checkpoint that cannot be saved."""
         try:
             return call(*arguments)
         except Exception as error:

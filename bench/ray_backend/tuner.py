@@ -1,4 +1,4 @@
-"""One Ray Tune run for all methods together: what is missing of a benchmark, and what the call came to."""
+"""Run what is missing of a benchmark, all methods together, as one Ray Tune run."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
-import ray
 from ray import tune
 
 from bench.config.benchmark import Benchmark, make_methods
@@ -20,172 +20,177 @@ from bench.execution.run_trial import run_trial
 from bench.methods.base import Method
 from bench.ray_backend.callbacks import ResultForwarder, StartedActorFirstScheduler
 from bench.ray_backend.capacity import trial_resources
-from bench.ray_backend.connect import connect
+from bench.ray_backend.connect import count_slots, ray_session
 from bench.ray_backend.searcher import QueueSearcher
-from bench.ray_backend.trainable import TrialRunner, TrialTrainable
+from bench.ray_backend.trainable import TrialRunner, TrialTrainable, WorkerSettings
 from bench.scheduling.callbacks import RunCallback
 from bench.scheduling.queue import TrialQueue
 from bench.scheduling.run_summary import FinishedTrial, RunSummary, summarize_run
 from bench.storage.attempts import AttemptLog
 from bench.storage.lock import StorageLock
 from bench.trials.record import TrialRecord
-from bench.utils.signals import interrupt_on_signals, preserve_handlers
+from bench.utils.signals import interrupt_on_signals
 from deelbo.data import data_folder
 from deelbo.pretrained.embedded import Pretrained
 
-__all__ = ["run_benchmark"]
+__all__ = ["BenchmarkRun"]
 
 
-SCRATCH = "deelbo-tune-"
+SCRATCH_PREFIX = "deelbo-tune-"
 TUNE_NAMES = {"CPU": "cpu", "GPU": "gpu"}
 
 
-def run_benchmark(
-    benchmark: Benchmark,
-    lock: StorageLock,
-    records: Sequence[TrialRecord],
-    attempts: AttemptLog,
-    pretrained: Mapping[str, Pretrained],
-    address: str | None = None,
-    callbacks: Sequence[RunCallback] = (),
-    since: float | None = None,
-    methods: Sequence[Method] | None = None,
-    run_trial: TrialRunner = run_trial,
-    say: Callable[[str], object] = print,
-) -> RunSummary:
-    """Runs what is missing of a benchmark, until all is done or it is stopped (KeyboardInterrupt, `RunAborted`).
+@dataclass
+class BenchmarkRun:
+    """The trials of one call of `run`.
 
-    Args:
+    Attributes:
         benchmark: what to run.
-        lock: holds the storage where records go, reachable from every node or not.
+        lock: holds the storage of the records, which the nodes may reach or not.
         records: those that exist and count.
         attempts: at trials of this storage.
-        pretrained: where training starts, by backbone; sent to the nodes by Ray.
-        address: of a Ray cluster; one is started here, and stopped after, where None.
+        pretrained: initial weights by backbone; Ray sends them to the nodes.
+        address: of a Ray cluster; None to start Ray on this machine, and stop it afterwards.
         callbacks: told of every start and end.
-        since: when the call began, by time.time().
-        methods: those to run, of the benchmark's own; all where None.
-        run_trial: how a trial is run.
+        start_time: of the call, in seconds since 1970.
+        methods: those to run of the benchmark's own; all if None.
+        run_trial: runs one trial.
         say: prints a line for the user.
     """
-    since = time.time() if since is None else since
-    queue = TrialQueue(methods or make_methods(benchmark), records, benchmark.order_seed)
-    ended: list[FinishedTrial] = []
-    callbacks = [*callbacks, _Collector(ended)]
-    slots = benchmark.resources.slots or 1
-    stop_reason: str | None = None
-    mine = not ray.is_initialized()
-    try:
-        with interrupt_on_signals():
-            fits = slots
-            if not queue.finished:
-                slots, fits = connect(benchmark, address, say)
-            for callback in callbacks:
-                callback.on_run_start(queue, slots)
-            if not queue.finished:
-                # a trial always waits where a slot falls free; only on a larger cluster must the searcher hold back
-                os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * slots)
-                # and a cluster that could grow must not, where slots are given
-                keep_waiting = fits == slots and (address is None or benchmark.resources.slots is None)
-                most = 3 * slots if keep_waiting else slots
-                searcher = QueueSearcher(queue, callbacks, lock.store, attempts, most, benchmark)
-                _tune(benchmark, lock, pretrained, searcher, slots, _data(benchmark, address), run_trial)
-                if not queue.finished:  # Tune ends early, and in order, at SIGUSR1
-                    raise KeyboardInterrupt
-    except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: at SIGTERM, by Ray while it starts
-        lock.store.hurry()
-        stop_reason = str(stop) if isinstance(stop, RunAborted) else ""
-    finally:
-        if mine and ray.is_initialized():
-            with preserve_handlers():
-                ray.shutdown()
-    summary = summarize_run(ended, len(queue.reused), queue.num_remaining, slots, since, stop_reason)
-    if ended:
-        when = datetime.fromtimestamp(since, UTC).strftime("%Y%m%dT%H%M%S.%f")
-        with suppress(OSError):  # where records could not be written it has been said
-            lock.store.write_run(when, asdict(summary) | {"account": summary.describe()})
-    return summary
 
+    benchmark: Benchmark
+    lock: StorageLock
+    records: Sequence[TrialRecord]
+    attempts: AttemptLog
+    pretrained: Mapping[str, Pretrained]
+    address: str | None = None
+    callbacks: Sequence[RunCallback] = ()
+    start_time: float = field(default_factory=time.time)
+    methods: Sequence[Method] | None = None
+    run_trial: TrialRunner = run_trial
+    say: Callable[[str], object] = print
 
-def _tune(
-    benchmark: Benchmark,
-    lock: StorageLock,
-    pretrained: Mapping[str, Pretrained],
-    searcher: QueueSearcher,
-    slots: int,
-    data: str | None,
-    run_trial: TrialRunner,
-) -> None:
-    """The one Tune run."""
-    wanted = trial_resources(benchmark.resources)
-    actor = tune.with_parameters(
-        TrialTrainable,
-        pretrained=pretrained,
-        storage=lock.store.url,
-        token=lock.token,
-        benchmark=benchmark,
-        slots=slots,
-        data=data,
-        run_trial=run_trial,
-    )
-    _sweep()
-    scratch = tempfile.mkdtemp(prefix=f"{_scratch()}{os.getpid()}-")  # Tune's notes; nothing is ever read from them
-    tuner = tune.Tuner(
-        tune.with_resources(actor, {TUNE_NAMES.get(name, name): wanted[name] for name in wanted}),
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=StartedActorFirstScheduler(searcher),
-            num_samples=-1,
-            reuse_actors=True,
-            trial_dirname_creator=lambda trial: str(trial.trial_id),
-        ),
-        run_config=tune.RunConfig(
-            name="ray",
-            storage_path=scratch,
-            failure_config=tune.FailureConfig(max_failures=0),  # the searcher's business
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[ResultForwarder(searcher)],
-            verbose=0,
-        ),
-    )
-    try:
-        with interrupt_on_signals():  # once more: Ray has set its own
-            tuner.fit()
-    finally:
+    def run(self) -> RunSummary:
+        """Run what is missing, until all is done or the run is stopped (KeyboardInterrupt, `RunAborted`)."""
+        queue = TrialQueue(self.methods or make_methods(self.benchmark), self.records, self.benchmark.order_seed)
+        finished = _FinishedTrials()
+        callbacks = [*self.callbacks, finished]
+        slots = self.benchmark.resources.slots or 1
+        stop_reason: str | None = None
         try:
-            if not lock.lost:
+            with interrupt_on_signals():
+                if queue.finished:
+                    _start(callbacks, queue, slots)
+                else:
+                    with ray_session(self.benchmark.resources, self.address):
+                        slots, num_fits = count_slots(self.benchmark, self.address, self.say)
+                        _start(callbacks, queue, slots)
+                        self._tune(queue, callbacks, slots, num_fits)
+        except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: at SIGTERM, by Ray while it starts
+            self.lock.store.hurry()
+            stop_reason = str(stop) if isinstance(stop, RunAborted) else ""
+        reused, left = len(queue.reused), queue.num_remaining
+        summary = summarize_run(finished.trials, reused, left, slots, self.start_time, stop_reason)
+        self._write_summary(summary)
+        return summary
+
+    def _tune(self, queue: TrialQueue, callbacks: Sequence[RunCallback], slots: int, num_fits: int) -> None:
+        """Run the queue by one Ray Tune run."""
+        # a trial always waits where a slot falls free; only on a larger cluster must the searcher hold back
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * slots)
+        # and a cluster that could grow must not, where slots are given
+        may_wait = num_fits == slots and (self.address is None or self.benchmark.resources.slots is None)
+        max_out = 3 * slots if may_wait else slots
+        searcher = QueueSearcher(queue, callbacks, self.lock.store, self.attempts, max_out, self.benchmark)
+        with _scratch_folder() as folder:
+            try:
+                tuner = self._build_tuner(searcher, slots, folder)
+                with interrupt_on_signals():  # once more: Ray has installed its own handlers
+                    tuner.fit()
+            finally:
+                self._abandon(searcher)
+        if not queue.finished:  # at SIGUSR1 Tune ends early without an error
+            raise KeyboardInterrupt
+
+    def _build_tuner(self, searcher: QueueSearcher, slots: int, folder: str) -> tune.Tuner:
+        wanted = trial_resources(self.benchmark.resources)
+        data = _data_folder(self.benchmark, self.address)
+        trainable = tune.with_parameters(
+            TrialTrainable,
+            pretrained=self.pretrained,
+            settings=WorkerSettings(self.lock.store.url, self.lock.token, self.benchmark, slots, data, self.run_trial),
+        )
+        return tune.Tuner(
+            tune.with_resources(trainable, {TUNE_NAMES.get(name, name): wanted[name] for name in wanted}),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=StartedActorFirstScheduler(searcher),
+                num_samples=-1,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name="ray",
+                storage_path=folder,
+                failure_config=tune.FailureConfig(max_failures=0),  # the searcher retries
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                callbacks=[ResultForwarder(searcher)],
+                verbose=0,
+            ),
+        )
+
+    def _abandon(self, searcher: QueueSearcher) -> None:
+        """Note that the attempts which still run have failed."""
+        try:
+            if not self.lock.lost:
                 searcher.abandon()
-        except Exception:  # the disk is full, say
-            lock.attempts_open = True
-        shutil.rmtree(scratch, ignore_errors=True)
+        except Exception:  # such as a full disk
+            self.lock.attempts_open = True
+
+    def _write_summary(self, summary: RunSummary) -> None:
+        if summary.ran:
+            when = datetime.fromtimestamp(self.start_time, UTC).strftime("%Y%m%dT%H%M%S.%f")
+            with suppress(OSError):  # a storage that takes no records has been reported
+                self.lock.store.write_run(when, asdict(summary) | {"account": summary.describe()})
 
 
-def _scratch() -> str:
-    """How the notes of drivers in this name space of processes begin: others may share the folder."""
-    return f"{SCRATCH}{os.stat('/proc/self/ns/pid').st_ino}-" if os.path.exists("/proc/self/ns/pid") else SCRATCH
-
-
-def _sweep() -> None:
-    """Removes the notes of drivers that were killed."""
-    for name in os.listdir(tempfile.gettempdir()):
-        pid = name.removeprefix(_scratch()).partition("-")[0]
-        if name.startswith(_scratch()) and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
-            shutil.rmtree(os.path.join(tempfile.gettempdir(), name), ignore_errors=True)
-
-
-def _data(benchmark: Benchmark, address: str | None) -> str | None:
-    """The folder of the datasets as workers must be told: they run elsewhere, so a relative path would miss it.
+def _data_folder(benchmark: Benchmark, address: str | None) -> str | None:
+    """Return the absolute folder of the datasets for workers, whose working directory is another.
 
     On a cluster each node finds its own by $DEELBO_DATA, unless the configuration names one for all.
     """
     if benchmark.data is None:
         return None if address is not None else str(data_folder().absolute())
-    return os.path.abspath(os.path.expanduser(benchmark.data))
+    return str(Path(benchmark.data).expanduser().absolute())
 
 
-class _Collector(RunCallback):
-    def __init__(self, into: list[FinishedTrial]) -> None:
-        self.into = into
+class _FinishedTrials(RunCallback):
+    def __init__(self) -> None:
+        self.trials: list[FinishedTrial] = []
 
     def on_trial_end(self, record: TrialRecord) -> None:
-        self.into.append(FinishedTrial.of(record))
+        self.trials.append(FinishedTrial.of(record))
+
+
+def _start(callbacks: Sequence[RunCallback], queue: TrialQueue, slots: int) -> None:
+    for callback in callbacks:
+        callback.on_run_start(queue, slots)
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[str]:
+    """Make a folder for Tune's own files, which are never read; also remove those of drivers that were killed.
+
+    Its name holds the driver's process id, and the namespace of processes, as containers may share the parent folder.
+    """
+    namespace = Path("/proc/self/ns/pid")
+    prefix = f"{SCRATCH_PREFIX}{namespace.stat().st_ino}-" if namespace.exists() else SCRATCH_PREFIX
+    for old in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        pid = old.name.removeprefix(prefix).partition("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(old, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

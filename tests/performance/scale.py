@@ -96,7 +96,7 @@ class Meter(RunCallback):
 
 def fill(store: RecordStore, benchmark: Benchmark, every: int, mlflow: bool) -> dict[str, Any]:
     """Runs the benchmark; what each stretch of ``every`` trials took."""
-    from bench.ray_backend.tuner import run_benchmark
+    from bench.ray_backend.tuner import BenchmarkRun
     from bench.tracking.client import tracking_uri
     from bench.tracking.mirror import MLflowMirror
     from bench.tracking.tracker import Tracker
@@ -106,7 +106,7 @@ def fill(store: RecordStore, benchmark: Benchmark, every: int, mlflow: bool) -> 
         store.write_benchmark(benchmark.content())
         tracker = Tracker(lambda: MLflowMirror(tracking_uri(store), benchmark, store)) if mlflow else RunCallback()
         callbacks = [tracker, ProgressDisplay(Console(file=sys.stderr)), meter]
-        outcome = run_benchmark(benchmark, lock, [], AttemptLog(store), {}, callbacks=callbacks, run_trial=pretend)
+        outcome = BenchmarkRun(benchmark, lock, [], AttemptLog(store), {}, callbacks=callbacks, run_trial=pretend).run()
         stopping = time.perf_counter()
         sent = tracker.stop("FINISHED", {}) if isinstance(tracker, Tracker) else None
         flush = time.perf_counter() - stopping

@@ -71,13 +71,15 @@ def sleep(spec: TrialSpec, pretrained: Any, context: TrialContext) -> tuple[Tria
 
 def drive(address: str, trials: int, since: float, resources: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A driver: runs all trials, and what came of it, in seconds."""
-    from bench.ray_backend.tuner import run_benchmark
+    from bench.ray_backend.tuner import BenchmarkRun
 
     benchmark = benchmark_of(trials, resources)
     with tempfile.TemporaryDirectory() as folder:
         store = RecordStore(folder)
         with StorageLock(store) as lock:
-            outcome = run_benchmark(benchmark, lock, [], AttemptLog(store), {}, address, since=since, run_trial=sleep)
+            outcome = BenchmarkRun(
+                benchmark, lock, [], AttemptLog(store), {}, address, start_time=since, run_trial=sleep
+            ).run()
         records = sorted(store.records(), key=lambda record: record.started)
     ready: dict[int, float] = {}
     for record in records:

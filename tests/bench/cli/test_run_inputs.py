@@ -13,7 +13,7 @@ from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import parse_benchmark
 from bench.config.validation import check_data
 from bench.exceptions import ConfigError, RecordError
-from bench.ray_backend.tuner import _data
+from bench.ray_backend.tuner import _data_folder
 from bench.scheduling.resume import check_same_inputs
 from bench.storage.records import RecordStore
 from deelbo.data import load_task
@@ -79,10 +79,14 @@ def test_workers_are_told_a_whole_path(data_root: Path, tmp_path: Path, monkeypa
     """A relative folder, given or from the environment, reaches the workers, who run elsewhere, as an absolute one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DEELBO_DATA", "mine")
-    assert _data(benchmark_on(Path("data")), None) == _data(benchmark_on(Path("data")), "a:1") == str(tmp_path / "data")
-    assert _data(benchmark_on(data_root, data=None), None) == str(tmp_path / "mine")
+    assert (
+        _data_folder(benchmark_on(Path("data")), None)
+        == _data_folder(benchmark_on(Path("data")), "a:1")
+        == str(tmp_path / "data")
+    )
+    assert _data_folder(benchmark_on(data_root, data=None), None) == str(tmp_path / "mine")
 
 
 def test_a_node_of_a_cluster_has_its_own_folder(data_root: Path) -> None:
     """Where nothing is configured, a cluster's nodes look where their own environment says."""
-    assert _data(benchmark_on(data_root, data=None), "head:6379") is None
+    assert _data_folder(benchmark_on(data_root, data=None), "head:6379") is None

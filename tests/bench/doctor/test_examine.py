@@ -267,7 +267,7 @@ def test_missing_token_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench", "doctor", "--address", "127.0.0.1:1"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"deelbo-bench: .* wants its token \(.*\): put it into \$RAY_AUTH_TOKEN.*\n", done.stderr)
+    assert re.fullmatch(r"deelbo-bench: .* requires its token \(.*\): put it into \$RAY_AUTH_TOKEN.*\n", done.stderr)
 
 
 def test_job_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,7 @@ import pytest
 
 from bench.config.benchmark import Benchmark
 from bench.config.loading import parse_benchmark
-from bench.ray_backend import connect as cluster
-from bench.ray_backend.autoscaler import Growth
-from bench.ray_backend.capacity import one_accelerator, refusal, trial_resources, trials_per_node
+from bench.ray_backend.capacity import accelerator_conflict, no_fit_message, trial_resources, trials_per_node
 from tests.helpers.raylets import LOOPBACK, Raylets
 
 H100 = {"CPU": 16.0, "GPU": 2.0, "accelerator_type:H100": 1.0}
@@ -58,7 +56,7 @@ def test_what_ray_is_asked_for(content: dict[str, Any]) -> None:
 
 def test_several_types_are_refused_by_name(content: dict[str, Any]) -> None:
     """Timed trials on GPUs of two types are refused, in one line with the types, their numbers, and what to set."""
-    reason = one_accelerator(benchmark(content, gpus_per_trial=1), [H100, A100, A100, PLAIN])
+    reason = accelerator_conflict(benchmark(content, gpus_per_trial=1), [H100, A100, A100, PLAIN])
     assert reason is not None
     assert len(reason.splitlines()) == 1
     for word in ("2 types", "8 x A100", "2 x H100", "resources.accelerator", "timed: false"):
@@ -80,38 +78,27 @@ def test_one_type_is_enough(
 ) -> None:
     """One type, a chosen one, seconds that nobody compares, trials without GPUs, and nodes that no trial fits are no
     reason to refuse."""
-    assert one_accelerator(benchmark(content, timed=timed, **resources), nodes) is None
+    assert accelerator_conflict(benchmark(content, timed=timed, **resources), nodes) is None
 
 
 def test_a_trial_that_fits_nowhere_is_refused_with_what_there_is(content: dict[str, Any]) -> None:
-    """The line names what a trial takes, the largest node there is or may be, and the types of GPU where one is
+    """The line names what a trial takes, the largest node, and the types of GPU where one is
     asked for."""
     wanted = benchmark(content, cpus_per_trial=4, gpus_per_trial=1, accelerator="H200").resources
-    line = refusal(wanted, [PLAIN, A100], [H100])
+    line = no_fit_message(wanted, [PLAIN, A100, H100])
     assert len(line.splitlines()) == 1
-    for word in ("4 CPU and 1 GPU of type H200", "has or may start is of 16 and 4", "type A100, H100", "lower"):
+    for word in ("4 CPU and 1 GPU of type H200", "has is of 16 and 4", "type A100, H100", "lower"):
         assert word in line
-    assert "the cluster has is of 0 and 0: lower" in refusal(benchmark(content).resources, [])
-
-
-@pytest.mark.parametrize(("more", "slots", "told"), [(Growth(), None, 1), (Growth(), 1, 0), (None, None, 0)])
-def test_slots_are_those_of_the_start_where_nobody_says_how_many_come(
-    content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, more: Growth | None, slots: int | None, told: int
-) -> None:
-    """Of machines of one's own that join one by one, a run takes those that are there, and says what would take all."""
-    monkeypatch.setattr(cluster, "_nodes", lambda: [{"CPU": 1.0}])
-    said: list[str] = []
-    assert cluster._room(benchmark(content, slots=slots), more, said.append)[0] == 1
-    assert [("more nodes may come" in words, "resources.slots" in words) for words in said] == [(True, True)] * told
+    assert "the cluster has is of 0 and 0: lower" in no_fit_message(benchmark(content).resources, [])
 
 
 def test_a_machine_without_gpus_is_told_what_to_set(content: dict[str, Any]) -> None:
     """Where no node has a GPU the line says how to train without; where one has, it does not."""
     wanted = benchmark(content, cpus_per_trial=99, gpus_per_trial=1).resources
-    assert refusal(wanted, [PLAIN]).endswith(
+    assert no_fit_message(wanted, [PLAIN]).endswith(
         "set resources.gpus_per_trial=0 to train on CPUs, or add a node with a GPU"
     )
-    assert refusal(wanted, [PLAIN, H100]).endswith("lower resources in the configuration, or add a node")
+    assert no_fit_message(wanted, [PLAIN, H100]).endswith("lower resources in the configuration, or add a node")
 
 
 @pytest.mark.slow

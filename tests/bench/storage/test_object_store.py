@@ -9,8 +9,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pytest
@@ -18,7 +17,7 @@ from fsspec.spec import AbstractFileSystem
 
 from bench.config.benchmark import Benchmark, make_methods
 from bench.exceptions import RecordError, StorageError
-from bench.ray_backend.trainable import TrialTrainable
+from bench.ray_backend.trainable import shares_storage
 from bench.storage import retry as remote
 from bench.storage.lock import StorageLock
 from bench.storage.records import RecordStore
@@ -246,12 +245,11 @@ def test_no_password_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_worker_without_access_sends_its_records(anew: Anew, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that is not let in takes the storage for none that it shares, and the driver writes for it."""
-    shares = cast(Any, TrialTrainable)._shares
     with StorageLock(anew()) as lock:
-        assert shares(SimpleNamespace(store=anew(), token=lock.token)) is True
-        assert shares(SimpleNamespace(store=anew(), token=lock.token[::-1])) is False
+        assert shares_storage(anew(), lock.token) is True
+        assert shares_storage(anew(), lock.token[::-1]) is False
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-another")
-        assert shares(SimpleNamespace(store=anew(), token=lock.token)) is None  # asked again, with the next trial
+        assert shares_storage(anew(), lock.token) is None  # asked again, with the next trial
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,29 @@
+"""Environment variables that Ray and Ray Tune are run with."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["configure_ray"]
+
+
+DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the command line shows the progress itself
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # records are the log
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # a benchmark is resumed from its records
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's handler waits for running trials; `bench.utils.signals` does not
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a lost trial is reported in one line
+}
+
+
+def configure_ray(address: str | None) -> None:
+    """Set what is not set yet. Ray reads some of it when it is imported: call this before.
+
+    Args:
+        address: of the Ray cluster; None for one on this machine, which then listens on loopback, as on macOS.
+    """
+    local = {} if address is not None else {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    for name, value in (DEFAULTS | local).items():
+        os.environ.setdefault(name, value)
