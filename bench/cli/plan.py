@@ -137,14 +137,14 @@ def _count_trials(methods: Iterable[Method]) -> Counter[str]:
 
 def _hours(method: Method, benchmark: Benchmark, throughput: Throughput) -> float | None:
     """Return the hours of a method in its cell; None if the throughput of its backbone is not known."""
-    from bench.scheduling.cost import work_of
+    from bench.scheduling.cost import count_work
     from deelbo.data import TASKS
 
     cell = method.cell
     rate = throughput.of(cell.backbone, method.bayesian, cell.prior)
     if rate is None:
         return None
-    works = {stage: work_of(stage, cell.n, TASKS[cell.dataset].test_size, benchmark.training) for stage in STAGES}
+    works = {stage: count_work(stage, cell.n, TASKS[cell.dataset].test_size, benchmark.training) for stage in STAGES}
     return sum(count * works[stage].hours(rate) for stage, count in method.run_equivalents().items())
 
 

@@ -15,7 +15,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from bench.config.benchmark import Benchmark
 from bench.config.sections import Resources
 from bench.exceptions import ConfigError
-from bench.probe.driver import grows
+from bench.probe.driver import has_autoscaler
 from bench.ray_backend.capacity import accelerator_conflict, no_fit_message, trial_resources, trials_per_node
 from bench.ray_backend.environment import configure_ray
 from bench.utils.signals import preserve_handlers
@@ -90,7 +90,7 @@ def count_slots(benchmark: Benchmark, address: str | None, say: Callable[[str], 
     """
     resources = benchmark.resources
     wanted = trial_resources(resources)
-    elastic = address is not None and bool(grows())
+    elastic = address is not None and bool(has_autoscaler())
     num_fits = _count_fits(benchmark)
     if not num_fits:
         message = no_fit_message(resources, _node_resources())

@@ -1,4 +1,4 @@
-"""Between a `TrialQueue` and Ray Tune: one trial of Tune's is one attempt at a trial of ours."""
+"""Ray Tune's searcher: suggests the trials of a `TrialQueue`, and retries those whose process died."""
 
 from __future__ import annotations
 
@@ -23,35 +23,48 @@ from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from bench.utils.text import single_line
 
-__all__ = ["QueueSearcher"]
+__all__ = ["UNKNOWN_REASON", "QueueSearcher"]
 
 
 T = TypeVar("T")
-NEVER_BEGUN = 3
-"""How often a trial that was lost before it began is tried again at least: it cost nothing yet."""
+UNKNOWN_REASON = "its process ended without an error message"
+MIN_RETRIES_BEFORE_START = 3
+"""Retries of a trial that was lost before it started, even if max_failures is less: it has cost nothing yet."""
 
 
 @dataclass
 class _Attempt:
-    """What is known of one of Tune's trials."""
+    """One of Tune's trials: an attempt at a trial of the benchmark.
+
+    Attributes:
+        started: when it got its slot, in seconds since 1970; None if it has none yet.
+        result: the worker's record, series, and whether the worker wrote them.
+    """
 
     spec: TrialSpec
     number: int
-    begun: bool = False
-    started: float = 0.0
+    started: float | None = None
     result: dict[str, Any] | None = None
-    reason: str = "its process ended without a word"
+    reason: str = UNKNOWN_REASON
 
 
 class QueueSearcher(Searcher):
-    """Each suggestion is a method's trial, each result a method's record.
+    """A Tune searcher whose suggestions are the trials of a queue, and whose results are their records.
 
-    A trial whose process died, or whose node went away, is suggested again, up to ``max_failures`` times: as a new
-    trial of Tune's, whose own retries would keep neither the moments nor a trial that was lost before it began.
+    A trial whose process or node was lost is suggested again, up to ``max_failures`` times, as a new trial of Tune's:
+    Tune's own retries would neither note when attempts began nor retry a trial that was lost before it started.
+
+    Args:
+        queue: trials to run.
+        callbacks: told of every start and end.
+        store: storage of the records.
+        attempts: at trials of this storage.
+        max_trials: number of trials that Tune may hold at once, running or waiting for a slot.
+        benchmark: whose trials they are.
 
     Raises:
-        Halted: from its callbacks, where neither the worker nor the driver can write a record, or where a node has
-            other images than the trials before, or, where seconds are compared, another GPU.
+        RunAborted: from its callbacks, if neither the worker nor the driver can write a record, or a node has other
+            images than earlier trials or, in a timed benchmark, another GPU.
     """
 
     def __init__(
@@ -60,50 +73,51 @@ class QueueSearcher(Searcher):
         callbacks: Sequence[RunCallback],
         store: RecordStore,
         attempts: AttemptLog,
-        most: int,
+        max_trials: int,
         benchmark: Benchmark,
     ) -> None:
         super().__init__()
         self._queue, self._callbacks, self._store, self._attempts = queue, callbacks, store, attempts
-        self._most, self._max_failures, self._timed = most, benchmark.max_failures, benchmark.timed
-        told = (record for record in queue.reused if "data" in record.versions)
-        self._images = {record.spec.dataset: record.versions["data"] for record in told}
-        self._gpus = {
-            gpu for record in queue.reused if record.timed and (gpu := record.hardware.get("gpu")) is not None
-        }
+        self._max_trials, self._max_failures, self._timed = max_trials, benchmark.max_failures, benchmark.timed
+        self._images: dict[str, str] = {}
+        self._gpus: set[str] = set()
+        for record in queue.reused:
+            if "data" in record.versions:
+                self._images[record.spec.dataset] = record.versions["data"]
+            if record.timed and "gpu" in record.hardware:
+                self._gpus.add(record.hardware["gpu"])
         self._out: dict[str, _Attempt] = {}
         self._failures: Counter[tuple[str, bool]] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune keeps a copy of its searcher, a benchmark continues from its records."""
+        """Return nothing: Tune saves its searcher, but a benchmark is resumed from its records."""
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        spec = self._queue.ask() if len(self._out) < self._most else None
+        spec = self._queue.ask() if len(self._out) < self._max_trials else None
         if spec is None:
-            finished: Any = Searcher.FINISHED  # a word, whatever the signature says
+            finished: Any = Searcher.FINISHED  # a string, although the signature says otherwise
             return finished if self._queue.finished else None
-        number, lost_seconds = self._or_halted(self._attempts.next, spec.key)
+        number, lost_seconds = self._or_abort(self._attempts.next, spec.key)
         self._out[trial_id] = _Attempt(spec, number)
-        took = self._queue.choosing_seconds(spec)
-        return {"spec": asdict(spec), "attempt": number, "lost_seconds": lost_seconds, "choosing_seconds": took}
+        seconds = self._queue.choosing_seconds(spec)
+        return {"spec": asdict(spec), "attempt": number, "lost_seconds": lost_seconds, "choosing_seconds": seconds}
 
-    def began(self, trial_id: str) -> None:
-        """The trial really starts: a suggestion still waits for its slot."""
+    def start_trial(self, trial_id: str) -> None:
+        """Note that a trial has a slot; a suggestion still waits for one."""
         attempt = self._out[trial_id]
-        attempt.begun = True
         attempt.started = time.time()
-        self._or_halted(self._attempts.begin, attempt.spec.key)
+        self._or_abort(self._attempts.begin, attempt.spec.key)
         for callback in self._callbacks:
             callback.on_trial_start(attempt.spec)
 
-    def delivered(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Takes what a worker sent out of Tune's result, which Tune keeps for as long as it runs."""
+    def take_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Remove a worker's record from Tune's result, which Tune keeps in memory to its end."""
         if "record" in result:
             self._out[trial_id].result = {name: result.pop(name) for name in ("record", "series", "written")}
 
-    def died(self, trial_id: str, reason: str) -> None:
-        """Why a process died, in Ray's words."""
+    def note_error(self, trial_id: str, reason: str) -> None:
+        """Note why the process of a trial died."""
         if trial_id in self._out:
             self._out[trial_id].reason = reason
 
@@ -112,112 +126,116 @@ class QueueSearcher(Searcher):
         if attempt is None:
             return
         try:
-            record = self._found(attempt) if error or attempt.result is None else self._received(attempt.result)
+            if error or attempt.result is None:
+                record = self._recover_record(attempt) or self._retry_or_fail(attempt)
+            else:
+                record = self._accept(attempt.result)
         except RunAborted:
-            self._out[trial_id] = attempt  # it came to nothing, as what runs beside it
+            self._out[trial_id] = attempt  # `abandon` notes that this attempt failed
             raise
         if record is None:
-            key, begun = attempt.spec.key, attempt.begun
-            self._failures[key, begun] += 1
-            if self._failures[key, begun] <= (self._max_failures if begun else max(self._max_failures, NEVER_BEGUN)):
-                self._queue.requeue(attempt.spec)
-                for callback in self._callbacks:
-                    callback.on_trial_retry(attempt.spec, attempt.reason)
-                return
-            record = _failed(attempt, self._or_halted(self._attempts.next, key)[1], self._timed)
-            self._write(record, [])
+            return
         self._queue.tell(record)
-        self._drop(self._queue.pop_unneeded_snapshots())
+        self._remove_snapshots(self._queue.pop_unneeded_snapshots())
         for callback in self._callbacks:
             callback.on_trial_end(record)
 
     def abandon(self) -> None:
-        """The run stops: what was running came to nothing."""
+        """Note that all running attempts failed, as the run stops."""
         self._store.hurry()
         for attempt in self._out.values():
-            if attempt.begun:
+            if attempt.started is not None:
                 self._attempts.fail(attempt.spec.key)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a benchmark continues from its records."""
+        """Save nothing: a benchmark is resumed from its records."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as for `save`."""
+        """Restore nothing."""
 
-    def _received(self, result: dict[str, Any]) -> TrialRecord:
+    def _accept(self, result: dict[str, Any]) -> TrialRecord:
+        """Check a worker's record, and write it if the worker could not."""
         record = TrialRecord.from_json(result["record"])
-        if (reason := self._foreign(record)) is not None:
+        if (problem := self._incompatibility(record)) is not None:
             if result["written"]:
-                self._or_halted(self._store.set_aside, f"records/{record.key}.json")
-            raise RunAborted(f"node {record.hardware.get('node')} has {reason}, and the same command continues")
-        if not result["written"]:  # the worker's storage is not this one, or did not take it
-            self._write(record, result["series"])
+                self._or_abort(self._store.set_aside, f"records/{record.key}.json")
+            raise RunAborted(f"node {record.hardware.get('node')} has {problem}; then the same command continues")
+        if not result["written"]:
+            self._or_abort(self._store.write, record, result["series"])
         if record.status == "failed":
-            self._end(record.key)
+            self._or_abort(self._attempts.fail, record.key)
         return record
 
-    def _foreign(self, record: TrialRecord) -> str | None:
-        """What of a record cannot be compared with those before, and what to do about it."""
+    def _incompatibility(self, record: TrialRecord) -> str | None:
+        """Describe what of a record cannot be compared with earlier ones, and what to do about it."""
         images, dataset = record.versions.get("data"), record.spec.dataset
-        if images is not None and images != (seen := self._images.setdefault(dataset, images)):
+        if images is not None and images != (known := self._images.setdefault(dataset, images)):
             return (
-                f"other images of {dataset} than earlier trials saw ({images}, not {seen}): put the same folder on "
+                f"other images of {dataset} than earlier trials saw ({images}, not {known}): put the same folder on "
                 "every node"
             )
         gpu = record.hardware.get("gpu")
-        if self._timed and gpu is not None and gpu not in (known := self._gpus or {gpu}):
+        if self._timed and gpu is not None and gpu not in (gpus := self._gpus or {gpu}):
             return (
-                f"a {gpu}, earlier trials ran on {', '.join(sorted(known))}, and seconds on both cannot be compared: "
-                "take the nodes of one model out, pin resources.accelerator where the types differ, or set timed: false"
+                f"a {gpu}, earlier trials ran on {', '.join(sorted(gpus))}, and seconds on both cannot be compared: "
+                "use nodes of one model only, pin resources.accelerator if the types differ, or set timed: false"
             )
         self._gpus |= {gpu} - {None}
         return None
 
-    def _found(self, attempt: _Attempt) -> TrialRecord | None:
-        """The record that a process wrote before it died."""
+    def _recover_record(self, attempt: _Attempt) -> TrialRecord | None:
+        """Read the record that a process wrote before it died; note a failed attempt if there is none."""
         try:
-            record = self._or_halted(self._store.read, attempt.spec.key)
+            record = self._or_abort(self._store.read, attempt.spec.key)
         except RecordError:
             record = None
-        if record is not None and (record.succeeded or record.finished >= attempt.started > 0):
+        started = attempt.started
+        if record is not None and (record.succeeded or (started is not None and record.finished >= started)):
             return record
-        if attempt.begun:
-            self._end(attempt.spec.key)
+        if started is not None:
+            self._or_abort(self._attempts.fail, attempt.spec.key)
         return None
 
-    def _drop(self, names: list[str]) -> None:
-        """Removes kept parts of runs. What cannot be removed stays: it takes room and does no harm."""
+    def _retry_or_fail(self, attempt: _Attempt) -> TrialRecord | None:
+        """Queue a lost trial again, or return the record of its failure if it was lost too often."""
+        spec, started = attempt.spec, attempt.started is not None
+        self._failures[spec.key, started] += 1
+        max_failures = self._max_failures if started else max(self._max_failures, MIN_RETRIES_BEFORE_START)
+        if self._failures[spec.key, started] <= max_failures:
+            self._queue.requeue(spec)
+            for callback in self._callbacks:
+                callback.on_trial_retry(spec, attempt.reason)
+            return None
+        _, lost_seconds = self._or_abort(self._attempts.next, spec.key)
+        record = _failure_record(attempt, lost_seconds, self._timed)
+        self._or_abort(self._store.write, record, [])
+        return record
+
+    def _remove_snapshots(self, names: list[str]) -> None:
+        """Remove snapshots that no trial resumes; one that cannot be removed takes space and does no harm."""
         with suppress(Exception):
-            there = {f"rungs/{name}.pt" for name in names}.intersection(self._store.names("rungs")) if names else ()
-            for name in there:
+            for name in {f"rungs/{name}.pt" for name in names}.intersection(
+                self._store.names("rungs") if names else ()
+            ):
                 self._store.remove(name)
 
-    def _end(self, key: str) -> None:
-        self._or_halted(self._attempts.fail, key)
-
-    def _write(self, record: TrialRecord, series: list[dict[str, float]]) -> None:
-        self._or_halted(self._store.write, record, series)
-
-    def _or_halted(self, call: Callable[..., T], *arguments: Any) -> T:
-        """What the storage says; where it cannot be used, or not any more, nothing else is asked of it."""
+    def _or_abort(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Call the storage, and abort the run if it cannot be used."""
         try:
             return call(*arguments)
-        except RecordError:  # damaged: what that means depends on what was asked
+        except RecordError:  # a damaged file: the caller knows what that means
             raise
         except Exception as error:
-            raise self._halted(error) from error
-
-    def _halted(self, error: Exception) -> RunAborted:
-        self._store.hurry()  # it was waited for
-        why = getattr(error, "strerror", None) or single_line(error)[:200]
-        return RunAborted(
-            f"{self._store.url} takes no more records ({why}): what it has is kept; make room, or see to it that it "
-            "can be written, and the same command continues"
-        )
+            self._store.hurry()  # it has been waited for
+            reason = getattr(error, "strerror", None) or single_line(error)[:200]
+            raise RunAborted(
+                f"{self._store.url} takes no more records ({reason}): its records are kept; free space or make it "
+                "writable, and the same command continues"
+            ) from error
 
 
-def _failed(attempt: _Attempt, lost_seconds: float, timed: bool) -> TrialRecord:
-    """The record of a trial whose process died as often as it was allowed to."""
+def _failure_record(attempt: _Attempt, lost_seconds: float, timed: bool) -> TrialRecord:
+    """Make the record of a trial whose process died as often as it was allowed to."""
     now = time.time()
     return TrialRecord(
         spec=attempt.spec,

@@ -1,4 +1,4 @@
-"""All methods of a benchmark as one stream of trials: asks each, in a shuffled order, and tells each its records."""
+"""All methods of a benchmark as one queue of trials: asks each method, in shuffled order, and tells it its records."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from bench.trials.spec import Cell, TrialSpec
 __all__ = ["FinishedCells", "TrialQueue", "split_finished"]
 
 
-NOTHING = 0.002  # seconds: a method that looks into a list
+MIN_CHOOSING_SECONDS = 0.002
+"""A method that takes less to choose a trial has looked it up in a list; that is not counted as its cost."""
 
 
 class TrialQueue:
-    """What is left to run, whatever ran before.
+    """The trials that are left to run.
 
-    Trials are shuffled by ``order_seed``, so that no method gets the machine's quiet hours: those that may start at
-    once over the whole queue, those that a result makes possible such that what their method has left is spread over
-    what is left of the queue. Records that exist are told to their methods at once and never asked for again; failed
-    ones are tried again, unless ``keep_failed``.
+    Trials are shuffled by ``order_seed``, so that no method gets the quiet hours of the machine: those that can start
+    at once over the whole queue, and those that a result makes possible so that what is left of their method is spread
+    over what is left of the queue. Methods are told of existing records at once, and these trials are not run again;
+    failed ones are, unless ``keep_failed``.
 
     Attributes:
-        total: trials in all, told ones included; the most that they may be, where a method decides on the way.
-        at_most: whether results may make fewer of them.
-        reused: the records that were there before.
-        num_completed: how many have their record.
-        failed: records of status "failed", told in this queue.
+        total: number of trials, completed ones included; the largest possible one if results decide.
+        at_most: True if results may make it smaller.
+        reused: records that existed.
+        num_completed: number of trials that have their record.
+        failed: records of status "failed" that this queue was told of.
     """
 
     def __init__(
@@ -49,111 +50,113 @@ class TrialQueue:
         records = list(records)
         self._existing = {record.key: record for record in records if record.succeeded or keep_failed}
         self._ready: list[TrialSpec] = []
-        self._asked: dict[str, Method] = {}
-        self._out, self._ended = Counter[Method](), Counter[Method]()
-        self._handed_over: dict[Method, set[str]] = defaultdict(set)
-        self._obsolete: list[str] = []
-        self._choosing: dict[str, float] = {}
-        known = _by_entry(records)
-        self._shuffle = random.Random(order_seed)  # noqa: S311 - an order, not a secret
+        self._methods: dict[str, Method] = {}  # of each trial that is ready or runs, by key
+        self._num_open, self._num_ended = Counter[Method](), Counter[Method]()
+        self._snapshots: dict[Method, set[str]] = defaultdict(set)
+        self._unneeded_snapshots: list[str] = []
+        self._choosing_seconds: dict[str, float] = {}
+        history = _group_by_method(records)
+        self._random = random.Random(order_seed)  # noqa: S311 - an order, not a secret
         for method in methods:
-            method.load_history(known.get((method.name, method.cell), []))
-            self._drain(method, at_once=True)
-            self._give_up_parts(method)
+            method.load_history(history.get((method.name, method.cell), []))
+            self._collect_trials(method, at_once=True)
+            self._drop_snapshots_if_idle(method)
 
     def ask(self) -> TrialSpec | None:
-        """A trial to start now, or None."""
+        """Return a trial to start now, or None."""
         return self._ready.pop() if self._ready else None
 
     def tell(self, record: TrialRecord) -> None:
-        """What came of a trial that was asked for."""
-        method = self._asked.pop(record.key)
+        """Take the record of a trial that `ask` returned."""
+        method = self._methods.pop(record.key)
         self.num_completed += 1
         if record.status == "failed":
             self.failed.append(record)
-        self._out[method] -= 1
-        self._told(method, record)
-        self._drain(method)
-        self._give_up_parts(method)
+        self._num_open[method] -= 1
+        self._tell_method(method, record)
+        self._collect_trials(method)
+        self._drop_snapshots_if_idle(method)
 
     def requeue(self, spec: TrialSpec) -> None:
-        """A trial that was asked for came to nothing: it is the next to start."""
+        """Make a trial that was lost the next one to start."""
         self._ready.append(spec)
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is ready and nothing is out."""
-        return not self._asked
+        """True if no trial is ready and none runs."""
+        return not self._methods
 
     @property
     def num_remaining(self) -> int:
-        """Trials without a record, the running ones included; none once nothing more will come."""
+        """Number of trials without a record, running ones included; 0 once the queue is finished."""
         return 0 if self.finished else self.total - self.num_completed
 
+    def choosing_seconds(self, spec: TrialSpec) -> float:
+        """Return the seconds that its method took to choose a trial; 0 if it looked it up."""
+        return self._choosing_seconds.get(spec.key, 0.0)
+
     def pop_unneeded_snapshots(self) -> list[str]:
-        """Names of kept runs (`TrialSpec.kept_as`) that nobody will go on with; each is named once."""
-        names, self._obsolete = self._obsolete, []
+        """Return the names (`TrialSpec.kept_as`) of snapshots that no trial will resume, each once."""
+        names, self._unneeded_snapshots = self._unneeded_snapshots, []
         return names
 
-    def _give_up_parts(self, method: Method) -> None:
-        if not self._out[method]:
-            self._obsolete += self._handed_over.pop(method, ())
+    def _drop_snapshots_if_idle(self, method: Method) -> None:
+        if not self._num_open[method]:
+            self._unneeded_snapshots += self._snapshots.pop(method, ())
 
-    def _told(self, method: Method, record: TrialRecord) -> None:
-        before = method.count()
-        self._ended[method] += 1
-        if record.spec.until < 1:
-            self._handed_over[method].add(record.spec.kept_as(record.spec.until))
+    def _tell_method(self, method: Method, record: TrialRecord) -> None:
+        """Tell a method of a record, and find the snapshots that became unneeded."""
+        spec, count_before = record.spec, method.count()
+        self._num_ended[method] += 1
+        if spec.until < 1:
+            self._snapshots[method].add(spec.kept_as(spec.until))
         method.tell(record)
-        for stopped in method.stopped_trials():
-            name = stopped.kept_as(stopped.until)
-            self._handed_over[method].discard(name)
-            self._obsolete.append(name)
-        self.total += method.count() - before
-        spec = record.spec
+        unneeded = [stopped.kept_as(stopped.until) for stopped in method.stopped_trials()]
+        self.total += method.count() - count_before
         if spec.since > 0:
-            name = spec.kept_as(spec.since)
-            self._handed_over[method].discard(name)
-            if record.succeeded:  # a failed one is tried again by the next run
-                self._obsolete.append(name)
+            self._snapshots[method].discard(spec.kept_as(spec.since))
+            if record.succeeded:  # the next run retries a failed one, from its snapshot
+                unneeded.append(spec.kept_as(spec.since))
+        self._snapshots[method].difference_update(unneeded)
+        self._unneeded_snapshots += unneeded
 
-    def choosing_seconds(self, spec: TrialSpec) -> float:
-        """How long its method took to find it; 0 where that is nothing."""
-        return self._choosing.get(spec.key, 0.0)
-
-    def _ask(self, method: Method) -> TrialSpec | None:
-        since = time.perf_counter()
+    def _ask_method(self, method: Method) -> TrialSpec | None:
+        start = time.perf_counter()
         spec = method.ask()
-        if spec is not None and (took := time.perf_counter() - since) > NOTHING:
-            self._choosing[spec.key] = took
+        if spec is not None and (seconds := time.perf_counter() - start) > MIN_CHOOSING_SECONDS:
+            self._choosing_seconds[spec.key] = seconds
         return spec
 
-    def _drain(self, method: Method, at_once: bool = False) -> None:
-        asked = []
-        while (spec := self._ask(method)) is not None:
+    def _collect_trials(self, method: Method, at_once: bool = False) -> None:
+        """Ask a method for its trials; tell it of those that have a record, and queue the others.
+
+        ``at_once``: none of them depends on a result, so they are spread over the whole queue.
+        """
+        new = []
+        while (spec := self._ask_method(method)) is not None:
             if (record := self._existing.get(spec.key)) is not None:
                 self.reused.append(record)
                 self.num_completed += 1
-                self._told(method, record)
+                self._tell_method(method, record)
                 continue
-            self._asked[spec.key] = method
-            self._out[method] += 1
-            asked.append(spec)
-        one_by_one = len(asked) == 1 < method.count()
-        for spec in asked:
-            room = len(self._ready)
-            if not at_once or one_by_one:
-                left = method.count() - self._ended[method]
-                room = min(room, 2 * room // max(left, 1))
-            self._ready.insert(len(self._ready) - self._shuffle.randint(0, room), spec)
+            self._methods[spec.key] = method
+            self._num_open[method] += 1
+            new.append(spec)
+        is_sequential = len(new) == 1 < method.count()
+        for spec in new:
+            reach = len(self._ready)
+            if not at_once or is_sequential:
+                remaining = method.count() - self._num_ended[method]
+                reach = min(reach, 2 * reach // max(remaining, 1))
+            self._ready.insert(len(self._ready) - self._random.randint(0, reach), spec)
 
 
-def _by_entry(records: Iterable[TrialRecord]) -> dict[tuple[str, Cell], list[TrialRecord]]:
-    """The records of each entry under ``methods`` in each cell."""
-    known: dict[tuple[str, Cell], list[TrialRecord]] = defaultdict(list)
+def _group_by_method(records: Iterable[TrialRecord]) -> dict[tuple[str, Cell], list[TrialRecord]]:
+    """Group records by configured method and cell."""
+    groups: dict[tuple[str, Cell], list[TrialRecord]] = defaultdict(list)
     for record in records:
-        known[record.spec.method, record.spec.cell].append(record)
-    return known
+        groups[record.spec.method, record.spec.cell].append(record)
+    return groups
 
 
 class FinishedCells(NamedTuple):
@@ -175,7 +178,7 @@ def split_finished(methods: Iterable[Method], records: Sequence[TrialRecord]) ->
     finished: list[TrialRecord] = []
     remaining: dict[tuple[str, Cell], int] = {}
     num_unfinished_records = 0
-    known = _by_entry(records)
+    known = _group_by_method(records)
     for method in methods:
         method.dry_run = True
         queue = TrialQueue([method], known.get((method.name, method.cell), []), keep_failed=True)

@@ -1,4 +1,4 @@
-"""What one call of `run` came to: how many trials, and where its wall-clock time went."""
+"""Summary of one call of `run`: how many trials ran, and where its wall-clock time went."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["FinishedTrial", "RunSummary", "summarize_run"]
 
 
 class FinishedTrial(NamedTuple):
-    """What an account needs of a trial that ended; its record would be kept in memory for the whole run.
+    """Part of a trial's record that a summary needs; whole records would stay in memory for the whole run.
 
     Attributes:
         started, finished: in seconds since 1970.
-        failure: a line on what went wrong, where it failed.
+        failure: the error in one line, if it failed.
     """
 
     started: float
@@ -27,26 +27,26 @@ class FinishedTrial(NamedTuple):
 
     @classmethod
     def of(cls, record: TrialRecord) -> FinishedTrial:
-        """That of a record."""
+        """Extract it from a record."""
         failure = record.describe_failure() if record.status == "failed" else None
         return cls(record.started, record.finished, failure)
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """An account of one call of `run`.
+    """Summary of one call of `run`.
 
     Attributes:
         ran, reused, failed: numbers of trials; failed ones are among those that ran.
-        failures: a line for each failed trial.
-        left: trials that did not run, as the call was stopped.
-        slots: trials that may run at once.
-        wall_seconds: from the call to the last trial's end.
-        utilization: share of slots x wall_seconds that was inside trials.
-        start_up_seconds: from the call to the first trial's start.
+        failures: one line for each failed trial.
+        left: number of trials that did not run, as the call was stopped.
+        slots: number of trials that may run at once.
+        wall_seconds: from the start of the command to the end of the last trial.
+        utilization: share of slots x wall_seconds that was spent in trials.
+        start_up_seconds: from the start of the command to the start of the first trial.
         mean_gap_seconds: mean time that a slot waits between two trials.
-        idle_tail_seconds: slot-seconds idle once nothing was left to start.
-        stop_reason: None unless the call was stopped; then why, or nothing where a signal did it.
+        idle_tail_seconds: slot-seconds without a trial once no trial was left to start.
+        stop_reason: None unless the call was stopped; then why, or "" if by a signal.
     """
 
     ran: int
@@ -56,14 +56,14 @@ class RunSummary:
     left: int
     slots: int
     wall_seconds: float
-    utilization: float
-    start_up_seconds: float
-    mean_gap_seconds: float
-    idle_tail_seconds: float
+    utilization: float = 0.0
+    start_up_seconds: float = 0.0
+    mean_gap_seconds: float = 0.0
+    idle_tail_seconds: float = 0.0
     stop_reason: str | None = None
 
     def describe(self) -> str:
-        """For people."""
+        """Describe it in one line."""
         if not self.ran and not self.left:
             return f"nothing left to run, {self.reused} trials done before"
         if not self.ran:
@@ -78,18 +78,22 @@ class RunSummary:
 
 
 def summarize_run(
-    trials: Sequence[FinishedTrial], reused: int, left: int, slots: int, since: float, stop_reason: str | None = None
+    trials: Sequence[FinishedTrial],
+    reused: int,
+    left: int,
+    slots: int,
+    start_time: float,
+    stop_reason: str | None = None,
 ) -> RunSummary:
-    """The account of the trials that a call ran. ``since``: when it began, in seconds since 1970."""
+    """Summarize the trials that one call ran; see `RunSummary`. ``start_time``: of the command, by `time.time`."""
     if not trials:
-        return RunSummary(0, reused, 0, [], left, slots, time.time() - since, 0.0, 0.0, 0.0, 0.0, stop_reason)
+        return RunSummary(0, reused, 0, [], left, slots, time.time() - start_time, stop_reason=stop_reason)
     failures = [trial.failure for trial in trials if trial.failure is not None]
     ends = sorted(trial.finished for trial in trials)
-    first, wall = min(trial.started for trial in trials) - since, ends[-1] - since
-    inside = sum(trial.finished - trial.started for trial in trials)
+    start_up, wall = min(trial.started for trial in trials) - start_time, ends[-1] - start_time
+    in_trials = sum(trial.finished - trial.started for trial in trials)
     last_start = max(trial.started for trial in trials)
     tail = sum(ends[-1] - max(end, last_start) for end in ends[-slots:])
-    between = max(slots * (wall - first) - inside - tail, 0) / max(len(trials) - slots, 1)
     return RunSummary(
         ran=len(trials),
         reused=reused,
@@ -98,9 +102,9 @@ def summarize_run(
         left=left,
         slots=slots,
         wall_seconds=wall,
-        utilization=inside / (slots * wall),
-        start_up_seconds=first,
-        mean_gap_seconds=between,
+        utilization=in_trials / (slots * wall),
+        start_up_seconds=start_up,
+        mean_gap_seconds=max(slots * (wall - start_up) - in_trials - tail, 0) / max(len(trials) - slots, 1),
         idle_tail_seconds=tail,
         stop_reason=stop_reason,
     )

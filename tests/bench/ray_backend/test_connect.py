@@ -39,7 +39,7 @@ class FakeCluster:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(connect, "_node_resources", lambda: self.nodes)
-        monkeypatch.setattr(connect, "grows", lambda: self.elastic)
+        monkeypatch.setattr(connect, "has_autoscaler", lambda: self.elastic)
         monkeypatch.setattr(connect, "placement_group", self._add_group)
         monkeypatch.setattr(connect, "remove_placement_group", self._remove_group)
         monkeypatch.setattr(connect, "time", SimpleNamespace(monotonic=lambda: self.now))

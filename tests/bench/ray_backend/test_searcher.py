@@ -57,13 +57,13 @@ class Desk:
 
     def end(self, trial: str, record: TrialRecord, written: bool = False, series: Any = ()) -> None:
         result = {"record": record.to_json(), "series": list(series), "written": written, "done": True}
-        self.searcher.delivered(trial, result)
+        self.searcher.take_result(trial, result)
         assert result == {"done": True}
         self.searcher.on_trial_complete(trial, result)
 
     def die(self, trial: str, reason: str | None = None) -> None:
         if reason is not None:
-            self.searcher.died(trial, reason)
+            self.searcher.note_error(trial, reason)
         self.searcher.on_trial_complete(trial, error=True)
 
 
@@ -121,7 +121,7 @@ def test_what_the_worker_wrote_is_not_written_again(desk: Desk, fake: Fake) -> N
 def test_a_trial_whose_process_died_is_next(desk: Desk) -> None:
     """A trial that ended without a result is the next one to be suggested, at its next attempt, with what was lost."""
     spec, *_ = desk.suggest("a")
-    desk.searcher.began("a")
+    desk.searcher.start_trial("a")
     desk.die("a", "killed by somebody")
     again, number, lost = desk.suggest("b")
     assert (again, number) == (spec, 2)
@@ -186,7 +186,7 @@ def test_it_fails_when_it_died_too_often(tiny: Benchmark, store: RecordStore, mo
     for attempt in range(most + 1):
         spec, number, _ = desk.suggest(str(attempt))
         assert number == attempt + 1
-        desk.searcher.began(str(attempt))
+        desk.searcher.start_trial(str(attempt))
         desk.die(str(attempt), f"death {number}")
     (record,) = desk.notes.ended
     assert (record.key, record.status, record.attempt) == (spec.key, "failed", most + 1)
@@ -200,13 +200,13 @@ def test_it_fails_when_it_died_too_often(tiny: Benchmark, store: RecordStore, mo
 def test_what_a_trial_wrote_before_it_died_counts(desk: Desk, fake: Fake) -> None:
     """A record written by the attempt that then died is taken; a failed one of an earlier attempt is not."""
     spec, *_ = desk.suggest("a")
-    desk.searcher.began("a")
+    desk.searcher.start_trial("a")
     desk.store.write(fake(spec, "failed", finished=time.time()), [])
     desk.die("a")
     assert [record.key for record in desk.notes.ended] == [spec.key]
     other, *_ = desk.suggest("b")
     desk.store.write(fake(other, "failed", finished=time.time() - 1), [])
-    desk.searcher.began("b")
+    desk.searcher.start_trial("b")
     desk.die("b")
     assert [key for key, _ in desk.notes.lost_keys] == [other.key]
 
@@ -222,7 +222,7 @@ def test_a_half_written_record_counts_for_nothing(desk: Desk) -> None:
 def test_a_failed_trial_loses_its_seconds(desk: Desk, fake: Fake) -> None:
     """A later call that tries a failed trial again says what the failed attempt cost."""
     spec, *_ = desk.suggest("a")
-    desk.searcher.began("a")
+    desk.searcher.start_trial("a")
     desk.end("a", fake(spec, "failed"))
     number, lost = AttemptLog(desk.store).next(spec.key)
     assert number == 2
@@ -232,7 +232,7 @@ def test_a_failed_trial_loses_its_seconds(desk: Desk, fake: Fake) -> None:
 def test_what_was_running_when_it_stops_is_lost(desk: Desk) -> None:
     """A run that stops notes when its running trials ended; those that waited for a slot had not begun."""
     specs = [desk.suggest(name)[0] for name in ("a", "b")]
-    desk.searcher.began("a")
+    desk.searcher.start_trial("a")
     desk.searcher.abandon()
     numbers = [AttemptLog(desk.store).next(spec.key)[0] for spec in specs]
     assert numbers == [2, 1]
@@ -248,7 +248,7 @@ def test_a_full_disk_stops_the_run(desk: Desk, fake: Fake, monkeypatch: pytest.M
     with pytest.raises(
         RunAborted, match=r"takes no more records \(No space left\).*the same command continues"
     ) as halted:
-        desk.searcher.began("a") if when == "begin" else desk.end("a", fake(spec))
+        desk.searcher.start_trial("a") if when == "begin" else desk.end("a", fake(spec))
     assert not isinstance(halted.value, Exception)
     assert "\n" not in str(halted.value)
 
@@ -256,7 +256,7 @@ def test_a_full_disk_stops_the_run(desk: Desk, fake: Fake, monkeypatch: pytest.M
 def test_a_storage_that_is_away_stops_the_run_where_a_trial_dies(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether the dead trial has left a record cannot be known then, and the run stops in order, with one line."""
     desk.suggest("a")
-    desk.searcher.began("a")
+    desk.searcher.start_trial("a")
     monkeypatch.setattr(RecordStore, "read_file", lambda *_: (_ for _ in ()).throw(StorageError("s3://x is away")))
     with pytest.raises(RunAborted, match=r"s3://x is away.*the same command continues"):
         desk.searcher.on_trial_complete("a", error=True)

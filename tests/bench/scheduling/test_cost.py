@@ -17,7 +17,7 @@ from bench.config.loading import load_benchmark
 from bench.config.sections import Training
 from bench.exceptions import ConfigError
 from bench.execution import run_trial as executing
-from bench.scheduling.cost import Throughput, Work, work_of
+from bench.scheduling.cost import Throughput, Work, count_work
 from bench.trials.spec import TrialSpec
 from deelbo.pretrained.embedded import Pretrained
 
@@ -67,8 +67,8 @@ def test_work_is_what_a_trial_does(
     record, _ = executing.run_trial(spec, pretrained, executing.TrialContext(CPU))
     assert record.status == "completed", record.error
     batch = min(spec.batch_size, n * 4 // 5 if stage == "tune" else n)
-    expected = work_of(stage, n, 1000, Training(**training))
-    assert (seen[True] - WARM_UP * batch, seen[False]) == (expected.trained, expected.looked_at)
+    expected = count_work(stage, n, 1000, Training(**training))
+    assert (seen[True] - WARM_UP * batch, seen[False]) == (expected.trained, expected.evaluated)
 
 
 def test_work_of_the_paper_by_hand() -> None:
@@ -76,9 +76,9 @@ def test_work_of_the_paper_by_hand() -> None:
     128 on all 1,000, then 10,000 test images, and in a run ten passes over the 1,000."""
     training = Training()
     steps = {800: 6000 // 6 * 6, 1000: 6000 // 7 * 7}
-    assert work_of("tune", 1000, 10_000, training) == Work(steps[800] * 128, 20 * 200)
-    assert work_of("retrain", 1000, 10_000, training) == Work(steps[1000] * 128, 10_000)
-    assert work_of("run", 1000, 10_000, training) == Work(steps[1000] * 128, 10_000 + 10 * 1000)
+    assert count_work("tune", 1000, 10_000, training) == Work(steps[800] * 128, 20 * 200)
+    assert count_work("retrain", 1000, 10_000, training) == Work(steps[1000] * 128, 10_000)
+    assert count_work("run", 1000, 10_000, training) == Work(steps[1000] * 128, 10_000 + 10 * 1000)
 
 
 def test_hours_of_work() -> None:
