@@ -32,11 +32,11 @@ class ProgressDisplay(RunCallback):
         self._task = TaskID(0)
         self._moments: deque[float] = deque(maxlen=RATE_WINDOW_TRIALS + 1)  # the first start, then one for each end
         self._ended = 0
+        self._last_line = time.monotonic()
         self._running: set[str] = set()
 
     def on_run_start(self, queue: TrialQueue, slots: int) -> None:
         self.queue, self.slots = queue, slots
-        self._last_line = time.monotonic()
         reused = f", {len(queue.reused)} done before" if queue.reused else ""
         self.console.print(f"{'at most ' * queue.at_most}{queue.total} trials{reused}, {slots} at a time")
         if self.console.is_terminal and queue.num_remaining:
@@ -54,7 +54,8 @@ class ProgressDisplay(RunCallback):
     def on_trial_start(self, spec: TrialSpec) -> None:
         self._running.add(spec.key)
         if not self._moments:
-            self._moments.append(time.monotonic())
+            self._last_line = time.monotonic()
+            self._moments.append(self._last_line)
         self._update(overdue_seconds=LINE_INTERVAL_SECONDS)
 
     def on_trial_retry(self, spec: TrialSpec, reason: str) -> None:
