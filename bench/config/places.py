@@ -16,8 +16,8 @@ __all__ = [
     "check_database",
     "check_no_password",
     "check_places",
-    "check_storage_url",
     "check_tracking_uri",
+    "resolve_storage",
 ]
 
 
@@ -28,8 +28,20 @@ BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss")
 """Schemes of object stores, whose URLs begin with a bucket."""
 
 
-def check_storage_url(url: str) -> None:
-    """Raise ConfigError if a storage URL does not name a location inside a bucket or server."""
+def resolve_storage(storage: str) -> str:
+    """Return a storage's canonical form: an absolute path, or a URL without a slash at its end.
+
+    Raises:
+        ConfigError: a URL does not name a location inside a bucket or server.
+    """
+    folder = local_folder(storage)
+    if folder is None:
+        _check_storage_url(storage)
+        return storage.rstrip("/")
+    return "/" + os.path.abspath(folder).lstrip("/")  # POSIX keeps two slashes
+
+
+def _check_storage_url(url: str) -> None:
     scheme, _, rest = url.partition("://")
     bucket, *folders = rest.rstrip("/").split("/")
     expected = f"expected {scheme}://BUCKET/NAME, or the like"
@@ -83,7 +95,7 @@ def check_places(storage: str | None, tracking: str | None) -> str:
     """Check that the storage and the tracking URI mean the same location on a cluster's nodes as here.
 
     Returns:
-        The storage in its canonical form: an absolute path without ``..``, or a URL without a slash at its end.
+        The storage in its canonical form.
 
     Raises:
         ConfigError: either is relative to this machine, incomplete or missing, or contains a password.
@@ -95,9 +107,8 @@ def check_places(storage: str | None, tracking: str | None) -> str:
         )
     check_no_password(storage)
     folder = local_folder(storage)
-    if folder is None:
-        check_storage_url(storage)
-    elif not Path(folder).is_absolute():
+    resolved = resolve_storage(storage)
+    if folder is not None and not Path(folder).is_absolute():
         raise ConfigError(
             f"--storage {folder!r} is relative to this machine, not to the nodes: expected an absolute path that all "
             "nodes share, or a URL"
@@ -111,4 +122,4 @@ def check_places(storage: str | None, tracking: str | None) -> str:
             )
     elif folder is None:
         raise ConfigError(f"{storage} is not a directory, which could hold MLflow's database: give --tracking-uri")
-    return storage.rstrip("/") if folder is None else os.path.normpath(f"/{folder.lstrip('/')}")
+    return resolved

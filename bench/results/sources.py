@@ -146,7 +146,7 @@ def gather(storages: Sequence[str], pairs: Sequence[tuple[Path, Path]]) -> tuple
         ValueError: nothing can be read, or a storage is given twice.
     """
     stores = [RecordStore(storage) for storage in storages]
-    urls = [store.url if "://" in store.url else os.path.realpath(store.url) for store in stores]
+    urls = [os.path.realpath(store.url) if store.local else store.url for store in stores]
     names = labels(urls + ["published"] * bool(pairs))
     if len(names) == 1:
         names = [""]

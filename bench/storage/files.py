@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
-from bench.config.places import check_storage_url
+from bench.config.places import resolve_storage
 from bench.exceptions import StorageError
 from bench.storage.object_store import opened
 from bench.storage.retry import Patience, asked, http_status
@@ -40,14 +40,12 @@ class Storage:
     """
 
     def __init__(self, url: str) -> None:
-        if "://" in url:
-            check_storage_url(url)
-        self.url = url.rstrip("/") if "://" in url else os.path.abspath(url)
+        self.url = resolve_storage(url)
         self.patience: Patience | None = None
 
     @property
     def _fs_and_root(self) -> tuple[Any, str]:
-        if "://" not in self.url:  # whatever else is in its name: fsspec takes :: for a chain
+        if self.local:  # whatever else is in its name: fsspec takes :: for a chain
             return LocalFileSystem(), self.url
         return opened(self.url)
 
@@ -63,8 +61,7 @@ class Storage:
     @property
     def local(self) -> bool:
         """Whether it is a folder of this machine's file system."""
-        scheme, separator, _ = self.url.partition("://")
-        return not separator or scheme in ("file", "local")
+        return "://" not in self.url
 
     def path(self, *parts: str) -> str:
         """Where something of this storage is."""
