@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart digits test test-fast lint test-long cluster cluster-down test-cluster faults measure-report measure-scale measure-slots speed speed-gpu speed-cpu clean
+.PHONY: help quickstart digits test test-fast lint test-long cluster cluster-down test-cluster faults measure-mlflow measure-report measure-scale measure-slots speed speed-gpu speed-cpu clean
 .DEFAULT_GOAL := help
 
 help:           ## show this list
@@ -44,6 +44,9 @@ test-cluster: $(VENV)/.test  ## run tests that start clusters of several nodes h
 
 faults: $(VENV)/.test        ## inject faults and check recovery (26 minutes); FAULTS="--only driver --times 3"
 	$(BIN)/python -m tests.faults $(FAULTS)
+
+measure-mlflow: $(VENV)/.test   ## what `sync` of 1,000 trials to a local MLflow server costs, as JSON (two minutes)
+	$(BIN)/python -m tests.performance.mlflow_sync
 
 measure-report: $(VENV)/.test   ## measure the time of a report, as JSON (15 minutes); PUBLISHED=folder of the authors' files
 	$(BIN)/python -m tests.performance.report $(if $(PUBLISHED),--published $(PUBLISHED))

@@ -28,7 +28,7 @@ T = TypeVar("T")
 def sync(storage: str, tracking: str | None) -> int:
     """Sends all records to MLflow."""
     from bench.tracking.client import tracking_uri
-    from bench.tracking.mirror import sync as send_records
+    from bench.tracking.sync import sync as send_records
 
     store, benchmark = open_benchmark(storage)
     lease = Lease.newest(store)

@@ -29,7 +29,7 @@ def report(
     from bench.report.build import write_report
     from bench.results.sources import gather
     from bench.tracking.client import tracking_uri
-    from bench.tracking.mirror import log_report
+    from bench.tracking.sync import log_report
 
     if tracking is not None and len(storages) != 1:
         raise ConfigError(f"--tracking-uri needs one storage, whose run takes the report; got {len(storages)}")

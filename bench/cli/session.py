@@ -39,13 +39,13 @@ from deelbo.pretrained.embedded import Pretrained
 
 if TYPE_CHECKING:
     from bench.scheduling.run_summary import RunSummary
-    from bench.tracking.tracker import Tracker
+    from bench.tracking.tracker import MLflowTracker
 
 __all__ = ["run"]
 
 
 INTERRUPTED = 130
-MANY_EVENTS = 100
+MANY_TRIALS = 100
 
 
 def run(options: argparse.Namespace, start_time: float) -> int:
@@ -119,13 +119,13 @@ class RunSession(RunCallback):
             the exit code.
         """
         from bench.tracking.mirror import MLflowMirror
-        from bench.tracking.tracker import Tracker
+        from bench.tracking.tracker import MLflowTracker
 
         uri = tracking_uri(self.store, self.tracking_uri)
         with StorageLock(self.store, lambda: os.kill(os.getpid(), signal.SIGTERM), console.print) as lock:
             self.store.patience = Patience(OUTAGE, console.print)
             records, attempts, pretrained = self._resume(lock)
-            tracker = Tracker(lambda: MLflowMirror(uri, self.benchmark, self.store))
+            tracker = MLflowTracker(MLflowMirror(uri, self.benchmark, self.store))
             try:
                 summary = self._run_trials(lock, records, attempts, pretrained, tracker)
                 report = None if summary.stop_reason is not None else _draw_report(self.store, self.benchmark)
@@ -156,7 +156,7 @@ class RunSession(RunCallback):
         records: Sequence[TrialRecord],
         attempts: AttemptLog,
         pretrained: Mapping[str, Pretrained],
-        tracker: Tracker,
+        tracker: MLflowTracker,
     ) -> RunSummary:
         from bench.cli.progress import ProgressDisplay
         from bench.ray_backend.environment import configure_ray
@@ -189,7 +189,7 @@ class RunSession(RunCallback):
             )
         return summary
 
-    def _finish(self, summary: RunSummary, report: Path | None, tracker: Tracker) -> int:
+    def _finish(self, summary: RunSummary, report: Path | None, tracker: MLflowTracker) -> int:
         """Close MLflow's run, print what was done, and return the exit code."""
         if self._has_begun and _was_deleted(self.store):
             raise RecordError(
@@ -219,15 +219,15 @@ class RunSession(RunCallback):
             )
         return 1 if summary.failed else 0
 
-    def _close_tracking(self, summary: RunSummary, report: Path | None, tracker: Tracker) -> bool:
+    def _close_tracking(self, summary: RunSummary, report: Path | None, tracker: MLflowTracker) -> bool:
         """Send MLflow what is left; return whether it took everything."""
-        from bench.tracking.mirror import ACCOUNT
+        from bench.tracking.sync import RUN_METRICS
 
-        account = {name: float(getattr(summary, field)) for name, field in ACCOUNT.items()} if summary.ran else {}
+        metrics = {name: float(getattr(summary, field)) for name, field in RUN_METRICS.items()} if summary.ran else {}
         killed = summary.stop_reason is not None or summary.left
-        if tracker.left > MANY_EVENTS:
-            console.print(f"MLflow takes the last {tracker.left} events")
-        return tracker.stop("KILLED" if killed else "FAILED" if summary.failed else "FINISHED", account, report)
+        if (count := tracker.num_missing) > MANY_TRIALS:
+            console.print(f"sending the last {count} trials to MLflow")
+        return tracker.stop("KILLED" if killed else "FAILED" if summary.failed else "FINISHED", metrics, report)
 
     def _print_places(self, report: Path | None) -> None:
         """Print table 3, and where the report and MLflow's page are."""

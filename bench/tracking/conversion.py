@@ -1,8 +1,8 @@
-"""What a trial becomes in MLflow: a name, parameters, metrics and tags, within what MLflow takes.
+"""Convert a trial to MLflow's terms: name, parameters, metrics, tags and dataset, within MLflow's limits.
 
-Every metric is a column to sort by and a chart, so few are made, by the names of docs/method.md: alpha and beta are the
-strengths that a trial ended with, given or learned, so that methods compare in one column. The page draws a metric
-whose last step is 0 as a bar, any other as a line, and shows what begins with ``system/`` apart.
+Every metric is a sortable column and a chart, so there are few, with the names of docs/method.md: alpha and beta are
+the final weight decays, given or learned, so that methods compare in one column. The page draws a metric whose last
+step is 0 as a bar, any other as a line, and lists names that begin with ``system/`` apart.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from pydantic_core import from_json
 
@@ -21,25 +22,23 @@ from bench.trials.spec import TrialSpec
 
 __all__ = [
     "Content",
-    "clipped",
-    "content_of",
-    "is_current",
-    "key_of",
-    "mark_of",
-    "name_of",
-    "params_of",
-    "rounded",
-    "stamp",
+    "clip_text",
+    "dataset_inputs",
+    "final_status",
+    "milliseconds",
+    "record_mark",
+    "round_digits",
+    "run_content",
+    "run_name",
+    "run_params",
 ]
 
 
-FORMAT = "format 3"
-"""Ends a run's mark. A new one wherever the same record becomes something else, so that earlier runs are sent anew."""
-LONGEST_KEY, LONGEST_PARAM, LONGEST_TAG, LONGEST_NAME = 250, 6000, 8000, 250
-ERROR = 4000
-DIGITS = 6
-"""Significant digits of a number: as many as a column of the page has room for. All of them are in the records."""
-NAMES = {
+MAX_NAME_CHARS, MAX_PARAM_CHARS, MAX_TAG_CHARS, MAX_ERROR_CHARS = 250, 6000, 8000, 4000
+MAX_DATASET_NAME_CHARS, MAX_DIGEST_CHARS, MAX_INPUT_TAG_CHARS = 500, 36, 500
+MAX_OPTIONS = 40  # MLflow takes 100 parameters a request
+SIGNIFICANT_DIGITS = 6  # as many as a column of the page has room for; the records have all
+RENAMED = {
     "weight_decay_backbone": "alpha",
     "weight_decay_head": "beta",
     "scale_backbone": "lambda",
@@ -49,171 +48,188 @@ NAMES = {
     "train": "train_seconds",
     "total": "total_seconds",
 }
-ONCE = ("test_acc", "test_nll", "objective", "nll_under_q", "kappa", "learning_rate", "total_seconds")
-"""Numbers that a trial has one of: at step 0. All others belong to its last step."""
-ASIDE = ("lost_seconds", "resumed_seconds", "resumed_at_step", "handed_over_at_step", "peak_device_gib")
-CONSTANT = ("dim_", "trace_precision_", "log_det_")
-"""What the architecture and the prior fix, the same in every trial of a cell: tags, as no chart of it says anything."""
-FEW_NEED = ("learner", "kappa_share", "until", "since", "number", "options")
-OF_GROUPS = re.compile(r"(mean_weight_decay|weight_decay|scale|dim|squared_distance|trace_precision|log_det)_(.+)")
-PARTS = ("backbone", "head")
-MOST_OPTIONS = 40  # many times what methods have; MLflow takes 100 parameters a request
-NOT_IN_SERIES = ("step", "epoch", "learning_rate", "kappa")
-"""The cosine is known; ``learning_rate`` is where it starts."""
+BARS = {"test_acc", "test_nll", "objective", "nll_under_q", "kappa", "learning_rate", "total_seconds"}
+"""Metrics with one value a trial, logged at step 0; others are logged at the trial's last step."""
+SYSTEM = {"lost_seconds", "resumed_seconds", "resumed_at_step", "handed_over_at_step", "peak_device_gib"}
+CONSTANTS = ("dim_", "trace_precision_", "log_det_")
+"""Fixed by architecture and prior, equal in all trials of a cell, so a chart is useless: logged as tags."""
+OPTIONAL_PARAMS = {"learner", "kappa_share", "until", "since", "number", "options"}
+"""Fields of a trial that are logged only where they differ from their default."""
+GROUP_NUMBER = re.compile(
+    r"(mean_weight_decay|weight_decay|scale|dim|squared_distance|trace_precision|log_det)_(?!backbone$|head$).+"
+)
+"""Numbers of a single layer: they are in the records only, as MLflow would draw hundreds of charts."""
+NOT_IN_SERIES = {"step", "epoch", "learning_rate", "kappa"}  # the cosine schedule is known; learning_rate is its start
 Point = tuple[str, float, int, int]
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a finished trial's run holds beside its parameters.
+    """A finished trial's run, but for its parameters.
 
     Attributes:
         metrics: points of (name, value, milliseconds since 1970, step).
-        tags: what is no number to sort by, the numbers that are not finite among it.
+        tags: text, and numbers that are not finite.
     """
 
     metrics: list[Point]
     tags: dict[str, str]
 
 
-def clipped(text: str, most: int = LONGEST_TAG) -> str:
-    """The text without what databases refuse in one, and cut where it is too long."""
+def clip_text(text: str, max_chars: int = MAX_TAG_CHARS) -> str:
+    """Limit the length, and replace characters that databases refuse."""
     text = text.encode("utf-8", "replace").decode().replace("\x00", "?")
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return text if len(text) <= max_chars else f"{text[: max_chars - 3]}..."
 
 
-def key_of(name: str) -> str:
-    """The name as MLflow takes it for a metric or a tag: letters, digits and ``_ - . space : /``, and no path that
-    stands for another."""
-    allowed = re.sub(r"[^\w\-. :/]", "_", clipped(name, LONGEST_KEY))
-    return "/".join(part for part in allowed.split("/") if part.strip(".")).lstrip(".") or "_"
-
-
-def stamp(seconds: float) -> int:
-    """MLflow's milliseconds."""
+def milliseconds(seconds: float) -> int:
+    """MLflow's unit of time."""
     return int(seconds * 1000)
 
 
-def name_of(spec: TrialSpec) -> str:
-    """As `TrialSpec.describe`, what tells a cell's trials apart first: legends cut a long name."""
-    where = f"{spec.dataset} {spec.backbone} {spec.prior} n={spec.n} seed={spec.seed}"
-    what = spec.describe().removeprefix(where).strip()
-    return clipped(f"{what} {spec.prior} n={spec.n} seed={spec.seed} {spec.dataset} {spec.backbone}", LONGEST_NAME)
+def round_digits(value: float) -> float:
+    """Round to six significant digits."""
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
 
 
-def params_of(spec: TrialSpec) -> dict[str, str]:
-    """Every field that is set; of those that few trials need, where they say something. A method's own settings are
-    one each, such as ``options.sampler``: two entries that differ in one then differ in one row of a comparison."""
-    plain = {field.name: field.default for field in fields(TrialSpec) if field.name in FEW_NEED}
+def record_mark(record: TrialRecord) -> str:
+    """Identify a record among all records of its trial."""
+    return f"{record.status} {record.attempt} {milliseconds(record.finished)}"
+
+
+def final_status(mark: str) -> str:
+    """Return the status in MLflow of a run with the record of that mark."""
+    return "FAILED" if mark.startswith("failed") else "FINISHED"
+
+
+def run_name(spec: TrialSpec) -> str:
+    """Return `TrialSpec.describe` with the method's settings before the cell, since legends cut long names."""
+    cell = f"{spec.dataset} {spec.backbone} {spec.prior} n={spec.n} seed={spec.seed}"
+    settings = spec.describe().removeprefix(cell).strip()
+    return clip_text(
+        f"{settings} {spec.prior} n={spec.n} seed={spec.seed} {spec.dataset} {spec.backbone}", MAX_NAME_CHARS
+    )
+
+
+def run_params(spec: TrialSpec) -> dict[str, str]:
+    """Return the trial's fields that are set, and each of the method's own options as ``options.NAME``."""
+    defaults = {field.name: field.default for field in fields(TrialSpec) if field.name in OPTIONAL_PARAMS}
     values = {
         name: value
         for name, value in asdict(spec).items()
-        if value is not None and (name not in plain or value != plain[name])
+        if value is not None and (name not in defaults or value != defaults[name])
     }
-    if (
-        spec.stage == "run" and spec.kappa is None and spec.learner is None
-    ):  # kappa is a share of D/N, if only all of it
+    if spec.stage == "run" and spec.kappa is None and spec.learner is None:  # there, kappa is a share of D/N
         values["kappa_share"] = spec.kappa_share
     values |= _options(str(values.pop("options", "{}")))
-    return {name: clipped(str(value), LONGEST_PARAM) for name, value in values.items()}
+    return {name: clip_text(str(value), MAX_PARAM_CHARS) for name, value in values.items()}
 
 
 def _options(text: str) -> dict[str, str]:
-    """By their names; the text as it is where a record that somebody else wrote has something else there."""
+    """Return the options by name; the text itself if it is not an object of JSON or too large a one."""
     try:
         content = from_json(text, allow_inf_nan=False)
     except (ValueError, RecursionError):
         content = None
-    if not isinstance(content, dict) or len(content) > MOST_OPTIONS:
+    if not isinstance(content, dict) or len(content) > MAX_OPTIONS:
         return {"options": text}
     return {
-        key_of(f"options.{name}"): value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        _valid_name(f"options.{name}"): value if isinstance(value, str) else json.dumps(value, sort_keys=True)
         for name, value in content.items()
     }
 
 
-def mark_of(record: TrialRecord) -> str:
-    """What tells a record from another of the same trial, and from the same as an earlier version sent it."""
-    return f"{record.status} {record.attempt} {stamp(record.finished)} {FORMAT}"
-
-
-def is_current(mark: str) -> bool:
-    """Whether a run with that mark was sent as this version sends runs."""
-    return mark.endswith(f" {FORMAT}")
-
-
-def content_of(record: TrialRecord, series: list[dict[str, float]]) -> Content:
-    """A record and its series. The same always gives the same points, so that MLflow knows them when they come again.
+def run_content(record: TrialRecord, series: list[dict[str, float]]) -> Content:
+    """Convert a record and its series; equal input gives equal points, which MLflow stores once.
 
     Raises:
-        RecordError: the series is not one.
+        RecordError: the series is damaged.
     """
     try:
-        metrics = list(_lines(record, series))
+        metrics = list(_series_points(record, series))
     except (KeyError, ValueError, OverflowError) as error:
         raise RecordError(
             f"the series of {record.key} is damaged ({type(error).__name__}: {error}): delete it, its trial stays "
             "without one"
         ) from None
     step = int(series[-1]["step"]) if series else record.spec.steps if record.status == "completed" else 0
-    there = {name for name, _, _, at in metrics if at == step}
-    last = {_name(name): value for name, value in _last(record).items()}
-    when = stamp(record.finished)
+    at_last_step = {name for name, _, _, at in metrics if at == step}
+    when = milliseconds(record.finished)
     tags = {}
-    for name, value in last.items():
-        if not math.isfinite(value) or name.startswith(CONSTANT):
-            tags[name] = f"{value:.{DIGITS}g}"
-        elif name not in there:
-            metrics.append((name, value, when, 0 if name in ONCE or name.startswith("system/") else step))
+    for name, value in _final_values(record).items():
+        if not math.isfinite(value) or name.startswith(CONSTANTS):
+            tags[name] = f"{value:.{SIGNIFICANT_DIGITS}g}"
+        elif name not in at_last_step:
+            metrics.append((name, value, when, 0 if name in BARS or name.startswith("system/") else step))
     tags |= {"status": record.status, "attempt": str(record.attempt), "concurrency": str(record.concurrency)}
     tags["timed"] = str(record.timed).lower()
-    tags |= {key_of(f"hardware.{name}"): clipped(str(value)) for name, value in record.hardware.items()}
-    tags |= {key_of(f"version.{name}"): clipped(str(value)) for name, value in record.versions.items()}
+    tags |= {_valid_name(f"hardware.{name}"): clip_text(str(value)) for name, value in record.hardware.items()}
+    tags |= {_valid_name(f"version.{name}"): clip_text(str(value)) for name, value in record.versions.items()}
     if record.error is not None:
-        tags["error"] = clipped(record.error[-ERROR:])
-    return Content([(name, rounded(value), when, step) for name, value, when, step in metrics], tags)
+        tags["error"] = clip_text(record.error[-MAX_ERROR_CHARS:])
+    return Content([(name, round_digits(value), when, step) for name, value, when, step in metrics], tags)
 
 
-def _lines(record: TrialRecord, series: list[dict[str, float]]) -> Iterator[Point]:
-    """The points of the series: what changes, row by row; what stays as it is, at both ends, which draw its line."""
+def _series_points(record: TrialRecord, series: list[dict[str, float]]) -> Iterator[Point]:
+    """Return the points of the series; of a metric that never changes, the first and the last point only."""
     rows = [
-        (int(row["step"]), stamp(record.started + row["train_seconds"]), {_name(n): v for n, v in row.items()})
+        (
+            int(row["step"]),
+            milliseconds(record.started + row["train_seconds"]),
+            {_metric_name(n): v for n, v in row.items()},
+        )
         for row in series
     ]
-    skipped = {_name(name) for name in NOT_IN_SERIES}
-    there = dict.fromkeys(name for row in series for name in row if _has_room(name))
-    names = [name for name in map(_name, there) if name not in skipped]
-    for name in names:
-        if name.startswith(CONSTANT):
+    present = dict.fromkeys(_metric_name(name) for row in series for name in row if not GROUP_NUMBER.fullmatch(name))
+    for name in present:
+        if name in NOT_IN_SERIES or name.startswith(CONSTANTS):
             continue
         points = [(name, row[name], when, step) for step, when, row in rows if math.isfinite(row.get(name, math.nan))]
-        if name == "train_seconds":  # the clock's own, a little later than the last look at it, is the last
-            points = [point for point in points if point[3] != rows[-1][0]] if "train" in record.seconds else points
+        if name == "train_seconds" and "train" in record.seconds:  # the clock's final value takes the last one's place
+            points = [point for point in points if point[3] != rows[-1][0]]
         yield from points if len({value for _, value, *_ in points}) > 1 else dict.fromkeys([*points[:1], *points[-1:]])
 
 
-def _has_room(name: str) -> bool:
-    """Whether a number is not one of a single layer's: a chart for each of hundreds says nothing. Records have them."""
-    found = OF_GROUPS.fullmatch(name)
-    return found is None or found[2] in PARTS
-
-
-def _last(record: TrialRecord) -> dict[str, float]:
-    """Every number that the trial ended with, but for those of single layers."""
-    state = {name: value for name, value in record.state.items() if _has_room(name)}
-    values = {"learning_rate": record.spec.learning_rate} | record.metrics | state
-    phases = {name: seconds for name, seconds in record.seconds.items() if name not in NAMES}
-    values |= {name: seconds for name, seconds in record.seconds.items() if name in NAMES}
-    values |= {f"system/seconds_{phase}": seconds for phase, seconds in phases.items() if seconds}
+def _final_values(record: TrialRecord) -> dict[str, float]:
+    """Return all final numbers of a trial by their names in MLflow, without those of single layers."""
+    values = {"learning_rate": record.spec.learning_rate} | record.metrics
+    values |= {name: value for name, value in record.state.items() if not GROUP_NUMBER.fullmatch(name)}
+    for phase, seconds in record.seconds.items():
+        if phase in RENAMED:
+            values[phase] = seconds
+        elif seconds:
+            values[f"system/seconds_{phase}"] = seconds
     if record.lost_seconds > 0:
         values["lost_seconds"] = record.lost_seconds
-    return values
+    return {_metric_name(name): value for name, value in values.items()}
 
 
-def rounded(value: float) -> float:
-    """To six significant digits."""
-    return float(f"{value:.{DIGITS}g}")
+def _metric_name(name: str) -> str:
+    return f"system/{name}" if name in SYSTEM else _valid_name(RENAMED.get(name, name))
 
 
-def _name(name: str) -> str:
-    return f"system/{name}" if name in ASIDE else key_of(NAMES.get(name, name))
+def _valid_name(name: str) -> str:
+    """Replace characters that MLflow refuses in names of metrics and tags, and parts that would change a path."""
+    allowed = re.sub(r"[^\w\-. :/]", "_", clip_text(name, MAX_NAME_CHARS))
+    return "/".join(part for part in allowed.split("/") if part.strip(".")).lstrip(".") or "_"
+
+
+def dataset_inputs(record: TrialRecord) -> list[Any]:
+    """Return the trial's dataset, identified by name and hash of the images, as MLflow's input "training".
+
+    ``n``, the split's ``seed`` and ``validation``, the share held out, are tags of the input, so that all trials of a
+    dataset share one entry. Empty for a record without a hash: its trial failed before it read the images.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    digest = record.versions.get("data")
+    if not digest:
+        return []
+    spec = record.spec
+    source = json.dumps({"task": spec.dataset})  # the argument of `deelbo.data.load_task`
+    dataset = Dataset(
+        clip_text(spec.dataset, MAX_DATASET_NAME_CHARS), clip_text(digest, MAX_DIGEST_CHARS), "deelbo", source
+    )
+    tags = {"n": spec.n, "seed": spec.seed, "validation": "1/5" if spec.stage == "tune" else "0"}
+    input_tags = [InputTag(name, clip_text(str(value), MAX_INPUT_TAG_CHARS)) for name, value in tags.items()]
+    return [DatasetInput(dataset, [InputTag("mlflow.data.context", "training"), *input_tags])]

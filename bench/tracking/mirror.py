@@ -1,210 +1,251 @@
-"""Records to MLflow: a parent run for the benchmark, a child run for each trial. MLflow is a view, never the truth.
+"""Make MLflow show what the records say: one run for the benchmark, and one below it for each trial.
 
-`MLflowMirror` may be asked for the same thing twice, and then changes nothing; `sync` asks it for everything.
-`bench.tracking.tracker` does so while a race runs.
+`MLflowMirror.reconcile` compares the runs in MLflow with a target and sends the difference. It may be repeated at any
+time, also after it failed half-way. `bench.tracking.sync` calls it for all records of a storage, and
+`bench.tracking.tracker` every few seconds while trials run.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import cached_property, partial
-from pathlib import Path, PurePosixPath
-from time import sleep as wait
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
-from bench.config.benchmark import Benchmark, make_methods
-from bench.exceptions import ConfigError, RecordError
-from bench.results.configurations import selected_trials
-from bench.scheduling.queue import split_finished
+from bench.config.benchmark import Benchmark
+from bench.exceptions import RecordError
 from bench.storage.records import RecordStore
-from bench.tracking.client import connect, is_gone, is_refusal, tracking_uri
-from bench.tracking.conversion import content_of, mark_of, params_of
-from bench.tracking.descriptions import experiment_note, run_note
-from bench.tracking.gpu_metrics import GPUWatch, find_gpus
-from bench.tracking.runs import Runs, end_of, whose
-from bench.tracking.views import saved
-from bench.trials.record import TrialRecord
+from bench.tracking.client import is_gone, is_refusal
+from bench.tracking.conversion import dataset_inputs, milliseconds, round_digits, run_content, run_params
+from bench.tracking.gpu_metrics import monitor_gpus
+from bench.tracking.runs import MARK, MLflowRuns, TrialRun
 from bench.trials.spec import TrialSpec
 from bench.utils.text import redact_url, single_line
 
-__all__ = ["ACCOUNT", "MLflowMirror", "log_report", "sync", "tracking_uri"]
+__all__ = ["MLflowMirror", "Target"]
 
 
-OUTAGE = (1, 2, 4, 8, 16, 30)
-"""Seconds between tries once a server has answered: as long as one takes to be started anew."""
-ACCOUNT = {"wall_seconds": "wall_seconds", "busy": "utilization", "slots": "slots"}
+NUM_THREADS = 4
+MAX_FAILURES = 2 * NUM_THREADS  # one after the other: the server does not answer
+
+
+@dataclass(frozen=True)
+class Target:
+    """The state that MLflow should show; times are in seconds since 1970.
+
+    Attributes:
+        marks: of the records (`record_mark`), by their trials' keys.
+        running: specification and start of the trials that run, by key.
+        status: of the benchmark's run.
+        costs: seconds that each method needed, by the key of the trial that it chose; None leaves choices as they are.
+        metrics: of the benchmark's run.
+        finished: the last trial's end.
+        report: the report's folder.
+    """
+
+    marks: Mapping[str, str]
+    running: Mapping[str, tuple[TrialSpec, float]] = field(default_factory=dict)
+    status: str = "RUNNING"
+    costs: Mapping[str, float] | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    finished: float = 0.0
+    report: Path | None = None
+
+    def cost(self, key: str, run: TrialRun) -> float | None:
+        """Return the cost that a trial's run should show."""
+        if self.costs is None:
+            return run.cost
+        return round_digits(self.costs[key]) if key in self.costs else None
 
 
 class MLflowMirror:
-    """One benchmark's runs in MLflow. Every method may be repeated, also after it failed half-way.
+    """One benchmark's runs in MLflow.
 
     Args:
         uri: of the tracking server or database.
-        benchmark: whose runs these are; its name is the experiment's.
-        store: where series are read from.
-        since: when the benchmark began, in seconds since 1970; now where None.
+        store: of the benchmark's records.
+        since: when the benchmark began; now where None.
+
+    Attributes:
+        runs: as they are in MLflow; None until they are read.
+        error: why the last pass, or already the one under way, did not send everything.
+        refused: why MLflow does not take a trial ("": the benchmark), by key and mark; it is not sent again.
+        progress_time: when a trial was last sent, or a pass made more requests than any before.
+        deadline, trials_deadline: when the last request, and the last one for a trial, may begin (`time.monotonic`).
+        interrupted: while set, no request begins.
     """
 
     def __init__(self, uri: str, benchmark: Benchmark, store: RecordStore, since: float | None = None) -> None:
-        self.uri, self.benchmark, self.store, self.since = uri, benchmark, store, since
-        self.before_call: Callable[[], None] = lambda: None
-        """Called before each request; what it raises puts an end to the method."""
-        self._watch: GPUWatch | None = None
+        self.uri, self.benchmark, self.store, self._since = uri, benchmark, store, since
+        self.runs: MLflowRuns | None = None
+        self.error: Exception | None = None
+        self._pass_error: Exception | None = None
+        self.refused: dict[tuple[str, str], str] = {}
+        self.deadline = self.trials_deadline = self._limit = math.inf
+        self.interrupted = threading.Event()
+        self._target = Target({})
+        self._num_failures = 0  # one after the other
+        self._failures = Counter[str]()  # by key, of requests that may have had an effect all the same
+        self._status, self._is_published = "", False
+        self._num_threads = 1 if uri.startswith("sqlite") else NUM_THREADS  # a file has one writer at a time
+        self.reset_progress()
 
-    @cached_property
-    def runs(self) -> Runs:
-        """What is in MLflow; looked up at the first use."""
-        return Runs(self.uri, self.benchmark, self.store, self.since, lambda: self.before_call())
+    def reset_progress(self) -> None:
+        """Count every request as progress, until a pass ends."""
+        self._num_requests = self._max_requests = 0
+        self.progress_time = time.monotonic()
 
-    def open(self, alive: Collection[str] = ()) -> None:
-        """The benchmark is running, and of its trials at most those with the keys ``alive``."""
-        self.runs.reopen()
-        self.runs.kill(but=alive)
-        if self._watch is None and (gpus := find_gpus()) is not None:
-            self._watch = GPUWatch(self.uri, self.runs.parent, gpus)
-            self._watch.start()
+    def num_missing(self, target: Target) -> int:
+        """Count the records that are not in MLflow."""
+        runs = {} if self.runs is None else self.runs.trials
+        return sum(key not in runs or not runs[key].is_current(mark) for key, mark in target.marks.items())
 
-    def start(self, spec: TrialSpec, when: float) -> None:
-        """The trial has begun: its child run, RUNNING."""
-        child = self.runs.child(spec, when)
-        if child.status != "FINISHED":  # else an earlier result, which stays until there is a new one
-            self.runs.revive(child)
-        self.runs.log(child, params=params_of(spec))
+    def reconcile(self, target: Target) -> Exception | None:
+        """Send the difference between MLflow and the target.
 
-    def finish(self, record: TrialRecord) -> None:
-        """The trial has ended: its metrics, series, seconds, hardware and versions, and its status.
-
-        Raises:
-            RecordError: its series is damaged; the rest is in MLflow, and will be sent again.
+        Returns:
+            why there is more to send than what MLflow refuses; None if there is not.
         """
-        known = self.runs.find(record.key)
-        if known is not None and known.holds(record):
-            return
-        if known is not None and known.belies(record):
-            self.runs.remove(record.key)
-        child = self.runs.child(record.spec, record.started)
+        self._target, self._pass_error, self._limit = target, None, self.deadline
+        self._num_requests = self._num_failures = 0
+        if self.runs is None:
+            self._attempt(None, "", self._connect)
+        if (runs := self.runs) is None:
+            return self._pass_error
+        if self._status != target.status:
+            self._attempt(runs, "", partial(self._update_benchmark, runs))
+        self._limit = min(self.deadline, self.trials_deadline)
+        keys = [key for key in {*target.marks, *target.running, *runs.trials} if self._next_action(runs, key)]
+        if keys:
+            with ThreadPool(min(self._num_threads, len(keys))) as pool:  # its threads end with the interpreter
+                send = partial(self._update_trial, runs)
+                pool.map(send, sorted(keys, key=self._failures.__getitem__), chunksize=1)
+        self._limit = self.deadline
+        if target.status == "RUNNING":
+            monitor_gpus(self.uri, runs.parent)
+        else:
+            self._attempt(runs, "", partial(self._finish, runs))
+        self.error = self._pass_error
+        return self._pass_error
+
+    def _attempt(self, runs: MLflowRuns | None, key: str, action: Callable[[], object]) -> bool:
+        """Call an action for a trial, or for the benchmark if the key is empty; return whether to go on."""
+        if runs is not self.runs or self._num_failures >= MAX_FAILURES:
+            return False
+        try:
+            action()
+        except InterruptedError as error:
+            self._pass_error = self._pass_error or error
+        except Exception as error:
+            if runs is not None and is_refusal(error) and not is_gone(error):
+                self.refused[key, self._target.marks.get(key, "")] = single_line(redact_url(str(error)))
+                return False
+            self.error = self._pass_error = error
+            self._failures[key] += 1
+            self._num_failures += 1
+            if is_gone(error):  # more may be gone: the next pass reads everything again
+                self.runs, self._status, self._is_published = None, "", False
+        else:
+            self._num_failures = 0
+            return True
+        return False
+
+    def _before_request(self) -> None:
+        if self.interrupted.is_set() or time.monotonic() > self._limit:
+            raise InterruptedError("the run was stopped")
+        self._num_requests += 1
+        if self._num_requests > self._max_requests:
+            self._max_requests, self.progress_time = self._num_requests, time.monotonic()
+
+    def _connect(self) -> None:
+        runs = MLflowRuns(self.uri, self.benchmark, self.store, self._before_request, self._since)
+        runs.describe()  # sending thousands of trials takes minutes, in which people look
+        runs.load()
+        self._failures.clear()
+        self.runs = runs
+
+    def _update_benchmark(self, runs: MLflowRuns) -> None:
+        target = self._target
+        if target.status == "RUNNING":
+            runs.call("update_run", runs.parent, target.status)
+        else:
+            when = milliseconds(target.finished)
+            metrics = [(name, value, when, 0) for name, value in target.metrics.items() if math.isfinite(value)]
+            runs.log(runs.parent, metrics)
+            runs.call("set_terminated", runs.parent, target.status, when or None)
+        self._status = target.status
+
+    def _update_trial(self, runs: MLflowRuns, key: str) -> None:
+        while (action := self._next_action(runs, key)) is not None:
+            if not self._attempt(runs, key, action):
+                return
+        self.progress_time = time.monotonic()
+
+    def _next_action(self, runs: MLflowRuns, key: str) -> Callable[[], object] | None:
+        """Return what is to be done next for a trial's run to be as it should; None if it is."""
+        target, run, mark = self._target, runs.trials.get(key), self._target.marks.get(key)
+        if (key, mark or "") in self.refused:
+            return None
+        if key in self._failures:
+            return partial(self._reload, runs, key)
+        if run is not None and run.parent != runs.parent:
+            return partial(runs.move, run)
+        if mark is not None:
+            if run is None or not run.is_current(mark):
+                return partial(self._send_record, runs, key, mark)
+            cost = target.cost(key, run)
+            return None if cost == run.cost else partial(runs.choose, run, cost, target.finished)
+        if key in target.running:
+            if run is None:
+                return partial(runs.create, *target.running[key])
+            if run.status in ("KILLED", "FAILED"):  # FINISHED: an earlier result, until there is a new one
+                return partial(runs.set_status, run, "RUNNING")
+            return None if run.has_params else partial(runs.log_params, run, target.running[key][0])
+        return partial(runs.set_status, run, "KILLED") if run is not None and run.status == "RUNNING" else None
+
+    def _reload(self, runs: MLflowRuns, key: str) -> None:
+        runs.reload(key)
+        self._failures.pop(key, None)
+
+    def _send_record(self, runs: MLflowRuns, key: str, mark: str) -> None:
+        """Send all of a record; without its series, where that is damaged, and then raise RecordError."""
+        if (record := self.store.read(key)) is None:
+            raise RecordError(f"the record of {key} is no longer in the storage")
         damage: RecordError | None = None
         try:
-            content = content_of(record, self.store.series(record.key))
+            content = run_content(record, self.store.series(key))
         except RecordError as error:
-            content, damage = content_of(record, []), error
-        self.runs.log_inputs(child, record)
-        self.runs.log(child, content.metrics, params_of(record.spec), content.tags, "" if damage else mark_of(record))
-        self.runs.end(child, end_of(record), record.finished)
-        self.runs.mark(record.key)  # where a server was away, this may come after what was chosen
-        if damage:
+            content, damage, mark = run_content(record, []), error, ""
+        run, tags = runs.trials.get(key), content.tags | ({MARK: mark} if mark else {})
+        if run is not None and run.is_stale(mark):
+            runs.call("delete_run", run.run_id)
+            del runs.trials[key]
+            run = None
+        if run is None:
+            run, tags = runs.create(record.spec, record.started, tags), {}
+        if inputs := dataset_inputs(record):
+            runs.call("log_inputs", run.run_id, inputs)
+        runs.log(run.run_id, content.metrics, run_params(record.spec), tags)
+        runs.set_status(run, "FINISHED" if record.succeeded else "FAILED", record.finished)
+        run.mark, run.has_params = mark, True
+        if damage is not None:
             raise damage
 
-    def resend(self, key: str) -> None:
-        """As `finish`, of the record in the storage."""
-        if (record := self.store.read(key)) is not None:
-            self.finish(record)
-
-    def close(self, status: str, metrics: dict[str, float], when: float) -> None:
-        """The benchmark has ended ``when`` its last trial did; children that never ended are KILLED."""
-        self.leave()
-        self.runs.close(status, metrics, when)
-        self.tidy()
-
-    def leave(self) -> None:
-        """Nothing more is logged by itself."""
-        if self._watch is not None:
-            self._watch.stop()
-
-    def tidy(self) -> None:
-        """No trial's run stays RUNNING or is there twice: a server may do what it was asked after nobody waits."""
-        self.runs.kill()
-
-    def choose(self) -> None:
-        """Marks the trials that their methods chose, by all records, and what each method needed."""
-        records = []
-        for record in self.store.records([]):  # a request each, where the storage is an object store
-            self.before_call()
-            records.append(record)
-        ended = max((record.finished for record in records), default=0.0)
-        self.runs.choose(selected_trials(self.benchmark, records), ended)
-
-    def describe(self, report: Path | None = None) -> None:
-        """What the page says of the benchmark, with the outcome that a report has, and the views it offers."""
-        experiment, run = self.runs.experiment, self.runs.parent
-        views = saved(tuple(self.benchmark.methods))
-        outcome = run_note(self.benchmark, experiment, run, report)
-        self.runs.describe(outcome, experiment_note(self.benchmark, experiment, run), views, report is not None)
-
-    def publish(self, report: Path | None = None) -> None:
-        """Logs the configuration, the files of the report, and what the page says and shows of them."""
-        self.describe(report)
-        text = json.dumps(self.benchmark.content(), indent=1)
-        self.runs.call("log_text", self.runs.parent, text, "benchmark.json")
-        if report is None:
-            return
-        for file in sorted(path for path in report.rglob("*") if path.is_file()):
-            place = PurePosixPath("report", file.relative_to(report).parent)
-            self.runs.call("log_artifact", self.runs.parent, str(file), str(place))
-
-
-def log_report(store: RecordStore, benchmark: Benchmark, uri: str, files: Iterable[Path]) -> None:
-    """Logs the files of a report to the benchmark's parent run, whatever the state of that.
-
-    Raises:
-        ConfigError: there is no such run.
-    """
-    none = (
-        f"MLflow at {redact_url(uri)} has no run of {redact_url(store.url)}: `sync` makes it, and takes the report too"
-    )
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise ConfigError(none)  # asking would make the database
-    client = connect(uri)
-    found = client.get_experiment_by_name(benchmark.name)
-    runs = client.search_runs([found.experiment_id], whose(store, "benchmark")) if found is not None else []
-    if not runs:
-        raise ConfigError(none)
-    mirror, files = MLflowMirror(uri, benchmark, store), list(files)
-    for file in files:
-        mirror.runs.call("log_artifact", mirror.runs.parent, str(file), "report")
-    mirror.describe(files[0].parent if files else None)
-
-
-def sync(store: RecordStore, benchmark: Benchmark, uri: str, report: Path | None = None) -> int:
-    """Makes a benchmark's runs in MLflow what its records say, without duplicates; how many trials it has.
-
-    Raises:
-        RecordError: some records are damaged or refused; all others are in MLflow.
-    """
-    problems: list[str] = []
-    records = list(store.records(problems))
-    began = min((record.started for record in records), default=None)
-    mirror = MLflowMirror(uri, benchmark, store, began)
-    _insist(mirror.describe)  # thousands of trials take minutes, in which people look
-    for record in records:
-        try:
-            _insist(partial(mirror.finish, record), OUTAGE)
-        except Exception as error:
-            if is_gone(error) or not is_refusal(error):
-                raise
-            problems.append(f"{record.spec.describe()}: {single_line(error)}")
-    _, left, _ = split_finished(make_methods(benchmark), records)
-    failed = any(record.status == "failed" for record in records)
-    accounts = store.runs(problems)
-    metrics = (
-        {} if not accounts else {n: float(accounts[-1][field]) for n, field in ACCOUNT.items() if field in accounts[-1]}
-    )
-    ended = max((record.finished for record in records), default=0.0)
-    _insist(lambda: mirror.close("KILLED" if left else "FAILED" if failed else "FINISHED", metrics, ended))
-    _insist(lambda: mirror.publish(report))
-    _insist(mirror.choose)
-    if problems:
-        raise RecordError(f"all but {len(problems)} records are in MLflow; the first of those: {problems[0]}")
-    return len(records)
-
-
-def _insist(what: Callable[[], None], pauses: Sequence[float] = (1, 2, 4)) -> None:
-    """Does it, again after each pause where it failed for a reason that may pass."""
-    for pause in pauses:
-        try:
-            return what()
-        except Exception as error:
-            if is_gone(error) or is_refusal(error):
-                raise
-            wait(pause)
-    return what()
+    def _finish(self, runs: MLflowRuns) -> None:
+        """Leave no trial's run RUNNING or twice, as servers also do what nobody waits for any more, and log files."""
+        runs.load("attributes.status = 'RUNNING'")
+        for run in list(runs.trials.values()):
+            if run.status == "RUNNING":
+                runs.set_status(run, "KILLED")
+        if not self._is_published:
+            runs.call("log_text", runs.parent, json.dumps(self.benchmark.content(), indent=1), "benchmark.json")
+            if (report := self._target.report) is not None:
+                runs.log_report(sorted(file for file in report.iterdir() if file.is_file()))
+            runs.describe(report)
+            self._is_published = True

@@ -1,254 +1,152 @@
-"""Follows a race in MLflow, from a thread of its own."""
+"""Keep MLflow up to date while a benchmark runs, from a thread that nobody waits for."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from bench.results.configurations import selected_trials
 from bench.scheduling.callbacks import RunCallback
 from bench.scheduling.queue import TrialQueue
-from bench.tracking.client import is_gone, is_refusal
-from bench.tracking.mirror import MLflowMirror
+from bench.tracking.conversion import record_mark
+from bench.tracking.mirror import MLflowMirror, Target
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from bench.utils.text import redact_url, single_line
 
-__all__ = ["Tracker"]
+__all__ = ["MLflowTracker"]
 
 
-LONGEST_PAUSE = 10.0
-SHORT_PAUSE = 1.0  # at the end
-TO_TIDY = 0.4  # of the seconds that a killed race has
-TRIES = 3
-ENDS = ("finish", "resend")
-LONGEST_PROBLEM = 200
+MAX_PAUSE_SECONDS, MAX_LAST_PAUSE_SECONDS = 10.0, 1.0
+TRIALS_SHARE = 0.6  # of the seconds of a killed run, for trials; the rest is for closing their runs
+MAX_PROBLEM_CHARS = 200
 
 
-@dataclass(eq=False)
-class _Event:
-    """A method of the mirror to call, and what for; how often it failed, and how many requests its best try began."""
+class MLflowTracker(RunCallback):
+    """Reconcile MLflow every few seconds with the records and with the trials that run.
 
-    name: str
-    arguments: tuple[Any, ...] = ()
-    key: str = ""
-    failures: int = 0
-    best: int = 1
-
-    @property
-    def what(self) -> tuple[str, str]:
-        """What it sends, by whichever method."""
-        return "finish" if self.name in ENDS else self.name, self.key
-
-
-class Tracker(RunCallback):
-    """Follows a race in MLflow from a thread of its own. Nothing here waits for a server, and nothing raises.
-
-    What a server does not take is tried again after ``pause`` seconds, then less and less often, those behind it
-    waiting; after three tries it queues up again at the end, in case it alone is at fault. What a server refuses for
-    good is skipped. Where runs are gone, all that this call had sent is sent again.
+    The methods of the callback only take note. What fails is sent again by a later pass.
 
     Args:
-        make_mirror: connects; called in the thread, and again where runs are gone.
-        pause: seconds.
-        grace: seconds without progress after which `stop` gives up.
-        hurry: seconds that `stop` takes at most when the race was killed.
+        mirror: of the benchmark's runs.
+        interval_seconds: between two passes; longer while they fail.
+        grace_seconds: without progress, after which `stop` gives up.
+        kill_seconds: that `stop` takes at most if the run was killed.
     """
 
     def __init__(
-        self, make_mirror: Callable[[], MLflowMirror], pause: float = 5.0, grace: float = 30.0, hurry: float = 5.0
+        self,
+        mirror: MLflowMirror,
+        interval_seconds: float = 3.0,
+        grace_seconds: float = 30.0,
+        kill_seconds: float = 5.0,
     ) -> None:
-        self._make_mirror, self._pause, self._grace, self._hurry = make_mirror, pause, grace, hurry
-        self._mirror: MLflowMirror | None = None
-        self._changed = threading.Condition()  # guards all that follows, and is held for moments only
-        self._events = deque[_Event]()
-        self._ended: dict[str, float] = {}  # when, by key: the records themselves are in the storage
-        self._begun: dict[str, _Event] = {}
-        self._last: list[_Event] = []
-        self._current: _Event | None = None
-        self._requests = self._failures = 0
-        self._progress = time.monotonic()
-        self._renewed = set[tuple[str, str]]()
-        self._refused: dict[tuple[str, str], str] = {}
-        self._trouble: str | None = None
-        self._dropped = 0
-        self._connected = self._killed = self._cut = self._abort = self._given_up = self._done = False
+        self._mirror, self._interval_seconds = mirror, interval_seconds
+        self._grace_seconds, self._kill_seconds = grace_seconds, kill_seconds
+        self._lock = threading.Lock()  # guards the next four, and is held for moments only
+        self._marks: dict[str, str] = {}
+        self._running: dict[str, tuple[TrialSpec, float]] = {}
+        self._finished = 0.0
+        self._end: Target | None = None
+        self._wake = threading.Event()
+        self._is_complete = self._is_stopped = False
         self._thread = threading.Thread(target=self._work, name="mlflow-tracker", daemon=True)
-        self._thread.start()
 
     @property
-    def left(self) -> int:
-        """How many events wait to be sent."""
-        return len(self._events) + (self._current is not None)
+    def num_missing(self) -> int:
+        """Number of records that are not in MLflow yet."""
+        return self._mirror.num_missing(self._target())
 
     @property
     def problem(self) -> str | None:
         """Why something is not in MLflow, in one line."""
-        words = self._trouble
-        if self._refused:
-            words = f"{len(self._refused)} refused, the first: {next(iter(self._refused.values()))}"
-        if words is None or len(words) <= LONGEST_PROBLEM:
-            return words
-        return f"{words[: LONGEST_PROBLEM // 2]} ... {words[5 - LONGEST_PROBLEM // 2 :]}"  # the cause comes last
+        refused, error = self._mirror.refused, self._mirror.error
+        if refused:
+            text = f"{len(refused)} refused, the first: {next(iter(refused.values()))}"
+        elif error is not None:
+            text = redact_url(str(error))  # MLflow's client names its address
+        elif self._is_stopped and not self._is_complete:
+            text = "the answer took too long"
+        else:
+            return None
+        if self._is_stopped and (count := self.num_missing):
+            text = f"{count} trials not sent in time: {text}"
+        return single_line(text, MAX_PROBLEM_CHARS)
 
-    def on_run_start(self, race: TrialQueue, slots: int) -> None:
-        with self._changed:
-            self._ended |= {record.key: record.finished for record in race.reused}
-            self._events.append(_Event("open"))
-            self._events.extend(map(_finish, race.reused))  # an interrupted call may not have sent them
-            self._events.append(_Event("publish"))
-            self._changed.notify()
+    def on_run_start(self, queue: TrialQueue, slots: int) -> None:
+        for record in queue.reused:  # an interrupted call may not have sent them
+            self.on_trial_end(record)
+        self._thread.start()
 
     def on_trial_start(self, spec: TrialSpec) -> None:
-        with self._changed:
-            self._begun[spec.key] = event = _Event("start", (spec, time.time()), spec.key)
-            self._events.append(event)
-            self._changed.notify()
+        with self._lock:
+            self._running[spec.key] = spec, time.time()
 
     def on_trial_end(self, record: TrialRecord) -> None:
-        with self._changed:
-            self._ended[record.key] = record.finished
-            self._begun.pop(record.key, None)
-            self._events.append(_finish(record))
-            self._changed.notify()
+        with self._lock:
+            self._running.pop(record.key, None)
+            self._marks[record.key] = record_mark(record)
+            self._finished = max(self._finished, record.finished)
 
     def stop(self, status: str, metrics: dict[str, float], report: Path | None = None) -> bool:
-        """Sends what is left as long as it gets through, and closes the benchmark's run; whether all was sent.
+        """Send what is missing, as long as there is progress, and close the benchmark's run.
 
-        Where the status is KILLED, the run is closed first, and the rest sent as far as ``hurry`` seconds go.
+        Args:
+            status: of the benchmark's run; KILLED limits the time.
+            metrics: of the benchmark's run.
+            report: its folder.
+
+        Returns:
+            whether MLflow has everything.
         """
-        asked = time.monotonic()
-        with self._changed:
-            ended = max(self._ended.values(), default=0.0)
-            self._last = [_Event("close", (status, metrics, ended)), _Event("tidy"), _Event("publish", (report,))]
-            self._killed = self._abort = status == "KILLED"
-            if not self._killed:
-                self._last.append(_Event("choose"))
-            self._events = self._in_order(event for event in self._events if event.name in ENDS)
-            self._changed.notify()
+        mirror, killed, now = self._mirror, status == "KILLED", time.monotonic()
+        with self._lock:
+            self._end = Target(dict(self._marks), {}, status, None, metrics, self._finished, report)
+        mirror.reset_progress()
+        if killed:
+            mirror.trials_deadline = now + TRIALS_SHARE * self._kill_seconds
+            mirror.deadline = now + self._kill_seconds
+            mirror.interrupted.set()
+        self._wake.set()
         try:
             while self._thread.is_alive():
-                until = asked + self._hurry if self._killed else max(asked, self._progress) + self._grace
-                if (rest := until - time.monotonic()) <= 0:
+                end = mirror.deadline if killed else mirror.progress_time + self._grace_seconds
+                if time.monotonic() > end:
                     break
-                if self._killed and rest < TO_TIDY * self._hurry:
-                    self._cut_short()
-                self._thread.join(min(rest, 0.1))
+                self._thread.join(0.05)
         except KeyboardInterrupt:
-            if not self._killed:  # asked to hurry
+            if not killed:
                 return self.stop("KILLED", metrics)
-            self._trouble = self._trouble or "interrupted"
-        with self._changed:
-            self._given_up = True
-            self._changed.notify()
-            left = self.left + self._dropped
-            if left:
-                self._trouble = f"{left} not sent in time: {self._trouble or 'the answer took too long'}"
-            return self._done and not left and not self._refused
+        self._is_stopped = True
+        mirror.deadline = mirror.trials_deadline = 0.0
+        mirror.interrupted.set()
+        return self._is_complete and not mirror.refused
 
-    def _cut_short(self) -> None:
-        """Leaves out trials' ends, so that none of their runs is left half-way."""
-        with self._changed:
-            kept = deque(event for event in self._events if event.name not in ENDS)
-            self._dropped += len(self._events) - len(kept)
-            self._events = kept
-            self._cut, self._abort = True, self._current is not None and self._current.name in ENDS
-
-    def _in_order(self, finishes: Iterable[_Event]) -> deque[_Event]:
-        """What is to be sent at the end. A killed race's run is closed first."""
-        first = self._last[:1] if self._killed else []
-        return deque([*first, *finishes, *self._last[len(first) :]])
+    def _target(self) -> Target:
+        with self._lock:
+            return self._end or Target(dict(self._marks), dict(self._running))
 
     def _work(self) -> None:
-        while (event := self._next()) is not None:
+        num_failures = 0
+        while not self._is_stopped:
+            self._mirror.interrupted.clear()
+            self._wake.clear()
+            target = self._target()
             try:
-                if self._mirror is None:
-                    self._mirror = self._make_mirror()
-                    self._mirror.before_call = self._request
-                getattr(self._mirror, event.name)(*event.arguments)
-            except Exception as error:
-                self._failed(event, error)
-            else:
-                with self._changed:
-                    self._progress, self._trouble, self._failures = time.monotonic(), None, 0
-                    self._connected = True
-                    self._refused.pop(event.what, None)
-
-    def _next(self) -> _Event | None:
-        """The next event, once there is one; None at the end."""
-        with self._changed:
-            self._current = None
-            while not self._given_up:
-                self._abort = False
-                if self._events:
-                    event = self._events.popleft()
-                    if event.name == "start" and event.key in self._ended:
-                        continue  # its end has come, and makes the run
-                    self._current, self._requests = event, 0
-                    return event
-                if self._last:
-                    self._done = True
-                    return None
-                self._changed.wait()
-            return None
-
-    def _request(self) -> None:
-        """Before each request: counts as progress where no earlier try of the event came that far."""
-        if self._abort or self._given_up:
-            raise InterruptedError("put aside: the race was killed")
-        self._requests += 1
-        if (event := self._current) is not None and self._requests > event.best:
-            event.best, self._progress = self._requests, time.monotonic()
-
-    def _failed(self, event: _Event, error: Exception) -> None:
-        with self._changed:
-            if self._abort or self._given_up:
-                self._put_back(event, last=True)
+                if target.status not in ("RUNNING", "KILLED") and target.costs is None:
+                    target = self._end = self._add_costs(target)
+                error = self._mirror.reconcile(target)
+            except Exception as caught:  # the storage is away
+                error = self._mirror.error = caught
+            if target.status != "RUNNING" and (error is None or time.monotonic() > self._mirror.trials_deadline):
+                self._is_complete = error is None
                 return
-            self._trouble = single_line(redact_url(str(error)))  # MLflow's client names its address
-            what, gone, connected = event.what, is_gone(error), self._connected
-            if gone:
-                if self._mirror is not None:
-                    self._mirror.leave()
-                self._mirror, self._connected = None, False
-            if connected and gone and what not in self._renewed:
-                self._renewed.add(what)
-                self._replay()
-                return
-            if connected and (gone or is_refusal(error)):
-                self._refused[what] = self._trouble
-                return
-            event.failures += 1
-            self._put_back(event, last=event.failures % TRIES == 0)
-            pause = min(self._pause * 2 ** min(self._failures, 10), max(self._pause, LONGEST_PAUSE))
-            self._failures += 1
-            self._changed.wait_for(lambda: bool(self._last), pause if not self._last else 0)
-            if self._last and not self._given_up:
-                self._changed.wait(min(self._pause, SHORT_PAUSE))
+            num_failures = 0 if error is None else min(num_failures + 1, 10)
+            pause = min(self._interval_seconds * 2**num_failures, max(self._interval_seconds, MAX_PAUSE_SECONDS))
+            self._wake.wait(pause if target.status == "RUNNING" else min(pause, MAX_LAST_PAUSE_SECONDS))
 
-    def _put_back(self, event: _Event, last: bool) -> None:
-        self._current = None
-        if self._last and event.name in ("open", "start"):
-            return  # too late
-        if self._cut and event.name in ENDS:
-            self._dropped += 1
-        elif last:
-            self._events.append(event)
-        else:
-            self._events.appendleft(event)
-
-    def _replay(self) -> None:
-        """All that this call knows, again: what is in MLflow already takes no request."""
-        ends = [_Event("resend", (key,), key) for key in self._ended]
-        if self._last:
-            self._events = self._in_order(ends)
-            return
-        self._events = deque([_Event("open", (list(self._begun),)), *ends, *self._begun.values()])
-
-
-def _finish(record: TrialRecord) -> _Event:
-    return _Event("finish", (record,), record.key)
+    def _add_costs(self, target: Target) -> Target:
+        records = list(self._mirror.store.records([]))
+        return replace(target, costs=selected_trials(self._mirror.benchmark, records))

@@ -1,8 +1,7 @@
-"""What MLflow's page can show of a benchmark at one click: views that are saved with the experiment.
+"""The three views that MLflow's page lists for a benchmark, saved with the experiment.
 
-The page keeps a view (filter, order, columns, groups, charts) in a tag of the experiment, lists it under "Views", and
-opens it by a link that names it. MLflow documents neither, so no view holds anything that is not a few clicks away
-without it: a page that reads them otherwise shows its own default.
+The page keeps a view (filter, order, columns, groups, charts) in a tag of the experiment, and opens it by a link with
+its name. MLflow does not document the format, so no view shows anything that is not a few clicks away without it.
 """
 
 from __future__ import annotations
@@ -13,114 +12,81 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["CHOSEN", "METHODS", "PREFIX", "TRIALS", "link", "saved"]
+__all__ = ["CHOSEN", "METHODS", "PREFIX", "TRIALS", "link", "saved_views"]
 
 
 PREFIX = "mlflow.sharedViewState."
-SAVED = 1_760_000_000_000
-"""Milliseconds since 1970, the same in every experiment: a view that has not changed is not sent."""
 TRIALS, CHOSEN, METHODS = "deelbo-trials", "deelbo-chosen", "deelbo-methods"
-COST = "cost_seconds"
-Json = dict[str, Any]
-NAME, DATE = "attributes.`Run Name`", "runDateAndNestInfo"
-"""The page's own names of its first two columns."""
+SAVED_MILLISECONDS = 1_760_000_000_000  # constant, so that an unchanged view is an unchanged tag
+NAME, DATE = "attributes.`Run Name`", "runDateAndNestInfo"  # the page's first two columns
 COLUMNS = [
     *(f"params.`{name}`" for name in ("method", "prior", "n", "seed", "stage")),
     *(f"metrics.`{name}`" for name in ("test_acc", "total_seconds", "train_seconds", "learning_rate")),
     *(f"metrics.`{name}`" for name in ("alpha", "beta", "lambda", "tau", "val_nll", "objective")),
     "tags.`status`",
 ]
-"""What tells trials apart comes first: the page puts all metrics before that, unless it is told an order."""
-WIDTHS = {NAME: 330, DATE: 120, "params.`method`": 140, "params.`n`": 70, "params.`seed`": 70}
-"""Pixels. A name has its method, stage and settings first, which the page's own 190 cut."""
+WIDTHS = {NAME: 330, DATE: 120, "params.`method`": 140, "params.`n`": 70, "params.`seed`": 70}  # pixels
 SECTIONS = ("Accuracy against time", "Training", "Learned strengths", "Model metrics", "System metrics")
-"""The last two are the page's own names: it puts there what is in none of the others."""
-OPEN = 3
+NUM_OPEN_SECTIONS = 3  # the other two, named by the page, have all metrics that no chart here shows
 
 
-def _section(name: str) -> str:
-    return f"deelbo-{SECTIONS.index(name)}"
+def _chart(kind: str, section: int, metric: str, title: str, x: str = "", log: bool = False) -> dict[str, Any]:
+    """Return a bar, a scatter of a metric over the metric ``x``, or its line over ``x`` or over steps."""
+    chart: dict[str, Any] = {"type": kind, "uuid": f"deelbo {kind} {metric} {x}", "displayName": title}
+    chart |= {"metricSectionId": f"deelbo-{section}", "runsCountToCompare": 100, "deleted": False, "isGenerated": False}
+    if kind == "SCATTER":
+        return chart | {"xaxis": {"key": x, "type": "METRIC"}, "yaxis": {"key": metric, "type": "METRIC"}}
+    chart |= {"metricKey": metric, "selectedMetricKeys": [metric]}
+    if kind == "LINE":
+        chart |= {"xAxisKey": "metric", "selectedXAxisMetricKey": x} if x else {"xAxisKey": "step"}
+        chart |= {"scaleType": "log" if log else "linear", "xAxisScaleType": "linear", "lineSmoothness": 0, "range": {}}
+        chart |= {"yAxisKey": "metric", "yAxisExpressions": []}
+        chart |= {"useGlobalXaxisKey": False, "useGlobalLineSmoothing": True}
+    return chart
 
 
-def _line(section: str, metric: str, title: str, x: str = "step", log: bool = False) -> Json:
-    axis: Json = {"xAxisKey": "step"} if x == "step" else {"xAxisKey": "metric", "selectedXAxisMetricKey": x}
-    return _card("LINE", section, f"{metric} {x}", title) | {
-        "metricKey": metric,
-        "selectedMetricKeys": [metric],
-        "scaleType": "log" if log else "linear",
-        "xAxisScaleType": "linear",
-        "lineSmoothness": 0,
-        "range": {},
-        "yAxisKey": "metric",
-        "yAxisExpressions": [],
-        "useGlobalXaxisKey": False,
-        "useGlobalLineSmoothing": True,
-        **axis,
+def _charts(seconds: str, grouped: bool) -> list[dict[str, Any]]:
+    """Return a view's charts. The page averages groups at each x, so groups have no charts over seconds."""
+    over_seconds = [("train_nll", "training loss by seconds"), ("val_nll", "validation loss by seconds")]
+    learned = {
+        "alpha": "alpha, the backbone's weight decay",
+        "beta": "beta, the head's weight decay",
+        "lambda": "lambda, the backbone's prior variance",
+        "sigma": "sigma of the posterior",
     }
-
-
-def _scatter(section: str, x: str, y: str, title: str) -> Json:
-    axes = {name: {"key": key, "type": "METRIC"} for name, key in (("xaxis", x), ("yaxis", y))}
-    return _card("SCATTER", section, f"{y} {x}", title) | axes
-
-
-def _bar(section: str, metric: str) -> Json:
-    return _card("BAR", section, metric, metric) | {"metricKey": metric, "selectedMetricKeys": [metric]}
-
-
-def _card(kind: str, section: str, key: str, title: str) -> Json:
-    return {
-        "type": kind,
-        "uuid": f"deelbo {kind} {key}",
-        "metricSectionId": _section(section),
-        "displayName": title,
-        "runsCountToCompare": 100,
-        "deleted": False,
-        "isGenerated": False,
-    }
-
-
-def _charts(grouped: bool, seconds: str = "total_seconds") -> list[Json]:
-    """The charts of a view. Of a group the page draws the mean at each x: seconds are never the same in two runs, so
-    groups go by steps alone. ``seconds``: the metric against which accuracy is drawn."""
-    first, second, third, *_ = SECTIONS
-    by_seconds = [
-        _line(second, "train_nll", "training loss by seconds", x="train_seconds"),
-        _line(second, "val_nll", "validation loss by seconds", x="train_seconds"),
-    ]
     return [
-        _scatter(first, seconds, "test_acc", "test accuracy against seconds"),
-        _bar(first, "test_acc"),
-        _bar(first, seconds),
-        _line(second, "train_nll", "training loss by step"),
-        *([] if grouped else by_seconds),
-        _line(third, "alpha", "alpha, the backbone's weight decay", log=True),
-        _line(third, "beta", "beta, the head's weight decay", log=True),
-        _line(third, "lambda", "lambda, the backbone's prior variance", log=True),
-        _line(third, "sigma", "sigma of the posterior", log=True),
+        _chart("SCATTER", 0, "test_acc", "test accuracy against seconds", seconds),
+        _chart("BAR", 0, "test_acc", "test_acc"),
+        _chart("BAR", 0, seconds, seconds),
+        _chart("LINE", 1, "train_nll", "training loss by step"),
+        *(_chart("LINE", 1, name, title, "train_seconds") for name, title in over_seconds if not grouped),
+        *(_chart("LINE", 2, name, title, log=True) for name, title in learned.items()),
     ]
 
 
-def _view(query: str, order: str, ascending: bool, methods: Sequence[str] = (), cost: str = "") -> Json:
-    """A view's state. ``methods``: grouped by these, the groups closed; ``cost``: a metric that it shows besides."""
-    sections = [
-        {"uuid": _section(name), "name": name, "display": i < OPEN, "isReordered": False, "deleted": False}
-        for i, name in enumerate(SECTIONS)
-    ]
-    grouped = {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": "method"}]}
+def _view(
+    query: str, order: str, ascending: bool, methods: Sequence[str] = (), cost: str = "total_seconds"
+) -> dict[str, Any]:
+    """Return a view's state, its table grouped by ``methods``, its charts comparing accuracy with ``cost``."""
     columns = list(COLUMNS)
-    if cost:
-        columns.insert(columns.index("metrics.`test_acc`") + 1, f"metrics.`{cost}`")
+    column = f"metrics.`{cost}`"
+    if column not in columns:
+        columns.insert(columns.index("metrics.`test_acc`") + 1, column)
+    groups = {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": "method"}]}
     return {
-        "searchFilter": query,
+        "searchFilter": f"tags.`deelbo.role` = 'trial'{query}",
         "orderByKey": order,
         "orderByAsc": ascending,
         "selectedColumns": columns,
         "columnOrder": [NAME, DATE, *columns],
         "columnWidths": dict.fromkeys(columns, 100) | WIDTHS,
-        "compareRunCharts": _charts(bool(methods), cost or "total_seconds"),
-        "compareRunSections": [section | {"isGenerated": True} for section in sections],
-        "groupBy": grouped if methods else None,
+        "compareRunCharts": _charts(cost, bool(methods)),
+        "compareRunSections": [
+            {"uuid": f"deelbo-{i}", "name": name, "display": i < NUM_OPEN_SECTIONS}
+            | {"isReordered": False, "deleted": False, "isGenerated": True}
+            for i, name in enumerate(SECTIONS)
+        ],
+        "groupBy": groups if methods else None,
         "groupsExpanded": {f"param.method.{name}": False for name in methods},
         "useGroupedValuesInCharts": True,
         "hideEmptyCharts": True,
@@ -129,44 +95,29 @@ def _view(query: str, order: str, ascending: bool, methods: Sequence[str] = (), 
     }
 
 
-def _views(methods: Sequence[str]) -> dict[str, tuple[str, Json]]:
-    """By the name in their link: what the page lists them as, and its state."""
-    trial = "tags.`deelbo.role` = 'trial'"
-    return {
-        TRIALS: ("Trials, the most accurate first", _view(trial, "metrics.`test_acc`", False)),
-        # by seed, as the page groups what it has loaded: so the first 100 are whole splits, with every method in them
+def saved_views(methods: Sequence[str]) -> dict[str, str]:
+    """Return the experiment's tags in which the page finds the views. ``methods``: names of the benchmark's methods."""
+    views = {
+        TRIALS: ("Trials, the most accurate first", _view("", "metrics.`test_acc`", False)),
+        # the page groups the 100 trials that it loads: by seed, these are whole splits, with every method in them
         CHOSEN: (
             "Methods, what each chose",
-            _view(f"{trial} and tags.`chosen` = 'true'", "params.`seed`", True, methods, COST),
+            _view(" and tags.`chosen` = 'true'", "params.`seed`", True, methods, "cost_seconds"),
         ),
-        # in the order in which they began: by accuracy, the first 100 would be the best alone
+        # by accuracy, the 100 would be the best only
         METHODS: (
             "Methods, mean over all settings",
-            _view(f"{trial} and metrics.test_acc >= 0", "attributes.start_time", True, methods),
+            _view(" and metrics.test_acc >= 0", "attributes.start_time", True, methods),
         ),
     }
+    tags = {}
+    for name, (title, state) in views.items():
+        packed = zlib.compress(json.dumps(state, separators=(",", ":")).encode(), 9)  # some stores take 5,000 letters
+        view = {"name": title, "createdAt": SAVED_MILLISECONDS, "updatedAt": SAVED_MILLISECONDS}
+        tags[f"{PREFIX}{name}"] = json.dumps(view | {"state": f"deflate;{base64.b64encode(packed).decode()}"})
+    return tags
 
 
-def saved(methods: Sequence[str]) -> dict[str, str]:
-    """The experiment's tags in which the page finds the views. ``methods``: the benchmark's entries, by name."""
-    return {
-        f"{PREFIX}{name}": json.dumps(
-            {
-                "name": title,
-                "createdAt": SAVED,
-                "updatedAt": SAVED,
-                "state": _packed(json.dumps(state, separators=(",", ":"))),
-            }
-        )
-        for name, (title, state) in _views(methods).items()
-    }
-
-
-def _packed(text: str) -> str:
-    """As the page packs what it saves: some of MLflow's stores take 5,000 letters a tag."""
-    return f"deflate;{base64.b64encode(zlib.compress(text.encode(), 9)).decode()}"
-
-
-def link(experiment: str, view: str, charts: bool = False) -> str:
-    """A view's place below the page's address."""
-    return f"#/experiments/{experiment}/runs?viewStateShareKey={view}{'&compareRunsMode=CHART' if charts else ''}"
+def link(experiment: str, view: str) -> str:
+    """Return a view's address below that of the page."""
+    return f"#/experiments/{experiment}/runs?viewStateShareKey={view}"

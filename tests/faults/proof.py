@@ -11,7 +11,7 @@ from typing import Any
 from bench.config.loading import parse_benchmark
 from bench.results.configurations import selected_trials
 from bench.storage.records import RecordStore
-from bench.tracking.conversion import content_of, rounded
+from bench.tracking.conversion import round_digits, run_content
 from bench.tracking.runs import CHOSEN, COST
 from bench.trials.record import TrialRecord
 
@@ -119,11 +119,11 @@ def in_mlflow(database: Path, storage: Path) -> int:
             record = TrialRecord.from_json((storage / "records" / f"{key}.json").read_text())
             rows = json.loads((storage / "series" / f"{key}.json").read_text())
             series = [{name: float(value) for name, value in row.items()} for row in rows]
-            expected = Counter[Point](content_of(record, series).metrics)
+            expected = Counter[Point](run_content(record, series).metrics)
             marks = sorted((when, value) for name, value, when, _ in found if name == COST)  # anew, where it changed
             marked = connection.execute("select 1 from tags where run_uuid = ? and key = ?", (run, CHOSEN)).fetchone()
             cost = marks[-1][1] if marked and marks else None
-            right = rounded(costs[key]) if key in costs else None
+            right = round_digits(costs[key]) if key in costs else None
             assert cost == right, f"{key} is marked as chosen at {cost} s in MLflow, by the records at {right}"
             found = Counter({point: count for point, count in found.items() if point[0] != COST})
             wrong = (expected - found).total(), (found - expected).total()

@@ -99,16 +99,16 @@ def fill(store: RecordStore, benchmark: Benchmark, every: int, mlflow: bool) -> 
     from bench.ray_backend.tuner import BenchmarkRun
     from bench.tracking.client import tracking_uri
     from bench.tracking.mirror import MLflowMirror
-    from bench.tracking.tracker import Tracker
+    from bench.tracking.tracker import MLflowTracker
 
     meter = Meter(every)
     with StorageLock(store) as lock:
         store.write_benchmark(benchmark.content())
-        tracker = Tracker(lambda: MLflowMirror(tracking_uri(store), benchmark, store)) if mlflow else RunCallback()
+        tracker = MLflowTracker(MLflowMirror(tracking_uri(store), benchmark, store)) if mlflow else RunCallback()
         callbacks = [tracker, ProgressDisplay(Console(file=sys.stderr)), meter]
         outcome = BenchmarkRun(benchmark, lock, [], AttemptLog(store), {}, callbacks=callbacks, run_trial=pretend).run()
         stopping = time.perf_counter()
-        sent = tracker.stop("FINISHED", {}) if isinstance(tracker, Tracker) else None
+        sent = tracker.stop("FINISHED", {}) if isinstance(tracker, MLflowTracker) else None
         flush = time.perf_counter() - stopping
     marks = meter.marks
     stretches = [(b[1] - a[1]) / every for a, b in pairwise(marks)]

@@ -227,7 +227,7 @@ def test_sync_that_is_stopped_says_so(
     def interrupted(*arguments: Any) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bench.tracking.mirror.sync", interrupted)
+    monkeypatch.setattr("bench.tracking.sync.sync", interrupted)
     code, out, error = call("sync", storage.url, "--tracking-uri", uri)
     assert (code, error) == (130, [])
     assert out == ["stopped: what MLflow has stays, and the same command sends the rest"]

@@ -12,8 +12,7 @@ import pytest
 
 from bench.config.benchmark import Benchmark, make_methods
 from bench.exceptions import RecordError
-from bench.tracking.conversion import Content, content_of, is_current, mark_of, name_of, params_of
-from bench.tracking.dataset_inputs import dataset_inputs
+from bench.tracking.conversion import Content, dataset_inputs, record_mark, run_content, run_name, run_params
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 
@@ -59,7 +58,7 @@ def test_strengths_compare_in_one_column(specs: Any, fake: Fake) -> None:
     """Alpha and beta, given to MAP and learned by the DE ELBo, are metrics by one name; lambda, tau and sigma are the
     learned ones."""
     grid, learned = (
-        lines(content_of(fake(spec, state=state), rows(state)))
+        lines(run_content(fake(spec, state=state), rows(state)))
         for spec, state in zip(specs, (STATE, LEARNED), strict=True)
     )
     for content in (grid, learned):
@@ -71,18 +70,18 @@ def test_strengths_compare_in_one_column(specs: Any, fake: Fake) -> None:
 def test_what_stays_is_a_line_of_two_points(specs: Any, fake: Fake) -> None:
     """Of a series what changes is there row by row, what stays as it is by both its ends."""
     record = fake(specs[1], state=LEARNED)
-    found = lines(content_of(record, rows(LEARNED, sigma=[0.03, 0.04])))
+    found = lines(run_content(record, rows(LEARNED, sigma=[0.03, 0.04])))
     assert found["sigma"] == [(10, 0.03), (20, 0.04)]
     three = [*rows(LEARNED)[:1], *rows(LEARNED)]
     three[1] = three[1] | {"step": 15}
-    found = lines(content_of(record, three))
+    found = lines(run_content(record, three))
     assert found["alpha"] == [(10, 0.02), (20, 0.02)]
     assert [step for step, _ in found["train_seconds"]] == [10, 15, 20]
 
 
 def test_no_chart_of_a_constant(specs: Any, fake: Fake) -> None:
     """What the architecture fixes is a tag; the cosine is nowhere, its start a bar; phases of the clock stand aside."""
-    content = content_of(fake(specs[1], state=LEARNED), rows(LEARNED))
+    content = run_content(fake(specs[1], state=LEARNED), rows(LEARNED))
     found = lines(content)
     assert not [name for name in found if name.startswith(("dim_", "log_det_", "trace_"))]
     assert (content.tags["dim_backbone"], content.tags["log_det_backbone"]) == ("18296", "0")
@@ -95,14 +94,14 @@ def test_no_chart_of_a_constant(specs: Any, fake: Fake) -> None:
 
 def test_training_seconds_end_with_the_clock(specs: Any, fake: Fake) -> None:
     """The column of training seconds is the clock's own number, not that of the last look, and grows with the steps."""
-    found = lines(content_of(fake(specs[0], seconds={"train": 0.25, "total": 1.0}), rows(STATE)))
+    found = lines(run_content(fake(specs[0], seconds={"train": 0.25, "total": 1.0}), rows(STATE)))
     assert found["train_seconds"] == [(10, 0.1), (20, 0.25)]
 
 
 def test_a_last_row_that_is_not_finite(specs: Any, fake: Fake) -> None:
     """A diverged trial's last loss is a tag, its rows before are a line; a final number takes a lost row's place."""
     series = rows(STATE, train_nll=[2.0, math.inf], regularizer=[0.4, math.nan])
-    content = content_of(fake(specs[0], "diverged", metrics={"train_nll": math.inf}, state=STATE), series)
+    content = run_content(fake(specs[0], "diverged", metrics={"train_nll": math.inf}, state=STATE), series)
     found = lines(content)
     assert found["train_nll"] == [(10, 2.0)]
     assert content.tags["train_nll"] == "inf"
@@ -113,35 +112,35 @@ def test_a_damaged_series_is_named(specs: Any, fake: Fake) -> None:
     """A series without its columns is refused by the trial's key."""
     record = fake(specs[0])
     with pytest.raises(RecordError, match=f"the series of {record.key} is damaged"):
-        content_of(record, [{"step": 1.0}])
+        run_content(record, [{"step": 1.0}])
 
 
 def test_memory_of_the_device_stands_aside(specs: Any, fake: Fake) -> None:
     """A trial's peak of the device's memory is where the page keeps what is of the machine."""
-    found = lines(content_of(fake(specs[0], state=STATE | {"peak_device_gib": 1.5}), []))
+    found = lines(run_content(fake(specs[0], state=STATE | {"peak_device_gib": 1.5}), []))
     assert found["system/peak_device_gib"] == [(0, 1.5)]
 
 
 def test_names_begin_with_what_differs(specs: Any) -> None:
     """A run's name says method and settings first, then the cell, so that a legend that cuts it still tells it."""
-    assert name_of(specs[1]) == "de-elbo run lr 0.1 l2-sp n=100 seed=1001 mnist-digits digits-resnet"
-    assert name_of(specs[0]).startswith("map-gs tune lr 0.1 wd 0.01 l2-sp n=100")
+    assert run_name(specs[1]) == "de-elbo run lr 0.1 l2-sp n=100 seed=1001 mnist-digits digits-resnet"
+    assert run_name(specs[0]).startswith("map-gs tune lr 0.1 wd 0.01 l2-sp n=100")
     stretch = replace(specs[1], since=0.125, until=0.25)
-    assert name_of(stretch).startswith("de-elbo run lr 0.1 12.5% to 25% l2-sp n=100")
+    assert run_name(stretch).startswith("de-elbo run lr 0.1 12.5% to 25% l2-sp n=100")
 
 
 def test_settings_of_a_method_are_parameters(specs: Any) -> None:
     """Each of a method's own settings is a parameter, so that a comparison shows the one that differs; a text that is
     no mapping stays as it is, and a method without has none."""
     own = json.dumps({"sampler": "gp", "startup": 10, "axes": {"alpha": [0.1, 1.0]}, "rate": None})
-    params = params_of(replace(specs[0], options=own))
+    params = run_params(replace(specs[0], options=own))
     found = {name: value for name, value in params.items() if name.startswith("options")}
     axes = '{"alpha": [0.1, 1.0]}'
     expected = {"sampler": "gp", "startup": "10", "axes": axes, "rate": "null"}
     assert found == {f"options.{name}": value for name, value in expected.items()}
     for text in ("[1]", "{", "NaN"):
-        assert params_of(replace(specs[0], options=text))["options"] == text
-    assert not [name for name in params_of(specs[0]) if name.startswith("options")]
+        assert run_params(replace(specs[0], options=text))["options"] == text
+    assert not [name for name in run_params(specs[0]) if name.startswith("options")]
 
 
 def test_a_comparison_shows_in_what_entries_differ(specs: Any) -> None:
@@ -149,7 +148,7 @@ def test_a_comparison_shows_in_what_entries_differ(specs: Any) -> None:
     neither is blank."""
     layers = replace(specs[1], method="layers", groups="layer", kappa_share=3.0)
     told = [
-        {name: params_of(spec).get(name) for name in ("groups", "optimizer", "kappa_share")}
+        {name: run_params(spec).get(name) for name in ("groups", "optimizer", "kappa_share")}
         for spec in (specs[1], layers, specs[0])
     ]
     assert told[0] == {"groups": "backbone+head", "optimizer": "sgd", "kappa_share": "1.0"}
@@ -161,18 +160,17 @@ def test_what_a_stretch_and_a_hypergradient_leave(specs: Any, fake: Fake) -> Non
     """The mean strengths that a hypergradient hands on stand beside alpha and beta, and where a stretch took a run up
     stands aside."""
     state = STATE | {"mean_weight_decay_backbone": 0.03, "mean_weight_decay_head": 0.004, "handed_over_at_step": 20.0}
-    found = lines(content_of(fake(specs[0], state=state), rows(STATE)))
+    found = lines(run_content(fake(specs[0], state=state), rows(STATE)))
     assert (found["alpha"][-1], found["alpha_mean"], found["beta_mean"]) == ((20, 0.02), [(20, 0.03)], [(20, 0.004)])
     assert found["system/handed_over_at_step"] == [(0, 20.0)]
     assert not [name for name in found if name.startswith(("mean_", "handed"))]
 
 
-def test_a_mark_is_of_a_record_and_a_form(specs: Any, fake: Fake) -> None:
-    """Another result has another mark, and so has the same as an earlier version sent it."""
+def test_a_mark_is_of_a_record(specs: Any, fake: Fake) -> None:
+    """Another result of the same trial has another mark."""
     record = fake(specs[0])
-    assert mark_of(record) != mark_of(replace(record, finished=2000.0))
-    assert is_current(mark_of(record))
-    assert not any(map(is_current, ("", "1", "completed 1 1014000")))
+    others = [replace(record, finished=2000.0), replace(record, attempt=2), replace(record, status="failed")]
+    assert len({record_mark(one) for one in (record, *others)}) == 4
 
 
 def test_a_dataset_is_named_by_its_content(specs: Any, fake: Fake) -> None:

@@ -1,4 +1,4 @@
-"""An MLflow server that is killed, hangs, forgets or refuses in mid-race is in nobody's way, and ends complete."""
+"""An MLflow server that is killed, hangs, forgets or refuses delays no trial, and has everything in the end."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ import pytest
 from bench.config.benchmark import Benchmark, make_methods
 from bench.scheduling.queue import TrialQueue
 from bench.storage.records import RecordStore
-from bench.tracking.mirror import MLflowMirror, sync
-from bench.tracking.tracker import Tracker
+from bench.tracking.mirror import MLflowMirror
+from bench.tracking.sync import sync
+from bench.tracking.tracker import MLflowTracker
 from bench.trials.record import TrialRecord
 
 Fake = Callable[..., TrialRecord]
@@ -121,12 +122,12 @@ def view(uri: str, benchmark: Benchmark, store: RecordStore) -> dict[str, Any]:
 
 
 class Follower:
-    """A race of fake records that a tracker follows; keeps the time of the slowest call."""
+    """A run of fake records that a tracker follows; measures the slowest callback."""
 
-    def __init__(self, benchmark: Benchmark, store: RecordStore, tracker: Tracker, fake: Fake) -> None:
-        self.race, self.store, self.tracker, self.fake = TrialQueue(make_methods(benchmark)), store, tracker, fake
+    def __init__(self, benchmark: Benchmark, store: RecordStore, tracker: MLflowTracker, fake: Fake) -> None:
+        self.queue, self.store, self.tracker, self.fake = TrialQueue(make_methods(benchmark)), store, tracker, fake
         self.slowest = 0.0
-        self.timed(tracker.on_run_start, self.race, 2)
+        self.timed(tracker.on_run_start, self.queue, 2)
 
     def timed(self, call: Callable[..., None], *arguments: Any) -> None:
         since = time.perf_counter()
@@ -134,52 +135,46 @@ class Follower:
         self.slowest = max(self.slowest, time.perf_counter() - since)
 
     def run(self, trials: int | None = None) -> None:
-        """So many trials, or all that are left."""
-        while trials != 0 and (spec := self.race.ask()) is not None:
+        """Run so many trials, or all that are left."""
+        while trials != 0 and (spec := self.queue.ask()) is not None:
             self.timed(self.tracker.on_trial_start, spec)
             record = self.fake(spec)
             self.store.write(record, SERIES)
-            self.race.tell(record)
+            self.queue.tell(record)
             self.timed(self.tracker.on_trial_end, record)
             trials = None if trials is None else trials - 1
 
     def sent(self) -> None:
-        """Waits until nothing is queued."""
+        """Wait until MLflow has all records."""
         until = time.monotonic() + START
-        while self.tracker.left and time.monotonic() < until:
+        while self.tracker.num_missing and time.monotonic() < until:
             time.sleep(0.02)
-        assert not self.tracker.left, self.tracker.problem
+        assert not self.tracker.num_missing, self.tracker.problem
 
 
 @pytest.fixture
-def store(tmp_path: Path, tiny: Benchmark, fill: Any) -> RecordStore:
-    made: RecordStore = fill(RecordStore(str(tmp_path / "storage")), tiny, [])
-    return made
-
-
-@pytest.fixture
-def follow(store: RecordStore, tiny: Benchmark, fake: Fake) -> Callable[..., Follower]:
-    def begin(uri: str, **given: Any) -> Follower:
-        tracker = Tracker(lambda: MLflowMirror(uri, tiny, store), **({"pause": 0.1, "grace": START} | given))
-        return Follower(tiny, store, tracker, fake)
+def follow(empty: RecordStore, tiny: Benchmark, fake: Fake) -> Callable[..., Follower]:
+    def begin(uri: str, **seconds: float) -> Follower:
+        options = {"interval_seconds": 0.1, "grace_seconds": START} | seconds
+        return Follower(tiny, empty, MLflowTracker(MLflowMirror(uri, tiny, empty), **options), fake)
 
     return begin
 
 
 @pytest.fixture
-def complete(store: RecordStore, tiny: Benchmark, uri: str) -> Callable[[str], None]:
+def complete(empty: RecordStore, tiny: Benchmark, uri: str) -> Callable[[str], None]:
     """Asserts that MLflow holds just what `sync` makes of the records in an MLflow of its own."""
 
     def check(found: str) -> None:
-        assert sync(store, tiny, uri) == 9
-        assert view(found, tiny, store) == view(uri, tiny, store)
+        assert sync(empty, tiny, uri) == 9
+        assert view(found, tiny, empty) == view(uri, tiny, empty)
 
     return check
 
 
 @pytest.mark.slow
 def test_a_server_that_is_killed(server: Server, follow: Any, complete: Any) -> None:
-    """Killed in the middle of a race and started again, a server ends with everything once; no call waits."""
+    """Killed in the middle of a run and started again, a server ends with everything once; no call waits."""
     follower = follow(server.uri)
     follower.run(3)
     follower.sent()
@@ -194,8 +189,8 @@ def test_a_server_that_is_killed(server: Server, follow: Any, complete: Any) -> 
 
 
 @pytest.mark.slow
-def test_a_server_that_hangs(server: Server, follow: Any, complete: Any, tiny: Benchmark, store: RecordStore) -> None:
-    """While a server takes connections and answers none, no call waits and a killed race ends within its seconds;
+def test_a_server_that_hangs(server: Server, follow: Any, complete: Any) -> None:
+    """While a server takes connections and answers none, no call waits and a killed run ends within its seconds;
     what the server did of requests that were given up is there once after it woke."""
     follower = follow(server.uri)
     follower.run(2)
@@ -203,7 +198,7 @@ def test_a_server_that_hangs(server: Server, follow: Any, complete: Any, tiny: B
     server.signal(signal.SIGSTOP)
     try:
         follower.run()
-        other = follow(server.uri, hurry=1.5)
+        other = follow(server.uri, kill_seconds=1.5)
         since = time.perf_counter()
         assert other.tracker.stop("KILLED", {}) is False
         assert time.perf_counter() - since < 2
@@ -294,7 +289,7 @@ def test_a_server_that_refuses_for_a_while(
     """Not allowed, too many requests, an error of the server: after it all is sent, however late the server asks to
     be asked again."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    follower = follow(f"http://127.0.0.1:{gate.server_port}", pause=0.02)
+    follower = follow(f"http://127.0.0.1:{gate.server_port}", interval_seconds=0.02)
     follower.run(2)
     follower.sent()
     gate.code = code
@@ -308,44 +303,18 @@ def test_a_server_that_refuses_for_a_while(
     complete(server.uri)
 
 
-@pytest.mark.slow
-def test_a_trial_takes_five_requests(
-    gate: Gate, store: RecordStore, tiny: Benchmark, fake: Fake, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A trial's start takes two requests, its end two and one for its data; once they are in MLflow, trials take
-    none."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    uri = f"http://127.0.0.1:{gate.server_port}"
-    spec = make_methods(tiny)[1].ask()
-    assert spec is not None
-    mirror = MLflowMirror(uri, tiny, store)
-    mirror.open()
-    assert mirror.runs.find(spec.key) is None
-    before = gate.passed
-    mirror.start(spec, 1000.0)
-    between = gate.passed
-    record = fake(spec, versions={"data": "f1a9"})
-    mirror.finish(record)
-    assert (between - before, gate.passed - between) == (2, 3)
-    again = MLflowMirror(uri, tiny, store)
-    assert again.runs.find(spec.key) is not None
-    before = gate.passed
-    again.finish(record)
-    assert gate.passed == before
-
-
-def test_a_server_that_is_gone_for_good(follow: Any, store: RecordStore, tiny: Benchmark, uri: str) -> None:
+def test_a_server_that_is_gone_for_good(follow: Any, empty: RecordStore, tiny: Benchmark, uri: str) -> None:
     """With nobody at the address no call waits, the end comes within its seconds and says why; `sync` to another
     MLflow has everything."""
-    follower = follow(f"http://127.0.0.1:{free_port()}", grace=0.3)
+    follower = follow(f"http://127.0.0.1:{free_port()}", grace_seconds=0.3)
     follower.run()
     since = time.perf_counter()
     assert follower.tracker.stop("FINISHED", {}) is False
     assert time.perf_counter() - since < 3
     assert "Connection refused" in (follower.tracker.problem or "")
     assert follower.slowest < 0.05
-    assert sync(store, tiny, uri) == 9
-    assert {status for status, *_ in view(uri, tiny, store).values()} == {"FINISHED"}
+    assert sync(empty, tiny, uri) == 9
+    assert {status for status, *_ in view(uri, tiny, empty).values()} == {"FINISHED"}
 
 
 def test_a_database_that_cannot_be_written(
@@ -354,7 +323,7 @@ def test_a_database_that_cannot_be_written(
     """A read-only database is tried again, and the end says what it is."""
     monkeypatch.chdir(tmp_path)  # MLflow takes the URI for a path as well, and makes its folder
     path = uri.removeprefix("sqlite:///")
-    follower = follow(f"sqlite:///file:{path}?mode=ro&uri=true", grace=0.5)
+    follower = follow(f"sqlite:///file:{path}?mode=ro&uri=true", grace_seconds=0.5)
     follower.run(2)
     assert follower.tracker.stop("FINISHED", {}) is False
     assert "readonly" in (follower.tracker.problem or "")

@@ -14,9 +14,10 @@ import pytest
 from bench.config.benchmark import Benchmark
 from bench.config.loading import parse_benchmark
 from bench.storage.records import RecordStore
-from bench.tracking.descriptions import LONGEST, NOTE, experiment_note, is_ours, run_note
-from bench.tracking.mirror import MLflowMirror, log_report, sync
-from bench.tracking.views import CHOSEN, METHODS, PREFIX, TRIALS, link, saved
+from bench.tracking.descriptions import MAX_CHARS, NOTE, experiment_note, is_replaceable, run_note
+from bench.tracking.runs import MLflowRuns
+from bench.tracking.sync import log_report, sync
+from bench.tracking.views import CHOSEN, METHODS, PREFIX, TRIALS, link, saved_views
 from tests.helpers.tiny import CONTENT
 
 TABLE = "| Model | method | mean % |\n|---|---|---|\n| L2-SP | DE ELBo | 90.3 |\n"
@@ -40,9 +41,9 @@ def report(tmp_path: Path) -> Path:
     return folder
 
 
-def notes_of(mirror: MLflowMirror) -> tuple[str, str]:
+def notes_of(runs: MLflowRuns) -> tuple[str, str]:
     """The descriptions of the experiment and of the benchmark's run."""
-    client, runs = mirror.runs.client, mirror.runs
+    client = runs.client
     experiment = client.get_experiment(runs.experiment).tags.get(NOTE, "")
     return experiment, client.get_run(runs.parent).data.tags.get(NOTE, "")
 
@@ -51,15 +52,15 @@ def test_views_fit_in_a_tag() -> None:
     """A view is within 5,000 letters, which every store of MLflow's takes, also where there are a hundred entries, and
     the same whenever it is made."""
     names = [f"de-elbo-kappa-{share}" for share in range(100)]
-    assert saved(names) == saved(names)
-    assert set(saved(names)) == {f"{PREFIX}{view}" for view in (TRIALS, CHOSEN, METHODS)}
-    assert all(len(text) <= 5000 for text in saved(names).values())
+    assert saved_views(names) == saved_views(names)
+    assert set(saved_views(names)) == {f"{PREFIX}{view}" for view in (TRIALS, CHOSEN, METHODS)}
+    assert all(len(text) <= 5000 for text in saved_views(names).values())
 
 
 def test_a_table_begins_with_what_tells_trials_apart() -> None:
     """Behind the name, which is wider than the page's own, come method, prior, N and seed, then the accuracy; groups
     are closed, so that all of them are on the page."""
-    views = {name: state_of(text) for name, text in saved(["de-elbo", "mine"]).items()}
+    views = {name: state_of(text) for name, text in saved_views(["de-elbo", "mine"]).items()}
     for state in views.values():
         name, _, *columns = state["columnOrder"]
         assert columns == state["selectedColumns"]
@@ -77,7 +78,8 @@ def test_a_view_asks_for_what_is_there(storage: RecordStore, tiny: Benchmark, ur
     """A view's filter and order are ones that MLflow takes, and find all trials, or those that were tested; its
     columns and charts are of metrics and parameters that some trial has."""
     sync(storage, tiny, uri)
-    client, experiment = (runs := MLflowMirror(uri, tiny, storage).runs).client, runs.experiment
+    runs = MLflowRuns(uri, tiny, storage)
+    client, experiment = runs.client, runs.experiment
     tags = client.get_experiment(experiment).tags
     everything = client.search_runs([experiment])
     there = {f"metrics.`{name}`" for run in everything for name in run.data.metrics}
@@ -98,8 +100,8 @@ def test_a_view_asks_for_what_is_there(storage: RecordStore, tiny: Benchmark, ur
 def test_the_most_accurate_comes_first(storage: RecordStore, tiny: Benchmark, uri: str) -> None:
     """The order of the trials' view is that of the records' test accuracy, as of numbers."""
     sync(storage, tiny, uri)
-    runs = MLflowMirror(uri, tiny, storage).runs
-    state = state_of(saved(tuple(tiny.methods))[f"{PREFIX}{TRIALS}"])
+    runs = MLflowRuns(uri, tiny, storage)
+    state = state_of(saved_views(tuple(tiny.methods))[f"{PREFIX}{TRIALS}"])
     found = runs.client.search_runs([runs.experiment], state["searchFilter"], order_by=[f"{state['orderByKey']} DESC"])
     tested = [record for record in storage.records() if "test_acc" in record.metrics]
     best = sorted(tested, key=lambda record: -record.metrics["test_acc"])
@@ -109,70 +111,63 @@ def test_the_most_accurate_comes_first(storage: RecordStore, tiny: Benchmark, ur
 def test_the_experiment_says_what_it_is(tiny: Benchmark) -> None:
     """The description names methods, data, N and splits, and links the views and the report of this very run."""
     note = experiment_note(tiny, "7", "abc")
-    assert "MAP + GS, DE ELBo and ELBo on mnist-digits, N = 100, 1 split, L2-SP" in note
+    assert "MAP + GS, DE ELBo, ELBo; on mnist-digits; N = 100; 1 split(s); L2-SP" in note
     links = set(re.findall(r"\((#[^)]*)\)", note))
-    assert links == {
-        link("7", TRIALS),
-        link("7", TRIALS, charts=True),
-        link("7", CHOSEN),
-        link("7", CHOSEN, charts=True),
-        link("7", METHODS),
-        link("7", METHODS, charts=True),
-        "#/experiments/7/runs/abc/artifacts/report/report.html",
-    }
+    views = [link("7", view) for view in (TRIALS, CHOSEN, METHODS)]
+    charts = [f"{view}&compareRunsMode=CHART" for view in views]
+    assert links == {*views, *charts, "#/experiments/7/runs/abc/artifacts/report/report.html"}
 
 
 def test_the_description_tells_entries_apart() -> None:
-    """Of each entry it says which method that is, and in what it is unlike another of the same; a name with a comma in
-    it is set apart; of a hundred entries as many as there is room for."""
+    """Of each entry it says which method that is, and in what it differs from another of the same; of a hundred entries
+    as many as there is room for."""
 
     def note(methods: dict[str, Any]) -> str:
         return experiment_note(parse_benchmark(CONTENT | {"methods": methods}, "x"), "7", "abc")
 
     layers = {"method": "de-elbo", "groups": "layer", "priors": ["l2-sp"]}
-    said = note({"de-elbo": {}, "layers": layers, "deelbo-free": {}})
-    assert "DE ELBo; layers; DE ELBo, no rate on" in said
-    assert "| de-elbo | DE ELBo | kappa D/N, groups backbone+head |" in said
-    assert "| layers | DE ELBo | priors l2-sp, kappa D/N, groups layer |" in said
-    assert "optimizer prodigy" in said
+    text = note({"de-elbo": {}, "layers": layers, "deelbo-free": {}})
+    assert "| de-elbo | DE ELBo | kappa D/N, groups backbone+head |" in text
+    assert "| layers | DE ELBo | priors l2-sp, kappa D/N, groups layer |" in text
+    assert "optimizer prodigy" in text
     many = note({f"entry-{i}": {"method": "de-elbo", "kappa": f"{i} D/N"} for i in range(1, 101)})
-    assert len(many) <= LONGEST
+    assert len(many) <= MAX_CHARS
     shown = many.count("| DE ELBo |")
     assert 0 < shown < 100
-    assert f"{100 - shown} more are in `benchmark.json`" in many
+    assert f"{100 - shown} more rows are in the report and `benchmark.json`" in many
 
 
 def test_the_run_tells_the_outcome(storage: RecordStore, tiny: Benchmark, uri: str, report: Path) -> None:
     """The benchmark's run has the report's tables as its description once there is a report, also where that comes
     later; until there is a new one, the last outcome stays."""
     sync(storage, tiny, uri)
-    mirror = MLflowMirror(uri, tiny, storage)
-    assert "90.3" not in notes_of(mirror)[1]
+    runs = MLflowRuns(uri, tiny, storage)
+    assert "90.3" not in notes_of(runs)[1]
     log_report(storage, tiny, uri, sorted(report.iterdir()))
-    assert TABLE.strip() in notes_of(mirror)[1]
-    mirror.publish()
-    assert TABLE.strip() in notes_of(mirror)[1]
+    assert TABLE.strip() in notes_of(runs)[1]
+    runs.describe()
+    assert TABLE.strip() in notes_of(runs)[1]
     (report / "table3.md").write_text(TABLE.replace("90.3", "91.7"))
     sync(storage, tiny, uri, report)
-    assert "91.7" in notes_of(mirror)[1]
+    assert "91.7" in notes_of(runs)[1]
 
 
 def test_what_somebody_wrote_stays(storage: RecordStore, tiny: Benchmark, uri: str, report: Path) -> None:
     """A description that was written in the page, of the experiment or of the run, is not overwritten."""
     sync(storage, tiny, uri)
-    mirror = MLflowMirror(uri, tiny, storage)
-    mirror.runs.client.set_experiment_tag(mirror.runs.experiment, NOTE, "ours, hands off")
-    mirror.runs.client.set_tag(mirror.runs.parent, NOTE, "mine")
+    runs = MLflowRuns(uri, tiny, storage)
+    runs.client.set_experiment_tag(runs.experiment, NOTE, "ours, hands off")
+    runs.client.set_tag(runs.parent, NOTE, "mine")
     sync(storage, tiny, uri, report)
-    assert notes_of(mirror) == ("ours, hands off", "mine")
+    assert notes_of(runs) == ("ours, hands off", "mine")
 
 
 def test_a_long_outcome_is_cut(tiny: Benchmark, report: Path) -> None:
     """Of tables of many cells as many rows are in the description as a tag takes, and the rest is counted."""
     (report / "table3.md").write_text(TABLE + "| L2-SP | ELBo | 42.3 |\n" * 300)
     note = run_note(tiny, "7", "abc", report)
-    assert len(note) <= LONGEST
-    assert is_ours(note)
+    assert len(note) <= MAX_CHARS
+    assert is_replaceable(note)
     assert "90.3" in note
     kept = note.count("42.3")
     assert f"{300 - kept} more rows are in the report" in note

@@ -1,0 +1,96 @@
+"""Measure `sync`: the records of 1,000 trials to an empty MLflow server on loopback, and the same again.
+
+Prints JSON: the seconds of both commands, imports included. ``python -m tests.performance.mlflow_sync --trials 1000``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from bench.config.benchmark import Benchmark, make_methods
+from bench.scheduling.queue import TrialQueue
+from bench.storage.records import RecordStore
+from tests.performance.scale import benchmark_of, pretend
+
+START_SECONDS = 120.0
+
+
+def fill(store: RecordStore, benchmark: Benchmark) -> int:
+    """Write records as a run leaves them; return their number."""
+    store.write_benchmark(benchmark.content())
+    queue = TrialQueue(make_methods(benchmark))
+    count = 0
+    while (spec := queue.ask()) is not None:
+        record, series = pretend(spec, None, None, 4, 1)
+        record = replace(record, versions={"torch": "2", "python": "3.11", "data": "f1a9"})
+        store.write(record, series)
+        queue.tell(record)
+        count += 1
+    return count
+
+
+@contextmanager
+def mlflow_server(folder: Path, workers: int) -> Iterator[str]:
+    """Serve an empty sqlite database; yield the server's address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--workers", str(workers), "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "server.log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        uri, end = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
+        while True:
+            try:
+                urllib.request.urlopen(f"{uri}/health", timeout=1).close()  # noqa: S310 - loopback
+                break
+            except OSError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+        yield uri
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def time_sync(storage: str, uri: str) -> float:
+    """Seconds of one `sync`."""
+    since = time.perf_counter()
+    command = [sys.executable, "-m", "bench", "sync", storage, "--tracking-uri", uri]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - since
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=2, help="processes of the MLflow server")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store = RecordStore(str(folder / "storage"))
+        count = fill(store, benchmark_of(options.trials, 4))
+        with mlflow_server(folder, options.workers) as uri:
+            first, again = time_sync(store.url, uri), time_sync(store.url, uri)
+    load = os.getloadavg()[0]
+    print(json.dumps({"trials": count, "first": round(first, 1), "again": round(again, 1), "load": round(load, 1)}))
+
+
+if __name__ == "__main__":
+    main()
