@@ -1,4 +1,4 @@
-"""What the tests of the benchmark share: a tiny benchmark, records that nobody ran, a small pretrained network."""
+"""Fixtures of the benchmark's tests: a tiny benchmark, fake records, a small pretrained network."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[ObjectStore]:
-    """An S3 on loopback with an empty bucket."""
+    """An S3 server on loopback with an empty bucket."""
     pytest.importorskip("moto", reason="needs `pip install 'deelbo[test]'`: an S3 on loopback")
     from tests.helpers.object_store import ObjectStore  # seconds, which only these tests should wait
 
@@ -50,7 +50,7 @@ def s3_server() -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def s3(s3_server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    """The same, where s3:// leads for the time of a test; who asks in vain asks once."""
+    """The same server, to which s3:// URLs lead during a test; failed requests are not repeated."""
     for name, value in (s3_server.environment | {"AWS_MAX_ATTEMPTS": "1"}).items():
         monkeypatch.setenv(name, value)
     fsspec.get_filesystem_class("s3").clear_instance_cache()  # of tests before, with other addresses and keys
@@ -65,13 +65,13 @@ def content() -> dict[str, Any]:
 
 @pytest.fixture
 def tiny(content: dict[str, Any]) -> Benchmark:
-    """The same, checked."""
+    """The small benchmark, checked."""
     return parse_benchmark(content, "tiny.yaml")
 
 
 @pytest.fixture(scope="session")
 def fake() -> FakeRecord:
-    """Makes the record of a trial that nobody ran; its numbers depend on the spec alone."""
+    """Make the record of a trial that nobody ran; its numbers depend on the spec only."""
 
     def make(spec: TrialSpec, status: str = "completed", **given: Any) -> TrialRecord:
         chance = int(hashlib.sha256(spec.key.encode()).hexdigest()[:8], 16) / 2**32
@@ -103,7 +103,7 @@ Judge = Callable[[TrialSpec], TrialRecord]
 
 @pytest.fixture(scope="session")
 def play(fake: FakeRecord) -> Callable[..., list[TrialRecord]]:
-    """Runs a whole race with fake records; what was asked, as records, in order."""
+    """Run a whole benchmark with fake records, and return them in the order of their trials."""
 
     def run(benchmark: Benchmark, judge: Judge = fake, known: list[TrialRecord] | None = None) -> list[TrialRecord]:
         race = TrialQueue(make_methods(benchmark), known or [], benchmark.order_seed)
@@ -125,7 +125,7 @@ SERIES = [
 
 @pytest.fixture
 def fill() -> Callable[[RecordStore, Benchmark, list[TrialRecord]], RecordStore]:
-    """Puts a benchmark and its records into a storage, as a run leaves them."""
+    """Write a benchmark and its records to a storage, as a run does."""
 
     def put(store: RecordStore, benchmark: Benchmark, records: list[TrialRecord]) -> RecordStore:
         store.write_benchmark(benchmark.content())
@@ -145,12 +145,12 @@ def storage(tmp_path: Path, tiny: Benchmark, play: Any, fill: Any) -> RecordStor
 
 @pytest.fixture
 def publish(tmp_path: Path) -> Publish:
-    """Writes a pair of files as the authors publish them: L2-SP, four configurations a cell, the best first."""
+    """Write a pair of files as the authors publish them: L2-SP, four configurations per cell, the best first."""
 
     def write(
         dataset: str = "CIFAR-10", cells: Any = ((100, 1001),), retrained: int = 4, **first: Any
     ) -> tuple[Path, Path]:
-        """``retrained``: how many configurations of a cell were trained again. ``first``: changes of the first row."""
+        """Write the files; ``retrained`` configurations per cell are retrained, and ``first`` changes the first row."""
         tuned, again = list[dict[str, Any]](), list[dict[str, Any]]()
         for n, seed in cells:
             for i, (rate, tau) in enumerate([(0.1, 0.01), (0.1, 0.001), (0.01, 0.01), (0.01, 0.001)]):
@@ -171,7 +171,7 @@ def publish(tmp_path: Path) -> Publish:
 
 @pytest.fixture
 def sketch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are drawn but not rendered, which takes a second each: their files hold the lines that would be seen."""
+    """Write the lines of figures to their files instead of rendering them, which takes a second each."""
 
     def save(figure: Any, folder: Path, name: str) -> list[Path]:
         lines = [[line.get_xydata().tolist() for line in axis.lines] for axis in figure.axes]
@@ -185,7 +185,7 @@ def sketch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database whose tables exist, to be copied: making them takes seconds."""
+    """An MLflow database with empty tables, to be copied, as making them takes seconds."""
     from mlflow.tracking import MlflowClient
 
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
@@ -195,14 +195,14 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def uri(database: Path, tmp_path: Path) -> str:
-    """An MLflow database of the test's own, empty."""
+    """An empty MLflow database for one test."""
     (tmp_path / "mlflow.db").write_bytes(database.read_bytes())
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache folder of the test session's own, with a network in it that was pretrained as briefly as SWAG allows."""
+    """A cache folder for the test session, with a briefly pretrained network."""
     folder = tmp_path_factory.mktemp("deelbo-cache")
     quick = partial(pretraining.pretrain, pretraining.Recipe(epochs=1, swag_epochs=5))
     with pytest.MonkeyPatch.context() as patch:
@@ -215,13 +215,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def pretrained(cache: Path) -> pretraining.Pretrained:
-    """That network."""
+    """The briefly pretrained network."""
     return pretraining.load_pretrained()
 
 
 @pytest.fixture(scope="session")
 def resnet50(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file of random weights of ResNet-50, as torchvision's are: 100 MB, gone after the session."""
+    """A file of random weights of ResNet-50 as torchvision's are: 100 MB, deleted after the session."""
     file = tmp_path_factory.mktemp("weights") / "resnet50.pt"
     torch.save(build_backbone("resnet50", 1000)[0].state_dict(), file)
     yield file
@@ -230,7 +230,7 @@ def resnet50(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Threads of several tests' processes would wait for each other."""
+    """Run with one torch thread, so that the processes of several tests do not compete."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

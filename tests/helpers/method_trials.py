@@ -1,4 +1,4 @@
-"""What the tests of search methods share: a cell of some benchmark, a method at work in it, records that nobody ran."""
+"""Run a method in one cell of a small benchmark, with records that a function makes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["FAILED", "Judge", "drive", "judged", "make", "waiting"]
 
 FAILED = None
 Judge = Callable[[TrialSpec], float | None]
-"""What becomes of a trial: its validation NLL or objective; nan where it diverges, `FAILED` where it fails."""
+"""The result of a trial: its validation NLL or objective; NaN if it diverges, `FAILED` if it fails."""
 M = TypeVar("M", bound=Method)
 
 
 def make(
     kind: type[M], prior: str = "l2-sp", n: int = 100, split: int = 1001, name: str | None = None, **given: Any
 ) -> M:
-    """The method in one cell, with these settings as YAML would give them. ``split``: the cell's seed."""
+    """Return the method in one cell, with settings as YAML would give them; ``split`` is the seed of the cell."""
     content = {"name": "a", "dataset": "mnist-digits", "backbone": "digits-resnet", "n": [n], "seeds": [split]}
     benchmark = parse_benchmark(content | {"priors": [prior], "methods": {"elbo": {}}}, "x")
     settings = kind.Settings.model_validate({"method": kind.name} | given)
@@ -33,7 +33,7 @@ def make(
 
 
 def judged(spec: TrialSpec, value: float | None) -> TrialRecord:
-    """The record of a trial that came to this."""
+    """Return the record of a trial with this result."""
     if value is None:
         return TrialRecord(spec, "failed", {}, {}, {}, 1000.0, 1001.0, error="RuntimeError: out of luck")
     status = "completed" if math.isfinite(value) else "diverged"
@@ -43,23 +43,24 @@ def judged(spec: TrialSpec, value: float | None) -> TrialRecord:
 
 
 def waiting(method: Method) -> list[TrialSpec]:
-    """Everything that may start now."""
-    asked = []
-    while (spec := method.ask()) is not None:
-        asked.append(spec)
-    return asked
+    """Return all trials that may start now."""
+    return list(iter(method.ask, None))
 
 
 def drive(method: Method, judge: Judge, order: int | None = None) -> list[TrialRecord]:
-    """Runs a method to its end; its records as they were told: at once as asked, or shuffled by that seed among those
-    that are out. What the method expects to take must never grow, and be what it took in the end."""
+    """Run a method to its end, and check that its count of trials never grows and is exact at the end.
+
+    Returns:
+        the records in the order in which the method received them: that of its trials, or shuffled by the seed
+        ``order`` among those that are running.
+    """
     shuffle = random.Random(order)  # noqa: S311
-    out, records, most = list[TrialSpec](), list[TrialRecord](), method.count()
-    while out := out + waiting(method):
-        spec = out.pop(shuffle.randrange(len(out)) if order is not None else 0)
+    running, records, bound = list[TrialSpec](), list[TrialRecord](), method.count()
+    while running := running + waiting(method):
+        spec = running.pop(shuffle.randrange(len(running)) if order is not None else 0)
         records.append(judged(spec, judge(spec)))
         method.tell(records[-1])
-        assert method.count() <= most
-        most = method.count()
-    assert most == len(records)
+        assert method.count() <= bound
+        bound = method.count()
+    assert bound == len(records)
     return records

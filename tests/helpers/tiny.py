@@ -1,4 +1,4 @@
-"""A small benchmark, as its YAML file would be read: 9 trials of 4 steps."""
+"""A small benchmark as its YAML file would be read: 9 trials of 4 steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: bad input is one line and exit code 2, and leaves no trace."""
+"""The command line: bad input is one line and exit code 2, and changes nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.storage.records import RecordStore
 
 
 def exit_code(*arguments: str) -> int:
-    """What the process would end with."""
+    """Return the exit code of the process."""
     try:
         return main(arguments)
     except SystemExit as error:
@@ -25,13 +25,13 @@ def exit_code(*arguments: str) -> int:
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
-    """Everything in a folder."""
+    """Return everything in a folder."""
     found = sorted(folder.rglob("*"))
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in found}
 
 
 def assert_refused(capsys: pytest.CaptureFixture[str], *arguments: str, words: str = "") -> None:
-    """Exit code 2 and one line on stderr; nothing on stdout; the working folder as it was."""
+    """Check exit code 2, one line on stderr, nothing on stdout, and an unchanged working folder."""
     before = tree(Path.cwd())
     assert exit_code(*arguments) == 2
     out, error = capsys.readouterr()
@@ -44,7 +44,7 @@ def assert_refused(capsys: pytest.CaptureFixture[str], *arguments: str, words: s
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands run in an empty folder, with a terminal that shows every word."""
+    """Run commands in an empty folder."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("DEELBO_CACHE", str(tmp_path / "here" / "cache"))
@@ -73,7 +73,7 @@ def test_a_bad_configuration(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A configuration that makes no sense is refused by ``run`` and ``plan`` before anything starts."""
+    """An invalid configuration is refused by ``run`` and ``plan`` before anything starts."""
     file = tmp_path / "bad.yaml"
     file.write_text(yaml.safe_dump(content | change))
     assert_refused(capsys, command, str(file), words=words)
@@ -130,7 +130,7 @@ USAGE = [
 
 @pytest.mark.parametrize(("arguments", "words"), USAGE, ids=[" ".join(arguments) for arguments, _ in USAGE])
 def test_a_bad_call(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever is wrong with a call is said in one line."""
+    """Wrong usage is reported in one line."""
     assert_refused(capsys, *arguments, words=words)
 
 
@@ -138,14 +138,14 @@ def test_a_bad_call(arguments: list[str], words: str, capsys: pytest.CaptureFixt
     "command", [["run", "quickstart", "--storage"], ["report"], ["sync"], ["ui"]], ids=lambda c: c[0]
 )
 def test_a_storage_with_other_files(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder that holds something else is refused by every command, and left as it is."""
+    """A folder that holds something else is refused by every command, and not changed."""
     Path("home").mkdir()
     Path("home", "thesis.tex").write_text("years of work")
     assert_refused(capsys, *command, "home", words="home exists and holds no benchmark")
 
 
 def test_a_storage_with_another_benchmark(storage: RecordStore, capsys: pytest.CaptureFixture[str]) -> None:
-    """A storage that holds another benchmark is refused with what differs, and left as it is."""
+    """A storage of another benchmark is refused with what differs, and not changed."""
     before = tree(Path(storage.path()))
     assert_refused(
         capsys, "run", "quickstart", "--storage", storage.url, words="name was 'tiny' and is now 'quickstart'"
@@ -155,8 +155,7 @@ def test_a_storage_with_another_benchmark(storage: RecordStore, capsys: pytest.C
 
 @pytest.mark.usefixtures("sketch")
 def test_a_storage_with_a_damaged_record(storage: RecordStore, capsys: pytest.CaptureFixture[str]) -> None:
-    """A record that cannot be read is named by ``report``, with what to do, in one line; the rest is reported, the
-    storage stays as it is, and the exit code is 1."""
+    """``report`` names a damaged record with what to do, reports the rest, and exits with 1."""
     record = next(Path(storage.path("records")).iterdir())
     record.write_text("{")
     before = tree(Path(storage.path()))
@@ -175,17 +174,17 @@ def test_a_remote_storage_needs_a_tracking_uri(tiny: Benchmark, capsys: pytest.C
 
 
 def test_a_tracking_uri_that_is_none(storage: RecordStore, capsys: pytest.CaptureFixture[str]) -> None:
-    """A tracking URI that MLflow cannot use is one line."""
+    """A tracking URI that MLflow does not support is refused."""
     assert_refused(capsys, "sync", storage.url, "--tracking-uri", "gopher://x", words="gopher")
 
 
 def test_images_that_the_network_cannot_take(capsys: pytest.CaptureFixture[str]) -> None:
-    """`speed` with three channels for a network that takes one is one line."""
+    """`speed` refuses three channels for a network that takes one."""
     assert_refused(capsys, "speed", "--channels", "3", "--rounds", "1", "--steps", "1", words="channel")
 
 
 def test_report_names_its_files(storage: RecordStore, capsys: pytest.CaptureFixture[str]) -> None:
-    """``report`` exits 0, and every file that it names is there."""
+    """``report`` exits with 0, and every file that it prints exists."""
     assert exit_code("report", storage.url, "--out", "pages") == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert {"report.html", "figure2.png", "table3.csv"} <= {name for name, _ in lines}
@@ -199,13 +198,13 @@ def test_speed_is_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_traceback_on_request() -> None:
-    """With --traceback the error itself comes through."""
+    """With --traceback the error is raised."""
     with pytest.raises(ValueError, match="no preset or file"):
         main(["--traceback", "plan", "quickstat"])
 
 
 def test_the_installed_command() -> None:
-    """The command as it is installed does the same: exit code 2, one line, no traceback."""
+    """The installed command reports an error in one line with exit code 2, without a traceback."""
     command = Path(sys.executable).with_name("deelbo-bench")
     done = subprocess.run([command, "run", "quickstat"], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""What `plan` says: how many trials each method takes, every trial, and the hours, by hand counts."""
+"""The output of `plan`: trials per method, every trial, and hours, compared with counts by hand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Told = Callable[..., str]
 
 @pytest.fixture
 def told(capsys: pytest.CaptureFixture[str]) -> Told:
-    """Plans, and gives what was printed."""
+    """Run `plan`, and return what it prints."""
 
     def call(*arguments: str) -> str:
         assert main(["plan", *arguments]) == 0
@@ -33,7 +33,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> Told:
 
 
 def table(text: str) -> list[Row]:
-    """The lines of the table that hold numbers, by column: a number belongs to the heading that it ends under."""
+    """Return the rows of the table that have numbers, by column; a number belongs to the heading that it ends under."""
     lines = text.splitlines()
     at = next(i for i, line in enumerate(lines) if re.search(r"\bmethod\b.*\btune\b", line))
     ends = {found.end(): found[0] for found in re.finditer(r"\S+", lines[at])}
@@ -56,7 +56,7 @@ def count(row: Row, stage: str) -> int:
 
 
 def test_plan_counts_the_quickstart(told: Told) -> None:
-    """The plan of the quickstart: 3 seeds of 24 + 24, 4 and 4 trials, 168 in all; nothing runs."""
+    """The quickstart has 3 seeds of 24 + 24, 4 and 4 trials, 168 in all."""
     text = told("quickstart")
     rows = table(text)
     assert [(row["first"], row["second"]) for row in rows[:-1]] == [
@@ -79,8 +79,7 @@ POSTER = {"tune": 5184, "retrain": 468, "run": 216}
 
 
 def test_the_poster_is_the_papers(play: Any) -> None:
-    """The paper has 18 cells of (dataset, N, seed), and a race of the poster asks for just 5,184 tuning runs,
-    468 retrainings and 216 runs of the DE ELBo."""
+    """The poster has the 18 cells and the 5,184 tuning runs, 468 retrainings and 216 runs of the paper."""
     benchmark = load_benchmark("poster")
     methods = make_methods(benchmark)
     assert len({(method.cell.dataset, method.cell.n, method.cell.seed) for method in methods}) == 18
@@ -94,8 +93,7 @@ def test_the_poster_is_the_papers(play: Any) -> None:
 
 
 def test_plan_counts_the_poster(told: Told) -> None:
-    """The printed table has a block for each of 6 (dataset, N), whose numbers add up to the totals it gives, which are
-    the paper's; the sentence says the same."""
+    """The rows of the poster add up to the totals of the table, which are the paper's."""
     text = told("poster")
     *rows, total = table(text)
     assert len({row["where"] for row in rows}) == 6
@@ -112,8 +110,7 @@ def test_plan_counts_the_poster(told: Told) -> None:
 
 
 def test_plan_lists_the_poster(told: Told) -> None:
-    """`plan --trials` has a line for each of 5,868 trials, among them the retrainings that are chosen later, by prior:
-    432 of L2-SP, 18 of L2-zero and 18 of PTYL."""
+    """`plan --trials` has a line for each of 5,868 trials, also for retrainings that are chosen later."""
     lines = told("poster", "--trials").splitlines()
     words = [line.split() for line in lines]
     stages = Counter(next(word for word in line if word in POSTER) for line in words)
@@ -128,7 +125,7 @@ def test_plan_lists_the_poster(told: Told) -> None:
 
 
 def test_plan_counts_the_follow_up(told: Told, play: Any) -> None:
-    """The follow-up: 2 backbones in 24 cells, 48 grids of 144 points: 6,912 tuning runs, 48 retrainings, 192 runs."""
+    """The follow-up has 48 grids of 144 points: 6,912 tuning runs, 48 retrainings, 192 runs."""
     benchmark = load_benchmark("followup")
     methods = make_methods(benchmark)
     cells = {method.cell for method in methods}
@@ -142,8 +139,8 @@ def test_plan_counts_the_follow_up(told: Told, play: Any) -> None:
     assert "24 cells of (dataset, N, seed): 6,912 tuning runs, 48 retrainings, 192 DE ELBo runs." in text.splitlines()
 
 
-def test_plan_of_a_part(told: Told) -> None:
-    """With ``--only`` and ``--set`` the plan is of that part, of the benchmark so changed."""
+def test_plan_of_a_subset(told: Told) -> None:
+    """With ``--only`` and ``--set`` the plan is that of the changed subset."""
     text = told("poster", "--set", "seeds=[1001]", "--only", "prior=ptyl,dataset=CIFAR-10,n=100")
     *rows, total = table(text)
     assert [(row["first"], row["second"]) for row in rows] == [("PTYL", "MAP + GS"), ("PTYL", "DE ELBo")]
@@ -153,9 +150,7 @@ def test_plan_of_a_part(told: Told) -> None:
 
 
 def test_plan_gives_hours(told: Told) -> None:
-    """At 100 training images a second, an image that is looked at counting a third of one trained on: a tuning run of
-    the quickstart trains on 200 x 50 and looks 20 times at 20, a retraining at 1,000 for the test, a run also ten times
-    at its 100."""
+    """The hours are those of the images by hand, an evaluated image counting a third of a trained one."""
     rows = table(told("quickstart", "--images-per-second", "100"))
     grid = 72 * (10_000 + 400 / 3) + 72 * (10_000 + 1000 / 3)
     runs = 12 * (10_000 + 2000 / 3)
@@ -164,7 +159,7 @@ def test_plan_gives_hours(told: Told) -> None:
 
 
 def test_plan_gives_hours_as_measured(told: Told, tmp_path: Path) -> None:
-    """With measured rates each method has its own; a total is given only where all hours are known."""
+    """With measured rates each method has its own; a total is given only if all hours are known."""
     rates = {"map l2-sp": 100.0, "de-elbo l2-sp": 50.0}
     file = tmp_path / "speed.json"
     setting = {"size": 16, "batch": 50, "numerics": {"precision": "float32", "channels_last": False, "compile": False}}
@@ -179,7 +174,7 @@ def test_plan_gives_hours_as_measured(told: Told, tmp_path: Path) -> None:
 
 
 def test_plan_says_where_its_hours_come_from(told: Told) -> None:
-    """Each backbone has a line: the published runs' rate is assumed for ResNet-50, others have none unless given."""
+    """Each backbone has a line on its rate: assumed for ResNet-50, unknown for others unless given."""
     assert "GPU-hours of resnet50: 320 images a second, assumed: the published runs' on an A100" in told("poster")
     unknown = told("followup")
     for name in ("vit_b_16", "convnext_tiny"):
@@ -198,7 +193,7 @@ def test_hours_follow_the_seeds(told: Told) -> None:
 
 
 def test_plan_checks_first(content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A plan of what cannot run is refused as the run would be."""
+    """A benchmark that cannot run is refused as `run` refuses it."""
     file = tmp_path / "a.yaml"
     file.write_text(json.dumps(content | {"n": [5000]}))
     assert main(["plan", str(file)]) == 2

@@ -1,4 +1,4 @@
-"""`prepare`: what a benchmark reads is there, or one line says what is not."""
+"""`prepare` downloads what a benchmark reads, or says in one line what is missing."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ CONTENT: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is in the places where data and weights are looked for, and no network is reached: what is asked for goes
-    to a port of this machine at which nobody listens."""
+    """Empty all places of data and weights, and send network requests to a closed port of this machine."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DEELBO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
@@ -38,14 +37,14 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def written(tmp_path: Path, **change: Any) -> str:
-    """The configuration as a file."""
+    """Write the configuration, and return its path."""
     file = tmp_path / "rehearsal.yaml"
     file.write_text(yaml.safe_dump(CONTENT | change, sort_keys=False))
     return str(file)
 
 
 def refused(capsys: pytest.CaptureFixture[str], config: str) -> tuple[str, str]:
-    """Exit code 2 and one line on stderr; it, and what was printed before."""
+    """Check exit code 2 and one line on stderr; return it, and what was printed before."""
     assert main(["prepare", config]) == 2
     out, error = capsys.readouterr()
     assert error.startswith("deelbo-bench: ")
@@ -54,15 +53,14 @@ def refused(capsys: pytest.CaptureFixture[str], config: str) -> tuple[str, str]:
 
 
 def files_of(root: Path) -> list[Path]:
-    """The files of the datasets, decoded images apart."""
+    """Return the files of the datasets without decoded images."""
     return sorted(path for path in root.rglob("*") if "deelbo-cache" not in path.parts)
 
 
 def test_what_is_there_is_read_once(
     data_root: Path, resnet50: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where everything is there, `prepare` says how many images each dataset has and what its data and the weights are
-    called, needs no network, and leaves the data as they are, but for what is decoded once."""
+    """With everything available, `prepare` prints sizes and hashes, and needs no network."""
     before = files_of(data_root)
     config = written(tmp_path, data=str(data_root), backbones={"resnet50": {"weights": str(resnet50)}})
     assert main(["prepare", config]) == 0
@@ -87,7 +85,7 @@ def test_what_is_there_is_read_once(
 def test_the_embedded_benchmark_needs_nothing(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The digits' images and network come with the package, PTYL's posterior too: `prepare` has nothing to fetch."""
+    """The digits preset needs no download."""
     monkeypatch.setenv("DEELBO_CACHE", str(cache))
     assert main(["prepare", "digits"]) == 0
     first, second = capsys.readouterr().out.splitlines()
@@ -96,7 +94,7 @@ def test_the_embedded_benchmark_needs_nothing(
 
 
 def test_a_missing_file_of_weights(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file of weights that is not there is one line, which says that the datasets are ready."""
+    """A missing file of weights is one line, after the datasets."""
     config = written(tmp_path, data=str(data_root), backbones={"resnet50": {"weights": "mine/weights.pt"}})
     error, out = refused(capsys, config)
     assert "backbones.resnet50: " in error
@@ -108,7 +106,7 @@ def test_a_missing_file_of_weights(data_root: Path, tmp_path: Path, capsys: pyte
 def test_a_missing_posterior(
     data_root: Path, resnet50: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """PTYL's file that is not there is one line, once the datasets are ready."""
+    """A missing file of PTYL's prior is one line, after the datasets."""
     settings = {"weights": str(resnet50), "ptyl": "swag.safetensors"}
     config = written(tmp_path, data=str(data_root), backbones={"resnet50": settings}, priors=["l2-sp", "ptyl"])
     error, _ = refused(capsys, config)
@@ -117,7 +115,7 @@ def test_a_missing_posterior(
 
 
 def test_a_missing_dataset_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With verify_data: false the official data are not fetched in place of the missing: one line names the folder."""
+    """With verify_data: false a missing dataset is not downloaded, but reported with its folder."""
     error, out = refused(capsys, written(tmp_path, data=str(tmp_path / "mine")))
     assert "CIFAR-10" in error
     assert str(tmp_path / "mine") in error
@@ -127,7 +125,7 @@ def test_a_missing_dataset_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(("dataset", "n"), [("CIFAR-10", 100), ("Oxford-IIIT_Pet", 370), ("Flowers-102", 510)])
 def test_a_dataset_without_a_network(dataset: str, n: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where the network does not answer, a dataset that is missing is one line that says what to do instead."""
+    """Without a network, a missing dataset is one line that says what to do."""
     config = written(tmp_path, datasets={dataset: [n]}, data=str(tmp_path / "data"), verify_data=True)
     error, _ = refused(capsys, config)
     assert f"{dataset} could not be downloaded to {tmp_path / 'data'}" in error
@@ -135,7 +133,7 @@ def test_a_dataset_without_a_network(dataset: str, n: int, tmp_path: Path, capsy
 
 
 def test_weights_without_a_network(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where the network does not answer, ImageNet weights that are missing are one line, after the datasets' lines."""
+    """Without a network, missing ImageNet weights are one line, after the datasets."""
     error, out = refused(capsys, written(tmp_path, data=str(data_root)))
     assert "resnet50" in error
     assert "could not be downloaded" in error
@@ -145,7 +143,7 @@ def test_weights_without_a_network(data_root: Path, tmp_path: Path, capsys: pyte
 
 
 def test_what_cannot_run_is_not_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A configuration that makes no sense is refused before anything is fetched."""
+    """An invalid configuration is refused before anything is downloaded."""
     config = written(tmp_path, datasets={"CIFAR-10": [105]}, verify_data=True)
     error, out = refused(capsys, config)
     assert "n = 105" in error
@@ -154,8 +152,7 @@ def test_what_cannot_run_is_not_prepared(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_run_does_not_fetch(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`run` never downloads: a missing dataset, and missing weights, are one line that names `prepare`; nothing is
-    claimed."""
+    """`run` never downloads: missing datasets or weights are one line that names `prepare`."""
     for change in ({"data": str(tmp_path / "data"), "verify_data": True}, {"data": str(data_root)}):
         assert main(["run", written(tmp_path, **change), "--storage", "storage"]) == 2
         error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What `run` asks of the images before a trial starts: all there, enough of them, and those that earlier trials saw."""
+"""`run` checks its images before a trial starts: complete, enough, and those of earlier trials."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def store(tmp_path: Path) -> RecordStore:
 
 
 def test_images_that_fit_are_accepted(data_root: Path) -> None:
-    """Sizes that the folder has, and no earlier trials: nothing to say."""
+    """Sizes that the folder has are accepted."""
     check_data(benchmark_on(data_root), ["CIFAR-10"])
 
 
 def test_a_size_beyond_the_folder(data_root: Path) -> None:
-    """An N that the dataset allows and this small folder does not have is refused before any trial."""
+    """An N that the dataset has and the folder does not is refused before any trial."""
     with pytest.raises(ConfigError, match=r"^CIFAR-10: n = 1000 is larger than the pool of 400"):
         check_data(benchmark_on(data_root, datasets={"CIFAR-10": [1000]}), ["CIFAR-10"])
 
@@ -64,7 +64,7 @@ def test_an_image_that_cannot_be_decoded(data_root: Path, tmp_path: Path) -> Non
 def test_other_images_than_before(
     data_root: Path, store: RecordStore, tmp_path: Path, fake: Any, cifar10_writer: Callable[..., Path]
 ) -> None:
-    """A storage whose trials saw other images is not continued; with the same images, or none on record, it is."""
+    """A storage whose trials saw other images is refused; with the same images, or none on record, it is not."""
     benchmark = benchmark_on(data_root)
     (spec,) = make_methods(benchmark)[0].initial_trials()
     seen = load_task("CIFAR-10", data_root, 32, verify=False).fingerprint
@@ -76,7 +76,7 @@ def test_other_images_than_before(
 
 
 def test_workers_are_told_a_whole_path(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relative folder, given or from the environment, reaches the workers, who run elsewhere, as an absolute one."""
+    """Workers get an absolute path of a relative data folder, given or from the environment."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DEELBO_DATA", "mine")
     assert (
@@ -88,5 +88,5 @@ def test_workers_are_told_a_whole_path(data_root: Path, tmp_path: Path, monkeypa
 
 
 def test_a_node_of_a_cluster_has_its_own_folder(data_root: Path) -> None:
-    """Where nothing is configured, a cluster's nodes look where their own environment says."""
+    """Without a configured folder, the nodes of a cluster use that of their own environment."""
     assert _data_folder(benchmark_on(data_root, data=None), "head:6379") is None

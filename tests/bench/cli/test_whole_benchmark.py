@@ -1,5 +1,4 @@
-"""The poster preset, rehearsed: small datasets in their true formats, ResNet-50 at 32 px, a few steps; all else is
-real."""
+"""The poster preset, rehearsed with small datasets in their real formats, 32 px images and a few steps."""
 
 from __future__ import annotations
 
@@ -52,7 +51,7 @@ def deelbo_bench(*arguments: str, data: Path, where: Path) -> subprocess.Complet
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with weights of ResNet-50, source images, and PTYL's prior fitted on them by our own command."""
+    """A folder with weights of ResNet-50, source images, and PTYL's prior fitted on them by `swag`."""
     folder = tmp_path_factory.mktemp("rehearsal")
     torch.save(build_backbone("resnet50", 1000)[0].state_dict(), folder / "resnet50.pt")
     random = np.random.default_rng(0)
@@ -73,7 +72,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rehearsal(place: Path, data_root: Path) -> tuple[Path, str]:
-    """The storage of the whole rehearsal, and what its command said."""
+    """The storage of the rehearsal, and the output of its command."""
     files = {"backbones.resnet50.weights": "resnet50.pt", "backbones.resnet50.ptyl": "swag.safetensors"}
     sets = [word for key, value in (SHRUNK | files).items() for word in ("--set", f"{key}={value}")]
     prepared = deelbo_bench("prepare", "poster", *sets, data=data_root, where=place)
@@ -84,7 +83,7 @@ def rehearsal(place: Path, data_root: Path) -> tuple[Path, str]:
 
 
 def test_every_prior_and_method_runs(rehearsal: tuple[Path, str]) -> None:
-    """Every prior and method has its trials on both datasets, all completed, as the shrunk plan counts them."""
+    """Every prior and method completes its trials on both datasets."""
     records = list(RecordStore(str(rehearsal[0])).records())
     counts = Counter((r.spec.dataset, r.spec.prior, r.spec.stage) for r in records)
     each = {("l2-zero", "retrain"): 1, ("l2-sp", "retrain"): 2, ("ptyl", "retrain"): 1}
@@ -96,7 +95,7 @@ def test_every_prior_and_method_runs(rehearsal: tuple[Path, str]) -> None:
 
 
 def test_what_ran_is_on_the_record(rehearsal: tuple[Path, str]) -> None:
-    """Precision, layout and image size, the data and the weights by a hash; D is that of the published network."""
+    """Records have the numerics, hashes of data and weights, and the D of the published network."""
     records = list(RecordStore(str(rehearsal[0])).records())
     assert {(r.spec.precision, r.spec.channels_last, r.spec.image_size) for r in records} == {("bf16", True, 32)}
     starts = {(r.spec.prior == "ptyl", r.versions["pretrained"]) for r in records}
@@ -107,7 +106,7 @@ def test_what_ran_is_on_the_record(rehearsal: tuple[Path, str]) -> None:
 
 
 def test_every_table_and_figure_is_there(rehearsal: tuple[Path, str]) -> None:
-    """The report has figure 2 with L2-SP's curve, tables 2 and 3 for every prior, method and dataset."""
+    """The report has figure 2, and tables 2 and 3 for every prior, method and dataset."""
     report = rehearsal[0] / "report"
     third = pd.read_csv(report / "table3.csv")
     assert len(third) == 2 * 3 * 2
@@ -123,14 +122,14 @@ def test_every_table_and_figure_is_there(rehearsal: tuple[Path, str]) -> None:
 
 
 def test_a_rehearsal_is_not_taken_for_the_paper(rehearsal: tuple[Path, str]) -> None:
-    """Where published numbers stand beside runs of other settings, the page says which."""
+    """The page lists the settings that differ from those of the published numbers."""
     page = (rehearsal[0] / "report" / "report.html").read_text()
     for words in ("steps = 3 (paper: 6000)", "image_size = 32 (paper: 224)", "images that were not verified"):
         assert words in page
 
 
 def test_the_terminal_shows_the_table(rehearsal: tuple[Path, str]) -> None:
-    """The terminal shows what was measured beside what was published, within 80 columns."""
+    """The terminal shows measured beside published results, within 80 columns."""
     lines = rehearsal[1].splitlines()
     assert any("DE ELBo" in line and "70.6 (68.7-72.7)" in line for line in lines)
     assert max(len(line) for line in lines if "(" in line and "ELBo " in line) <= 80

@@ -1,4 +1,4 @@
-"""Configurations that somebody made to do harm, or by mistake: a plan or one line, at once, and nothing is executed."""
+"""Malicious or damaged configurations give a plan or one line of error at once, and execute nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KEYS = (
 
 @pytest.fixture
 def plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Plan:
-    """Calls `plan` with a file of those bytes: 0, or 2 with one short line on stderr."""
+    """Call `plan` with a file of those bytes: 0, or 2 with one short line on stderr."""
     path = tmp_path / "a.yaml"
 
     def call(text: bytes, *arguments: str) -> int:
@@ -73,7 +73,7 @@ def dumped(content: Any) -> bytes:
 
 
 def test_changed_values(full: dict[str, Any], content: dict[str, Any], fuzz: Any, mutated: Any, plan: Plan) -> None:
-    """Whatever value stands at whatever key, the answer is a plan or one line."""
+    """Any value at any key gives a plan or one line."""
     assert plan(dumped(full)) == 0
     both = st.sampled_from([full, copy.deepcopy(full)]).flatmap(
         lambda one: mutated(one, keys=(*KEYS, *Benchmark.model_fields))
@@ -84,7 +84,7 @@ def test_changed_values(full: dict[str, Any], content: dict[str, Any], fuzz: Any
 
 
 def tags(tripwire: Path) -> list[str]:
-    """YAML that runs a command where a reader is not a safe one."""
+    """Return YAML that runs a command in an unsafe loader."""
     command = f"touch {tripwire}"
     return [
         f"!!python/object/apply:os.system ['{command}']",
@@ -149,7 +149,7 @@ SNIPPETS = (
 
 
 def test_garbled_text(full: dict[str, Any], fuzz: Any, garbled: Any, plan: Plan, tripwire: Path) -> None:
-    """Whatever bytes a file holds, the answer is a plan or one line, and nothing is executed."""
+    """Any bytes in a file give a plan or one line, and nothing is executed."""
     snippets = (*SNIPPETS, *(tag.encode() for tag in tags(tripwire)))
     fuzz(90, garbled(dumped(full), snippets), plan)
 
@@ -157,7 +157,7 @@ def test_garbled_text(full: dict[str, Any], fuzz: Any, garbled: Any, plan: Plan,
 def test_changes_on_the_command_line(
     content: dict[str, Any], fuzz: Any, garbled: Any, plan: Plan, tripwire: Path
 ) -> None:
-    """Whatever --set holds, the answer is a plan or one line, and nothing is executed."""
+    """Any text in --set gives a plan or one line, and nothing is executed."""
     snippets = (*SNIPPETS, *(tag.encode() for tag in tags(tripwire)), b"..", b"=", b"methods.map-gs.")
     start = st.sampled_from([b"training.steps=100", b"datasets={mnist-digits: [100]}", b"methods.map-gs.retrain=all"])
     changes = start.flatmap(lambda text: garbled(text, snippets)).map(lambda text: text.decode(errors="replace"))
@@ -165,7 +165,7 @@ def test_changes_on_the_command_line(
 
 
 def bomb(levels: int, merge: bool) -> str:
-    """Aliases of aliases, ten a level: at the last one they stand for ten to the power of ``levels`` values."""
+    """Return aliases of aliases, ten per level, that stand for ten to the power of ``levels`` values."""
     lines = ["a0: &a0 {k: 1}" if merge else "a0: &a0 [x]"]
     for i in range(levels):
         several = ", ".join([f"*a{i}"] * 10)
@@ -210,7 +210,7 @@ LARGE = {
 
 @pytest.mark.parametrize("text", LARGE.values(), ids=LARGE)
 def test_what_is_too_large(text: str, content: dict[str, Any], plan: Plan, fuzz: Any) -> None:
-    """What stands for more than it looks, or is too long or too deep, is refused at once in one short line."""
+    """A configuration that is, or expands to something, too large or too deep is refused in one short line."""
     keys = {line.partition(":")[0] for line in text.splitlines()}
     rest = {key: value for key, value in content.items() if key not in keys}
     text = text.removeprefix("backbone: ~\n")
@@ -222,7 +222,7 @@ def test_what_is_too_large(text: str, content: dict[str, Any], plan: Plan, fuzz:
 def test_a_grid_that_is_too_large(
     content: dict[str, Any], fuzz: Any, plan: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Seeds, sizes and grids whose product is astronomical are refused before any trial is thought of."""
+    """An astronomical number of trials is refused before any trial is made."""
     several = [1e-9 * (i + 1) for i in range(300)]
     grids = {"learning_rates": several, "weight_decays": several, "untied": ["l2-sp"], "retrain": "all"}
     content |= {"seeds": list(range(2000)), "methods": {"map-gs": grids}}
@@ -232,7 +232,7 @@ def test_a_grid_that_is_too_large(
 @pytest.mark.parametrize("name", preset_names())
 @pytest.mark.parametrize("retrain", ["best", "all", "{l2-sp: all}"])
 def test_trials_are_counted_as_they_are_made(name: str, retrain: str) -> None:
-    """The number of trials that is limited is that of those that would be made at most, whatever is trained again."""
+    """The limited number of trials is the number that would be made."""
     change = [f"methods.map-gs.retrain={retrain}", "methods.map-gs.untied=[l2-zero]", "seeds=[1]"]
     benchmark = load_benchmark(name, change)
     for prior in benchmark.priors:
@@ -243,7 +243,7 @@ def test_trials_are_counted_as_they_are_made(name: str, retrain: str) -> None:
 
 
 def test_as_many_trials_as_are_allowed(content: dict[str, Any], plan: Plan) -> None:
-    """Just as many trials as are allowed are no error, one seed more is."""
+    """Exactly the largest number of trials is accepted, and one seed more is refused."""
     content |= {"methods": {"elbo": {"learning_rates": [0.1 / (i + 1) for i in range(250)]}}}
     assert plan(dumped(content | {"seeds": list(range(MAX_TRIALS // 250))})) == 0
     assert plan(dumped(content | {"seeds": list(range(MAX_TRIALS // 250 + 1))})) == 2

@@ -1,4 +1,4 @@
-"""A benchmark's configuration: what is read, and what is refused."""
+"""Configurations that are read, and those that are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def changed(content: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
-    """The content with the dotted key ``where`` set to ``value``."""
+    """Return the content with the key ``where`` set to ``value``; its parts are separated by slashes."""
     content = copy.deepcopy(content)
     *folders, last = where.split("/")
     inner = content
@@ -32,20 +32,20 @@ def changed(content: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["digits", "followup", "poster", "quickstart"])
 def test_every_preset_loads(name: str) -> None:
-    """A preset is found by its name, and its name is the benchmark's."""
+    """A preset is found by its name, which is also the benchmark's."""
     assert name in preset_names()
     assert load_benchmark(name).name == name
 
 
 @pytest.mark.parametrize("name", preset_names())
 def test_content_is_read_back_equal(name: str) -> None:
-    """What a storage keeps of a preset, through JSON, is read as the same benchmark."""
+    """The content of a preset is read back from JSON as an equal benchmark."""
     benchmark = load_benchmark(name)
     assert parse_benchmark(json.loads(json.dumps(benchmark.content(), allow_nan=False)), "x") == benchmark
 
 
 def test_quickstart_is_what_was_promised() -> None:
-    """The quickstart: L2-SP, N = 100, three seeds; a seed takes 24 tuning runs, 24 retrainings, and twice 4 runs."""
+    """The quickstart takes 24 tuning runs, 24 retrainings and twice 4 runs per seed."""
     benchmark = load_benchmark("quickstart")
     assert (benchmark.priors, benchmark.seeds) == (("l2-sp",), (1001, 2001, 3001))
     assert benchmark.datasets == {"mnist-digits": (100,)}
@@ -59,7 +59,7 @@ def test_quickstart_is_what_was_promised() -> None:
 
 
 def test_default_grids_are_the_protocols() -> None:
-    """Grids that nobody gave are those of PROTOCOL section 4."""
+    """The default grids are those of the papers."""
     methods = {"map-gs": {}, "de-elbo": None, "elbo": {}}
     content = {"name": "a", "dataset": "b", "backbone": "c", "priors": ["ptyl"], "n": [1], "seeds": [1]}
     made = parse_benchmark(content | {"methods": methods}, "x").methods
@@ -73,7 +73,7 @@ def test_default_grids_are_the_protocols() -> None:
 
 
 def test_default_training_is_the_protocols() -> None:
-    """Training settings that nobody gave are those of PROTOCOL section 3."""
+    """The default training settings are those of the papers."""
     content = {"name": "a", "dataset": "b", "backbone": "c", "priors": ["ptyl"], "n": [1], "seeds": [1]}
     training = parse_benchmark(content | {"methods": {"elbo": {}}}, "x").training
     assert (training.steps, training.batch_size, training.momentum, training.clip_norm) == (6000, 128, 0.9, 1.0)
@@ -97,8 +97,7 @@ def test_default_training_is_the_protocols() -> None:
 def test_a_trial_gets_a_whole_gpu_unless_its_network_needs_none(
     backbones: dict[str, Any], given: dict[str, Any], expected: float
 ) -> None:
-    """Where nobody said how many GPUs a trial takes it is one, and none for the embedded network alone; what is given
-    is taken. The number is in what a storage keeps, and read back."""
+    """A trial gets one GPU by default, and none if the embedded network is the only backbone."""
     rest = {"name": "a", "dataset": "b", "priors": ["l2-sp"], "n": [1], "seeds": [1], "methods": {"elbo": {}}}
     before = copy.deepcopy(content := rest | backbones | given)
     benchmark = parse_benchmark(content, "x")
@@ -123,7 +122,7 @@ def test_scientific_notation_of_yaml_1_1_is_a_number(tmp_path: Path) -> None:
 
 
 def test_sigma_may_be_as_small_as_the_posterior_allows(content: dict[str, Any]) -> None:
-    """The least sigma of the posterior is accepted, and half of it is refused."""
+    """The minimum of the posterior's sigma is accepted, and half of it is refused."""
     accepted = parse_benchmark(changed(content, "training/sigma", MIN_SIGMA), "x")
     assert accepted.training.sigma == MIN_SIGMA
     with pytest.raises(ConfigError, match=r"training\.sigma"):
@@ -195,7 +194,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("where", "value", "expected"), REFUSED, ids=[f"{w}={v!r}"[:50] for w, v, _ in REFUSED])
 def test_nonsense_is_refused_by_name(content: dict[str, Any], where: str, value: Any, expected: list[str]) -> None:
-    """A value that makes no sense is refused in one line with the file, the key, what came and what was expected."""
+    """An invalid value is refused in one line with the file, the key, the value and what was expected."""
     with pytest.raises(ConfigError) as caught:
         parse_benchmark(changed(content, where, value), "my.yaml")
     message = str(caught.value)
@@ -206,8 +205,7 @@ def test_nonsense_is_refused_by_name(content: dict[str, Any], where: str, value:
 
 
 def test_checkpoints_belong_to_runs_that_are_not_timed(content: dict[str, Any]) -> None:
-    """Runs are timed and keep no checkpoints unless a configuration says so; with ``timed: false`` it may give minutes,
-    and it is the same storage and the same trials as before."""
+    """Only an untimed benchmark may have checkpoints, which change neither its identity nor its trials."""
     plain = parse_benchmark(content, "x")
     untimed = parse_benchmark(content | {"timed": False, "checkpoint_minutes": "1e1"}, "x")
     assert (plain.timed, plain.checkpoint_minutes) == (True, None)
@@ -222,7 +220,7 @@ def test_checkpoints_belong_to_runs_that_are_not_timed(content: dict[str, Any]) 
 
 @pytest.mark.parametrize("key", ["name", "dataset", "backbone", "priors", "n", "seeds", "methods"])
 def test_a_key_without_default_must_be_there(content: dict[str, Any], key: str) -> None:
-    """A key that has no default and is left out is named, a backbone's by the key for several."""
+    """A missing key without a default is named."""
     del content[key]
     named = "backbones" if key == "backbone" else key
     with pytest.raises(ConfigError, match=rf"^x: key {named} is missing"):
@@ -231,7 +229,7 @@ def test_a_key_without_default_must_be_there(content: dict[str, Any], key: str) 
 
 @pytest.mark.parametrize("where", ["methods/map-gs/retrain", "methods/de-elbo/kappa"])
 def test_a_choice_of_types_is_not_shown_to_people(content: dict[str, Any], where: str) -> None:
-    """Of a key that may be of two types the message gives the key alone, no name of a type checker's branch."""
+    """The message about a key of several types names the key without pydantic's names of the types."""
     with pytest.raises(ConfigError) as caught:
         parse_benchmark(changed(content, where, "x"), "x")
     assert f"{where.replace('/', '.')} = 'x'" in str(caught.value)
@@ -252,7 +250,7 @@ FILES = [
 
 @pytest.mark.parametrize(("text", "expected"), FILES, ids=[repr(text) for text, _ in FILES])
 def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, expected: list[str]) -> None:
-    """A file that is not YAML, or holds no keys, is refused in one line that names it."""
+    """A file that is not YAML, or has no keys, is refused in one line."""
     file = tmp_path / "a.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -273,7 +271,7 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["quickstat", "missing/file.yaml", "n" * 300])
 def test_a_missing_file_lists_the_presets(name: str) -> None:
-    """What is neither a preset nor a file is named beside the presets that exist."""
+    """A name that is neither a preset nor a file is refused with the list of presets."""
     with pytest.raises(ConfigError) as caught:
         load_benchmark(name)
     assert repr(name[:50])[:-1] in str(caught.value)
@@ -281,13 +279,13 @@ def test_a_missing_file_lists_the_presets(name: str) -> None:
 
 
 def test_a_folder_is_no_file() -> None:
-    """Something of that name that cannot be read as a file is named as that."""
+    """A folder is refused as not a file."""
     with pytest.raises(ConfigError, match=r"^\. is not a file: give a YAML file"):
         load_benchmark(".")
 
 
 def test_a_name_says_what_it_may_have(content: dict[str, Any]) -> None:
-    """In words, not as a pattern."""
+    """An invalid name is refused with the allowed characters in words, not as a pattern."""
     with pytest.raises(ConfigError, match="name = 'a/b': expected up to 64 letters"):
         parse_benchmark(content | {"name": "a/b"}, "x")
 
@@ -320,7 +318,7 @@ IN_FULL = SENSIBLE | {"datasets": {"mnist-digits": [100]}, "backbones": {"digits
     sensible=st.sampled_from([IN_SHORT, IN_FULL]),
 )
 def test_anything_is_read_or_refused_in_one_line(wild: Any, where: str, sensible: dict[str, Any]) -> None:
-    """Whatever stands in a file, the answer is a benchmark or one line of complaint."""
+    """Any content gives a benchmark or an error of one line."""
     content = wild
     if isinstance(wild, dict):
         content = sensible | ({where: sensible.get(where, {}) | wild} if where else wild)
@@ -333,7 +331,7 @@ def test_anything_is_read_or_refused_in_one_line(wild: Any, where: str, sensible
 
 
 def test_an_alias_bomb_is_refused_at_once(content: dict[str, Any]) -> None:
-    """A YAML whose aliases stand for 10^12 values is refused in one short line, without spelling them out."""
+    """A value that expands to 10^12 values is refused in one short line."""
     bomb: list[Any] = ["x"] * 10
     for _ in range(12):
         bomb = [bomb] * 10
@@ -343,7 +341,7 @@ def test_an_alias_bomb_is_refused_at_once(content: dict[str, Any]) -> None:
 
 
 def test_a_huge_file_is_refused(tmp_path: Path) -> None:
-    """A file of more than a megabyte is no benchmark, and is not read."""
+    """A file of a megabyte is refused without being read."""
     path = tmp_path / "huge.yaml"
     path.write_text("seeds: [" + "1, " * 400_000 + "1]")
     with pytest.raises(ConfigError, match="a benchmark is a short YAML file"):

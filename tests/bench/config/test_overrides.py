@@ -1,4 +1,4 @@
-"""``--set KEY=VALUE``: one key of a configuration changed before anything is checked."""
+"""``--set KEY=VALUE`` changes one key of a configuration before it is checked."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def file(content: dict[str, Any], tmp_path: Path) -> str:
     ],
 )
 def test_a_key_is_set(file: str, overrides: list[str], path: str, value: Any) -> None:
-    """A key at the top or further in, there before or not, has the value given, read as YAML; the last one counts."""
+    """A key at any depth, present or not, gets the value, which is read as YAML; the last override wins."""
     found: Any = load_benchmark(file, overrides)
     for name in path.split("."):
         found = found[name] if isinstance(found, dict) else getattr(found, name)
@@ -50,7 +50,7 @@ def test_a_key_is_set(file: str, overrides: list[str], path: str, value: Any) ->
 
 
 def test_keys_on_the_way_are_made(content: dict[str, Any], tmp_path: Path) -> None:
-    """Keys that a file does not have, or has with nothing behind them, are made on the way to the one that is set."""
+    """Missing or empty parents of the key are created."""
     del content["training"], content["methods"]["elbo"]
     path = tmp_path / "a.yaml"
     path.write_text(yaml.safe_dump(content | {"resources": None}))
@@ -61,7 +61,7 @@ def test_keys_on_the_way_are_made(content: dict[str, Any], tmp_path: Path) -> No
 
 
 def test_a_preset_is_changed_for_one_call() -> None:
-    """A preset takes overrides too, where its own words say it must: PTYL's file; and is the same without them."""
+    """Overrides of a preset do not change the preset."""
     before = load_benchmark("poster")
     changed = load_benchmark("poster", ["backbones.resnet50.ptyl=mine.pt", "datasets.Oxford-IIIT_Pet=[370]"])
     assert changed.backbones["resnet50"].ptyl == "mine.pt"
@@ -98,7 +98,7 @@ def test_a_preset_is_changed_for_one_call() -> None:
     ],
 )
 def test_a_bad_override_is_one_line(file: str, override: str, words: list[str]) -> None:
-    """What is not of the form KEY=VALUE, not YAML, in a list, an unknown key or a wrong type is said in one line."""
+    """An override without KEY=VALUE, not YAML, in a list, of an unknown key or a wrong type is refused in one line."""
     with pytest.raises(ConfigError) as caught:
         load_benchmark(file, [override])
     message = str(caught.value)
@@ -108,7 +108,7 @@ def test_a_bad_override_is_one_line(file: str, override: str, words: list[str]) 
 
 
 def test_an_override_mends_a_file(content: dict[str, Any], tmp_path: Path) -> None:
-    """Overrides come before the checks: a file that lacks a key is whole with it."""
+    """Overrides are applied before the checks, so they can add a missing key."""
     del content["seeds"]
     path = tmp_path / "a.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -120,7 +120,7 @@ def test_an_override_mends_a_file(content: dict[str, Any], tmp_path: Path) -> No
 @pytest.mark.parametrize("override", ["name=x", "training.steps=3"])
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just words", ""])
 def test_a_file_without_keys_takes_none(override: str, text: str, tmp_path: Path) -> None:
-    """A file that holds no keys is refused in one line, with an override as without."""
+    """A file without keys is refused in one line also with an override."""
     path = tmp_path / "a.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:

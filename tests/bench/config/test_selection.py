@@ -1,4 +1,4 @@
-"""``--only``: the part of a benchmark that a call runs, and the rest that a later call runs."""
+"""``--only`` runs a subset of a benchmark; a later call without it runs the rest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Competitor = tuple[str, str, str, str, int, int]
 
 
 def names(methods: list[Method]) -> list[Competitor]:
-    """Each method as (method, dataset, backbone, prior, n, seed)."""
+    """Return each method as (method, dataset, backbone, prior, n, seed)."""
     cells = [(method.name, method.cell) for method in methods]
     return [(name, cell.dataset, cell.backbone, cell.prior, cell.n, cell.seed) for name, cell in cells]
 
@@ -54,7 +54,7 @@ EVERYTHING = [
 
 
 def test_without_it_everything_runs(many: Benchmark) -> None:
-    """Without ``--only`` the part is the whole, in order."""
+    """Without ``--only`` everything is selected, in order."""
     assert names(filter_methods(make_methods(many), None)) == EVERYTHING
     assert len(EVERYTHING) == 72
 
@@ -76,8 +76,8 @@ def test_without_it_everything_runs(many: Benchmark) -> None:
         ("seed=1,seed=1", lambda c: c[5] == 1),
     ],
 )
-def test_a_part_is_what_fits(many: Benchmark, only: str, kept: Any) -> None:
-    """Each key names what it says; given twice it allows either value, different keys must all fit; the order stays."""
+def test_a_subset_is_what_matches(many: Benchmark, only: str, kept: Any) -> None:
+    """A key given twice allows either value, different keys must all match, and the order stays."""
     expected = [competitor for competitor in EVERYTHING if kept(competitor)]
     assert 0 < len(expected) < len(EVERYTHING)
     assert names(filter_methods(make_methods(many), only)) == expected
@@ -100,8 +100,8 @@ def test_a_part_is_what_fits(many: Benchmark, only: str, kept: Any) -> None:
         ("dataset=CIFAR-10,n=370", ["--only dataset=CIFAR-10,n=370: nothing in this benchmark matches all of it"]),
     ],
 )
-def test_a_bad_part_is_one_line(many: Benchmark, only: str, words: list[str]) -> None:
-    """A bad form, an unknown key, a value that the benchmark does not have, or values that never meet: one line."""
+def test_a_bad_subset_is_one_line(many: Benchmark, only: str, words: list[str]) -> None:
+    """A bad form, an unknown key or value, or values that never occur together are refused in one line."""
     with pytest.raises(ConfigError) as caught:
         filter_methods(make_methods(many), only)
     assert len(str(caught.value).splitlines()) == 1
@@ -110,7 +110,7 @@ def test_a_bad_part_is_one_line(many: Benchmark, only: str, words: list[str]) ->
 
 
 def run(benchmark: Benchmark, only: str | None, known: list[TrialRecord], fake: Any) -> list[TrialRecord]:
-    """What a call with ``--only`` adds to the records known."""
+    """Return the records that a call with ``--only`` adds to the known ones."""
     race, made = TrialQueue(filter_methods(make_methods(benchmark), only), known), list[TrialRecord]()
     while (spec := race.ask()) is not None:
         made.append(fake(spec))
@@ -122,7 +122,7 @@ def run(benchmark: Benchmark, only: str | None, known: list[TrialRecord], fake: 
 
 @pytest.mark.parametrize("only", ["method=map-gs", "n=100,prior=l2-sp", "dataset=Oxford-IIIT_Pet", "seed=2,n=1000"])
 def test_a_later_call_runs_the_rest(many: Benchmark, only: str, fake: Any) -> None:
-    """A call with ``--only`` runs that part alone; a later one without it runs what is missing, and nothing twice."""
+    """A later call without ``--only`` runs what is missing, and nothing twice."""
     everything = {record.key for record in run(many, None, [], fake)}
     first = run(many, only, [], fake)
     part = {(method.name, method.cell) for method in filter_methods(make_methods(many), only)}

@@ -1,4 +1,4 @@
-"""Datasets and backbones in a configuration: one in short, several in full, and errors in the words people wrote."""
+"""Short and long forms of datasets and backbones, and errors in the form of the file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BACKBONE: dict[str, Any] = {"backbones": {"resnet50": {}}}
 
 
 def read(*parts: dict[str, Any]) -> Benchmark:
-    """What a file with those keys beside the others says."""
+    """Return the benchmark of a file with these keys beside the others."""
     content = dict(REST)
     for part in parts:
         content |= part
@@ -28,7 +28,7 @@ def read(*parts: dict[str, Any]) -> Benchmark:
 
 
 def refusal(*parts: dict[str, Any]) -> str:
-    """The one line with which they are refused."""
+    """Return the one line with which they are refused."""
     with pytest.raises(ConfigError) as caught:
         read(*parts)
     assert len(str(caught.value).splitlines()) == 1
@@ -57,14 +57,14 @@ def refusal(*parts: dict[str, Any]) -> str:
     ],
 )
 def test_short_and_long_forms_agree(short: dict[str, Any], long: dict[str, Any]) -> None:
-    """One dataset and one backbone may be named in short: it is the same benchmark, and is kept in full."""
+    """The short form of one dataset or backbone is the same benchmark as the long form, which is what is stored."""
     assert read(short) == read(long)
     assert read(short).content() == read(long).content()
     assert {"datasets", "backbones"} <= set(read(short).content())
 
 
 def test_what_is_read_is_left_as_it_is() -> None:
-    """Reading the short form does not change what was read from the file."""
+    """Reading the short form does not change the content."""
     content = REST | {"dataset": "CIFAR-10", "n": [100], "backbone": "resnet50", "head": "fc"}
     before = yaml.safe_dump(content)
     parse_benchmark(content, "x")
@@ -81,7 +81,7 @@ def test_what_is_read_is_left_as_it_is() -> None:
     ],
 )
 def test_both_forms_at_once_are_refused(given: dict[str, Any], words: str) -> None:
-    """A key of the short form beside the long one is refused by its name: which of the two counts is not guessed."""
+    """A key of the short form beside the long form is refused by name."""
     assert refusal({"backbone": "resnet50"} if "backbones" not in given else {}, given) == words
 
 
@@ -96,7 +96,7 @@ def test_both_forms_at_once_are_refused(given: dict[str, Any], words: str) -> No
     ],
 )
 def test_half_a_form_is_refused(given: dict[str, Any], words: str) -> None:
-    """N without a dataset, a dataset without N, and a head without a backbone miss the other half."""
+    """N without a dataset, a dataset without N, or a head without a backbone is refused."""
     assert refusal(given) == words
 
 
@@ -124,19 +124,19 @@ def test_half_a_form_is_refused(given: dict[str, Any], words: str) -> None:
     ],
 )
 def test_errors_are_in_the_words_people_wrote(given: dict[str, Any], words: str) -> None:
-    """A mistake is named by the key that stands in the file, in short (``n``) or in full (``datasets.NAME``)."""
+    """Errors name the key of the file, in short (``n``) or long form (``datasets.NAME``)."""
     assert refusal(given).startswith(words)
 
 
 @pytest.mark.parametrize("given", [["resnet50", "resnet50"], []])
 def test_a_bad_list_of_backbones_is_named(given: list[str]) -> None:
-    """A list of backbones that is empty, or names one twice, is refused by the key's name."""
+    """An empty list of backbones, or one that has a name twice, is refused."""
     assert refusal(DATASET, {"backbones": given}).startswith("backbones")
 
 
 @pytest.mark.parametrize("name", ["strength", "structure"])
 def test_an_unknown_key_is_named_whatever_it_is(name: str) -> None:
-    """A key that does not exist is named even where its name begins like one of Python's types."""
+    """An unknown key is named also if it begins like the name of a Python type."""
     assert refusal(DATASET, BACKBONE, {name: 1}).startswith(f"unknown key {name}: ")
 
 
@@ -149,13 +149,13 @@ def test_an_unknown_key_is_named_whatever_it_is(name: str) -> None:
     ],
 )
 def test_backbones_are_a_list_or_a_mapping(given: Any) -> None:
-    """Backbones that need no settings are listed, or stand in a mapping with nothing behind them, in order."""
+    """Backbones without settings may be a list, or a mapping with empty values."""
     benchmark = read(DATASET, {"backbones": given})
     assert list(benchmark.backbones.items()) == [("resnet50", BackboneSettings()), ("vit_b_16", BackboneSettings())]
 
 
 def test_a_backbone_with_nothing_behind_it(tmp_path: Path) -> None:
-    """In YAML ``resnet50:`` with nothing behind it is the backbone as it is by default."""
+    """In YAML ``resnet50:`` without a value means the default settings."""
     file = tmp_path / "a.yaml"
     file.write_text(yaml.safe_dump(REST | DATASET) + "backbones:\n  resnet50:\n  convnext_tiny: {weights: a.pt}\n")
     found = load_benchmark(str(file)).backbones
@@ -163,7 +163,7 @@ def test_a_backbone_with_nothing_behind_it(tmp_path: Path) -> None:
 
 
 def test_ptyl_is_a_file_or_three() -> None:
-    """PTYL's prior is the path of one file, or a file each for mean, variance and factor; both are kept as given."""
+    """PTYL's prior is one file, or one each for mean, variance and factor."""
     files = {"mean": "m.pt", "variance": "v.pt", "factor": "q.pt"}
     benchmark = read(DATASET, {"backbones": {"resnet50": {"ptyl": "swag.pt"}, "vit_b_16": {"ptyl": files}}})
     assert benchmark.backbones["resnet50"].ptyl == "swag.pt"
@@ -180,13 +180,13 @@ def test_ptyl_is_a_file_or_three() -> None:
     ],
 )
 def test_three_files_are_three(change: dict[str, Any], words: str) -> None:
-    """Two files of the three, or a fourth key, are refused where they stand."""
+    """Two of the three files, or a fourth key, are refused."""
     files = {"mean": "m.pt", "variance": "v.pt"} | {name: value for name, value in change.items() if value is not None}
     assert words in refusal(DATASET, {"backbones": {"resnet50": {"ptyl": files}}})
 
 
 def test_an_unknown_key_is_told_what_there_is() -> None:
-    """Beside a key that does not exist stand those that do: at the top both forms, in a backbone its settings."""
+    """An unknown key is refused with the keys that its section has."""
     top = refusal(DATASET, BACKBONE, {"color": "red"})
     assert {"datasets", "backbones", "dataset", "n", "backbone", "head"} <= set(
         top.rpartition("one of ")[2].split(", ")
@@ -196,7 +196,7 @@ def test_an_unknown_key_is_told_what_there_is() -> None:
 
 
 def test_untied_priors_are_named() -> None:
-    """Priors whose alpha and beta are searched apart are a list of priors, none by default."""
+    """``untied`` is a list of priors, empty by default."""
     assert GridSearchSettings().untied == ()
     made = read(DATASET, BACKBONE, {"methods": {"map-gs": {"untied": ["l2-sp", "l2-zero"]}}}).methods["map-gs"]
     assert made.untied == ("l2-sp", "l2-zero")
@@ -215,6 +215,6 @@ def test_untied_priors_are_named() -> None:
     ],
 )
 def test_how_it_is_computed_is_checked(training: dict[str, Any], words: list[str]) -> None:
-    """Precision, memory layout, compilation and image size are of their types, or refused by name."""
+    """Precision, memory layout, compilation and image size must be of their types."""
     message = refusal(DATASET, BACKBONE, {"training": training})
     assert all(word in message for word in words)

@@ -1,4 +1,4 @@
-"""What is checked before anything starts: the configuration against what exists."""
+"""Configurations that fit the datasets, backbones and sizes that exist, and those that do not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.exceptions import ConfigError
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_can_run(name: str) -> None:
-    """Dataset, backbone, head and sizes of every preset exist and fit together."""
+    """The datasets, backbones, heads and sizes of every preset exist and fit together."""
     check(load_benchmark(name))
 
 
@@ -32,7 +32,7 @@ def test_every_preset_can_run(name: str) -> None:
     ],
 )
 def test_what_does_not_fit_is_named(content: dict[str, Any], change: dict[str, Any], words: list[str]) -> None:
-    """What the types cannot say is refused in one line: what came, what was expected."""
+    """What does not exist or fit is refused in one line with what was expected."""
     with pytest.raises(ConfigError) as caught:
         check(parse_benchmark(content | change, "x"))
     assert len(str(caught.value).splitlines()) == 1
@@ -44,7 +44,7 @@ def test_what_does_not_fit_is_named(content: dict[str, Any], change: dict[str, A
     ("gpus", "timed"), [(0, True), (1, True), (0.5, False), (1, False)], ids=["none", "whole", "shared", "untimed"]
 )
 def test_a_gpu_is_shared_only_where_nobody_times(content: dict[str, Any], gpus: float, timed: bool) -> None:
-    """A whole GPU a trial, or none, may be timed; a fraction of one may be had where seconds are not compared."""
+    """Trials may share a GPU only if they are not timed."""
     check(parse_benchmark(content | {"resources": {"gpus_per_trial": gpus}, "timed": timed}, "x"))
 
 
@@ -83,7 +83,7 @@ TRAINING = {"steps": 6000, "batch_size": 128}
     ],
 )
 def test_what_does_not_fit_the_poster_is_named(change: dict[str, Any], words: list[str]) -> None:
-    """Datasets, backbones and sizes that do not go together are refused in one line, before any file is read."""
+    """Datasets, backbones and sizes that do not fit together are refused in one line before any file is read."""
     with pytest.raises(ConfigError) as caught:
         check(parse_benchmark(POSTER | change, "x"))
     assert len(str(caught.value).splitlines()) == 1
@@ -101,11 +101,10 @@ def test_what_does_not_fit_the_poster_is_named(change: dict[str, Any], words: li
     ],
 )
 def test_what_fits_is_accepted(change: dict[str, Any]) -> None:
-    """A smaller image for a network that takes any, PTYL of the embedded network without a file, the head by name, and
-    the least N, which leaves one validation image a class."""
+    """Smaller images, PTYL of the embedded network without a file, a head by name and the smallest N are accepted."""
     check(parse_benchmark(POSTER | change, "x"))
 
 
 def test_the_whole_pool_may_be_used(content: dict[str, Any]) -> None:
-    """N equal to the pool is accepted, and so is the head that the network has."""
+    """N equal to the pool, and the name of the default head, are accepted."""
     check(parse_benchmark(content | {"n": [50, 4000], "head": "fc"}, "x"))

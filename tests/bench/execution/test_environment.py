@@ -1,4 +1,4 @@
-"""What a trial ran on, as its record says it."""
+"""The hardware and the versions that a record has."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from bench.trials.json_fields import Facts, Text
 
 
 def test_a_cpu_repeats_a_trial() -> None:
-    """On a CPU the same trial is promised to give the same metrics to the bit."""
+    """On a CPU a trial is repeatable to the bit."""
     found = hardware(torch.device("cpu"))
     assert found["repeatable"] is True
     assert found["threads"] == torch.get_num_threads()
 
 
 def test_a_gpu_promises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU it is not promised; the GPU is named, and its memory in GiB."""
+    """On a GPU a trial is not repeatable; the record has the GPU's name and its memory in GiB."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100\n")
     properties = SimpleNamespace(total_memory=80 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
@@ -29,7 +29,7 @@ def test_a_gpu_promises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_record_may_hold_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the machine calls itself, its facts and the versions can be read back from a record."""
+    """Hardware and versions can be read back from a record, whatever the name of the machine."""
     monkeypatch.setattr("platform.node", lambda: "\x1b[31mnode\n" * 100)
     found = hardware(torch.device("cpu"))
     assert TypeAdapter(Facts).validate_python(found, strict=True) == found

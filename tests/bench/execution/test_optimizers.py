@@ -1,4 +1,4 @@
-"""Optimizers that need no learning rate: how they are made, what trains rho, and that they can be kept."""
+"""Optimizers without a learning rate: how they are made, how they train rho, and that their state can be saved."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCHEDULE = Schedule(1.0, steps=40, batch_size=20, posterior_passes=2, series_poi
 
 
 def images(n: int, seed: int) -> Images:
-    """Grey 4x4 images of 4 classes: each class has a bright row of its own, under noise."""
+    """Return grey 4x4 images of 4 classes: each class has its own bright row, with noise."""
     labels = torch.arange(n) % 4
     pixels = torch.randint(0, 120, (n, 1, 4, 4), generator=torch.Generator().manual_seed(seed))
     pixels[torch.arange(n), 0, labels] += 80
@@ -44,7 +44,7 @@ def network() -> nn.Module:
 def trained(
     name: str, until: float = 1.0, handover: Handover | None = None, steps: int = 40
 ) -> tuple[nn.Module, FitResult]:
-    """The DE ELBo of the toy images, by that optimizer."""
+    """Train the DE ELBo of the toy images with that optimizer."""
     model = network()
     objective = DataEmphasizedELBO(make_groups(model, "4", "l2-sp"), 60, generator=torch.Generator().manual_seed(1))
     schedule = replace(SCHEDULE, steps=steps)
@@ -53,7 +53,7 @@ def trained(
 
 
 def made(name: str, rate: float = 1.0) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
-    """Two weights and a single number, and their optimizer."""
+    """Return two weights, a scalar, and their optimizer."""
     parameters = [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2)), nn.Parameter(torch.zeros(1))]
     make = make_optimizer(name)
     assert make is not None
@@ -61,19 +61,19 @@ def made(name: str, rate: float = 1.0) -> tuple[list[nn.Parameter], torch.optim.
 
 
 def test_sgd_is_the_trainers_own() -> None:
-    """For SGD there is nothing to make."""
+    """For SGD there is no factory, as the trainer has its own."""
     assert make_optimizer("sgd") is None
 
 
 def test_another_name_is_refused() -> None:
-    """An optimizer that there is not is refused with those that there are."""
+    """An unknown optimizer is refused with the known ones."""
     with pytest.raises(ValueError, match="optimizer must be one of sgd, prodigy, schedule-free, got 'adam'"):
         make_optimizer("adam")
 
 
 @pytest.mark.parametrize(("name", "package"), [("prodigy", "prodigyopt"), ("schedule-free", "schedulefree")])
 def test_a_missing_package_is_named(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the package is missing the error is one line with the command."""
+    """A missing package is one line with the command that installs it."""
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"^{name} needs the package {package}: pip install 'deelbo\[methods\]'$"):
         make_optimizer(name)
@@ -81,7 +81,7 @@ def test_a_missing_package_is_named(name: str, package: str, monkeypatch: pytest
 
 @pytest.mark.parametrize("name", FREE)
 def test_the_rate_multiplies(name: str) -> None:
-    """The learning rate multiplies the weights' step and rho's; there is no weight decay beside the objective's."""
+    """The learning rate multiplies the steps of weights and rho; there is no weight decay beside the objective's."""
     _, optimizer = made(name, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5 * RHO_RATE]
     assert [len(group["params"]) for group in optimizer.param_groups] == [2, 1]
@@ -89,7 +89,7 @@ def test_the_rate_multiplies(name: str) -> None:
 
 
 def test_prodigy_is_prodigy() -> None:
-    """The weights take the steps of Prodigy alone, a cosine on top; the single number takes Adam's."""
+    """The weights take Prodigy's steps with a cosine schedule; the scalar takes Adam's."""
     prodigy = import_module("prodigyopt").Prodigy
     torch.manual_seed(0)
     parameters, optimizer = made("prodigy")
@@ -109,7 +109,7 @@ def test_prodigy_is_prodigy() -> None:
 
 
 def test_schedule_free_is_evaluated_at_its_average() -> None:
-    """The weights that are evaluated are the mean of the points that plain SGD went through; rho stays where it is."""
+    """The evaluated weights are the mean of the iterates of plain SGD; rho does not change."""
     parameters, optimizer = made("schedule-free", 0.1)
     assert isinstance(optimizer, AveragedWeights)
     point = parameters[1].detach().clone()
@@ -129,8 +129,8 @@ def test_schedule_free_is_evaluated_at_its_average() -> None:
 
 
 @pytest.mark.parametrize("name", FREE)
-def test_a_state_can_be_taken_up(name: str) -> None:
-    """An optimizer that loads another's state takes the same steps as that one from then on, to the bit."""
+def test_a_state_can_be_loaded(name: str) -> None:
+    """An optimizer that loads another's state takes the same steps as that one, to the bit."""
     parameters, optimizer = made(name)
     copies = deepcopy(parameters)
     make = make_optimizer(name)
@@ -161,7 +161,7 @@ def test_a_state_can_be_taken_up(name: str) -> None:
 
 @pytest.mark.parametrize("name", FREE)
 def test_one_run_learns(name: str) -> None:
-    """One run of the DE ELBo fits the images, and sigma leaves its start by far: weights' steps would not move it."""
+    """One run of the DE ELBo fits the images, and sigma moves far from its initial value."""
     _, result = trained(name, steps=200)
     assert result.status == "completed"
     assert result.metrics["test_acc"] > 0.9
@@ -169,8 +169,8 @@ def test_one_run_learns(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FREE)
-def test_a_run_in_two_stretches_is_one_run(name: str) -> None:
-    """A run that is handed over ends with the weights of the run that was not, to the bit."""
+def test_a_run_in_two_segments_is_one_run(name: str) -> None:
+    """A run in two segments ends with the weights of a run in one piece, to the bit."""
     whole, expected = trained(name)
     kept: list[bytes] = []
     trained(name, 0.5, Handover(lambda: None, kept.append))
@@ -183,7 +183,7 @@ def test_a_run_in_two_stretches_is_one_run(name: str) -> None:
 
 
 def test_without_a_posterior_there_is_only_one() -> None:
-    """Where no parameter is a single number, as in MAP, there is no Adam."""
+    """Without a scalar parameter, as in MAP, there is no Adam."""
     make = make_optimizer("prodigy")
     assert make is not None
     weight = nn.Parameter(torch.ones(2, 2))

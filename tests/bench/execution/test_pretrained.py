@@ -1,4 +1,4 @@
-"""Where training starts: which weights and which SWAG files are read for which trials."""
+"""The pretrained weights and SWAG files that are read for the selected trials."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILES = {"mean": "m.pt", "variance": "v.pt", "factor": "q.pt"}
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What `load_pretrained_backbones` asks deelbo for: nothing is read."""
+    """Record what `load_pretrained_backbones` requests, without reading anything."""
     calls: list[tuple[Any, ...]] = []
 
     def spy(name: str, weights: Any, ptyl: Any, say: Any, image_size: int) -> Pretrained:
@@ -47,11 +47,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         ("backbone=vit_b_16,prior=l2-sp", [("vit_b_16", None, None, 64)]),
     ],
 )
-def test_what_no_trial_needs_is_not_read(
+def test_only_needed_files_are_read(
     only: str | None, expected: list[tuple[Any, ...]], asked: list[tuple[Any, ...]]
 ) -> None:
-    """Each backbone of a part is read with its own settings, for images of the size that is trained on, SWAG's file or
-    three files only for PTYL's trials."""
+    """Each backbone is read with its own settings, and SWAG files only for trials with PTYL."""
     backbones = {"resnet50": {"weights": "a.pt", "ptyl": "swag.pt"}, "vit_b_16": {"ptyl": FILES}}
     benchmark = parse_benchmark(CONTENT | {"backbones": backbones, "training": {"image_size": 64}}, "x")
     starts = load_pretrained_backbones(benchmark, filter_methods(make_methods(benchmark), only))
@@ -60,14 +59,14 @@ def test_what_no_trial_needs_is_not_read(
 
 
 def test_images_are_of_the_tasks_size_unless_said(asked: list[tuple[Any, ...]]) -> None:
-    """Where no image size is given, that of the task is what the weights are read for."""
+    """Without an image size, weights are read for that of the task."""
     benchmark = parse_benchmark(CONTENT | {"backbones": {"vit_b_16": {"ptyl": "swag.pt"}}}, "x")
     load_pretrained_backbones(benchmark, make_methods(benchmark))
     assert asked == [("vit_b_16", None, "swag.pt", 224)]
 
 
 def test_the_embedded_network_has_its_own(cache: Path, pretrained: Pretrained, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The digits' network starts where deelbo pretrained it, SWAG's posterior included, without any file."""
+    """The embedded network and its SWAG posterior need no file."""
     monkeypatch.setenv("DEELBO_CACHE", str(cache))
     content = CONTENT | {"dataset": "mnist-digits", "n": [100], "backbone": "digits-resnet"}
     del content["datasets"]
@@ -81,7 +80,7 @@ def test_the_embedded_network_has_its_own(cache: Path, pretrained: Pretrained, m
 
 @pytest.mark.parametrize("setting", ["weights", "ptyl"])
 def test_the_embedded_network_takes_no_files(setting: str) -> None:
-    """Files given for the network that deelbo pretrains itself are refused by their key."""
+    """Files given for the embedded network are refused by their key."""
     content = CONTENT | {"datasets": {"mnist-digits": [100]}, "backbones": {"digits-resnet": {setting: "a.pt"}}}
     benchmark = parse_benchmark(content, "x")
     with pytest.raises(ConfigError, match=rf"^backbones\.digits-resnet: .*leave out `{setting}`"):
@@ -89,7 +88,7 @@ def test_the_embedded_network_takes_no_files(setting: str) -> None:
 
 
 def test_a_local_file_of_weights_is_read(resnet50: Path) -> None:
-    """Weights in a file of one's own are those that training starts from, to the bit."""
+    """Training starts from the weights of a local file, to the bit."""
     content = CONTENT | {"priors": ["l2-sp"], "backbones": {"resnet50": {"weights": str(resnet50)}}}
     benchmark = parse_benchmark(content, "x")
     starts = load_pretrained_backbones(benchmark, make_methods(benchmark))
@@ -111,7 +110,7 @@ def test_a_local_file_of_weights_is_read(resnet50: Path) -> None:
 def test_a_missing_file_is_named(
     settings: dict[str, Any], words: str, resnet50: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights or SWAG files that are not there are refused in one line, by the backbone's key and the file."""
+    """A missing file of weights or SWAG is refused in one line with the key and the file."""
     monkeypatch.chdir(tmp_path)
     if settings.get("weights") == "WEIGHTS":
         settings = settings | {"weights": str(resnet50)}

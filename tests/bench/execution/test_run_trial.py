@@ -1,4 +1,4 @@
-"""One trial, for real: digits, a small network, four steps."""
+"""Real trials: digits, a small network, four steps."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def name(spec: TrialSpec) -> str:
 
 @pytest.mark.parametrize("spec", MAP_SPECS + ELBO_SPECS, ids=name)
 def test_every_kind_of_trial_runs(spec: TrialSpec, pretrained: Pretrained) -> None:
-    """A trial of every stage, prior and method completes, measures what its stage may see, and no more."""
+    """A trial of every stage, prior and method completes, and measures only what its stage may see."""
     record, series = run_trial(spec, pretrained, TrialContext(CPU, concurrency=3, attempt=2))
     assert record.status == "completed", record.error
     expected = {"train_nll"}
@@ -74,7 +74,7 @@ def test_every_kind_of_trial_runs(spec: TrialSpec, pretrained: Pretrained) -> No
 
 @pytest.mark.parametrize("spec", [SPEC, DE_ELBO], ids=name)
 def test_seconds_by_phase_make_up_the_total(spec: TrialSpec, pretrained: Pretrained) -> None:
-    """Every second of a trial is booked under a phase: their sum is the total, and what was not done took none."""
+    """The seconds of all phases add up to the total."""
     load_task("mnist-digits")
     record, _ = run_trial(spec, pretrained, TrialContext(CPU))
     assert set(record.seconds) == {*PHASES, "total"}
@@ -90,7 +90,7 @@ def test_seconds_by_phase_make_up_the_total(spec: TrialSpec, pretrained: Pretrai
 
 @pytest.mark.parametrize("spec", [SPEC, PTYL, DE_ELBO], ids=name)
 def test_a_trial_repeats_to_the_bit(spec: TrialSpec, pretrained: Pretrained) -> None:
-    """The same spec gives the same numbers, bit for bit, whatever random numbers others draw."""
+    """The same spec gives the same numbers to the bit, whatever other random numbers are drawn."""
     first, first_series = run_trial(spec, pretrained, TrialContext(CPU))
     torch.manual_seed(99)
     torch.rand(7)
@@ -102,13 +102,12 @@ def test_a_trial_repeats_to_the_bit(spec: TrialSpec, pretrained: Pretrained) -> 
 
 
 class Killed(BaseException):
-    """What no trial can catch."""
+    """An exception that no trial can catch."""
 
 
 @pytest.mark.parametrize("spec", [SPEC, DE_ELBO], ids=name)
-def test_a_trial_that_goes_on_from_a_checkpoint(spec: TrialSpec, pretrained: Pretrained) -> None:
-    """Its numbers are those of the undisturbed trial to the bit; the record says where it went on, what that had cost
-    before, which is in ``total`` too, and what was lost."""
+def test_a_trial_resumed_from_a_checkpoint(spec: TrialSpec, pretrained: Pretrained) -> None:
+    """A resumed trial has the numbers of an undisturbed one to the bit, and its record says what was lost."""
     kept: list[bytes] = []
 
     def die(data: bytes) -> None:
@@ -143,8 +142,8 @@ def test_a_trial_that_goes_on_from_a_checkpoint(spec: TrialSpec, pretrained: Pre
     assert type(again).from_json(again.to_json()) == again
 
 
-def test_a_trial_that_fails_says_where_it_went_on(pretrained: Pretrained, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The record of a trial that failed after it went on from a checkpoint says so, and what it was told to say."""
+def test_a_failed_trial_says_where_it_resumed(pretrained: Pretrained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record of a trial that failed after it was resumed has the step of its checkpoint."""
     kept: list[bytes] = []
     run_trial(DE_ELBO, pretrained, TrialContext(CPU, checkpoint=Checkpoint(0, kept.append, lambda: None)))
     monkeypatch.setattr("deelbo.training.run.TrainingRun.nll_under_posterior", lambda _: 1 / 0)
@@ -156,14 +155,14 @@ def test_a_trial_that_fails_says_where_it_went_on(pretrained: Pretrained, monkey
 
 
 def test_a_trial_leaves_the_pretrained_network_alone(pretrained: Pretrained) -> None:
-    """Training starts from a copy: the pretrained numbers are the same after a trial."""
+    """A trial does not change the pretrained weights."""
     before = pretrained.fingerprint
     run_trial(DE_ELBO, pretrained, TrialContext(CPU))
     assert pretrained.fingerprint == before
 
 
 def test_the_seed_matters(pretrained: Pretrained) -> None:
-    """Another seed is another split and another order: other numbers."""
+    """Another seed gives other numbers."""
     first, _ = run_trial(SPEC, pretrained, TrialContext(CPU))
     second, _ = run_trial(replace(SPEC, seed=2001), pretrained, TrialContext(CPU))
     assert first.metrics["val_nll"] != second.metrics["val_nll"]
@@ -174,7 +173,7 @@ def test_the_seed_matters(pretrained: Pretrained) -> None:
     [({"dataset": "atlantis"}, "atlantis"), ({"head": "nose"}, "nose"), ({"n": 101}, "101"), ({"n": 5000}, "5000")],
 )
 def test_an_error_becomes_a_record(change: dict[str, object], words: str, pretrained: Pretrained) -> None:
-    """A trial that cannot run is a record of status failed that keeps the traceback; nothing is raised."""
+    """An error becomes a record of status failed with the traceback."""
     record, series = run_trial(replace(SPEC, **change), pretrained, TrialContext(CPU))  # type: ignore[arg-type]
     assert (record.status, record.metrics, series) == ("failed", {}, [])
     assert record.error is not None
@@ -185,7 +184,7 @@ def test_an_error_becomes_a_record(change: dict[str, object], words: str, pretra
 
 @pytest.mark.parametrize("spec", [SPEC, replace(SPEC, stage="retrain"), DE_ELBO], ids=name)
 def test_a_run_that_explodes_is_a_result(spec: TrialSpec, pretrained: Pretrained) -> None:
-    """A learning rate that makes the loss infinite or NaN gives a record of status diverged, with its seconds."""
+    """A loss that becomes infinite or NaN gives a record of status diverged, with its seconds."""
     record, _ = run_trial(replace(spec, learning_rate=1e30, clip_norm=1e9, steps=20), pretrained, TrialContext(CPU))
     assert (record.status, record.error) == ("diverged", None)
     assert not all(math.isfinite(value) for value in record.metrics.values())
@@ -204,7 +203,7 @@ def objective_of(spec: TrialSpec, pretrained: Pretrained, num_examples: int) -> 
 def test_ptyl_turns_lambda_into_alpha(
     stage: str, train: int, pretrained: Pretrained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PTYL's backbone strength is 1 / (N lambda), N being the images trained on: 80 of 100 while tuning."""
+    """PTYL's alpha is 1 / (N lambda), N being the number of images trained on: 80 of 100 in tuning."""
     seen: list[tuple[int, dict[str, float]]] = []
 
     def spy(groups: object, num_examples: int, strengths: dict[str, float]) -> MAP:
@@ -218,7 +217,7 @@ def test_ptyl_turns_lambda_into_alpha(
 
 
 def test_kappa_is_d_over_n_unless_given(pretrained: Pretrained) -> None:
-    """DE ELBo counts the likelihood D/N times, ELBo once, and a number given for kappa is taken."""
+    """kappa is D/N for the DE ELBo, 1 for the ELBo, or the given number."""
     de_elbo = objective_of(DE_ELBO, pretrained, 100)
     assert isinstance(de_elbo, DataEmphasizedELBO)
     assert de_elbo.kappa == pytest.approx(de_elbo.dim / 100)
@@ -227,7 +226,7 @@ def test_kappa_is_d_over_n_unless_given(pretrained: Pretrained) -> None:
 
 
 def test_each_prior_starts_where_it_is_centered(pretrained: Pretrained) -> None:
-    """L2-zero and L2-SP start at the pretrained weights, PTYL at SWAG's mean; the head's seed is the trial's."""
+    """L2-zero and L2-SP start at the pretrained weights, PTYL at SWAG's mean; the head depends on the seed."""
     for spec, weights in ((SPEC, pretrained.weights), (PTYL, pretrained.swag_weights)):
         model, head = make_model(spec, pretrained, 10, CPU)
         assert head == "fc"

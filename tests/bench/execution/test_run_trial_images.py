@@ -1,4 +1,4 @@
-"""One trial on photographs and in other numerics, for real: what it records, and what it says where it cannot run."""
+"""Real trials on photographs and in other numerics, and the errors that they record."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ RUN = {"method": "de-elbo", "stage": "run", "weight_decay": None, "head_weight_d
 
 @pytest.fixture(scope="module")
 def photographic(resnet50: Path) -> Pretrained:
-    """Weights of ResNet-50, no posterior."""
+    """Weights of ResNet-50 without a posterior."""
     return Pretrained(torch.load(resnet50, weights_only=True))
 
 
@@ -60,8 +60,7 @@ def last_line(record: TrialRecord) -> str:
 def test_bf16_is_what_runs_and_is_recorded(
     change: dict[str, object], pretrained: Pretrained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A trial in bf16 computes in bf16, training and evaluation, keeps its weights in float32, and gives other numbers
-    than float32, near to it; its record says in which precision it ran."""
+    """A trial in bf16 trains and evaluates in bf16 with float32 weights, and its results are near to float32."""
     seen: set[torch.dtype] = set()
     make = executing.make_model
 
@@ -90,8 +89,7 @@ def test_bf16_is_what_runs_and_is_recorded(
 
 
 def test_a_large_network_sees_photographs(data_root: Path, photographic: Pretrained) -> None:
-    """ResNet-50 runs on CIFAR-10's images brought to another size, in bf16, channels last; the record has the hash of
-    the data and of the weights that it started from."""
+    """ResNet-50 trains on resized CIFAR-10 in bf16, channels last; the record has hashes of data and weights."""
     record, series = run_trial(
         replace(PHOTOGRAPHS, **BF16), photographic, TrialContext(CPU, data=str(data_root), verify_data=False)
     )
@@ -106,7 +104,7 @@ def test_a_large_network_sees_photographs(data_root: Path, photographic: Pretrai
 
 @pytest.mark.parametrize("stage", ["tune", "run"])
 def test_ptyl_without_its_files_fails_with_their_key(stage: str, pretrained: Pretrained) -> None:
-    """A trial of PTYL whose backbone has no posterior is a failed record whose last line names the missing setting."""
+    """A trial of PTYL without a posterior fails with the missing key in its last line."""
     change = RUN if stage == "run" else {"weight_decay": None, "prior_scale": 10.0}
     spec = replace(DIGITS, prior="ptyl", **change)  # type: ignore[arg-type]
     record, _ = run_trial(spec, Pretrained(pretrained.weights), TrialContext(CPU))
@@ -116,7 +114,7 @@ def test_ptyl_without_its_files_fails_with_their_key(stage: str, pretrained: Pre
 
 
 def test_images_that_are_not_there_fail_in_one_line(photographic: Pretrained, tmp_path: Path) -> None:
-    """On a node without the data a trial is a failed record whose last line names the folder."""
+    """A trial without its dataset fails with the folder in its last line."""
     record, _ = run_trial(PHOTOGRAPHS, photographic, TrialContext(CPU, data=str(tmp_path)))
     assert record.status == "failed"
     assert str(tmp_path) in last_line(record)
@@ -124,8 +122,7 @@ def test_images_that_are_not_there_fail_in_one_line(photographic: Pretrained, tm
 
 
 def test_out_of_memory_says_what_to_lower(data_root: Path, photographic: Pretrained, pretrained: Pretrained) -> None:
-    """Images for which no machine has memory make a failed record, whose last line names batch, image size and what to
-    lower; the process goes on with the next trial."""
+    """A trial out of memory fails with a last line that says what to lower, and the next trial runs."""
     absurd = replace(PHOTOGRAPHS, image_size=1_000_000)  # 3e14 bytes a batch: beyond any address space
     record, series = run_trial(absurd, photographic, TrialContext(CPU, data=str(data_root), verify_data=False))
     assert (record.status, record.metrics, series) == ("failed", {}, [])
@@ -139,14 +136,14 @@ def test_out_of_memory_says_what_to_lower(data_root: Path, photographic: Pretrai
 
 
 def test_in_bf16_there_is_no_smaller_precision_to_take(data_root: Path, photographic: Pretrained) -> None:
-    """Out of memory in bf16 already, only batch and image size are left to lower."""
+    """Out of memory in bf16, the last line does not suggest a lower precision."""
     absurd = replace(PHOTOGRAPHS, image_size=1_000_000, **BF16)
     record, _ = run_trial(absurd, photographic, TrialContext(CPU, data=str(data_root), verify_data=False))
     assert last_line(record).endswith(": lower training.batch_size or training.image_size")
 
 
 def test_another_error_is_not_out_of_memory(pretrained: Pretrained) -> None:
-    """An error that has nothing to do with memory keeps its own last line."""
+    """Any other error keeps its own last line."""
     record, _ = run_trial(replace(DIGITS, head="nose"), pretrained, TrialContext(CPU))
     assert record.status == "failed"
     assert "out of memory" not in (record.error or "")

@@ -1,4 +1,4 @@
-"""docs/methods.md says that a method is one file and one line: done as it says, on a copy."""
+"""A method is one file and one line: what docs/methods.md shows is done on a copy of the packages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GUIDE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The packages with what the guide adds, and a configuration that asks for it."""
+    """Return a copy of the packages with the method of the guide, and a configuration that uses it."""
     for name in ("bench", "deelbo"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     (file,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
@@ -41,7 +41,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A Python of its own, that sees the copy alone."""
+    """Run Python in a process that imports only the copy."""
     environment = os.environ | {"PYTHONPATH": str(folder), "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
@@ -73,7 +73,7 @@ write_report([from_storage(store)], Path("report"))
 
 @pytest.mark.slow
 def test_a_method_is_one_file_and_one_line(copy: Path) -> None:
-    """With the guide's file and line alone the method and a variant of it are planned, run, and reported by title."""
+    """With the file and the line of the guide the method and a variant are planned, run and reported."""
     planned = call(copy, "-m", "bench", "plan", "mine.yaml")
     assert planned.returncode == 0, planned.stderr
     assert "Rule of thumb" in planned.stdout
@@ -92,8 +92,8 @@ def test_a_method_is_one_file_and_one_line(copy: Path) -> None:
 
 
 @pytest.mark.slow
-def test_its_misfit_is_refused_by_name(copy: Path) -> None:
-    """A prior that the guide's method says it does not fit is refused before anything starts, with its words."""
+def test_its_problem_is_reported(copy: Path) -> None:
+    """A prior that the method does not support is refused before anything starts, with the method's message."""
     refused = call(copy, "-m", "bench", "plan", "mine.yaml", "--set", "priors=[l2-sp, ptyl]")
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Bayesian optimization: the same suggestions as Optuna's own loop, one after the other, kept where they were made."""
+"""Bayesian optimization: the suggestions of Optuna, one after the other, and their reuse from records."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BOXES = {"learning_rate": (1e-4, 1e-1), "weight_decay": (1e-6, 1e-2), "head_weig
 
 
 def bowl(values: dict[str, float]) -> float:
-    """A validation NLL quadratic in the logarithms; least, 0.5, at 10^-2.2, 10^-3.7, 10^-4.5."""
+    """Return an NLL that is quadratic in the logarithms, with the minimum 0.5 at 10^-2.2, 10^-3.7, 10^-4.5."""
     logs = [math.log10(values[name]) for name in BOXES]
     return 0.5 + (logs[0] + 2.2) ** 2 / 2 + (logs[1] + 3.7) ** 2 / 4 + (logs[2] + 4.5) ** 2 / 8
 
@@ -46,7 +46,7 @@ def least(records: list[TrialRecord]) -> float:
 
 
 def by_chance(count: int) -> float:
-    """How far the best of so many random points is from the least, in the mean of 500 times."""
+    """Return the mean distance of the best of ``count`` random points from the minimum, over 500 repetitions."""
     logs = [np.log10(box) for box in BOXES.values()]
     draws = np.random.default_rng(0).uniform(*np.transpose(logs), size=(500, count, len(BOXES)))
     values = [[bowl(dict(zip(BOXES, 10**point, strict=True))) for point in points] for points in draws]
@@ -54,7 +54,7 @@ def by_chance(count: int) -> float:
 
 
 def optunas(sampler: Callable[[int], Any], method: BayesianOptimization, count: int) -> list[dict[str, float]]:
-    """What Optuna's own ask and tell suggest on one living study, its sampler seeded anew for each trial."""
+    """Return the suggestions of one Optuna study, its sampler seeded anew for each trial."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study()
     points = []
@@ -68,8 +68,7 @@ def optunas(sampler: Callable[[int], Any], method: BayesianOptimization, count: 
 
 @pytest.mark.parametrize(("sampler", "count"), [("tpe", 30), ("gp", 11)])
 def test_suggestions_are_optunas(sampler: Literal["gp", "tpe"], count: int) -> None:
-    """Suggestion by suggestion, to the last digit, the points are those of a plain Optuna study with that sampler that
-    minimizes the same function."""
+    """The points are to the last digit those of a plain Optuna study that minimizes the same function."""
     kinds = {"gp": optuna.samplers.GPSampler, "tpe": optuna.samplers.TPESampler}
     method = make(BayesianOptimization, sampler=sampler, trials=count, startup=8)
     records = drive(method, lambda spec: bowl(point_of(spec)))
@@ -77,46 +76,33 @@ def test_suggestions_are_optunas(sampler: Literal["gp", "tpe"], count: int) -> N
     assert [point_of(spec) for spec in tuned(records)] == expected
 
 
-def test_tpe_beats_random_search() -> None:
-    """With 24 trials, over 8 seeds, the best of TPE's comes more than twice as near to the least as the best of as many
-    random ones does in the mean."""
-    ours = []
-    for seed in range(8):
-        method = make(BayesianOptimization, sampler="tpe", trials=24, seed=seed)
-        records = drive(method, lambda spec: bowl(point_of(spec)))
-        ours.append(least(records) - 0.5)
-    assert np.mean(ours) < by_chance(24) / 2
-
-
-def test_the_gaussian_process_beats_random_search() -> None:
-    """With 12 trials, 8 of them at random, over 3 seeds, the best comes more than twice as near to the least as that of
-    12 random ones does in the mean."""
-    ours = []
-    for seed in range(3):
-        method = make(BayesianOptimization, trials=12, startup=8, seed=seed)
-        ours.append(least(drive(method, lambda spec: bowl(point_of(spec)))) - 0.5)
-    assert np.mean(ours) < by_chance(12) / 2
+@pytest.mark.parametrize(("given", "seeds"), [({"sampler": "tpe", "trials": 24}, 8), ({"trials": 12, "startup": 8}, 3)])
+def test_it_beats_random_search(given: dict[str, Any], seeds: int) -> None:
+    """In the mean, its best is more than twice as near to the minimum as that of random search."""
+    methods = [make(BayesianOptimization, seed=seed, **given) for seed in range(seeds)]
+    best = [least(drive(method, lambda spec: bowl(point_of(spec)))) - 0.5 for method in methods]
+    assert np.mean(best) < by_chance(given["trials"]) / 2
 
 
 def test_one_after_the_other() -> None:
-    """The next configuration is asked for when the one before it is known; a retraining holds nothing up."""
+    """A configuration is chosen once the result before it is known, without waiting for retrainings."""
     method = make(BayesianOptimization, sampler="tpe", trials=4, startup=2)
     (first,) = waiting(method)
     assert (first.number, first.stage) == (0, "tune")
     assert waiting(method) == []
     method.tell(judged(first, 1.0))
-    again, second = waiting(method)
-    assert (again, second.number) == (replace(first, stage="retrain"), 1)
+    retraining, second = waiting(method)
+    assert (retraining, second.number) == (replace(first, stage="retrain"), 1)
     method.tell(judged(second, 2.0))
     (third,) = waiting(method)
-    method.tell(judged(again, 1.0))
+    method.tell(judged(retraining, 1.0))
     assert waiting(method) == []
     assert third.number == 2
 
 
 @pytest.mark.parametrize("given", [{}, {"grid": True, "untied": ["l2-sp"]}, {"tied": True}])
 def test_only_results_decide(given: dict[str, Any]) -> None:
-    """The same trials come whenever the answers of retrainings arrive, and in a new process's new object too."""
+    """The trials are the same whenever the results of retrainings arrive, and for another object."""
     settings = {"sampler": "tpe", "trials": 20, "startup": 5} | given
 
     def judge(spec: TrialSpec) -> float:
@@ -132,7 +118,7 @@ def test_only_results_decide(given: dict[str, Any]) -> None:
     "other", [{"seed": 1}, {"sampler": "gp"}, {"startup": 6}, {"alpha": [1e-7, 1e-2]}, {"tied": True}, {"grid": True}]
 )
 def test_other_settings_make_other_trials(other: dict[str, Any]) -> None:
-    """Whatever decides the order of suggestions is part of every trial, so that a storage never mixes two orders."""
+    """Every setting that affects suggestions is part of every trial, so that a storage never mixes two sequences."""
     given = {"sampler": "tpe", "trials": 8, "startup": 5}
     first = waiting(make(BayesianOptimization, **given))
     assert waiting(make(BayesianOptimization, **(given | other)))[0].options != first[0].options
@@ -140,7 +126,7 @@ def test_other_settings_make_other_trials(other: dict[str, Any]) -> None:
 
 
 def test_points_by_prior() -> None:
-    """Untied, both strengths are chosen; tied, one stands for both; with PTYL its scale and the head's strength."""
+    """Untied, both strengths are searched; tied, one for both; with PTYL its scale and the head's strength."""
     (free,), (tied,), (ptyl,) = (
         waiting(make(BayesianOptimization, *prior, **given))
         for prior, given in [([], {}), ([], {"tied": True}), (["ptyl"], {"lambda": ["1", 1e9]})]
@@ -158,7 +144,7 @@ def test_points_by_prior() -> None:
 @pytest.mark.parametrize(("prior", "size"), [("l2-sp", 12), ("l2-zero", 36), ("ptyl", 24)])
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_a_grid_is_never_tried_twice(prior: str, size: int, sampler: str) -> None:
-    """On a grid every trial is a point of it that was not tried; as many trials as points try them all."""
+    """On a grid every trial is another point; as many trials as points try them all."""
     grid = {"learning_rates": [0.1, 0.01, 0.001, 0.0001], "weight_decays": [0.01, 0.0, 0.001], "ptyl_lambdas": [1, 10]}
     count = size if sampler == "tpe" else 9
     given = {"grid": True, "untied": ["l2-zero"], "sampler": sampler, "trials": count, "startup": 6}
@@ -171,7 +157,7 @@ def test_a_grid_is_never_tried_twice(prior: str, size: int, sampler: str) -> Non
 
 
 def test_the_nearest_point_that_is_left() -> None:
-    """A suggestion that was tried gives the nearest that was not, by steps over the axes."""
+    """A suggestion that was tried is replaced by the nearest point that was not, by steps over the axes."""
     axes = {"a": (0.0, 1.0, 2.0, 3.0), "b": (5.0, 6.0)}
     every = [{"a": a, "b": b} for a in axes["a"] for b in axes["b"]]
     for left in every:
@@ -186,7 +172,7 @@ def test_the_nearest_point_that_is_left() -> None:
 
 
 def test_a_grid_helps_to_find_its_best() -> None:
-    """On a grid of 144, with 24 trials, TPE finds a better point in the mean of 6 seeds than 24 random ones do."""
+    """With 24 trials on a grid of 144, TPE finds in the mean over 6 seeds a better point than 24 random trials."""
     ours, chance = [], []
     places = {"weight_decays": [10.0**-i for i in range(1, 7)], "learning_rates": [0.1, 0.01, 0.001, 0.0001]}
     for seed in range(6):
@@ -199,8 +185,7 @@ def test_a_grid_helps_to_find_its_best() -> None:
 
 
 def test_diverged_runs_teach_and_failed_ones_do_not() -> None:
-    """Where high rates diverge, the sampler keeps away from them; where they fail, it knows nothing of them: of 15
-    choices after 10 at random fewer are up there. Neither is chosen in the end."""
+    """The sampler tries high learning rates less often if they diverge than if they fail; neither is selected."""
     high = {}
     for what in (NAN, FAILED):
         found = []
@@ -218,8 +203,8 @@ def test_diverged_runs_teach_and_failed_ones_do_not() -> None:
 
 
 @pytest.mark.parametrize("sampler", ["gp", "tpe"])
-def test_where_everything_diverges_it_goes_on(sampler: str) -> None:
-    """A study without any finite value has all its trials, and its first is trained again; where all fail, none is."""
+def test_if_everything_diverges_it_continues(sampler: str) -> None:
+    """Without a finite value there are all trials, and the first is retrained; if all fail none is."""
     given = {"sampler": sampler, "trials": 6, "startup": 3}
     records = drive(make(BayesianOptimization, **given), lambda _: NAN)
     assert [record.spec.number for record in records if record.spec.stage == "retrain"] == [0]
@@ -227,9 +212,8 @@ def test_where_everything_diverges_it_goes_on(sampler: str) -> None:
     assert len(drive(make(BayesianOptimization, **given), lambda _: FAILED)) == 6
 
 
-def test_what_was_chosen_is_kept() -> None:
-    """A choice that has a record is not made again: not where the results before it changed, and not where its own
-    trial failed and is to be tried again. A record of other settings is none."""
+def test_choices_are_read_from_records() -> None:
+    """A configuration with a record is not chosen again, even if an earlier result changed or its trial failed."""
     given = {"sampler": "tpe", "trials": 12, "startup": 3}
     records = drive(make(BayesianOptimization, **given), lambda spec: bowl(point_of(spec)))
     specs = tuned(records)
@@ -243,8 +227,8 @@ def test_what_was_chosen_is_kept() -> None:
         assert again[5] != specs[5]
 
 
-def test_reading_it_back_takes_neither_optuna_nor_torch(tmp_path: Path) -> None:
-    """A finished cell is asked for and told from its records without a line of Optuna or torch."""
+def test_reading_records_imports_neither_optuna_nor_torch(tmp_path: Path) -> None:
+    """The trials of a finished cell are found by its records without importing Optuna or torch."""
     method = make(BayesianOptimization, sampler="tpe", trials=6, startup=3)
     for i, record in enumerate(drive(method, lambda spec: bowl(point_of(spec)))):
         (tmp_path / f"{i}.json").write_text(record.to_json())
@@ -270,8 +254,7 @@ def test_reading_it_back_takes_neither_optuna_nor_torch(tmp_path: Path) -> None:
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    """Too few trials, a start-up that leaves none to the sampler, more trials than points, PTYL without a box: each is
-    refused in one clause. A box is two positive numbers, the lesser first."""
+    """Trials, startup, grid and ranges that do not fit each other or the prior are refused."""
 
     def problem(prior: str = "l2-sp", **given: Any) -> str | None:
         return make(BayesianOptimization, **given).settings.find_problem(prior)
@@ -299,8 +282,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 
 @pytest.mark.parametrize(("sampler", "trials", "factor"), [("gp", 11, 1.5), ("tpe", 30, 3)])
 def test_it_finds_the_strength_of_a_ridge_regression(sampler: str, trials: int, factor: float) -> None:
-    """In a box of 8 decades the best strength by exact leave-one-out NLL is within a factor of 1.5 of the best there is
-    after 11 trials of the Gaussian process, and of 3 after 30 of TPE's."""
+    """In a range of 8 decades it finds a ridge strength near the optimum."""
     problem = ridge()
 
     def loo(spec: TrialSpec) -> float:

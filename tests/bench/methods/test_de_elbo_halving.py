@@ -1,4 +1,4 @@
-"""DE ELBo by halving, and by an optimizer without a learning rate: what is asked for, and what it costs."""
+"""The trials of the DE ELBo with halving, and with an optimizer without a learning rate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from bench.methods.de_elbo_halving import DEELBoHalving
 from bench.methods.de_elbo_lr_free import DEELBoLRFree
 from bench.trials.record import TrialRecord
-from bench.trials.spec import TrialSpec
 from tests.helpers.method_trials import FAILED, drive, make, waiting
 
 NAN = math.nan
@@ -21,12 +20,12 @@ RATES = (0.1, 0.01, 0.001, 0.0001)
 
 
 def play(values: dict[tuple[float, float], float | None], order: int | None = None, **given: Any) -> list[TrialRecord]:
-    """Runs it where a rate's objective at a rung is that of ``values``, and 1 where it is not among them."""
+    """Run it with the objectives of ``values``, by learning rate and share of the run; 1 for others."""
     return drive(make(DEELBoHalving, **given), lambda spec: values.get((spec.learning_rate, spec.until), 1.0), order)
 
 
-def stretches(records: list[TrialRecord]) -> dict[float, list[tuple[float, float]]]:
-    """What each rate was trained, from where to where, the shortest first."""
+def segments(records: list[TrialRecord]) -> dict[float, list[tuple[float, float]]]:
+    """Return the segments that each learning rate was trained, in order."""
     found: dict[float, list[tuple[float, float]]] = {}
     for record in records:
         found.setdefault(record.spec.learning_rate, []).append((record.spec.since, record.spec.until))
@@ -34,12 +33,11 @@ def stretches(records: list[TrialRecord]) -> dict[float, list[tuple[float, float
 
 
 @pytest.mark.parametrize("order", [None, *range(5)])
-def test_four_rates_two_one(order: int | None) -> None:
-    """Four rates begin, the better two at the first rung go on, the best of those at the second ends: 1.5 runs of
-    training in 7 trials, in whatever order answers come."""
+def test_half_of_the_rates_continue(order: int | None) -> None:
+    """Of four rates two continue from the first rung and one from the second, whatever the order of results."""
     values = {(0.01, 0.125): 0.5, (0.0001, 0.125): 0.7, (0.0001, 0.25): 0.3, (0.01, 0.25): 0.4, (0.1, 0.25): 0.0}
     records = play(values, order)
-    assert stretches(records) == {
+    assert segments(records) == {
         0.1: [(0.0, 0.125)],
         0.01: [(0.0, 0.125), (0.125, 0.25)],
         0.001: [(0.0, 0.125)],
@@ -50,35 +48,34 @@ def test_four_rates_two_one(order: int | None) -> None:
 
 
 def test_it_waits_for_all_of_a_rung() -> None:
-    """Nothing goes on before every rate that reached the rung is known there."""
+    """No rate continues from a rung before the results of all at that rung are known."""
     method = make(DEELBoHalving)
-    for i, spec in enumerate(asked := waiting(method)):
+    for i, spec in enumerate(specs := waiting(method)):
         assert waiting(method) == []
         method.tell(TrialRecord(spec, "completed", {"objective": float(i)}, {}, {"train": 1.0}, 1.0, 2.0))
-    assert [spec.learning_rate for spec in waiting(method)] == [spec.learning_rate for spec in asked[:2]]
+    assert [spec.learning_rate for spec in waiting(method)] == [spec.learning_rate for spec in specs[:2]]
 
 
 @pytest.mark.parametrize("order", range(3))
-def test_of_equals_the_first_in_the_list_goes_on(order: int) -> None:
-    """Where objectives are equal, the order of the configuration decides, and not that of the answers."""
-    assert stretches(play({}, order))[0.1][-1] == (0.25, 1.0)
-    assert stretches(play({}, order, learning_rates=RATES[::-1]))[0.0001][-1] == (0.25, 1.0)
+def test_ties_go_to_the_first_in_the_list(order: int) -> None:
+    """With equal objectives the order of the configuration decides, not that of the results."""
+    assert segments(play({}, order))[0.1][-1] == (0.25, 1.0)
+    assert segments(play({}, order, learning_rates=RATES[::-1]))[0.0001][-1] == (0.25, 1.0)
 
 
 def test_diverged_and_failed_runs_stop() -> None:
-    """What diverged or failed at a rung does not go on while anything completed there, though places are left."""
+    """A diverged or failed rate does not continue if any other completed the rung, even if fewer continue then."""
     values = {(0.1, 0.125): NAN, (0.01, 0.125): FAILED, (0.001, 0.125): NAN}
-    assert stretches(play(values)) == {
+    assert segments(play(values)) == {
         rate: [(0.0, 0.125), *([(0.125, 0.25), (0.25, 1.0)] if rate == 0.0001 else [])] for rate in RATES
     }
 
 
-def test_where_all_diverge_one_goes_on() -> None:
-    """Where nothing completed, the first that diverged goes on to the end: its result is a result. Where all failed,
-    nothing does."""
+def test_if_all_diverge_one_continues() -> None:
+    """If no rate completed the rung the first that diverged continues to the end; if all failed none does."""
     diverged = {(rate, 0.125): NAN for rate in RATES} | {(0.01, share): NAN for share in (0.25, 1.0)}
     records = play(diverged | {(0.1, 0.125): FAILED})
-    assert stretches(records)[0.01] == [(0.0, 0.125), (0.125, 0.25), (0.25, 1.0)]
+    assert segments(records)[0.01] == [(0.0, 0.125), (0.125, 0.25), (0.25, 1.0)]
     assert len(records) == 4 + 2
     assert len(play({(rate, 0.125): FAILED for rate in RATES})) == 4
 
@@ -94,7 +91,7 @@ def test_where_all_diverge_one_goes_on() -> None:
     ],
 )
 def test_trials_are_counted_beforehand(given: dict[str, Any], entrants: list[int]) -> None:
-    """So many train up to each rung and to the end, as is said before anything runs; and so many runs they come to."""
+    """The number of rates at each rung, of trials and of run equivalents is known before anything runs."""
     method = make(DEELBoHalving, **given)
     expected = method.stages()
     parts = [b - a for a, b in zip([0.0, *method.settings.rungs], [*method.settings.rungs, 1.0], strict=True)]
@@ -106,14 +103,14 @@ def test_trials_are_counted_beforehand(given: dict[str, Any], entrants: list[int
 
 
 def test_kappa_and_groups_reach_every_trial() -> None:
-    """The emphasis and the grouping of the configuration are those of all rungs, and of the run without a rate."""
+    """All rungs, and the run without a learning rate, have the configured kappa and groups."""
     for kind in (DEELBoHalving, DEELBoLRFree):
         specs = [r.spec for r in drive(make(kind, kappa="0.1 D/N", groups="layer"), lambda _: 1.0)]
         assert {(spec.kappa, spec.kappa_share, spec.groups) for spec in specs} == {(None, 0.1, "layer")}
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    """Fewer rates than eta, and what the DE ELBo refuses, are refused in one clause; so are rungs that do not rise."""
+    """Fewer rates than eta, rungs that do not rise, and what the DE ELBo refuses, are refused."""
     assert make(DEELBoHalving, learning_rates=[0.1]).settings.find_problem("l2-sp") == (
         "learning_rates = [0.1] with eta = 2, of which one in 2 continues from a rung: give 2 learning_rates or more, "
         "or use de-elbo"
@@ -131,18 +128,8 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     [({}, "prodigy", "prodigyopt"), ({"optimizer": "schedule-free"}, "schedule-free", "schedulefree")],
 )
 def test_one_run_without_a_rate(given: dict[str, Any], optimizer: str, package: str) -> None:
-    """Exactly one run on all images, its rate a factor of 1, by an optimizer whose package is named."""
+    """There is one run on all images, with a learning rate of 1 and an optimizer whose package is named."""
     method = make(DEELBoLRFree, **given)
     (spec,) = (record.spec for record in drive(method, lambda _: 1.0))
     assert (spec.stage, spec.learning_rate, spec.optimizer, spec.until) == ("run", 1.0, optimizer, 1.0)
     assert (method.settings.packages, method.settings.max_trials("l2-sp")) == ((package,), 1)
-
-
-def test_the_best_final_run_is_not_chosen_again() -> None:
-    """Nothing is trained twice: each stretch of each rate is one trial, and no trial is asked for again."""
-
-    def judge(spec: TrialSpec) -> float:
-        return spec.learning_rate * spec.until
-
-    keys = [record.key for record in drive(make(DEELBoHalving), judge)]
-    assert len(keys) == len(set(keys)) == 7

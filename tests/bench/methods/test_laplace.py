@@ -1,4 +1,4 @@
-"""Laplace as a method of the benchmark: its trials, its settings, and the priors that it takes."""
+"""Laplace as a method of the benchmark: its trials, settings and priors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers.method_trials import make
 
 
 def test_the_method_is_one_run_a_learning_rate() -> None:
-    """It asks for runs on all images, whose options are its settings; its objective is made of these."""
+    """Its trials are runs on all images that have its settings as options, from which the objective is made."""
     method = make(Laplace, name="laplace-often", learning_rates=[0.1, 0.01], every=0.2, hyper_steps=3)
     specs = [method.ask(), method.ask()]
     assert method.ask() is None
@@ -34,11 +34,11 @@ def test_the_method_is_one_run_a_learning_rate() -> None:
     objective = Laplace.objective(spec, groups, 100, torch.Generator())
     assert isinstance(objective, LaplaceMAP)
     assert {name: getattr(objective, name) for name in json.loads(spec.options)} == json.loads(spec.options)
-    assert max(objective.times) < Schedule(0.1, spec.steps, spec.batch_size).total_steps(100)
+    assert max(objective.update_steps) < Schedule(0.1, spec.steps, spec.batch_size).total_steps(100)
 
 
 def test_ptyl_is_refused_before_anything_runs() -> None:
-    """The settings refuse the prior whose precision is not diagonal."""
+    """PTYL, whose precision is not diagonal, is refused."""
     settings = Laplace.Settings()
     assert settings.find_problem("l2-zero") is settings.find_problem("l2-sp") is None
     assert "ptyl" in str(settings.find_problem("ptyl")).lower()

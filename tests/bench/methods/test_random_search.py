@@ -1,4 +1,4 @@
-"""Random search: what is drawn, in which order, and what is trained again."""
+"""Random search: the configurations, their order, and which are retrained."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ NAN = math.nan
 
 
 def retrained(records: list[TrialRecord]) -> list[int]:
-    """The numbers that were trained again, in order."""
+    """Return the numbers of the retrained configurations, in order."""
     return sorted(
         number for record in records if record.spec.stage == "retrain" for number in [record.spec.number or 0]
     )
 
 
 def play(values: list[float | None], order: int | None = None, **given: Any) -> list[int]:
-    """Which numbers are trained again, where number i comes to ``values[i]``."""
+    """Return the numbers that are retrained if number i has the result ``values[i]``."""
     method = make(RandomSearch, trials=len(values), **given)
     return retrained(drive(method, lambda spec: values[spec.number or 0], order))
 
 
 @pytest.mark.parametrize(("prior", "untied"), [("l2-zero", []), ("l2-sp", ["l2-sp"]), ("ptyl", [])])
-def test_draws_are_points_of_the_grid(prior: str, untied: list[str]) -> None:
-    """Twelve different points of the grid of that prior, numbered from 0, all of which may be tuned at once."""
+def test_configurations_are_points_of_the_grid(prior: str, untied: list[str]) -> None:
+    """The trials are twelve different points of the prior's grid, numbered from 0, which may all run at once."""
     method = make(RandomSearch, prior, untied=untied)
     asked = waiting(method)
     points = list(method.settings.points(prior))
@@ -46,7 +46,7 @@ def test_draws_are_points_of_the_grid(prior: str, untied: list[str]) -> None:
 
 
 def test_the_order_is_known() -> None:
-    """The draw is that of seed and cell alone: in every process, on every machine, in every version."""
+    """The configurations depend on seed and cell only: they are the same in every process and version."""
     asked = waiting(make(RandomSearch, trials=3))
     assert [(spec.learning_rate, spec.weight_decay) for spec in asked] == KNOWN
 
@@ -55,15 +55,15 @@ KNOWN = [(0.1, 0.01), (0.01, 1e-05), (0.1, 0.001)]
 
 
 def test_more_trials_begin_with_the_same() -> None:
-    """A larger budget goes on where a smaller one ended; the whole grid is a budget like any other."""
+    """A larger budget begins with the configurations of a smaller one; the whole grid is possible."""
     few, all_of_it = (waiting(make(RandomSearch, trials=count)) for count in (5, 24))
     assert all_of_it[:5] == few
     assert len({(spec.learning_rate, spec.weight_decay) for spec in all_of_it}) == 24
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"n": 1000}, {"split": 2001}, {"prior": "l2-zero"}])
-def test_other_seeds_and_cells_draw_otherwise(other: dict[str, Any]) -> None:
-    """Another seed of the method, and another cell, draw another order."""
+def test_other_seeds_and_cells_have_another_order(other: dict[str, Any]) -> None:
+    """Another seed of the method, or another cell, has another order."""
     one, two = (
         [(spec.learning_rate, spec.weight_decay) for spec in waiting(make(RandomSearch, **given))]
         for given in ({}, other)
@@ -85,22 +85,21 @@ def test_other_seeds_and_cells_draw_otherwise(other: dict[str, Any]) -> None:
     ],
 )
 def test_incumbents_are_retrained(values: list[float | None], expected: list[int], order: int | None) -> None:
-    """Whoever is the best of all up to itself is trained again, ties going to the earlier, whatever the order of the
-    answers; a diverged one only where none before it did better, a failed one never."""
+    """Each best configuration so far is retrained; diverged ones if none completed before, failed ones never."""
     assert play(values, order) == expected
 
 
 def test_the_best_of_every_budget_is_retrained() -> None:
-    """For each k the best of the first k was trained again: the anytime curve is known everywhere."""
+    """For each k the best of the first k configurations is retrained, so that the anytime curve is known."""
     values = [random.Random(i).choice([1.0, 2.0, 3.0, NAN]) + i % 3 for i in range(24)]  # noqa: S311
-    again = play(list(values), order=3)
+    numbers = play(list(values), order=3)
     for k in range(1, 25):
         known = [math.inf if math.isnan(value) else value for value in values[:k]]
-        assert known.index(min(known)) in again
+        assert known.index(min(known)) in numbers
 
 
 def test_only_the_best_or_all_may_be_retrained() -> None:
-    """``retrain: best`` trains the best of all again and no other, ``all`` every one that did not fail."""
+    """``retrain: best`` retrains only the best of all, ``all`` every one that did not fail."""
     values = [3.0, NAN, 2.0, FAILED, 1.0, 1.0]
     assert play(values, order=0, retrain="best") == [4]
     assert play(values, order=0, retrain="all") == [0, 1, 2, 4, 5]
@@ -108,7 +107,7 @@ def test_only_the_best_or_all_may_be_retrained() -> None:
 
 
 def test_retraining_is_of_the_same_configuration() -> None:
-    """What is trained again differs from what was tuned by its stage alone, its number included."""
+    """A retraining differs from its tuning trial only in its stage."""
     method = make(RandomSearch, trials=2, name="mine")
     first, _ = waiting(method)
     method.tell(judged(first, 1.0))
@@ -116,19 +115,19 @@ def test_retraining_is_of_the_same_configuration() -> None:
     assert first.method == "mine"
 
 
-def test_what_is_left_shrinks() -> None:
-    """Each answer that beats nothing takes one retraining off the most that there may be."""
+def test_the_bound_shrinks() -> None:
+    """Each result that is no incumbent lowers the bound on retrainings by one."""
     method = make(RandomSearch, trials=4)
-    left = [method.stages()["retrain"]]
+    bounds = [method.stages()["retrain"]]
     for spec in waiting(method):
         method.tell(judged(spec, 1.0))
-        left.append(method.stages()["retrain"])
-    assert left == [4, 4, 3, 2, 1]
+        bounds.append(method.stages()["retrain"])
+    assert bounds == [4, 4, 3, 2, 1]
     assert method.settings.max_trials("l2-sp") == 8
 
 
 def test_a_budget_beyond_the_grid_is_refused() -> None:
-    """More trials than the grid has points are refused in one clause that says how many it has; so is less than one."""
+    """More trials than the grid has points, or none, are refused."""
     settings = make(RandomSearch, trials=24).settings
     assert settings.find_problem("l2-sp") is None
     assert settings.model_copy(update={"trials": 25}).find_problem("l2-sp") == (
@@ -141,9 +140,7 @@ def test_a_budget_beyond_the_grid_is_refused() -> None:
 
 
 def test_it_finds_the_strength_of_a_ridge_regression() -> None:
-    """Of 12 of 29 strengths, a factor 2 apart, the best by exact leave-one-out NLL is within a factor of 4 of the best
-    there is in 90 % of draws, as many as have one of the four that are: 1 - C(25, 12) / C(29, 12). Of 200 draws 85
-    to 95 % do: that is 2.4 standard deviations."""
+    """Its best ridge strength is near the optimum as often as 1 - C(25, 12) / C(29, 12) = 90 % predicts."""
     problem = ridge()
     optimum = problem.best_alpha_loo()
     decays = [1e-6 * 2.0**i for i in range(29)]

@@ -1,4 +1,4 @@
-"""The baseline of `speed`: its loss against torch.distributions in float64, its steps against the fast path's."""
+"""The baseline of `speed`, compared with torch.distributions in float64 and with the fast path."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def images(count: int, channels: int, side: int) -> Images:
 
 @pytest.fixture
 def split() -> Split:
-    """One batch of digits that nothing is done to: every step sees the same."""
+    """One batch of digits without augmentation, the same in every step."""
     train = images(BATCH, 1, 16)
     return Split(train, None, train, Normalization.of(train), Geometry(side=16, crop=16))
 
 
 def kl_by_torch(weights: dict[str, Tensor], means: dict[str, Tensor], sigma: Tensor, scale: Tensor) -> Tensor:
-    """KL(N(w, sigma^2 I) || N(mu, scale I)), element by element."""
+    """Return KL(N(w, sigma^2 I) || N(mu, scale I)), summed over elements."""
     pairs = [(Normal(w, sigma), Normal(means[n], scale.sqrt())) for n, w in weights.items()]
     return torch.stack([kl_divergence(q, p).sum() for q, p in pairs]).sum()
 
 
 def best_scale(weights: dict[str, Tensor], means: dict[str, Tensor], sigma: Tensor) -> Tensor:
-    """The scale of the prior at which that KL is least: where its derivative, found by autograd, is zero."""
+    """Return the scale that minimizes that KL: the zero of its derivative, found by autograd."""
     log_scale = torch.zeros((), dtype=torch.float64, requires_grad=True)
     for _ in range(100):  # Newton's method
         (slope,) = torch.autograd.grad(
@@ -62,14 +62,14 @@ def best_scale(weights: dict[str, Tensor], means: dict[str, Tensor], sigma: Tens
 
 @pytest.fixture
 def small() -> nn.Module:
-    """A network in float64 whose head is ``head``, its weights away from their prior's means."""
+    """A network in float64 with the head ``head`` and weights away from the prior means."""
     torch.manual_seed(0)
     parts = OrderedDict(body=nn.Linear(4, 5), tanh=nn.Tanh(), head=nn.Linear(5, 3))
     return nn.Sequential(parts).double()
 
 
 def means_of(model: nn.Module, head: str) -> dict[str, Tensor]:
-    """Zeros for the head, something near the weights for the backbone."""
+    """Return zeros for the head, and 0.9 times the weights for the backbone."""
     return {
         name: torch.zeros_like(p) if name.startswith(f"{head}.") else (p * 0.9).detach()
         for name, p in model.named_parameters()
@@ -77,7 +77,7 @@ def means_of(model: nn.Module, head: str) -> dict[str, Tensor]:
 
 
 def test_the_reference_kl_is_torchs_at_the_best_scale(small: nn.Module) -> None:
-    """The KL of a group is that of torch.distributions at the scale where it is least."""
+    """The KL of a group is that of torch.distributions at the scale that minimizes it."""
     weights = {name: p.detach() for name, p in small.named_parameters()}
     means, sigma = means_of(small, "head"), torch.tensor(0.03, dtype=torch.float64)
     scale = best_scale(weights, means, sigma)
@@ -87,8 +87,7 @@ def test_the_reference_kl_is_torchs_at_the_best_scale(small: nn.Module) -> None:
 
 
 def test_the_plain_loss_is_the_bound(small: nn.Module) -> None:
-    """Loss and gradients are those of mean NLL at the draw + KL / D, backbone and head each at its own best scale, all
-    by torch.distributions and autograd in float64."""
+    """Loss and gradients are those of mean NLL + KL / D by torch.distributions and autograd in float64."""
     x, y = torch.randn(7, 4, dtype=torch.float64), torch.randint(0, 3, (7,))
     means = means_of(small, "head")
     noise = {name: torch.randn_like(p) for name, p in small.named_parameters()}
@@ -115,7 +114,7 @@ def test_the_plain_loss_is_the_bound(small: nn.Module) -> None:
 
 
 def fast_run(model: nn.Module, head: str, split: Split, method: str) -> TrainingRun:
-    """The fast path's run of the same objective."""
+    """Return the run of the fast path with the same objective."""
     groups = make_groups(model, head, "l2-sp")
     objective: Objective = MAP(groups, BATCH, {"backbone": 1e-3, "head": 1e-3})
     if method == "de-elbo":
@@ -124,9 +123,8 @@ def fast_run(model: nn.Module, head: str, split: Split, method: str) -> Training
 
 
 @pytest.mark.parametrize("method", ["map", "de-elbo"])
-def test_a_naive_step_is_the_fast_paths(method: str, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the same weights, at the same draw, the baseline's first step has the gradients of the fast path's, and goes
-    to the same weights."""
+def test_a_baseline_step_equals_the_fast_path(method: str, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same weights and noise, the first step of the baseline equals that of the fast path."""
     model, head = build_backbone("digits-resnet", 10, seed=1)
     other = copy.deepcopy(model)
     naive, fast = BaselineRun(model, head, split, method, BATCH, 0), fast_run(other, head, split, method)
@@ -148,8 +146,8 @@ def test_a_naive_step_is_the_fast_paths(method: str, split: Split, monkeypatch: 
 
 
 @pytest.mark.parametrize("method", ["map", "de-elbo"])
-def test_naive_steps_train(method: str, split: Split) -> None:
-    """The baseline learns its images: after some steps their NLL is lower."""
+def test_baseline_steps_train(method: str, split: Split) -> None:
+    """The NLL of the images decreases after some steps of the baseline."""
     model, head = build_backbone("digits-resnet", 10, seed=1)
     run = BaselineRun(model, head, split, method, BATCH, 0)
     x = split.normalization(split.geometry.evaluation(split.train.pixels))
@@ -170,7 +168,7 @@ def test_naive_steps_train(method: str, split: Split) -> None:
     ids=["as stored", "made larger", "made smaller"],
 )
 def test_images_one_by_one_are_those_of_a_batch(channels: int, stored: int, geometry: Geometry) -> None:
-    """Where nothing is left to chance, what torchvision makes of an image is what the fast path makes of a batch."""
+    """Without random augmentation, torchvision's transforms of one image equal those of a batch."""
     found = images(4, channels, stored)
     split = Split(found, None, found, Normalization.of(found), geometry)
     expected = split.normalization(geometry.evaluation(found.pixels))
@@ -182,8 +180,7 @@ def test_images_one_by_one_are_those_of_a_batch(channels: int, stored: int, geom
 
 
 def test_images_one_by_one_are_moved_and_mirrored() -> None:
-    """The crop's place and the mirror are drawn anew for every image: over many looks all four corners are seen, and
-    about half of the looks are mirrored."""
+    """Crop and mirror are drawn for every image: all positions occur, and about half are mirrored."""
     pixels = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
     pixels[0, 0, 1, 1] = 255
     found = Images(pixels, torch.zeros(1, dtype=torch.int64), 1)
@@ -197,7 +194,7 @@ def test_images_one_by_one_are_moved_and_mirrored() -> None:
 
 
 def test_workers_give_the_same_images(split: Split) -> None:
-    """With processes that load, the baseline trains on the same images."""
+    """The baseline trains on the same images with and without worker processes."""
     made: list[Callable[[], Any]] = []
     for workers in (0, 1):
         model, head = build_backbone("digits-resnet", 10, seed=1)

@@ -1,4 +1,4 @@
-"""The guard of `speed`: the fast path agrees with the plain formulas, and a wrong one does not get past it."""
+"""The fast path agrees with the plain formulas, and a wrong one is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = Setting(batch=8, rounds=1, steps=1, priors=("l2-sp",))
 
 
 def digits(numerics: Numerics, batch: int = 16) -> Deviation:
-    """How far the digits' network is off, computed so."""
+    """Return the deviation of the digits network with these numerics."""
     random = torch.Generator().manual_seed(3)
     x = torch.randn(batch, 1, 16, 16, generator=random)
     model, head = build_backbone("digits-resnet", 10, seed=1)
@@ -34,7 +34,7 @@ def digits(numerics: Numerics, batch: int = 16) -> Deviation:
 
 
 def test_float32_deviates_by_rounding_alone() -> None:
-    """In float32 loss, gradient and dL/drho are those of the plain formulas to a few digits of float32."""
+    """In float32 loss, gradient and dL/drho agree with the plain formulas to a few digits."""
     found = digits(Numerics())
     assert found.loss < 1e-5
     assert found.gradient < 1e-3
@@ -43,14 +43,14 @@ def test_float32_deviates_by_rounding_alone() -> None:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_bf16_deviates_by_its_rounding(channels_last: bool) -> None:
-    """In bf16 there is a deviation, more than that of float32, and within the bound that its rounding has."""
+    """In bf16 the deviation is larger than in float32, and within its bound."""
     found = digits(Numerics("bf16", channels_last))
     assert found.exceeds(BOUNDS["bf16"]) == []
     assert found.gradient > 10 * digits(Numerics()).gradient
 
 
-def test_nothing_is_changed_by_looking() -> None:
-    """The model that is checked keeps its weights, its BatchNorm statistics and its mode."""
+def test_the_model_is_not_changed() -> None:
+    """The compared model keeps its weights, its BatchNorm statistics and its mode."""
     model, head = build_backbone("digits-resnet", 10)
     model.eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -62,30 +62,30 @@ def test_nothing_is_changed_by_looking() -> None:
 @pytest.mark.parametrize("part", ["loss", "gradient", "rho"])
 @pytest.mark.parametrize("value", [2.0, math.nan, math.inf])
 def test_every_part_has_its_bound(part: str, value: float) -> None:
-    """A part beyond the bound, or that is not a number, is named with how much it may be; at the bound is within it."""
+    """A part that exceeds its bound or is not a number is named; a part at the bound is not."""
     bound = Deviation(1.0, 1.0, 1.0)
     assert bound.exceeds(bound) == []
     assert replace(bound, **{part: value}).exceeds(bound) == [f"{part} by {value:.2g} (at most 1)"]
 
 
 def no_kl(self: Any, mean: Tensor, gradient: Tensor) -> None:
-    """An objective that forgets the KL."""
+    """Forget the KL."""
 
 
 def double_kl(self: Any, mean: Tensor, gradient: Tensor) -> None:
-    """An objective that counts the KL twice."""
+    """Count the KL twice."""
     add_kl(self, mean, gradient)
     before = torch.cat([p.grad.reshape(-1).clone() for p in self.weights])
     add_kl(self, mean, before)
 
 
 def half_noise(self: Any) -> Tensor:
-    """A posterior whose draws are nearer to its mean than its sigma says."""
+    """Draw samples nearer to the mean than sigma says."""
     return sigma.fget(self) / 2  # type: ignore[misc]
 
 
 def mirrored(self: Numerics, x: Tensor) -> Tensor:
-    """A memory layout that is not only a layout: it turns the images over."""
+    """Turn the images over instead of changing only the memory layout."""
     return x.flip(3)
 
 
@@ -104,7 +104,7 @@ WRONG: dict[str, tuple[Any, str, Any]] = {
 def test_a_wrong_fast_path_is_not_timed(
     precision: str, owner: Any, name: str, wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fast path that computes something else is refused with how far it is off, before anything is timed."""
+    """A fast path that computes something else is refused with its deviation, before anything is timed."""
     steps: list[int] = []
     monkeypatch.setattr(training.TrainingRun, "step", lambda *_: steps.append(1))
     monkeypatch.setattr(owner, name, wrong)
@@ -116,7 +116,7 @@ def test_a_wrong_fast_path_is_not_timed(
 
 @pytest.mark.parametrize("numerics", [Numerics(), Numerics("bf16", channels_last=True)], ids=["float32", "bf16"])
 def test_the_true_fast_path_is_timed(numerics: Numerics) -> None:
-    """The fast path as it is gets past the guard, and the result says how far off it is."""
+    """The correct fast path is timed, and the result has its deviation."""
     result = measure(replace(SMALL, numerics=numerics), CPU)
     found = Deviation(**result["deviation_from_plain"])
     assert found.exceeds(BOUNDS[numerics.precision]) == []

@@ -1,4 +1,4 @@
-"""The step times that `speed` measures; what they must be is not for a unit test to say."""
+"""The result of `speed`: its parts, its file, and its command."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def beside_naive() -> dict[str, Any]:
 
 
 def test_every_method_and_prior_is_timed(measured: dict[str, Any]) -> None:
-    """MAP and DE ELBo are timed with each prior, and compared with each; the baseline only where it is asked for."""
+    """MAP and DE ELBo are timed and compared with each prior; baseline and profile only on request."""
     names = {f"{method} {prior}" for method in ("map", "de-elbo") for prior in PRIORS}
     assert set(measured["milliseconds_a_step"]) == set(measured["images_a_second"]) == names
     assert list(measured["de_elbo_over_map"]) == PRIORS
@@ -45,7 +45,7 @@ def test_every_method_and_prior_is_timed(measured: dict[str, Any]) -> None:
 
 
 def test_a_ratio_is_that_of_one_round(measured: dict[str, Any]) -> None:
-    """With one round, a ratio is DE ELBo's time over MAP's, and all its statistics are the same."""
+    """With one round a ratio is the DE ELBo's time over MAP's, and all its statistics are equal."""
     times = measured["milliseconds_a_step"]
     for prior in PRIORS:
         ratio = times[f"de-elbo {prior}"]["median"] / times[f"map {prior}"]["median"]
@@ -56,7 +56,7 @@ def test_a_ratio_is_that_of_one_round(measured: dict[str, Any]) -> None:
 
 
 def test_the_baseline_is_timed_beside(beside_naive: dict[str, Any]) -> None:
-    """With steps of the baseline, its times are a part of the result, and how much longer they are for each method."""
+    """The result has the baseline's times, and their ratio to the fast path for each method."""
     naive = beside_naive["naive"]
     assert set(naive["milliseconds_a_step"]) == set(naive["images_a_second"]) == {"map", "de-elbo"}
     for method, spread in naive["milliseconds_a_step"].items():
@@ -65,8 +65,8 @@ def test_the_baseline_is_timed_beside(beside_naive: dict[str, Any]) -> None:
     assert not any("naive" in name for name in beside_naive["images_a_second"])
 
 
-def test_a_part_that_breaks_off_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the baseline breaks off, the times that were taken are kept and what happened is said."""
+def test_a_failing_baseline_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the baseline fails, the result has its error and all other times."""
 
     def die(run: BaselineRun) -> None:
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error")
@@ -78,14 +78,14 @@ def test_a_part_that_breaks_off_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_without_its_prior_the_baseline_has_no_ratio() -> None:
-    """The baseline has L2-SP's prior: where that is not timed there is nothing to compare it with."""
+    """Without L2-SP, the prior of the baseline, there is no ratio to it."""
     result = measure(Setting(batch=4, rounds=1, steps=1, priors=("l2-zero",), naive_steps=1), CPU)
     assert result["naive"]["over_fast"] == {}
     assert result["naive"]["images_a_second"]["map"] > 0
 
 
 def test_a_measurement_says_where_it_was_taken(measured: dict[str, Any]) -> None:
-    """Beside the times stand the hardware, the versions, what was timed, and the deviation; no machine's name."""
+    """The result has the hardware, versions, settings and deviation, but not the machine's name."""
     environment = measured["environment"]
     assert (environment["device"], environment["threads"]) == ("cpu", 1)
     assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -98,7 +98,7 @@ def test_a_measurement_says_where_it_was_taken(measured: dict[str, Any]) -> None
 
 
 def test_photographs_are_timed_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images stored at another size are brought to 8/7 of what the network sees, in every step; others are left."""
+    """Images stored at another size are resized to 8/7 of the input in every step; others are not."""
     brought: list[tuple[int, ...]] = []
     resize = F.interpolate
 
@@ -115,7 +115,7 @@ def test_photographs_are_timed_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_profile_says_where_time_goes() -> None:
-    """With --profile each method and prior has its operations, those that take longest first."""
+    """With --profile each method and prior has its operations, the slowest first."""
     result = measure(Setting(batch=4, rounds=1, steps=1, priors=("l2-sp",), profile=True), CPU)
     assert set(result["profile"]) == {"map l2-sp", "de-elbo l2-sp"}
     for rows in result["profile"].values():
@@ -126,7 +126,7 @@ def test_a_profile_says_where_time_goes() -> None:
 
 
 def test_the_number_of_threads_is_put_back() -> None:
-    """Measuring with one thread leaves the process with as many as it had, even where it fails."""
+    """Measuring restores the number of threads, even if it fails."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -140,7 +140,7 @@ def test_the_number_of_threads_is_put_back() -> None:
 def test_a_result_is_written_whole(
     measured: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A result goes to its file, whose folder is made and whose path is said, or to the terminal: the same JSON."""
+    """A result is written to its file, whose folder is made, or to the terminal, as the same JSON."""
     file = tmp_path / "new" / "speed.json"
     write(measured, file)
     assert capsys.readouterr().out == f"{file}\n"
@@ -160,7 +160,7 @@ def test_a_result_is_written_whole(
 def test_a_folder_takes_several_results(
     change: dict[str, Any], name: str, measured: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a folder that exists a result has a name that says on what it was measured, and in what numerics."""
+    """In a folder a result gets a name with the hardware, the settings and the numerics."""
     numerics = measured["setting"]["numerics"] | change
     environment = measured["environment"] | {"gpu": "ACME H9 (80 GB)"}
     result = measured | {"environment": environment, "setting": measured["setting"] | {"numerics": numerics}}
@@ -172,7 +172,7 @@ def test_a_folder_takes_several_results(
 
 
 def test_the_command_measures_as_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`speed` with --out prints the file's path alone, and the file says with which settings it measured."""
+    """`speed --out` prints only the path of its file, which has the settings of the command."""
     file = tmp_path / "speed.json"
     options = "--batch 4 --rounds 1 --steps 1 --priors l2-sp --precision bf16 --channels-last --naive-steps 1"
     assert main(["speed", *options.split(), "--out", str(file)]) == 0
