@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import logging
 import platform
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from urllib.parse import urlsplit
 
 from bench.config.benchmark import EMBEDDED, Benchmark
 from bench.config.places import check_no_password, check_tracking_uri
+from bench.config.sections import Resources
 from bench.doctor.cluster_report import CheckResult, ClusterReport, DoctorRequest, minor_version
 from bench.doctor.software_checks import check_cluster
 from bench.exceptions import ConfigError
@@ -23,8 +22,6 @@ from bench.jobs.package import is_relative, job_environment, list_weight_files
 from bench.probe import MARKER, REQUEST_FILE
 from bench.probe.cluster import inspect_cluster
 from bench.probe.node import check_weight_file, installed_version
-from bench.ray_backend.connect import token_refused
-from bench.ray_backend.environment import configure_ray
 from bench.utils.text import redact_url, single_line
 from bench.utils.urls import local_folder
 
@@ -144,24 +141,11 @@ def _inspect_by_job(
 
 def _inspect_from_inside(address: str, probe_request: Mapping[str, Any]) -> ClusterReport:
     """Inspect a cluster from this process, on one of its machines."""
-    configure_ray(address)
-    import ray
+    from bench.ray_backend.connect import ray_session
 
     if address.startswith("ray://"):
         raise ConfigError(f"--address {address}: expected http://HOST:8265, or HOST:PORT on a machine of the cluster")
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ray.exceptions.AuthenticationError as error:
-        raise token_refused(address, error) from None
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"--address {redact_url(address)}: the cluster cannot be joined ({single_line(error, 200)}): check "
-            "--address, and that this machine belongs to the cluster"
-        ) from error
-    try:
+    with ray_session(Resources(), address):
         found = inspect_cluster(probe_request)
-    finally:
-        ray.shutdown()
-    mode = found["driver"]["token_mode"]
-    return ClusterReport(redact_url(address), mode, ray.__version__, _client_versions(), **found)
+    mode, versions = found["driver"]["token_mode"], _client_versions()
+    return ClusterReport(redact_url(address), mode, versions["ray"], versions, **found)

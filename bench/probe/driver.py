@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from bench.probe.node import Facts
 from bench.utils.text import connection_problem, describe_error, redact_url, single_line
 
-__all__ = ["check_mlflow", "has_autoscaler", "read_autoscaler_report", "token_mode"]
+__all__ = ["check_mlflow", "has_autoscaler", "token_mode"]
 
 
 TIMEOUT_SECONDS = 20.0
@@ -38,25 +38,20 @@ def has_autoscaler() -> bool | None:
     """Return True if an autoscaler may start nodes: its nodes have types with names; None if Ray does not say."""
     try:
         import ray
+        from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
         from ray.autoscaler.v2.sdk import get_cluster_status
         from ray.autoscaler.v2.utils import is_autoscaler_v2
+        from ray.experimental.internal_kv import _internal_kv_get
 
         if is_autoscaler_v2():
             status = get_cluster_status(ray.get_runtime_context().gcs_address)
             types = [node.ray_node_type_name or UNMANAGED_PREFIX for node in [*status.active_nodes, *status.idle_nodes]]
         else:
-            types = list(read_autoscaler_report().get("active_nodes", {}))
+            report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}").get("autoscaler_report") or {}
+            types = list(report.get("active_nodes", {}))
         return any(not name.startswith(UNMANAGED_PREFIX) for name in types)
     except Exception:
         return None
-
-
-def read_autoscaler_report() -> Facts:
-    """Return the status of Ray's first autoscaler; empty without one."""
-    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    return json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}").get("autoscaler_report") or {}
 
 
 def check_mlflow(uri: str | None) -> Facts | None:
@@ -98,17 +93,10 @@ def _check_server(root: str) -> Facts:
     facts: Facts = {"ok": response.ok, "status": response.status_code, "words": ""}
     if not response.ok:
         facts["words"] = single_line(redact_url(response.text[:1000]))
-    elif not _is_json_object(response):
+    elif not response.text.lstrip().startswith("{"):  # a JSON object
         facts.update(ok=False, words=OTHER_SERVER)
     with contextlib.suppress(requests.RequestException):
         version = requests.get(f"{root}/version", **options)  # noqa: S113
         if version.ok:
             facts["version"] = single_line(version.text, 40)
     return facts
-
-
-def _is_json_object(response: Any) -> bool:
-    try:
-        return isinstance(response.json(), dict)
-    except ValueError:
-        return False
