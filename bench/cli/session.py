@@ -30,7 +30,7 @@ from bench.scheduling.resume import check_same_inputs, load_for_resume
 from bench.storage.attempts import AttemptLog
 from bench.storage.lock import StorageLock
 from bench.storage.records import RecordStore
-from bench.storage.retry import OUTAGE, Patience
+from bench.storage.retry import MAX_OUTAGE_SECONDS, OutageTimer
 from bench.tracking.client import tracking_uri
 from bench.trials.record import TrialRecord
 from bench.utils.signals import interrupt_on_signals
@@ -123,7 +123,7 @@ class RunSession(RunCallback):
 
         uri = tracking_uri(self.store, self.tracking_uri)
         with StorageLock(self.store, lambda: os.kill(os.getpid(), signal.SIGTERM), console.print) as lock:
-            self.store.patience = Patience(OUTAGE, console.print)
+            self.store.outage_timer = OutageTimer(MAX_OUTAGE_SECONDS, console.print)
             records, attempts, pretrained = self._resume(lock)
             tracker = MLflowTracker(MLflowMirror(uri, self.benchmark, self.store))
             try:

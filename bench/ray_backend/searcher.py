@@ -142,7 +142,7 @@ class QueueSearcher(Searcher):
 
     def abandon(self) -> None:
         """Note that all running attempts failed, as the run stops."""
-        self._store.hurry()
+        self._store.stop_waiting()
         for attempt in self._out.values():
             if attempt.started is not None:
                 self._attempts.fail(attempt.spec.key)
@@ -158,7 +158,7 @@ class QueueSearcher(Searcher):
         record = TrialRecord.from_json(result["record"])
         if (problem := self._incompatibility(record)) is not None:
             if result["written"]:
-                self._or_abort(self._store.set_aside, f"records/{record.key}.json")
+                self._or_abort(self._store.quarantine, f"records/{record.key}.json")
             raise RunAborted(f"node {record.hardware.get('node')} has {problem}; then the same command continues")
         if not result["written"]:
             self._or_abort(self._store.write, record, result["series"])
@@ -226,7 +226,7 @@ class QueueSearcher(Searcher):
         except RecordError:  # a damaged file: the caller knows what that means
             raise
         except Exception as error:
-            self._store.hurry()  # it has been waited for
+            self._store.stop_waiting()  # it has been waited for
             reason = getattr(error, "strerror", None) or single_line(error)[:200]
             raise RunAborted(
                 f"{self._store.url} takes no more records ({reason}): its records are kept; free space or make it "

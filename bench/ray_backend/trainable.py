@@ -15,7 +15,7 @@ from bench.config.benchmark import Benchmark
 from bench.execution.run_trial import Series, TrialContext
 from bench.storage.lease import Lease
 from bench.storage.records import RecordStore
-from bench.storage.retry import OUTAGE, Patience
+from bench.storage.retry import MAX_OUTAGE_SECONDS, OutageTimer
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from bench.utils.text import single_line
@@ -76,7 +76,7 @@ class TrialTrainable(tune.Trainable):
         torch.set_num_threads(self.benchmark.resources.cpus_per_trial)
         self.device = torch.device("cuda" if self.benchmark.resources.gpus_per_trial else "cpu")
         self.store = RecordStore(settings.storage)
-        self.store.patience = Patience(OUTAGE)
+        self.store.outage_timer = OutageTimer(MAX_OUTAGE_SECONDS)
         self.shares_storage = shares_storage(self.store, self.settings.token)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -87,7 +87,7 @@ class BenchmarkRun:
                         _start(callbacks, queue, slots)
                         self._tune(queue, callbacks, slots, num_fits)
         except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: at SIGTERM, by Ray while it starts
-            self.lock.store.hurry()
+            self.lock.store.stop_waiting()
             stop_reason = str(stop) if isinstance(stop, RunAborted) else ""
         reused, left = len(queue.reused), queue.num_remaining
         summary = summarize_run(finished.trials, reused, left, slots, self.start_time, stop_reason)

@@ -31,10 +31,10 @@ def load_for_resume(
     except (RecordError, ConfigError) as error:
         if isinstance(error, FormatError) or not store.exists("benchmark.json"):
             raise
-        moved = store.set_aside("benchmark.json")
+        moved = store.quarantine("benchmark.json")
         say(f"{error}: moved to {moved}, written again from the configuration")
     check_settings(store, benchmark)
-    records, damaged = store.whole_records()
+    records, damaged = store.recover_records()
     for line in damaged.values():
         say(line)
     done = {f"checkpoints/{record.key}.pt" for record in records if record.succeeded}

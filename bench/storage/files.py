@@ -1,4 +1,4 @@
-"""A folder or any fsspec URL, in which files are written whole or not at all."""
+"""Files in a folder or behind an fsspec URL, written atomically."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from fsspec.implementations.local import LocalFileSystem
 
 from bench.config.places import resolve_storage
 from bench.exceptions import StorageError
-from bench.storage.object_store import opened
-from bench.storage.retry import Patience, asked, http_status
+from bench.storage.object_store import open_filesystem
+from bench.storage.retry import OutageTimer, call_with_retry, http_status
 
 __all__ = ["Storage"]
 
 
 T = TypeVar("T")
-READERS = 16
-PART = ".part"
+MAX_READERS = 16
+PARTIAL = ".part"
 
 
 class Storage:
-    """Files by their names in it, such as ``records/KEY.json``. Cheap to make and to send to another process: a URL.
+    """Files by their names, such as ``records/KEY.json``. It holds a URL only, so other processes can be sent it.
 
-    Its methods raise OSError where it cannot be used; of one behind a URL that is a `bench.exceptions.StorageError`.
+    Its methods raise OSError if it cannot be used; that of an object store is a `bench.exceptions.StorageError`.
 
     Attributes:
-        patience: for one behind a URL that does not answer; None: what does not answer is an error at once.
+        outage_timer: limits how long an unreachable object store is waited for; None: not at all.
 
     Raises:
-        ValueError: a URL that names no place of its own.
+        ValueError: the URL names no place in a bucket or on a host.
     """
 
     def __init__(self, url: str) -> None:
         self.url = resolve_storage(url)
-        self.patience: Patience | None = None
+        self.outage_timer: OutageTimer | None = None
 
     @property
     def _fs_and_root(self) -> tuple[Any, str]:
-        if self.local:  # whatever else is in its name: fsspec takes :: for a chain
+        if self.local:  # fsspec would take :: in a folder's name for a chain of file systems
             return LocalFileSystem(), self.url
-        return opened(self.url)
+        return open_filesystem(self.url)
 
     @property
     def _fs(self) -> Any:
@@ -60,67 +60,68 @@ class Storage:
 
     @property
     def local(self) -> bool:
-        """Whether it is a folder of this machine's file system."""
+        """True if it is a folder of this machine's file system."""
         return "://" not in self.url
 
     def path(self, *parts: str) -> str:
-        """Where something of this storage is."""
+        """Return the path of a file or folder of this storage."""
         return posixpath.join(self.root, *parts)
 
     def exists(self, name: str = "") -> bool:
-        """Whether there is such a file or folder; the storage itself where no name is given."""
+        """Return True if there is such a file or folder; without a name, the storage itself."""
         path = self.path(name).rstrip("/")
-        return os.path.exists(path) if self.local else self._kind(path) is not None
+        return os.path.exists(path) if self.local else self._type(path) is not None
 
     def is_file(self) -> bool:
-        """Whether there is something by the storage's name that is no folder."""
+        """Return True if the storage's own path is that of a file."""
         if self.local:
             return os.path.exists(self.root) and not os.path.isdir(self.root)
-        return self._kind(self.root) == "file"
+        return self._type(self.root) == "file"
 
     def names(self, folder: str = "") -> list[str]:
-        """What is in a folder of it, in order; nothing where there is no such folder."""
+        """Return the sorted names of what is in a folder; none if there is no such folder."""
         path = self.path(folder).rstrip("/")
-        try:  # without fsspec's isdir and exists, to many of which an outage is a "no"
-            found = [str(name).rstrip("/") for name in self._looked(self._fs.ls, path, False)]
+        try:  # not by fsspec's isdir or exists, which are False during an outage
+            paths = [str(name).rstrip("/") for name in self._call_uncached(self._fs.ls, path, False)]
         except (FileNotFoundError, NotADirectoryError):
             return []
-        # the page of an object store makes folders that are an empty file of their own name
-        return sorted(posixpath.join(folder, posixpath.basename(name)) for name in found if name != path)
+        # a folder made on an object store's web page is an empty file of its own name
+        return sorted(posixpath.join(folder, posixpath.basename(name)) for name in paths if name != path)
 
     def read_file(self, name: str) -> bytes | None:
-        """A file's content, or None where there is none."""
-        return self._content(self._fs, self.path(name))
+        """Return a file's content; None if there is no such file."""
+        return self._read(self._fs, self.path(name))
 
     def read_files(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """Those of the files that are there, in order; several at once where that saves time."""
-        fs, root = self._fs_and_root  # asked once: of thousands of files that is half the time
+        """Yield name and content of those files that exist, in order; from an object store several are read at once."""
+        fs, root = self._fs_and_root  # once: looking it up for each of thousands of files takes half of the time
         names = list(names)
-        if self.local:  # a pool costs more than it saves
-            every = ((name, self._content(fs, posixpath.join(root, name))) for name in names)
-            yield from ((name, content) for name, content in every if content is not None)
+        paths = [posixpath.join(root, name) for name in names]
+        if self.local:
+            contents = (self._read(fs, path) for path in paths)
+            yield from ((name, content) for name, content in zip(names, contents, strict=True) if content is not None)
             return
-        with ThreadPoolExecutor(READERS) as pool:
-            found = pool.map(partial(self._content, fs), [posixpath.join(root, name) for name in names])
+        with ThreadPoolExecutor(MAX_READERS) as pool:
+            found = pool.map(partial(self._read, fs), paths)
             try:
                 yield from ((name, content) for name, content in zip(names, found, strict=True) if content is not None)
             except (KeyboardInterrupt, SystemExit):
-                self.hurry()  # else those that wait for an outage to end would be waited for
+                self.stop_waiting()  # otherwise the pool's threads wait for the end of an outage
                 raise
 
-    def hurry(self) -> None:
-        """Who leaves waits for nobody: what does not answer is an error at once."""
-        if self.patience is not None:
-            self.patience.end()
+    def stop_waiting(self) -> None:
+        """Stop retrying; pending and future calls fail immediately during an outage."""
+        if self.outage_timer is not None:
+            self.outage_timer.cancel()
 
     def write_file(self, name: str, content: bytes) -> None:
-        """Whole or not at all: a temporary name and a rename on a local disk, a single put elsewhere."""
+        """Write a file atomically: by a temporary name and a rename in a folder, by one request elsewhere."""
         path = self.path(name)
         if not self.local:
-            self._asked(self._fs.pipe_file, path, content)
+            self._call(self._fs.pipe_file, path, content)
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{path}.{uuid.uuid4().hex}{PART}"
+        temporary = f"{path}.{uuid.uuid4().hex}{PARTIAL}"
         try:
             with open(temporary, "wb") as file:
                 file.write(content)
@@ -139,68 +140,67 @@ class Storage:
             FileExistsError: the file exists, or another process is creating it.
         """
         path = self.path(name)
-        if not self.local:
-            try:
-                self._asked(partial(self._fs.pipe_file, mode="create"), path, content)
-            except StorageError as error:
-                if isinstance(error.__cause__, FileExistsError) or http_status(error.__cause__) in (409, 412):
-                    raise FileExistsError(f"{path} exists") from error
-                raise
+        if self.local:
+            with open(path, "xb") as file:
+                try:
+                    file.write(content)
+                    file.flush()
+                except BaseException:
+                    os.unlink(path)
+                    raise
             return
-        with open(path, "xb") as file:
-            try:
-                file.write(content)
-                file.flush()
-            except BaseException:
-                os.unlink(path)
-                raise
+        try:
+            self._call(partial(self._fs.pipe_file, mode="create"), path, content)
+        except StorageError as error:
+            if isinstance(error.__cause__, FileExistsError) or http_status(error.__cause__) in (409, 412):
+                raise FileExistsError(f"{path} exists") from error
+            raise
 
     def remove(self, name: str) -> None:
-        """Deletes a file; nothing where there is none."""
+        """Delete a file if there is one."""
         try:
-            self._asked(self._fs.rm_file, self.path(name))
+            self._call(self._fs.rm_file, self.path(name))
         except FileNotFoundError:
             return
 
-    def set_aside(self, name: str) -> str:
-        """Moves a file into the folder ``damaged``; its new name."""
+    def quarantine(self, name: str) -> str:
+        """Move a file into the folder ``damaged`` and return its new name."""
         when = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-        aside = f"damaged/{when}-{uuid.uuid4().hex[:6]}-{name.replace('/', '-')}"
+        target = f"damaged/{when}-{uuid.uuid4().hex[:6]}-{name.replace('/', '-')}"
         if self.local:
             os.makedirs(self.path("damaged"), exist_ok=True)
-            os.replace(self.path(name), self.path(aside))
+            os.replace(self.path(name), self.path(target))
         else:
-            self._asked(self._fs.cp_file, self.path(name), self.path(aside))
+            self._call(self._fs.cp_file, self.path(name), self.path(target))
             self.remove(name)
-        return aside
+        return target
 
-    def sweep(self, folders: Iterable[str]) -> None:
-        """Removes what writers that were killed left half written. Only for who knows that nobody writes."""
+    def remove_partial_files(self, folders: Iterable[str]) -> None:
+        """Remove the temporary files of processes that were killed. Nobody else may be writing."""
         if self.local:
-            for name in (name for folder in folders for name in self.names(folder) if name.endswith(PART)):
+            for name in (name for folder in folders for name in self.names(folder) if name.endswith(PARTIAL)):
                 self.remove(name)
 
-    def _content(self, fs: Any, path: str) -> bytes | None:
+    def _read(self, fs: Any, path: str) -> bytes | None:
         try:
             if isinstance(fs, LocalFileSystem) and not stat.S_ISREG(os.stat(path).st_mode):
-                return b""  # a folder, or a pipe that would be waited for: no content that anybody could take for whole
-            return bytes(self._asked(fs.cat_file, path))
+                return b""  # a folder or a named pipe, reading which might block: invalid content for any reader
+            return bytes(self._call(fs.cat_file, path))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def _kind(self, path: str) -> str | None:
-        """ "file" or "directory"; None where there is nothing."""
+    def _type(self, path: str) -> str | None:
+        """Return "file" or "directory"; None if there is nothing."""
         try:
-            return str(self._looked(self._fs.info, path)["type"])
+            return str(self._call_uncached(self._fs.info, path)["type"])
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def _looked(self, call: Callable[..., T], *arguments: Any) -> T:
-        """What is there now: what the file system remembers of folders knows nothing of other processes' files."""
-        self._fs.invalidate_cache()
-        return self._asked(call, *arguments)
+    def _call_uncached(self, call: Callable[..., T], *arguments: Any) -> T:
+        self._fs.invalidate_cache()  # fsspec's cached listings miss what other processes have written since
+        return self._call(call, *arguments)
 
-    def _asked(self, call: Callable[..., T], *arguments: Any) -> T:
+    def _call(self, call: Callable[..., T], *arguments: Any) -> T:
         if self.local:
             return call(*arguments)
-        return asked(self.url, self.patience, call, *arguments)
+        return call_with_retry(self.url, self.outage_timer, call, *arguments)

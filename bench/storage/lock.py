@@ -68,7 +68,7 @@ class StorageLock:
 
     def __exit__(self, *exception: object) -> None:
         self._closed.set()
-        self.store.hurry()
+        self.store.stop_waiting()
         self._thread.join()
         try:
             if not self.lost and not self.attempts_open:

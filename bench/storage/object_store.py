@@ -1,4 +1,4 @@
-"""Object store."""
+"""Open the file system of a storage URL."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ from typing import Any
 
 import fsspec
 
-from bench.storage.retry import _error, _said
+from bench.storage.retry import describe_cause, storage_error
 from bench.utils.text import redact_url
 
-__all__ = ["opened"]
+__all__ = ["open_filesystem"]
 
 
-def opened(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL, and the path in it. Raises StorageError where it is none that fsspec can open."""
-    # a file is asked for by one request: s3fs would ask for its size first, to read what is large in parallel
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """Return fsspec's file system for a URL, and the path in it.
+
+    Raises:
+        StorageError: fsspec cannot open it.
+    """
+    # one request a file: otherwise s3fs asks for its size first, to read large files in parallel
     options = {"max_concurrency": 1} if url.startswith(("s3://", "s3a://")) else {}
     try:
         fs, root = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
-        raise _error(f"{redact_url(url)} needs a package that is not there ({_said(error)})", _install(url)) from error
+        advice = "pip install 'deelbo[s3]', on all nodes" if url.startswith("s3") else "install it, on all nodes"
+        reason = f"{redact_url(url)} needs a package that is not installed ({describe_cause(error)})"
+        raise storage_error(reason, advice) from error
     except Exception as error:
         expected = "expected a folder, or a URL that fsspec knows, such as s3://BUCKET/NAME"
-        raise _error(f"{redact_url(url)} cannot be opened ({_said(error)})", expected) from error
+        raise storage_error(f"{redact_url(url)} cannot be opened ({describe_cause(error)})", expected) from error
     return fs, str(root).rstrip("/")
-
-
-def _install(url: str) -> str:
-    return "pip install 'deelbo[s3]', on all nodes" if url.startswith("s3") else "install it, on all nodes"

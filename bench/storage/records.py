@@ -1,14 +1,14 @@
-"""Where records are kept: the single source of truth.
+"""A benchmark's storage: the single source of truth.
 
-benchmark.json        the configuration
-records/KEY.json      one trial each, written once, whole or not at all
+benchmark.json        the configuration, and the format of all files
+records/KEY.json      one trial each, written once and atomically
 series/KEY.json       its rows over the epochs
-attempts/KEY.1.json   when an attempt at it began; where it came to nothing, when it ended
-checkpoints/KEY.pt    where a long run goes on from
-rungs/KEY.pt          where a run that stopped early goes on from, should it be chosen to
-runs/TIME.json        one a call of `run`: where its wall-clock time went
-damaged/              files that were set aside
-id                    what tells it from other storages
+attempts/KEY.1.json   when an attempt at it began and, if it gave no result, when it ended
+checkpoints/KEY.pt    state from which an interrupted trial resumes
+rungs/KEY.pt          state of a trial that stopped early, from which it continues if it is promoted
+runs/TIME.json        one for each `run`: where its wall-clock time went
+damaged/              quarantined files
+id                    identifies the storage, wherever it is moved to
 lock, lease-K.json    which `run` uses it
 """
 
@@ -31,144 +31,153 @@ from bench.trials.json_fields import Numbers, describe_problem, to_json_number
 from bench.trials.record import FORMAT, TrialRecord
 from bench.utils.text import redact_url, short_repr, single_line
 
-__all__ = ["RecordStore"]
+__all__ = ["RecordStore", "open_benchmark"]
 
 
-FILES = ("records", "series", "attempts", "checkpoints", "rungs", "runs")
+FOLDERS = ("records", "series", "attempts", "checkpoints", "rungs", "runs")
+OWN_NAMES = {*FOLDERS, "damaged", "lock", "id", "report", "replay", "mlflow.db", "mlartifacts"}
 SERIES = TypeAdapter(list[Numbers])
-OURS = {*FILES, "damaged", "lock", "id", "report", "replay", "mlflow.db", "mlartifacts"}
 
 
 class RecordStore(Storage):
     """A benchmark's storage."""
 
     def read_benchmark(self) -> dict[str, Any] | None:
-        """The configuration kept here; None where the storage does not exist, is empty, or lost it and has records.
+        """Return the configuration; None if the storage does not exist, is empty, or has records without one.
 
         Raises:
-            RecordError: there is something else.
+            FormatError: an earlier version wrote it.
+            RecordError: it is damaged, or the storage holds something else.
         """
         content = self.read_file("benchmark.json")
         if content is None:
-            there = {name for name in self.names() if not name.startswith("lease-")}
-            if not ("records" in there or there <= OURS) or self.is_file():
+            names = {name for name in self.names() if not name.startswith("lease-")}
+            if not ("records" in names or names <= OWN_NAMES) or self.is_file():
                 raise RecordError(
                     f"{self.url} exists and holds no benchmark: choose another --storage, or an empty folder"
                 )
             return None
         try:
-            found = json.loads(content)
-            if not isinstance(found, dict):
+            settings = json.loads(content)
+            if not isinstance(settings, dict):
                 raise ValueError("not an object")
-            version = found.pop("format", None)
-            if version is None and "methods" in found:
-                raise self._format_error()
-            if version != FORMAT:
-                raise ValueError(f"format = {short_repr.repr(version)}, expected {FORMAT}")
-        except FormatError:
-            raise
+            version = settings.pop("format", 1 if "methods" in settings else None)
         except (ValueError, RecursionError) as error:
-            words = f"{self.path('benchmark.json')} is damaged ({error})"
-            raise RecordError(f"{words}: put it back, or delete it and let `run` write it again") from None
-        return found
+            raise self._damaged_benchmark(str(error)) from None
+        if version == 1:
+            raise self._format_error()
+        if version != FORMAT:
+            raise self._damaged_benchmark(f"format = {short_repr.repr(version)}, expected {FORMAT}")
+        return settings
 
     def write_benchmark(self, content: dict[str, Any]) -> None:
-        """Keeps the configuration; the first time also the storage's own name."""
+        """Write the configuration, and the storage's id if it has none."""
         if self.read_file("id") is None:
             self.write_file("id", uuid.uuid4().hex.encode())
         self._write("benchmark.json", {"format": FORMAT} | content)
 
     @property
     def identity(self) -> str:
-        """What tells this storage from others, wherever it is moved to; its URL where it has no name of its own."""
-        found = (self.read_file("id") or b"").decode(errors="replace").strip()
-        return found if re.fullmatch("[0-9a-f]{32}", found) else self.url
+        """The storage's id, which stays wherever it is moved to; its URL if it has none."""
+        identity = (self.read_file("id") or b"").decode(errors="replace").strip()
+        return identity if re.fullmatch("[0-9a-f]{32}", identity) else self.url
 
     def write(self, record: TrialRecord, series: list[dict[str, float]]) -> None:
-        """Keeps a trial: the series first, so that whoever finds the record finds its series."""
+        """Write a trial: the series first, so that every record that exists has its series."""
         rows = [{name: to_json_number(value) for name, value in row.items()} for row in series]
         self.write_file(f"series/{record.key}.json", json.dumps(rows, allow_nan=False).encode())
         self.write_file(f"records/{record.key}.json", record.to_json().encode())
 
     def write_run(self, started: str, content: dict[str, Any]) -> None:
-        """Keeps the account of one call of `run`."""
+        """Write the summary of one `run`."""
         self._write(f"runs/{started}.json", content)
 
     def read(self, key: str) -> TrialRecord | None:
-        """The record of that trial, or None. Raises RecordError where it is damaged."""
+        """Return a trial's record; None if there is none. Raises RecordError if it is damaged."""
         name = f"records/{key}.json"
         content = self.read_file(name)
-        return None if content is None else self._record(name, content)
+        return None if content is None else self._parse(name, content)
 
     def records(self, damaged: list[str] | None = None) -> Iterator[TrialRecord]:
-        """Every record, in the order of their keys.
+        """Yield every record, in the order of their keys.
 
         Args:
-            damaged: where given, takes a line for each file that is not a record, and the rest is yielded.
+            damaged: takes one line for each file that is not a record; without it the first one raises.
 
         Raises:
-            RecordError: a file that is not a record, named.
+            FormatError: an earlier version wrote the records.
+            RecordError: a file is not a record.
         """
-        for name, content in self.read_files(self._list("records")):
+        for name, content in self.read_files(self._json_names("records")):
             try:
-                yield self._record(name, content)
+                yield self._parse(name, content)
             except RecordError as error:
                 if damaged is None or isinstance(error, FormatError):
                     raise
-                damaged.append(f"{error}: let `run` set it aside and run that trial again")
+                damaged.append(f"{error}: let `run` quarantine it and run that trial again")
 
-    def whole_records(self) -> tuple[list[TrialRecord], dict[str, str]]:
-        """Every record that is whole and whose series is. The others are set aside, so that their trials run again:
-        a line for each, by their trials' keys. Only for who holds the storage's lock."""
-        self.sweep(("", *FILES))
-        records, broken = [], dict[str, str]()
-        for name, content in self.read_files(self._list("records")):
+    def recover_records(self) -> tuple[list[TrialRecord], dict[str, str]]:
+        """Quarantine damaged records and series, so that their trials run again. The caller must hold the lock.
+
+        Returns:
+            the records that are valid and whose series is, and one line for each other trial, by key.
+
+        Raises:
+            FormatError: an earlier version wrote the records.
+        """
+        self.remove_partial_files(("", *FOLDERS))
+        records, damaged = [], dict[str, str]()
+        for name, content in self.read_files(self._json_names("records")):
             try:
-                records.append(self._record(name, content))
+                records.append(self._parse(name, content))
             except FormatError:
                 raise
             except RecordError as error:
-                broken[name] = str(error)
-        for name, content in self.read_files(self._list("series")):
+                damaged[name] = str(error)
+        for name, content in self.read_files(self._json_names("series")):
             try:
-                if not isinstance(json.loads(content), list):  # its numbers are looked at when they are used
+                if not isinstance(json.loads(content), list):  # rows are checked when they are used
                     raise ValueError("not a list of rows")
             except (ValueError, RecursionError) as error:
-                broken[name] = f"{self.path(name)} is damaged ({single_line(error)})"
+                damaged[name] = f"{self.path(name)} is damaged ({single_line(error)})"
         lines: dict[str, str] = {}
-        for name, words in broken.items():
+        for name, problem in damaged.items():
             file = posixpath.basename(name)
             if not self.exists(name):
-                continue  # went with the other one
-            lines[file.removesuffix(".json")] = f"{words}: set aside as {self.set_aside(name)}, its trial runs again"
-            for other in (f"records/{file}", f"series/{file}"):  # what is left of the trial goes with it
+                continue  # moved with the trial's other file
+            lines[file.removesuffix(".json")] = f"{problem}: moved to {self.quarantine(name)}, its trial runs again"
+            for other in (f"records/{file}", f"series/{file}"):
                 if self.exists(other):
-                    self.set_aside(other)
+                    self.quarantine(other)
         return [record for record in records if record.key not in lines], lines
 
     def series(self, key: str) -> list[dict[str, float]]:
-        """A trial's rows over the epochs; none where it has none."""
+        """Return a trial's rows over the epochs; none if it has none. Raises RecordError if they are damaged."""
         name = f"series/{key}.json"
-        content = self.read_file(name)
-        return [] if content is None else self._rows(name, content)
+        if (content := self.read_file(name)) is None:
+            return []
+        try:
+            return SERIES.validate_json(content, strict=True)
+        except ValidationError as error:
+            raise RecordError(f"{self.path(name)} is damaged ({single_line(describe_problem(error))})") from None
 
     def runs(self, damaged: list[str] | None = None) -> list[dict[str, Any]]:
-        """The accounts of all calls of `run`, oldest first. ``damaged``: as in `records`."""
-        accounts = []
-        for name, content in self.read_files(self._list("runs")):
+        """Return the summaries of all `run`s, oldest first. ``damaged``: as for `records`."""
+        summaries = []
+        for name, content in self.read_files(self._json_names("runs")):
             try:
-                account = json.loads(content)
-                if not isinstance(account, dict) or not isinstance(account.get("account", ""), str):
-                    raise ValueError("not the account of a run")
-                accounts.append(account)
+                summary = json.loads(content)
+                if not isinstance(summary, dict) or not isinstance(summary.get("account", ""), str):
+                    raise ValueError("not the summary of a run")
+                summaries.append(summary)
             except (ValueError, RecursionError) as error:
-                words = f"{self.path(name)} is damaged ({single_line(error)}): delete it, no trial is lost with it"
+                line = f"{self.path(name)} is damaged ({single_line(error)}): delete it, no trial is lost with it"
                 if damaged is None:
-                    raise RecordError(words) from None
-                damaged.append(words)
-        return accounts
+                    raise RecordError(line) from None
+                damaged.append(line)
+        return summaries
 
-    def _record(self, name: str, content: bytes) -> TrialRecord:
+    def _parse(self, name: str, content: bytes) -> TrialRecord:
         try:
             record = TrialRecord.from_json(content.decode())
             if name != f"records/{record.key}.json":
@@ -179,19 +188,17 @@ class RecordStore(Storage):
             raise RecordError(f"{self.path(name)} is damaged ({single_line(error)})") from None
         return record
 
-    def _rows(self, name: str, content: bytes) -> list[dict[str, float]]:
-        try:
-            return SERIES.validate_json(content, strict=True)
-        except ValidationError as error:
-            raise RecordError(f"{self.path(name)} is damaged ({single_line(describe_problem(error))})") from None
-
     def _format_error(self) -> FormatError:
         url = redact_url(self.url)
         return FormatError(
-            f"{url} was written by an earlier version (format 1, not {FORMAT}): choose another --storage"
+            f"{url} is of format 1, expected {FORMAT}: an earlier version wrote it, choose another --storage"
         )
 
-    def _list(self, folder: str) -> list[str]:
+    def _damaged_benchmark(self, problem: str) -> RecordError:
+        path = self.path("benchmark.json")
+        return RecordError(f"{path} is damaged ({problem}): restore it, or delete it and let `run` write it again")
+
+    def _json_names(self, folder: str) -> list[str]:
         return [name for name in self.names(folder) if name.endswith(".json")]
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
@@ -199,6 +206,7 @@ class RecordStore(Storage):
 
 
 def open_benchmark(storage: str) -> tuple[RecordStore, Benchmark]:
+    """Return the storage of an earlier `run` and its benchmark. Raises RecordError if there is none."""
     store = RecordStore(storage)
     content = store.read_benchmark()
     if content is None:

@@ -1,4 +1,4 @@
-"""Storages behind a URL: which URLs are good ones, how long an outage is waited for, and what went wrong, in a line."""
+"""Retry calls to an object store during an outage, and describe its errors in one line."""
 
 from __future__ import annotations
 
@@ -11,126 +11,145 @@ from typing import Any, TypeVar
 from bench.exceptions import StorageError
 from bench.utils.text import redact_url, single_line
 
-__all__ = ["OUTAGE", "Patience", "asked", "http_status"]
+__all__ = ["MAX_OUTAGE_SECONDS", "OutageTimer", "call_with_retry", "describe_cause", "http_status", "storage_error"]
 
 
 T = TypeVar("T")
-OUTAGE = 60.0
-"""Seconds that a storage may be unreachable during a run: less than `bench.storage.lease.STALE_SECONDS`."""
-PAUSE = 2.0
-IN_VAIN = (ImportError, PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-IN_VAIN_TOO = (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
-NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENAMETOOLONG, errno.EROFS)
+MAX_OUTAGE_SECONDS = 60.0
+"""How long a storage may be unreachable during a run: less than `bench.storage.lease.STALE_SECONDS`."""
+RETRY_SECONDS = 2.0
+PERMANENT_OS_ERRORS = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+PERMANENT_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
+PERMANENT_ERRNOS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EPERM,
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.ENAMETOOLONG,
+    errno.EROFS,
+)
 
 
-class Patience:
-    """How long a storage that does not answer is waited for, by all who ask it at the same time.
+class OutageTimer:
+    """Limits how long an unreachable storage is waited for; all threads that call it share one.
 
     Args:
-        seconds: from the first answer that did not come to the last try, until something answers again.
-        say: told once an outage that there is one.
+        seconds: from the first failed call to the last retry, unless a call succeeds in between.
+        say: prints a line once per outage.
     """
 
     def __init__(self, seconds: float, say: Callable[[str], object] | None = None) -> None:
         self._seconds, self._say = seconds, say
-        self._changing = threading.Lock()
+        self._lock = threading.Lock()
         self._since: float | None = None
-        self._over = threading.Event()
+        self._cancelled = threading.Event()
 
-    def waits(self, words: str) -> bool:
-        """What was asked did not answer, in these words: waits a while; False where nobody is waited for any more."""
-        with self._changing:
-            if self._over.is_set():
+    def wait(self, message: str) -> bool:
+        """Wait until the next retry; return False if there should be none."""
+        with self._lock:
+            if self._cancelled.is_set():
                 return False
             now = time.monotonic()
             if self._since is None:
                 self._since = now
                 if self._say is not None:
-                    self._say(words)
+                    self._say(message)
             if now - self._since >= self._seconds:
                 return False
-        return not self._over.wait(PAUSE)
+        return not self._cancelled.wait(RETRY_SECONDS)
 
-    def answered(self) -> None:
-        """The outage is over, if there was one."""
+    def reset(self) -> None:
+        """End the outage, as a call was answered."""
         self._since = None
 
-    def end(self) -> None:
-        """Who waits stops at once, and nobody will."""
-        self._over.set()
+    def cancel(self) -> None:
+        """Stop all waiting, now and later."""
+        self._cancelled.set()
 
 
-def asked(url: str, patience: Patience | None, call: Callable[..., T], *arguments: Any) -> T:
-    """What a file system answers; one that does not answer is asked again as long as ``patience`` says.
+def call_with_retry(url: str, timer: OutageTimer | None, call: Callable[..., T], *arguments: Any) -> T:
+    """Call a method of a file system; retry while it is unreachable and the timer allows it.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such file or folder.
-        StorageError: it cannot be used, or was away for longer.
+        StorageError: it cannot be used, or was unreachable for too long.
     """
     while True:
         try:
             answer = call(*arguments)
         except Exception as error:
-            if isinstance(error, FileNotFoundError | NotADirectoryError) and not _no_bucket(error):
-                if patience is not None:
-                    patience.answered()
+            missing = isinstance(error, FileNotFoundError | NotADirectoryError) and not _is_missing_bucket(error)
+            if timer is not None and missing:
+                timer.reset()
+            if missing:
                 raise
-            words = f"{redact_url(url)} does not answer ({_said(error)}): waiting for it, for a minute at most"
-            if patience is None or _in_vain(error) or not patience.waits(words):
-                raise _error(*_words(redact_url(url), error)) from error
+            message = f"{redact_url(url)} does not answer ({describe_cause(error)}): retrying for up to a minute"
+            if timer is None or _is_permanent(error) or not timer.wait(message):
+                raise storage_error(*_describe(redact_url(url), error)) from error
         else:
-            if patience is not None:
-                patience.answered()
+            if timer is not None:
+                timer.reset()
             return answer
 
 
-def _in_vain(error: Exception) -> bool:
-    """Whether trying again is: anything else may pass."""
-    if isinstance(error, OSError):
-        return isinstance(error, IN_VAIN) or error.errno in NUMBERS
-    return isinstance(error, (*IN_VAIN, *IN_VAIN_TOO)) or _unknown(error)
-
-
-def _no_bucket(error: Exception) -> bool:
-    response = getattr(error.__cause__, "response", None) or {}
-    return bool(response.get("Error", {}).get("Code") == "NoSuchBucket")
-
-
 def http_status(error: BaseException | None) -> int | None:
-    """Return the status of the answer that caused an error of s3fs; None if there is none."""
-    response = getattr(getattr(error, "__cause__", None), "response", None) or {}
-    status: int | None = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    """Return the HTTP status that caused an error of s3fs; None if there is none."""
+    status: int | None = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
     return status
 
 
-def _unknown(error: Exception) -> bool:
-    """Whether there are no credentials at all: botocore's error of its own."""
-    return "Credentials" in type(error).__name__
-
-
-def _said(error: Exception) -> str:
+def describe_cause(error: Exception) -> str:
+    """Return an error's message, or its type's name, in one line without credentials."""
     return single_line(redact_url(str(error)), 200) or type(error).__name__
 
 
-def _words(url: str, error: Exception) -> tuple[str, str]:
-    """What went wrong, and what to do."""
-    if isinstance(error, FileNotFoundError):
-        return f"{url} is in no bucket that there is ({_said(error)})", "make the bucket, or choose another --storage"
-    if isinstance(error, PermissionError) or _unknown(error):
-        todo = (
-            "give credentials that may read, write, list and delete there, in the environment (AWS_ACCESS_KEY_ID, ...)"
-        )
-        return f"{url} lets nobody in like this ({_said(error)})", f"{todo} or by the machine's role"
-    if type(error).__name__ == "ParamValidationError":  # botocore's, of a name that cannot be
-        return f"{url} cannot be asked for ({_said(error)})", "expected s3://BUCKET/NAME"
-    todo = "see that its address (AWS_ENDPOINT_URL, where it is not Amazon's) is right and it is up"
-    return (
-        f"{url} does not answer as it should ({_said(error)})",
-        f"{todo}; what is kept stays, and the same command works",
-    )
-
-
-def _error(reason: str, todo: str) -> StorageError:
-    error = StorageError(f"{reason}: {todo}")
+def storage_error(reason: str, advice: str) -> StorageError:
+    """Return an error whose ``strerror`` is the reason alone."""
+    error = StorageError(f"{reason}: {advice}")
     error.strerror = reason
     return error
+
+
+def _response(error: BaseException | None) -> dict[str, Any]:
+    return getattr(getattr(error, "__cause__", None), "response", None) or {}
+
+
+def _is_missing_bucket(error: Exception) -> bool:
+    return bool(_response(error).get("Error", {}).get("Code") == "NoSuchBucket")
+
+
+def _is_permanent(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return isinstance(error, PERMANENT_OS_ERRORS) or error.errno in PERMANENT_ERRNOS
+    return isinstance(error, PERMANENT_ERRORS) or _lacks_credentials(error)
+
+
+def _lacks_credentials(error: Exception) -> bool:
+    return "Credentials" in type(error).__name__  # botocore's own errors
+
+
+def _describe(url: str, error: Exception) -> tuple[str, str]:
+    """Return the reason and what to do."""
+    cause = describe_cause(error)
+    if isinstance(error, FileNotFoundError):
+        return f"{url} is in a bucket that does not exist ({cause})", "make the bucket, or choose another --storage"
+    if isinstance(error, PermissionError) or _lacks_credentials(error):
+        return f"{url} denies access ({cause})", (
+            "give credentials that may read, write, list and delete there, in the environment (AWS_ACCESS_KEY_ID, ...) "
+            "or by the machine's role"
+        )
+    if type(error).__name__ == "ParamValidationError":  # botocore's, of an invalid name
+        return f"{url} is not a valid address ({cause})", "expected s3://BUCKET/NAME"
+    return f"{url} does not answer as expected ({cause})", (
+        "check that its address (AWS_ENDPOINT_URL, if it is not Amazon's) is right and that it is up; all records are "
+        "kept, and the same command works again"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
@@ -18,12 +18,16 @@ Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, lt=1e11)]
 """Up to 3,000 years, so that a date since 1970 is one too."""
-Facts = Annotated[dict[Text, Text | bool | Integer | Number | None], Field(max_length=200)]
-Numbers = Annotated[
-    dict[Text, Number | Literal["nan", "inf", "-inf"]],
-    Field(max_length=10_000),  # a ResNet-50 with a prior variance for each layer has 650 in its state
-    AfterValidator(lambda mapping: {name: float(value) for name, value in mapping.items()}),
-]
+if TYPE_CHECKING:
+    Facts = dict[str, Any]
+    Numbers = dict[str, float]
+else:
+    Facts = Annotated[dict[Text, Text | bool | Integer | Number | None], Field(max_length=200)]
+    Numbers = Annotated[
+        dict[Text, Number | Literal["nan", "inf", "-inf"]],
+        Field(max_length=10_000),  # a ResNet-50 with a prior variance for each layer has 650 in its state
+        AfterValidator(lambda mapping: {name: float(value) for name, value in mapping.items()}),
+    ]
 """Floats by name; JSON has no number for those that are not finite, so their names stand for them."""
 
 

@@ -51,7 +51,7 @@ def named(short: Mapping[str, bytes], storage: Path, said: str) -> None:
         key = name.partition("/")[2]
         files = {f"{storage / name} is damaged", f"{storage / 'records' / key} is damaged"}
         lines = [line for line in said.splitlines() if any(line.startswith(file) for file in files)]
-        assert any("set aside as damaged/" in line for line in lines), f"{name} is not named:\n{said}"
+        assert any("moved to damaged/" in line for line in lines), f"{name} is not named:\n{said}"
         aside = [file.read_bytes() for file in (storage / "damaged").glob(f"*-{name.replace('/', '-')}")]
         assert content in aside, f"{name}, cut to {len(content)} bytes, is not in damaged/"
 

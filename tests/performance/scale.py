@@ -157,7 +157,7 @@ def main() -> None:
         (Path(folder) / "more.yaml").write_text(yaml.safe_dump(content))
         since = time.perf_counter()
         with StorageLock(store):
-            records, _ = store.whole_records()
+            records, _ = store.recover_records()
             TrialQueue(make_methods(benchmark), records)
         result["read_seconds"] = round(time.perf_counter() - since, 2)
         result["continue_seconds"] = round(until_trials(Path(folder) / "more.yaml", store), 1)

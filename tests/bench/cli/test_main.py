@@ -162,7 +162,7 @@ def test_a_storage_with_a_damaged_record(storage: RecordStore, capsys: pytest.Ca
     assert exit_code("report", storage.url, "--out", "pages") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"left out: {record} is damaged")
-    assert "let `run` set it aside and run that trial again" in line
+    assert "let `run` quarantine it and run that trial again" in line
     assert Path("pages", "report.html").is_file()
     assert tree(Path(storage.path())) == before
 

@@ -143,27 +143,27 @@ def test_other_images_are_refused(store: RecordStore, tiny: Benchmark, play: Any
         check_same_inputs(store, records, {"mnist-digits": "def"}, {})
 
 
-def test_whole_records_are_taken_up(storage: RecordStore, tiny: Benchmark, play: Any) -> None:
-    """Where all is whole every record is taken up, and nothing is said or moved."""
-    said: list[str] = []
-    records, set_aside = load_for_resume(storage, tiny, said.append)
+def test_valid_records_are_loaded(storage: RecordStore, tiny: Benchmark, play: Any) -> None:
+    """If all files are valid every record is loaded, and nothing is printed or moved."""
+    lines: list[str] = []
+    records, quarantined = load_for_resume(storage, tiny, lines.append)
     assert {record.key for record in records} == {record.key for record in play(tiny)}
-    assert set_aside == []
-    assert said == []
+    assert quarantined == []
+    assert lines == []
     assert not storage.exists("damaged")
 
 
 @pytest.mark.parametrize("folder", ["records", "series"])
-def test_damaged_files_are_set_aside(storage: RecordStore, tiny: Benchmark, folder: str) -> None:
-    """A damaged record, or series, is named and moved, with what else there is of its trial; others are taken up."""
+def test_damaged_files_are_quarantined(storage: RecordStore, tiny: Benchmark, folder: str) -> None:
+    """A damaged record or series is named and moved, with the trial's other file; other trials are loaded."""
     victim, *others = sorted(record.key for record in storage.records())
     file = Path(storage.path(folder, f"{victim}.json"))
     file.write_bytes(file.read_bytes()[:-7])
-    said: list[str] = []
-    records, set_aside = load_for_resume(storage, tiny, said.append)
+    lines: list[str] = []
+    records, quarantined = load_for_resume(storage, tiny, lines.append)
     assert [record.key for record in records] == others
-    assert set_aside == [victim]
-    (line,) = said
+    assert quarantined == [victim]
+    (line,) = lines
     assert f"{folder}/{victim}.json is damaged" in line
     assert "its trial runs again" in line
     names = storage.names("damaged")
@@ -174,21 +174,21 @@ def test_damaged_files_are_set_aside(storage: RecordStore, tiny: Benchmark, fold
     assert storage.series(victim) == []
 
 
-def test_a_record_under_another_name_is_set_aside(storage: RecordStore, tiny: Benchmark) -> None:
+def test_a_record_under_another_name_is_quarantined(storage: RecordStore, tiny: Benchmark) -> None:
     """A record whose file is named for another trial is no record of either."""
     one, other, *_ = (record.key for record in storage.records())
     Path(storage.path("records", f"{other}.json")).write_bytes(
         Path(storage.path("records", f"{one}.json")).read_bytes()
     )
-    said: list[str] = []
-    keys = [record.key for record in load_for_resume(storage, tiny, said.append)[0]]
+    lines: list[str] = []
+    keys = [record.key for record in load_for_resume(storage, tiny, lines.append)[0]]
     assert one in keys
     assert other not in keys
-    assert f"it holds the record of {one}" in said[0]
+    assert f"it holds the record of {one}" in lines[0]
 
 
-def test_half_written_files_are_swept(storage: RecordStore, tiny: Benchmark) -> None:
-    """What a killed writer left under its temporary name is removed."""
+def test_partial_files_are_removed(storage: RecordStore, tiny: Benchmark) -> None:
+    """Temporary files of killed writers are removed."""
     part = Path(storage.path("records", "abc.json.0123.part"))
     part.write_text("{")
     load_for_resume(storage, tiny, lambda line: None)
@@ -200,19 +200,19 @@ def test_half_written_files_are_swept(storage: RecordStore, tiny: Benchmark) -> 
 def test_a_damaged_configuration_is_written_again(
     storage: RecordStore, tiny: Benchmark, text: str, finished: bool
 ) -> None:
-    """A damaged benchmark.json is named and set aside, and the records, if there are any, are taken up by the
+    """A damaged benchmark.json is named and quarantined, and the records, if there are any, are reused with the
     configuration at hand; each time again."""
     if not finished:
         for folder in ("records", "series"):
             shutil.rmtree(storage.path(folder))
     Path(storage.path("benchmark.json")).write_text(text)
-    said: list[str] = []
-    assert len(load_for_resume(storage, tiny, said.append)[0]) == 9 * finished
-    assert "benchmark.json" in said[0]
-    assert "moved to damaged/" in said[0]
+    lines: list[str] = []
+    assert len(load_for_resume(storage, tiny, lines.append)[0]) == 9 * finished
+    assert "benchmark.json" in lines[0]
+    assert "moved to damaged/" in lines[0]
     assert not storage.exists("benchmark.json")
-    assert len(load_for_resume(storage, tiny, said.append)[0]) == 9 * finished
-    assert len(said) == 1
+    assert len(load_for_resume(storage, tiny, lines.append)[0]) == 9 * finished
+    assert len(lines) == 1
 
 
 def test_a_checkpoint_goes_with_its_result(storage: RecordStore, tiny: Benchmark) -> None:
@@ -224,8 +224,8 @@ def test_a_checkpoint_goes_with_its_result(storage: RecordStore, tiny: Benchmark
     assert storage.names("checkpoints") == ["checkpoints/other.pt"]
 
 
-def test_records_without_a_configuration_are_taken_up(storage: RecordStore, tiny: Benchmark) -> None:
-    """Where benchmark.json is gone the records, which name all that they depend on, still count."""
+def test_records_without_a_configuration_are_loaded(storage: RecordStore, tiny: Benchmark) -> None:
+    """Without benchmark.json the records, which name all that they depend on, still count."""
     storage.remove("benchmark.json")
     assert len(load_for_resume(storage, tiny, lambda line: None)[0]) == 9
 
@@ -239,13 +239,13 @@ def test_other_things_are_left_alone(tmp_path: Path, tiny: Benchmark) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
-def test_what_is_no_file_is_set_aside(storage: RecordStore, tiny: Benchmark, kind: str) -> None:
-    """A pipe, which would be waited for, or a folder in a record's place is damaged as any other."""
+def test_a_pipe_or_folder_is_quarantined(storage: RecordStore, tiny: Benchmark, kind: str) -> None:
+    """A named pipe, reading which would block, or a folder in a record's place is a damaged record."""
     victim = next(storage.records()).key
     path = Path(storage.path("records", f"{victim}.json"))
     path.unlink()
     os.mkfifo(path) if kind == "pipe" else path.mkdir()
-    said: list[str] = []
-    assert load_for_resume(storage, tiny, said.append)[1] == [victim]
-    assert "is damaged" in said[0]
+    lines: list[str] = []
+    assert load_for_resume(storage, tiny, lines.append)[1] == [victim]
+    assert "is damaged" in lines[0]
     assert not path.exists()

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, on a disk or behind any URL, whatever their folder is called."""
+"""Atomic files in a folder or behind a URL, whatever the folder's name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 
 def test_what_was_written_is_read(storage: Storage) -> None:
-    """A file has the content that was written last; where there is none there is nothing to read."""
+    """A file has the content that was written last; a missing file reads as None."""
     assert storage.read_file("b/c") is None
     storage.write_file("b/c", b"1")
     storage.write_file("b/c", b"2")
@@ -32,7 +32,7 @@ def test_what_was_written_is_read(storage: Storage) -> None:
 
 
 def test_names_are_in_order(storage: Storage) -> None:
-    """A folder's files are named as they are read; a folder that is not there has none."""
+    """The names of a folder's files are sorted; a folder that does not exist has none."""
     for name in ("b/2", "b/1", "c"):
         storage.write_file(name, b"x")
     assert storage.names("b") == ["b/1", "b/2"]
@@ -42,22 +42,22 @@ def test_names_are_in_order(storage: Storage) -> None:
 
 
 def test_a_removed_file_is_gone(storage: Storage) -> None:
-    """Removing takes a file away, and nothing where there is none."""
+    """Removing deletes a file; a missing file is no error."""
     storage.write_file("b", b"x")
     storage.remove("b")
     storage.remove("b")
     assert storage.read_file("b") is None
 
 
-def test_what_is_set_aside_is_kept(storage: Storage) -> None:
-    """A file that is set aside has its content under its new name; two of one name do not meet."""
-    asides = []
+def test_a_quarantined_file_is_kept(storage: Storage) -> None:
+    """A quarantined file has its content under its new name; two of one name both stay."""
+    moved = []
     for content in (b"1", b"2"):
         storage.write_file("b/c.json", content)
-        asides.append(storage.set_aside("b/c.json"))
+        moved.append(storage.quarantine("b/c.json"))
         assert storage.read_file("b/c.json") is None
-    assert [storage.read_file(aside) for aside in asides] == [b"1", b"2"]
-    assert all(aside.startswith("damaged/") and aside.endswith("b-c.json") for aside in asides)
+    assert [storage.read_file(name) for name in moved] == [b"1", b"2"]
+    assert all(name.startswith("damaged/") and name.endswith("b-c.json") for name in moved)
 
 
 @pytest.mark.parametrize("name", ["a::b", "50%", "what?", "#1", "a*[b]"])

@@ -1,4 +1,4 @@
-"""A storage on S3, as moto plays it: what others write is seen, outages are waited for, errors are one line."""
+"""A storage on moto's S3: other processes' writes are seen, outages are retried, errors are one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bench.ray_backend.trainable import shares_storage
 from bench.storage import retry as remote
 from bench.storage.lock import StorageLock
 from bench.storage.records import RecordStore
-from bench.storage.retry import Patience
+from bench.storage.retry import OutageTimer
 from bench.trials.record import TrialRecord
 from bench.utils.text import redact_url
 
@@ -33,7 +33,7 @@ Anew = Callable[[], RecordStore]
 
 @pytest.fixture
 def anew(s3: ObjectStore) -> Anew:
-    """Makes a storage as a process would that begins: without what this one remembers of it."""
+    """Make a storage as a new process would: without cached listings."""
     url = f"s3://lab/{uuid.uuid4().hex}/a"
 
     def make() -> RecordStore:
@@ -43,8 +43,8 @@ def anew(s3: ObjectStore) -> Anew:
     return make
 
 
-def test_what_others_write_is_seen_at_once(s3: ObjectStore, anew: Anew) -> None:
-    """A folder that was listed before is no reason to miss what another process has written or removed since."""
+def test_writes_of_others_are_seen_at_once(s3: ObjectStore, anew: Anew) -> None:
+    """A listing is never out of date, although fsspec caches it."""
     here, there = anew(), s3.client()
     folder = here.root.removeprefix("lab/")
     here.write_file("records/a.json", b"1")
@@ -58,8 +58,8 @@ def test_what_others_write_is_seen_at_once(s3: ObjectStore, anew: Anew) -> None:
     assert (here.names("rungs"), here.names("records")) == (["rungs/c.pt"], ["records/a.json", "records/b.json"])
 
 
-def test_a_folder_of_the_page_is_empty(anew: Anew) -> None:
-    """A folder that was made on the provider's page, an empty file of its own name, can be taken."""
+def test_a_folder_made_on_a_web_page_is_empty(anew: Anew) -> None:
+    """A folder that was made on the provider's web page, an empty file of its own name, can become a storage."""
     store = anew()
     store.write_file("", b"")
     assert store.names() == []
@@ -67,7 +67,7 @@ def test_a_folder_of_the_page_is_empty(anew: Anew) -> None:
 
 
 def test_a_file_is_one_request(s3: ObjectStore, anew: Anew) -> None:
-    """To read one, or to list a folder, S3 is asked once."""
+    """Reading a file, or listing a folder, takes one request."""
     store = anew()
     names = [f"records/{i}.json" for i in range(5)]
     for name in names:
@@ -79,7 +79,7 @@ def test_a_file_is_one_request(s3: ObjectStore, anew: Anew) -> None:
     assert s3.asked == {"GET": 6}
 
 
-def test_a_damaged_record_is_set_aside(anew: Anew, tiny: Benchmark, fake: Callable[..., TrialRecord]) -> None:
+def test_a_damaged_record_is_quarantined(anew: Anew, tiny: Benchmark, fake: Callable[..., TrialRecord]) -> None:
     """It is moved to `damaged` with its series, and the others are read."""
     store = anew()
     spec = make_methods(tiny)[0].ask()
@@ -88,7 +88,7 @@ def test_a_damaged_record_is_set_aside(anew: Anew, tiny: Benchmark, fake: Callab
     for record in (whole, broken):
         store.write(record, [{"epoch": 1.0}])
     store.write_file(f"records/{broken.key}.json", b"{ damaged")
-    records, lines = store.whole_records()
+    records, lines = store.recover_records()
     assert [record.key for record in records] == [whole.key]
     assert list(lines) == [broken.key]
     assert len(store.names("damaged")) == 2
@@ -122,32 +122,32 @@ CALLS = [
 
 
 def test_other_keys_are_refused(anew: Anew, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Credentials that do not fit are named as such, whatever is asked, and never shown; patience changes nothing."""
+    """Credentials that are denied are named as such, never shown, and not retried."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-another")
     store = anew()
-    store.patience = Patience(60)
+    store.outage_timer = OutageTimer(60)
     for call in CALLS:
-        said = refused(store, call)
-        assert "AWS_ACCESS_KEY_ID" in said
-        assert "key-of-another" not in said
+        message = refused(store, call)
+        assert "AWS_ACCESS_KEY_ID" in message
+        assert "key-of-another" not in message
 
 
-def test_no_keys_at_all(anew: Anew, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there are none, that is said, and what to set."""
+def test_missing_credentials_are_named(anew: Anew, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without credentials the message says what to set."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     assert "give credentials" in refused(anew(), CALLS[1])
 
 
 @pytest.mark.usefixtures("s3")
-def test_no_such_bucket() -> None:
-    """A bucket that is not there is not an empty storage."""
+def test_a_missing_bucket_is_named() -> None:
+    """A bucket that does not exist is not an empty storage."""
     for call in CALLS[1:]:
         assert "make the bucket" in refused(RecordStore("s3://nobody-made-this/x"), call)
 
 
-def test_nobody_listens(s3: ObjectStore, anew: Anew) -> None:
-    """A server that is away is an error of one line at once, for who begins."""
+def test_an_unreachable_server_is_named(s3: ObjectStore, anew: Anew) -> None:
+    """Without an outage timer an unreachable server is an error of one line at once."""
     store = anew()
     s3.hang_up()
     try:
@@ -158,37 +158,37 @@ def test_nobody_listens(s3: ObjectStore, anew: Anew) -> None:
 
 
 def test_an_outage_is_waited_for(s3: ObjectStore, anew: Anew, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has patience goes on where the server comes back, and says once that it waits."""
-    monkeypatch.setattr(remote, "PAUSE", 0.05)
+    """With an outage timer calls go on once the server is back, and one line says that they wait."""
+    monkeypatch.setattr(remote, "RETRY_SECONDS", 0.05)
     store, said = anew(), list[str]()
 
     def say(words: str) -> None:
         said.append(words)
         s3.listen()
 
-    store.patience = Patience(30, say)
+    store.outage_timer = OutageTimer(30, say)
     store.write_file("a", b"1")
     s3.hang_up()
     store.write_file("a", b"2")
     assert store.read_file("a") == b"2"
     assert len(said) == 1
-    assert "waiting" in said[0]
+    assert "retrying" in said[0]
     s3.hang_up()
     assert dict(store.read_files(["a", *"bcdefgh"])) == {"a": b"2"}
     assert len(said) == 2  # once for all that waited
 
 
-def test_patience_ends(s3: ObjectStore, anew: Anew, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that does not come back is an error once the time is over; a lock is left without one."""
-    monkeypatch.setattr(remote, "PAUSE", 0.05)
+def test_an_outage_that_is_too_long_is_an_error(s3: ObjectStore, anew: Anew, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that stays away is an error after the maximum outage; a lock can still be left."""
+    monkeypatch.setattr(remote, "RETRY_SECONDS", 0.05)
     store = anew()
     try:
         with StorageLock(store):
-            store.patience = Patience(0.2)
+            store.outage_timer = OutageTimer(0.2)
             s3.hang_up()
             refused(store, CALLS[2])
             since = time.monotonic()
-            refused(store, CALLS[2])  # the same outage: it was waited for
+            refused(store, CALLS[2])  # the same outage, whose time is over
             assert time.monotonic() - since < 0.2
     finally:
         s3.listen()
@@ -196,7 +196,7 @@ def test_patience_ends(s3: ObjectStore, anew: Anew, monkeypatch: pytest.MonkeyPa
 
 
 class Away(AbstractFileSystem):
-    """A file system that does not answer, with fsspec's own `exists` and `isdir`, to which that is a "no"."""
+    """An unreachable file system with fsspec's own `exists` and `isdir`, which return False for it."""
 
     cachable = False
 
@@ -208,7 +208,7 @@ class Away(AbstractFileSystem):
 
 
 def test_an_outage_is_no_empty_storage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a run would begin anew, and one at its end be told that its storage was deleted."""
+    """An unreachable storage raises an error instead of looking empty or deleted."""
     monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url, **options: (Away(), "lab/x"))
     store = RecordStore("gs://lab/x")
     for call in (store.names, store.exists, store.is_file):
@@ -216,16 +216,16 @@ def test_an_outage_is_no_empty_storage(monkeypatch: pytest.MonkeyPatch) -> None:
             call()
 
 
-def test_who_leaves_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits in another thread stops at once, and no later call waits."""
+def test_waiting_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that waits in another thread fails at once, and no later call waits."""
     monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url, **options: (Away(), "lab/x"))
     store, waits = RecordStore("gs://lab/x"), threading.Event()
-    store.patience = Patience(60, lambda words: waits.set())
+    store.outage_timer = OutageTimer(60, lambda words: waits.set())
     since = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(store.exists)
         assert waits.wait(10)
-        store.hurry()
+        store.stop_waiting()
         with pytest.raises(StorageError):
             asked.result()
         with pytest.raises(StorageError):
@@ -233,27 +233,27 @@ def test_who_leaves_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - since < 10
 
 
-def test_no_password_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in what went wrong, nor while it is waited for."""
+def test_passwords_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No message about an outage contains the password of a URL."""
     monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url, **options: (Away(), "x"))
-    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    monkeypatch.setattr(remote, "RETRY_SECONDS", 0.01)
     store, said = RecordStore("sftp://me:secret@h/x"), list[str]()
-    store.patience = Patience(0.02, said.append)
+    store.outage_timer = OutageTimer(0.02, said.append)
     assert "secret" not in refused(store, lambda one: one.exists()) + "".join(said)
     assert said
 
 
 def test_a_worker_without_access_sends_its_records(anew: Anew, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that is not let in takes the storage for none that it shares, and the driver writes for it."""
+    """A worker without access does not count as sharing the storage, so the driver writes its records."""
     with StorageLock(anew()) as lock:
         assert shares_storage(anew(), lock.token) is True
         assert shares_storage(anew(), lock.token[::-1]) is False
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-another")
-        assert shares_storage(anew(), lock.token) is None  # asked again, with the next trial
+        assert shares_storage(anew(), lock.token) is None  # tried again with the next trial
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without s3fs the line says what to install."""
+    """Without s3fs the message says what to install."""
 
     def without(url: str, **options: Any) -> None:
         raise ImportError("Install s3fs to access S3")

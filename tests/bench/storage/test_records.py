@@ -1,4 +1,4 @@
-"""Where records are kept: whole or not at all, on a disk or behind any URL."""
+"""The storage of records: atomic writes, damaged files and formats, in a folder and behind URLs."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_a_later_record_replaces_the_earlier(store: RecordStore, spec: TrialSpec
     assert [record.attempt for record in store.records()] == [2]
 
 
-def test_accounts_of_runs_are_in_order(store: RecordStore) -> None:
-    """The accounts of all calls of ``run`` come oldest first."""
+def test_summaries_of_runs_are_in_order(store: RecordStore) -> None:
+    """The summaries of all runs come oldest first."""
     for started in ("20250102T000000", "20250101T000000"):
         store.write_run(started, {"started": started})
     assert [run["started"] for run in store.runs()] == ["20250101T000000", "20250102T000000"]
@@ -128,7 +128,7 @@ def test_a_storage_of_format_1_is_refused(storage: RecordStore, tiny: Benchmark,
         lambda: load_for_resume(storage, tiny, print),
         lambda: (storage.read_benchmark(), [*storage.records([])]),
     ):
-        with pytest.raises(FormatError, match=r"format 1, not 2\): choose another --storage") as refused:
+        with pytest.raises(FormatError, match=r"is of format 1, expected 2: .*choose another --storage") as refused:
             read()
         assert "\n" not in str(refused.value)
     assert storage.names("records") == names
@@ -168,7 +168,7 @@ def test_a_damaged_record_is_named(tmp_path: Path, spec: TrialSpec, fake: Fake, 
 def test_a_record_of_other_types_is_damaged(
     tmp_path: Path, spec: TrialSpec, fake: Fake, name: str, value: object
 ) -> None:
-    """A record with something in a field that cannot stand there is refused with its path, as one without the field."""
+    """A record with an impossible value in a field is refused with its path."""
     store = RecordStore(str(tmp_path))
     store.write(fake(spec), SERIES)
     path = tmp_path / "records" / f"{spec.key}.json"
@@ -178,7 +178,7 @@ def test_a_record_of_other_types_is_damaged(
 
 
 def test_damaged_records_may_be_collected(store: RecordStore, tiny: Benchmark, fake: Fake) -> None:
-    """Asked to, `records` yields all others and gives a line for each damaged one."""
+    """With a list for them, `records` yields all others and adds a line for each damaged one."""
     specs = [spec for method in make_methods(tiny) if (spec := method.ask()) is not None]
     for one in specs:
         store.write(fake(one), [])
@@ -286,8 +286,8 @@ def test_frame_says_where_the_records_come_from(storage: RecordStore) -> None:
 
 
 @pytest.mark.parametrize("damage", ["[1]", '"x"', "{"])
-def test_a_damaged_account_is_named(store: RecordStore, damage: str) -> None:
-    """The account of a call of `run` that is damaged is refused with its name."""
+def test_a_damaged_summary_is_named(store: RecordStore, damage: str) -> None:
+    """A damaged summary of a run is refused with its path."""
     store.write_run("20250101", {"account": "x"})
     with store._fs.open(store.path("runs", "20250101.json"), "w") as file:
         file.write(damage)
@@ -295,8 +295,8 @@ def test_a_damaged_account_is_named(store: RecordStore, damage: str) -> None:
         store.runs()
 
 
-def test_a_storage_has_a_name_of_its_own(store: RecordStore, tmp_path: Path) -> None:
-    """Once it is claimed a storage is told from others by a name that stays; before, by its URL."""
+def test_a_storage_has_an_id(store: RecordStore, tmp_path: Path) -> None:
+    """A storage with a benchmark is identified by an id that stays; before, by its URL."""
     assert store.identity == store.url
     store.write_benchmark({"name": "a"})
     name = store.identity
