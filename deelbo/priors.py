@@ -116,15 +116,6 @@ class GaussianPrior(ABC):
         scale = (sigma**2 * self.trace_precision + squared_distance) / self.dim
         return KLTerm(self, sigma, scale, precision_d, squared_distance)
 
-    def neg_log_density(self, weights: Tensor, scale: float) -> Tensor:
-        """Return -log N(weights | mu, scale Sigma) in nats, constants included; 0-dimensional."""
-        constant = self.dim * (math.log(2 * math.pi) + math.log(scale)) + self.log_det
-        return 0.5 * (self.squared_distance(weights) / scale + constant)
-
-    def neg_log_density_gradient(self, weights: Tensor, scale: float) -> Tensor:
-        """Return Sigma^-1 d / scale; shape (D,)."""
-        return self.precision_times(weights - self.mean) / scale
-
     def _kl(self, scale: Tensor, sigma: Tensor) -> Tensor:
         return 0.5 * (self.dim * (torch.log(scale) - 2 * torch.log(sigma)) + self.log_det)
 

@@ -80,8 +80,7 @@ def fit(
         on_epoch: called with each new row of the series; its time is booked nowhere.
         numerics: precision and memory layout of forward and backward passes; None: float32.
         checkpoint: where the run is saved between epochs, and continued from if it is there. None: nowhere.
-        until: fraction of the run's epochs, rounded up to whole ones, after which training stops. The cosine is the
-            whole run's.
+        until: fraction of the run's epochs, rounded up to whole ones, to train. The cosine is the whole run's.
         handover: where an earlier segment of the run is continued from and, with ``until`` below 1, this one is saved.
             None: the run starts from the beginning, and is not saved where it stops.
         optimizer: makes the optimizer, given the trained parameters (rho among them) and the learning rate; None: SGD

@@ -100,17 +100,6 @@ def test_kl_term_gradients(prior_and_dense: tuple[GaussianPrior, Tensor]) -> Non
     torch.testing.assert_close(term.squared_distance, (d @ precision @ d).detach())
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 40.0])
-def test_neg_log_density(prior_and_dense: tuple[GaussianPrior, Tensor], scale: float) -> None:
-    """`neg_log_density` and its gradient are those of the dense Gaussian's log_prob, constants included."""
-    prior, dense = prior_and_dense
-    weights = normal(DIM, seed=9).requires_grad_()
-    expected = -MultivariateNormal(prior.mean, scale * dense).log_prob(weights)
-    torch.testing.assert_close(prior.neg_log_density(weights.detach(), scale), expected.detach(), rtol=1e-9, atol=0)
-    (gradient,) = torch.autograd.grad(expected, weights)
-    torch.testing.assert_close(prior.neg_log_density_gradient(weights.detach(), scale), gradient, rtol=1e-9, atol=1e-11)
-
-
 @settings(deadline=None, max_examples=40)
 @given(
     dim=st.integers(1, 14), rank=st.integers(2, 6), older=st.integers(0, 3),

@@ -23,19 +23,10 @@ from deelbo.data.decoding import decode, open_image
 from deelbo.data.integrity import DataError
 from deelbo.pretrained.swag_files import read_swag
 from deelbo.pretrained.tensor_files import read_tensors
+from tests.helpers.refusals import Bomb, refusal_of
 
 FUZZ = float(os.environ.get("DEELBO_FUZZ", "1"))
 CIFAR10 = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
-
-
-class Bomb:
-    """Creates a folder when it is unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.target),)
 
 
 @pytest.fixture
@@ -54,15 +45,6 @@ def own(data_root: Path, tmp_path: Path) -> Callable[[str], Path]:
     return lambda name: Path(shutil.copytree(data_root / name, tmp_path / name))
 
 
-def refusal(call: Callable[[], object]) -> str:
-    """Return the one short line of the error that a call raises."""
-    with pytest.raises(ValueError, match=r"\S") as refused:
-        call()
-    assert str(refused.value).isprintable()
-    assert len(str(refused.value)) < 900
-    return str(refused.value)
-
-
 @pytest.mark.parametrize("file", CIFAR10)
 def test_a_batch_cannot_run_code(own: Callable[[str], Path], bomb: Bomb, file: str) -> None:
     """A CIFAR-10 file that would run code is refused by the name of its function, wherever that is in the file."""
@@ -71,10 +53,10 @@ def test_a_batch_cannot_run_code(own: Callable[[str], Path], bomb: Bomb, file: s
     for bad in (bomb, good | {"data": bomb}, good | {"more": [{"a": (bomb,)}]}):
         for protocol in (0, 2, 5):
             path.write_bytes(pickle.dumps(bad, protocol=protocol))
-            words = refusal(lambda: load_task("CIFAR-10", path.parent.parent, 32, verify=False))
+            words = refusal_of(load_task, "CIFAR-10", path.parent.parent, 32, verify=False)
             assert "(UnpicklingError: it names posix.mkdir, which is not read as it could run code): run" in words
-            assert refusal(lambda: check_task("CIFAR-10", path.parent.parent, verify=False)) == words
-            assert "is another version" in refusal(lambda: check_task("CIFAR-10", path.parent.parent, verify=True))
+            assert refusal_of(check_task, "CIFAR-10", path.parent.parent, verify=False) == words
+            assert "is another version" in refusal_of(check_task, "CIFAR-10", path.parent.parent, verify=True)
 
 
 NAMES = [
@@ -94,7 +76,7 @@ def test_only_the_functions_of_arrays_are_accepted(own: Callable[[str], Path], n
     path = own("cifar-10-batches-py") / "test_batch"
     module, function = name.split(" ")
     path.write_bytes(f"c{module}\n{function}\n(S'1'\ntR.".encode())
-    words = refusal(lambda: check_task("CIFAR-10", path.parent.parent, verify=False))
+    words = refusal_of(check_task, "CIFAR-10", path.parent.parent, verify=False)
     assert repr(f"{module}.{function}").strip("'") in words
 
 
@@ -132,7 +114,7 @@ def test_other_arrays_are_refused(own: Callable[[str], Path], data: Any) -> None
     """Data that are not an array of 3,072 plain numbers per image are refused before numpy sees them."""
     path = own("cifar-10-batches-py") / "data_batch_1"
     path.write_bytes(pickle.dumps({"data": data, "labels": [0, 1]}, protocol=2))
-    assert "CIFAR-10 cannot be read in" in refusal(lambda: check_task("CIFAR-10", path.parent.parent, verify=False))
+    assert "CIFAR-10 cannot be read in" in refusal_of(check_task, "CIFAR-10", path.parent.parent, verify=False)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +124,7 @@ def test_other_labels_are_refused(own: Callable[[str], Path], labels: Any) -> No
     """Labels that are not a list of whole numbers are refused."""
     path = own("cifar-10-batches-py") / "data_batch_1"
     path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes()) | {"labels": labels}, protocol=2))  # noqa: S301
-    words = refusal(lambda: check_task("CIFAR-10", path.parent.parent, verify=False))
+    words = refusal_of(check_task, "CIFAR-10", path.parent.parent, verify=False)
     assert "labels of data_batch_1 are not a list of whole numbers" in words
 
 
@@ -220,17 +202,17 @@ def test_weights_and_swag_cannot_run_code(tmp_path: Path, bomb: Bomb, where: str
     else:
         torch.save(held, path, _use_new_zipfile_serialization=zipped)
     source: Any = dict.fromkeys(("mean", "variance", "factor"), path) if where == "three files" else path
-    assert "w.pt" in refusal(lambda: read_tensors(path))
-    assert "w.pt" in refusal(lambda: read_swag(source, "digits-resnet"))
+    assert "w.pt" in refusal_of(read_tensors, path)
+    assert "w.pt" in refusal_of(read_swag, source, "digits-resnet")
 
 
 def test_long_names_in_weights(tmp_path: Path) -> None:
     """Long or strange names in a file of weights give a short line."""
     path = tmp_path / "w.pt"
     torch.save({"x\x1b[2J" * 100_000: 1}, path)
-    assert "expected a tensor" in refusal(lambda: read_tensors(path))
+    assert "expected a tensor" in refusal_of(read_tensors, path)
     path.write_bytes(b"c" + b"m" * 2_000 + b"\nx\x1b[2J\n.")
-    refusal(lambda: read_tensors(path))
+    refusal_of(read_tensors, path)
 
 
 PLACES = ["../../secret", "{folder}/../secret", "/etc/passwd", "a/../Some_Breed00_0", "..\\secret", "\x1b[2J"]
@@ -243,9 +225,9 @@ def test_a_list_cannot_name_files_elsewhere(own: Callable[[str], Path], tmp_path
     shutil.copy(next((folder / "images").glob("*.jpg")), tmp_path / "secret.jpg")
     with (folder / "annotations" / "trainval.txt").open("a") as lines:
         lines.write(f"{place.format(folder=folder)} 1 1 1\n")
-    words = refusal(lambda: check_task("Oxford-IIIT_Pet", tmp_path, verify=False))
+    words = refusal_of(check_task, "Oxford-IIIT_Pet", tmp_path, verify=False)
     assert re.search("its lists name .*, expected names of images in", words)
-    assert refusal(lambda: load_task("Oxford-IIIT_Pet", tmp_path, 32, verify=False)) == words
+    assert refusal_of(load_task, "Oxford-IIIT_Pet", tmp_path, 32, verify=False) == words
 
 
 def test_an_image_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,9 @@
-"""What each objective learns where all is known: ridge regression, whose best strengths have closed forms.
+"""Tests of the learned strengths in ridge regression, whose best strengths have closed forms.
 
-The bounds' q is isotropic, whose sigma sees the mean of the Hessian's eigenvalues alone. So the ELBo's strength is near
-the evidence's where the weights are fewer than the examples and the columns alike (8 % above, where this problem has
-it), and too strong where there are more weights than examples; the DE ELBo counts the likelihood D/N times, and is the
-other way round: near where D > N, too strong by more than N/D where D < N. There the prior's mean is a minimum of its
-own: the first problem that is tested stayed in it when trained at half the rate for twice the steps.
+The bounds' q is isotropic, and its sigma depends on the mean of the Hessian's eigenvalues only. So the ELBo's strength
+is near the evidence's if there are fewer weights than examples and the columns have equal scale (8 % above in this
+problem), and too strong if D > N. The DE ELBo weights the likelihood by D/N and behaves the other way round: near for
+D > N, too strong by more than N/D for D < N, where the prior's mean is a minimum of its own.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from deelbo.data.images import Normalization
 from deelbo.groups import split_at_head
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.pretrained.embedded import Pretrained, Recipe, cache_folder, load_pretrained, pretrain
+from tests.helpers.refusals import Bomb
 
 TINY = Recipe(epochs=1, swag_epochs=5)
 
@@ -64,18 +64,6 @@ def test_the_fingerprint_sees_every_number(pretrained: Pretrained) -> None:
             changed["bn1.running_mean"][0] += 1
         prints.add(Pretrained(**(parts | {name: changed})).fingerprint)
     assert len(prints) == 5
-
-
-def test_the_fingerprint_of_earlier_records() -> None:
-    """The fingerprint of a network is the one that earlier versions wrote into records."""
-
-    def ramp(*shape: int) -> Tensor:
-        return torch.arange(float(torch.Size(shape).numel())).reshape(shape) / 7
-
-    weights = {"conv.weight": ramp(2, 3).T, "count": torch.tensor(3)}
-    swag_weights = {"conv.weight": ramp(3, 2) + 1, "count": torch.tensor(4)}
-    whole = Pretrained(weights, swag_weights, ramp(6) + 2, ramp(6, 5) - 1)
-    assert whole.fingerprint == "9f51b2752029b732"
 
 
 def test_a_network_without_swag_has_a_fingerprint() -> None:
@@ -155,16 +143,6 @@ def test_a_damaged_file_is_named(cache: Path, counted: list[Recipe], damage: byt
         load_pretrained(TINY)
     assert str(path) in str(error.value)
     assert counted == [TINY]
-
-
-class Bomb:
-    """Creates a folder when it is unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.target),)
 
 
 def test_a_cached_file_cannot_run_code(cache: Path, counted: list[Recipe], tmp_path: Path) -> None:

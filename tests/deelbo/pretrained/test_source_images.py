@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from deelbo.pretrained.source_images import SourceImages
+from tests.helpers.refusals import refusal_of
 
 Grey = Callable[[str, int, int], Path]
 
@@ -112,10 +113,7 @@ def test_crops_differ(ramps: Path) -> None:
 
 
 def refusal(folder: Path) -> str:
-    with pytest.raises(ValueError, match=r".") as error:
-        SourceImages(folder, 8)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    return refusal_of(SourceImages, folder, 8)
 
 
 def test_a_missing_folder(folder: Path) -> None:

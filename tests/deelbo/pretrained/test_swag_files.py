@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deelbo.groups import split_at_head
 from deelbo.pretrained.registry import BACKBONES, BackboneEntry
 from deelbo.pretrained.swag_files import SwagSource, check_target, read_swag, weights_at_mean, write_swag
+from tests.helpers.refusals import refusal_of
 
 D = 19
 
@@ -50,11 +51,7 @@ def saved(tensors: object, folder: Path) -> Path:
 
 
 def refusal(source: SwagSource) -> str:
-    """Return the one line with which a posterior is refused."""
-    with pytest.raises(ValueError, match=r".") as error:
-        read_swag(source, "small")
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    return refusal_of(read_swag, source, "small")
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

@@ -22,6 +22,7 @@ from deelbo.pretrained.source_images import SourceImages
 from deelbo.pretrained.swag_files import read_swag
 from deelbo.pretrained.swag_fitting import SwagConfig, fit_swag
 from deelbo.pretrained.weights import load_backbone, read_weights
+from tests.helpers.refusals import refusal_of
 
 
 class Small(nn.Module):
@@ -183,11 +184,7 @@ def test_a_real_network(folder: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def refusal(*given: Any, **options: Any) -> str:
-    """Return the one line with which fitting is refused."""
-    with pytest.raises(ValueError, match=r".") as error:
-        fit(*given, **({"image_size": 8, "epochs": 5} | options))
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    return refusal_of(fit, *given, **({"image_size": 8, "epochs": 5} | options))
 
 
 @pytest.mark.parametrize(

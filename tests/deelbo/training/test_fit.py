@@ -36,14 +36,10 @@ def point(model: nn.Module, n: int = 160) -> MAP:
     ("n", "steps", "batch"), [(80, 6000, 80), (100, 6000, 100), (370, 6000, 128), (1000, 5999, 128), (50000, 5850, 128)]
 )
 def test_steps_are_whole_epochs(n: int, steps: int, batch: int) -> None:
-    """Nominal steps are rounded down to whole epochs of floor(n / 128) batches, but not below them."""
+    """Nominal steps are rounded down to whole epochs of floor(n / 128) batches, but never to zero."""
     assert Schedule(0.1).total_steps(n) == steps
     assert Schedule(0.1).batch(n) == batch
-
-
-def test_less_than_an_epoch() -> None:
-    """Where an epoch is longer than the nominal steps, the nominal steps are run."""
-    assert Schedule(0.1, steps=100).total_steps(50000) == 100
+    assert Schedule(0.1, steps=100).total_steps(50_000) == 100  # less than an epoch
 
 
 @pytest.mark.parametrize(("steps", "batch_size", "run"), [(33, 32, 30), (3, 32, 3), (7, 200, 7), (10, 50, 9)])
