@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,9 +106,7 @@ class IsotropicPosterior:
             raise RuntimeError("sample() was entered inside sample(): leave the first block before drawing again")
         self._clear_gradients()
         if self._buffers is None:
-            # two tensors, as the second half of one would not be aligned to 16 bytes where D is odd
-            mean_buffer = torch.empty(self.dim, dtype=self.rho.dtype, device=self.rho.device)
-            self._buffers = mean_buffer, torch.empty_like(mean_buffer)
+            self._buffers = self._allocate()
         mean, shift = flatten(self.weights, out=self._buffers[0]), self._buffers[1]
         sigma = self.sigma
         torch.randn(shift.shape, generator=self.generator, out=shift).mul_(sigma)
@@ -127,6 +126,13 @@ class IsotropicPosterior:
         draw.gradient = flatten_gradients(self.weights)
         if draw.gradient is not None:
             self.rho.grad = dot(draw.gradient, shift) / sigma * self.sigma_slope
+
+    def _allocate(self) -> tuple[Tensor, Tensor]:
+        like: dict[str, Any] = {"dtype": self.rho.dtype, "device": self.rho.device}
+        if self.rho.is_cuda:  # the second row of one matrix need not be aligned to 16 bytes, as foreach kernels want it
+            return torch.empty(self.dim, **like), torch.empty(self.dim, **like)
+        first, second = torch.empty(2, self.dim, **like)  # another alignment changes the last digits of BLAS's sums
+        return first, second
 
     def _clear_gradients(self) -> None:
         for parameter in [self.rho, *self.weights]:
