@@ -1,4 +1,4 @@
-"""Arguments of `report`, `sync` and `ui`."""
+"""Arguments of `report`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["add_parser"]
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    """Add the commands to the command line."""
+    """Add the command to the command line."""
     report = add_command(
         subparsers, "report", _report, "draw figures 1 and 2, the tables and one page from the records"
     )
@@ -40,15 +40,6 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     report.add_argument("--tracking-uri", help="log the report to the benchmark's run on this MLflow server")
 
-    sync = add_command(subparsers, "sync", _sync, "rebuild the runs in MLflow from the records, without duplicates")
-    sync.add_argument("storage")
-    sync.add_argument("--tracking-uri", help="MLflow server or database (default: a sqlite file in the storage)")
-
-    ui = add_command(subparsers, "ui", _ui, "open the MLflow page on a storage")
-    ui.add_argument("storage")
-    ui.add_argument("--port", type=int, default=5000)
-    ui.add_argument("--host", default="127.0.0.1", help="loopback unless told otherwise")
-
 
 def _report(options: argparse.Namespace) -> int:
     from bench.cli.report import report
@@ -67,15 +58,3 @@ def _report(options: argparse.Namespace) -> int:
             raise ValueError(f"--what-if takes concurrency=G with G from 1 to 999999, got {options.what_if!r}")
     mlflow = options.tracking_uri
     return report(options.storage, options.published, options.out, mlflow, options.subsamples, options.seed, slots)
-
-
-def _sync(options: argparse.Namespace) -> int:
-    from bench.cli.mlflow import sync
-
-    return sync(options.storage, options.tracking_uri)
-
-
-def _ui(options: argparse.Namespace) -> int:
-    from bench.cli.mlflow import ui
-
-    return ui(options.storage, options.host, options.port)
