@@ -57,7 +57,7 @@ def _sync(options: argparse.Namespace) -> int:
         try:
             count = send(lambda uri: sync(store, benchmark, uri, folder), uri)
         except KeyboardInterrupt:
-            console.print("stopped: MLflow keeps what it has, and the same command sends the rest")
+            console.print("stopped: what MLflow has stays, and the same command sends the rest")
             raise
     console.print(f"{count} trials of {benchmark.name} are in MLflow")
     return 0
