@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+from bench.utils.urls import TRACKING_URI_VARIABLE
+
 if TYPE_CHECKING:
     Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -43,7 +45,7 @@ def add_only(parser: argparse.ArgumentParser) -> None:
 
 def add_tracking_uri(parser: argparse.ArgumentParser, text: str) -> None:
     """Add ``--tracking-uri`` with ``$DEELBO_TRACKING_URI`` as its default."""
-    parser.add_argument("--tracking-uri", default=os.environ.get("DEELBO_TRACKING_URI"), help=text)
+    parser.add_argument("--tracking-uri", default=os.environ.get(TRACKING_URI_VARIABLE), help=text)
 
 
 def add_address(parser: argparse.ArgumentParser, text: str = "") -> None:

@@ -22,7 +22,6 @@ PROGRESS_LINE = re.compile(r"^\d+/\d+ done, .*")
 INTERRUPTED = 130
 STATES = {"PENDING": "waits", "RUNNING": "runs", "SUCCEEDED": "done", "FAILED": "failed", "STOPPED": "stopped"}
 MAX_STOP_SECONDS, POLL_SECONDS = 90.0, 0.5
-TABLE_WIDTH = 200
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -65,22 +64,16 @@ def _status(options: argparse.Namespace) -> int:
 
 def _print_jobs(cluster: Cluster) -> None:
     """Print a table of all jobs, and the progress of the active ones."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     from bench.cli.console import console
 
     jobs = cluster.list_jobs()
     if not jobs:
         console.print(f"no benchmark was submitted to {cluster.address}")
         return
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for heading in ("job", "state", "submitted (UTC)", "took"):
-        table.add_column(heading, no_wrap=True)
-    for job in jobs:
-        table.add_row(job.name, _state(job), *_times(job))
-    console.width = TABLE_WIDTH  # on a narrow terminal too: a shortened name could not be copied
-    console.print(table)
+    rows = [("job", "state", "submitted (UTC)", "took"), *((job.name, _state(job), *_times(job)) for job in jobs)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:  # not a table of `rich`, which shortens names that one needs to copy
+        console.print("  ".join(map(str.ljust, row, widths)).rstrip())
     for job in jobs:
         if job.active:
             console.print(f"{job.name}: {_last_progress(cluster, job)}")

@@ -12,7 +12,6 @@ from bench.utils.text import has_credentials, redact_url
 from bench.utils.urls import local_folder
 
 __all__ = [
-    "TRACKING_URI_VARIABLE",
     "check_database",
     "check_no_password",
     "check_places",
@@ -21,8 +20,6 @@ __all__ = [
 ]
 
 
-TRACKING_URI_VARIABLE = "DEELBO_TRACKING_URI"
-"""The environment variable that replaces --tracking-uri: its value, unlike an option, is in no list of processes."""
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss")
 """Schemes of object stores, whose URLs begin with a bucket."""

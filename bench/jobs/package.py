@@ -15,11 +15,11 @@ from urllib.parse import unquote, urlsplit
 import bench
 import deelbo
 from bench.config.benchmark import Benchmark
-from bench.config.places import TRACKING_URI_VARIABLE
 from bench.config.sections import SWAGFiles
 from bench.exceptions import ConfigError
 from bench.jobs import IN_JOB
 from bench.utils.text import has_credentials, redact_url
+from bench.utils.urls import TRACKING_URI_VARIABLE
 from deelbo.pretrained.registry import IMAGENET_VERSIONS
 
 __all__ = [

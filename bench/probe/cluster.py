@@ -14,11 +14,11 @@ import bench
 from bench.probe.driver import check_mlflow, has_autoscaler, token_mode
 from bench.probe.node import Facts, collect_node_info, missing_markers, read_datasets, remove_marker
 from bench.utils.text import describe_error
+from bench.utils.urls import TRACKING_URI_VARIABLE
 
 __all__ = ["inspect_cluster", "inspect_own_cluster"]
 
 
-TRACKING_URI_VARIABLE = "DEELBO_TRACKING_URI"
 MAX_STORAGE_SECONDS = 30.0
 """Time for a node to read what the others wrote, and again to remove its own file."""
 ACCELERATOR_PREFIX = "accelerator_type:"

@@ -1,8 +1,12 @@
-"""Helpers for storage URLs."""
+"""Storage and tracking URLs."""
 
 from __future__ import annotations
 
-__all__ = ["local_folder"]
+__all__ = ["TRACKING_URI_VARIABLE", "local_folder"]
+
+
+TRACKING_URI_VARIABLE = "DEELBO_TRACKING_URI"
+"""The environment variable that replaces --tracking-uri: its value, unlike an option, is in no list of processes."""
 
 
 def local_folder(url: str) -> str | None:
