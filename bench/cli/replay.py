@@ -13,12 +13,12 @@ from bench.cli.console import console, short
 from bench.config.loading import parse_benchmark
 from bench.exceptions import ConfigError, RecordError
 from bench.labels import PRIOR_NAMES, dataset_name, method_name
-from bench.replay.grid_table import grid_tables
-from bench.replay.settings import OFTEN, REPETITIONS, entries, off_grid
-from bench.replay.simulation import replay
+from bench.replay.grid_table import load_grid_tables
+from bench.replay.settings import OFTEN, REPETITIONS, is_off_grid, replay_settings
+from bench.replay.simulation import replay_method
 from bench.report.build import write_report
 from bench.results.frame import iterate_groups, sort_rows
-from bench.results.sources import from_storage
+from bench.results.sources import load_storage
 from bench.storage.records import RecordStore
 from bench.utils.text import format_duration
 
@@ -37,28 +37,30 @@ def run_replay(
 
     Raises:
         RecordError: the storage has no finished grid, or series that lack an epoch.
-        ConfigError: as `entries` does.
+        ConfigError: as `replay_settings` does.
     """
     store = RecordStore(storage)
     content = store.read_benchmark()
     if content is None:
         raise RecordError(f"{store.url} holds no benchmark: give the storage of a finished `run`")
     benchmark = parse_benchmark(content, store.path("benchmark.json"))
-    tables, left_out = grid_tables(store, benchmark)
-    asked = [(table, entries(benchmark, table, names, changes)) for table in tables]  # all are checked before one runs
+    tables, left_out = load_grid_tables(store, benchmark)
+    asked = [
+        (table, replay_settings(benchmark, table, names, changes)) for table in tables
+    ]  # all are checked before one runs
     parts = []
     with console.status("reading the grids' series") as status:
         for grid, settings in asked:
             for name, one in settings.items():
                 grid.check(name, one)
         for name in names:
-            if off_grid(benchmark, name):
+            if is_off_grid(benchmark, name):
                 console.print(f"{name} is replayed on the grid: the benchmark's own (grid: false) may leave it")
         for i, (grid, settings) in enumerate(asked, start=1):
             for name, one in settings.items():
                 often = repetitions or REPETITIONS.get(one.method, OFTEN)
                 status.update(f"replaying cell {i} of {len(asked)}: {name}, {often} times")
-                parts.append(replay(benchmark, grid, name, one, often, slots))
+                parts.append(replay_method(benchmark, grid, name, one, often, slots))
     if not parts:
         raise ConfigError(f"{', '.join(names)}: none runs on a prior of the finished grids: choose others by --methods")
     found = pd.concat(parts, ignore_index=True)
@@ -75,7 +77,7 @@ def run_replay(
         console.print("The grid ran with timed: false: its seconds are no measurement, and not to be compared.")
     for line in left_out:
         console.print(f"left out: {line}")
-    files = write_report([from_storage(store)], folder, replays=found)
+    files = write_report([load_storage(store)], folder, replays=found)
     for name, path in sorted({"replay.csv": file, **files}.items()):
         console.print(f"{name:22} {short(path)}")
     return 0

@@ -27,14 +27,14 @@ def report(
 ) -> int:
     """Draws the report of storages and of the authors' result files, side by side, and names its files."""
     from bench.report.build import write_report
-    from bench.results.sources import gather
+    from bench.results.sources import load_results
     from bench.tracking.client import tracking_uri
     from bench.tracking.sync import log_report
 
     if tracking is not None and len(storages) != 1:
         raise ConfigError(f"--tracking-uri needs one storage, whose run takes the report; got {len(storages)}")
     uri = None if tracking is None else tracking_uri(RecordStore(storages[0]), tracking)
-    found, left_out = gather(storages, [(tuned, retrained) for tuned, retrained in published])
+    found, left_out = load_results(storages, [(tuned, retrained) for tuned, retrained in published])
     alone = RecordStore(storages[0]) if len(storages) == 1 and not published else None
     folder = out or Path(alone.path("report") if alone and alone.local else "report")
     files = write_report(found, folder, subsamples, seed, slots, left_out)

@@ -252,11 +252,11 @@ def _was_deleted(store: RecordStore) -> bool:
 def _draw_report(store: RecordStore, benchmark: Benchmark) -> Path | None:
     """Draw the report and return its folder; None if it cannot be drawn, which is printed and ends nothing."""
     from bench.report.build import write_report
-    from bench.results.sources import from_storage
+    from bench.results.sources import load_storage
 
     folder = Path(store.path("report")) if store.local else Path("deelbo-runs") / benchmark.name / "report"
     try:
-        files = write_report([from_storage(store)], folder)
+        files = write_report([load_storage(store)], folder)
     except (ValueError, OSError) as error:
         console.print(f"no report: {single_line(error)}")
         return None

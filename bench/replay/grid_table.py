@@ -24,7 +24,7 @@ from bench.trials.record import TrialRecord
 from bench.trials.spec import Cell, TrialSpec
 from deelbo.training.schedule import stop_epoch
 
-__all__ = ["PHASES", "Answer", "GridTable", "Series", "grid_tables", "where"]
+__all__ = ["PHASES", "Answer", "GridTable", "Series", "describe_cell", "load_grid_tables"]
 
 
 Series = Callable[[str], list[dict[str, float]]]
@@ -98,7 +98,7 @@ class GridTable:
             if (point.get("learning_rate", math.nan), *map(point.get, STRENGTHS)) not in self._tuned:
                 shown = ", ".join(f"{field} {value:g}" for field, value in point.items())
                 raise RecordError(
-                    f"{where(self.cell)}: {name} may try {shown}, which is not in the grid of {len(self)} "
+                    f"{describe_cell(self.cell)}: {name} may try {shown}, which is not in the grid of {len(self)} "
                     "configurations: replay the grid's own learning rates and strengths"
                 )
         for share in getattr(settings, "rungs", ()):
@@ -173,8 +173,8 @@ class GridTable:
         epochs = [f"{row['epoch']:g}" for row in rows]
         shown = ", ".join(epochs if len(epochs) <= MOST_NAMED else [*epochs[: MOST_NAMED - 1], "...", epochs[-1]])
         raise RecordError(
-            f"{where(self.cell)}: a stop at {share:g} of the run is after epoch {stop} of {self._epochs}, and the "
-            f"grid's series have epochs {shown}: choose shares that fall on them, or run a grid with more "
+            f"{describe_cell(self.cell)}: a stop at {share:g} of the run is after epoch {stop} of {self._epochs}, and "
+            f"the grid's series have epochs {shown}: choose shares that fall on them, or run a grid with more "
             "training.series_points"
         )
 
@@ -183,8 +183,8 @@ class GridTable:
             rows = self._read(self._tuned[point].key)
             if not rows or any("epoch" not in row or "train_seconds" not in row for row in rows):
                 raise RecordError(
-                    f"{where(self.cell)}: the grid's run {self._tuned[point].key} has no series of epochs, which a "
-                    "method that stops runs early needs: run the grid again, or replay other methods"
+                    f"{describe_cell(self.cell)}: the grid's run {self._tuned[point].key} has no series of epochs, "
+                    "which a method that stops runs early needs: run the grid again, or replay other methods"
                 )
             self._rows[point] = rows
         return self._rows[point]
@@ -202,7 +202,7 @@ class GridTable:
         return sum(timed) / len(timed) if timed else 0.0
 
 
-def grid_tables(store: RecordStore, benchmark: Benchmark) -> tuple[list[GridTable], list[str]]:
+def load_grid_tables(store: RecordStore, benchmark: Benchmark) -> tuple[list[GridTable], list[str]]:
     """The table of each cell whose grid is finished, and a line for each cell that has none, saying why.
 
     Where several entries of a benchmark are grid searches, a cell's table is the largest that is finished. Its
@@ -222,7 +222,7 @@ def grid_tables(store: RecordStore, benchmark: Benchmark) -> tuple[list[GridTabl
         specs = list(method.grid)
         tuned = [records[spec.key] for spec in specs if spec.key in records]
         again = [records[key] for spec in specs if (key := method.retraining(spec).key) in records]
-        name = f"{method.name} {where(method.cell)}"
+        name = f"{method.name} {describe_cell(method.cell)}"
         if len(tuned) < len(specs):
             problem = f"{len(tuned)} of {len(specs)} configurations are tuned"
         elif not any(record.status == "completed" for record in tuned):
@@ -255,7 +255,7 @@ def _handovers(records: Iterable[TrialRecord]) -> dict[str, float]:
     return {backbone: median(seconds) for backbone, seconds in found.items()}
 
 
-def where(cell: Cell) -> str:
+def describe_cell(cell: Cell) -> str:
     """A cell, for people."""
     return f"{cell.dataset} {cell.backbone} {cell.prior} N = {cell.n} seed {cell.seed}"
 

@@ -14,7 +14,7 @@ from bench.methods.grid_search import Grid, MAPGridSearch
 from bench.replay.grid_table import GridTable
 from bench.utils.text import short_repr
 
-__all__ = ["REPETITIONS", "entries", "off_grid"]
+__all__ = ["REPETITIONS", "is_off_grid", "replay_settings"]
 
 
 REPETITIONS = {"bo": 20}
@@ -25,7 +25,7 @@ OFF_GRID = ("method", "priors", "sampler", "seed", "startup")
 """What is kept of an entry that chooses from boxes: the rest says where and how often, which the grid decides."""
 
 
-def entries(
+def replay_settings(
     benchmark: Benchmark, table: GridTable, names: Sequence[str], changes: Sequence[str] = ()
 ) -> dict[str, MethodSettings]:
     """The settings with which each of the named entries is replayed on that table.
@@ -57,7 +57,7 @@ def entries(
                 f"--set {name}={short_repr.repr(given)}: {name} has keys, such as {name}.trials=12: set one"
             )
         kind = _replayable(name, own.get(name, {}) | given)
-        as_it_is = name in own and not off_grid(benchmark, name)
+        as_it_is = name in own and not is_off_grid(benchmark, name)
         base = own[name] if as_it_is else _by_default(kind, table, own.get(name, {}), given.get("trials"))
         content[name] = base | given
         if "retrain" in kind.model_fields:
@@ -79,7 +79,7 @@ def entries(
     return checked
 
 
-def off_grid(benchmark: Benchmark, name: str) -> bool:
+def is_off_grid(benchmark: Benchmark, name: str) -> bool:
     """Whether the benchmark has an entry of that name which chooses from boxes and not from a grid."""
     return name in benchmark.methods and getattr(benchmark.methods[name], "grid", True) is False
 

@@ -19,7 +19,7 @@ from bench.methods.base import Method, MethodSettings
 from bench.replay.grid_table import PHASES, GridTable
 from bench.trials.record import TrialRecord
 
-__all__ = ["COLUMNS", "Step", "anytime", "drive", "replay"]
+__all__ = ["COLUMNS", "Step", "iterate_steps", "replay_method", "simulate"]
 
 
 COST = "full"
@@ -45,7 +45,7 @@ class Step:
     wall_seconds: float
 
 
-def drive(method: Method, table: GridTable, slots: int = 1) -> list[TrialRecord]:
+def simulate(method: Method, table: GridTable, slots: int = 1) -> list[TrialRecord]:
     """All trials of a method in the table's cell, as they end on so many slots at once.
 
     A free slot takes what the method asks for at that moment, and holds it for the seconds that count as compute; setup
@@ -74,7 +74,7 @@ def drive(method: Method, table: GridTable, slots: int = 1) -> list[TrialRecord]
         method.tell(record)
 
 
-def anytime(records: Iterable[TrialRecord]) -> Iterator[Step]:
+def iterate_steps(records: Iterable[TrialRecord]) -> Iterator[Step]:
     """What the method of these records has after 1, 2, ... configurations, in the order of their numbers.
 
     Of the first k, the best is the one with the lowest validation NLL of those that went furthest; one that diverged is
@@ -115,7 +115,7 @@ def _rank(record: TrialRecord) -> tuple[float, float, int]:
     return -record.spec.until, value if finite else math.inf, record.spec.number or 0
 
 
-def replay(
+def replay_method(
     benchmark: Benchmark,
     table: GridTable,
     name: str,
@@ -137,7 +137,7 @@ def replay(
     rows = []
     for repetition in range(repetitions):
         method = kind(template, settings.model_copy(update={"seed": repetition}), name)
-        for step in anytime(drive(method, table, slots)):
+        for step in iterate_steps(simulate(method, table, slots)):
             rows.append((repetition, step.number, step.seconds / 3600, step.accuracy, step.wall_seconds / 3600))
     found = pd.DataFrame(rows, columns=["repetition", "number", "hours", "test_acc", "wall_hours"])
     place = {name: getattr(table.cell, name) for name in ("dataset", "backbone", "prior", "n", "seed")}

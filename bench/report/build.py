@@ -1,35 +1,41 @@
-"""The report of any results: curves, figures 1 and 2, tables, and one page that holds them all."""
+"""Build the report of any results: curves, figures 1 and 2, tables, and one page with all of them."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from bench.labels import PAPER_METHODS
-from bench.report.all_methods import raced, winners
-from bench.report.figures.bounds import figure1, pairs
-from bench.report.figures.style import save
-from bench.report.figures.subsampling import figure2
-from bench.report.formatting import markdown
+from bench.report.all_methods import MethodComparison, best_methods_table, compare_all_methods
+from bench.report.figures.anytime import draw_anytime
+from bench.report.figures.bounds import draw_bounds, select_bound_runs
+from bench.report.figures.style import save_figure
+from bench.report.figures.subsampling import draw_subsampling
+from bench.report.formatting import to_markdown
 from bench.report.html import is_report
-from bench.report.narrative import sentences
-from bench.report.page import page
-from bench.results.curves import curves
+from bench.report.narrative import describe_findings
+from bench.report.page import build_page
+from bench.results.curves import compute_curves
 from bench.results.frame import sort_rows
-from bench.results.grid_comparison import equal_compute, regularization
-from bench.results.makespan import what_if
-from bench.results.paired_tests import chosen, paired_tests
+from bench.results.grid_comparison import compare_at_equal_compute, compare_regularization
+from bench.results.makespan import compute_makespans
+from bench.results.paired_tests import compute_paired_tests, select_results
+from bench.results.paper import find_paper_de_elbo
 from bench.results.sources import Results
-from bench.results.tables import overview, table2, table3
+from bench.results.tables import compute_overview, compute_table2, compute_table3
 
 __all__ = ["write_report"]
 
 
 FIGURES = ("figure1", "figure2", "figure2_full", "figure2_sampled", "figure_race")
+LISTS = ("curves", "curves_sampled", "anytime", "budgets", "rank_pairs")
+"""Tables for programs: CSV only."""
 TABLES = (
     "table2",
     "table3",
@@ -41,9 +47,18 @@ TABLES = (
     "time_to",
     "ranking",
 )
-KNOWN = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")]
-KNOWN += [f"{name}.{kind}" for name in TABLES for kind in ("csv", "md")]
-KNOWN += ["curves.csv", "curves_sampled.csv", "anytime.csv", "budgets.csv", "rank_pairs.csv", "report.html"]
+"""Tables for readers: CSV and Markdown."""
+FILES = ["report.html", *(f"{name}.csv" for name in LISTS + TABLES), *(f"{name}.md" for name in TABLES)]
+FILES += [f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")]
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """All tables of a report by name, and what figures need beside them."""
+
+    tables: dict[str, pd.DataFrame]
+    paper: pd.DataFrame
+    comparison: MethodComparison | None
 
 
 def write_report(
@@ -55,95 +70,122 @@ def write_report(
     left_out: Sequence[str] = (),
     replays: pd.DataFrame | None = None,
 ) -> dict[str, Path]:
-    """Writes everything that the results allow into ``out``; the files by name.
-
-    Where ``out`` holds an earlier report, that is replaced as a whole.
+    """Write all figures, tables and the page that the results allow; an earlier report in ``out`` is replaced.
 
     Args:
-        results: one or several, told apart by their labels.
-        out: a folder; made where it does not exist.
-        subsamples: draws the curves in the published form too, so many random subsets of each size, by ``seed``.
-        slots: adds the makespan of each method, had so many trials run at once.
-        left_out: what could not be read at all, a line each.
-        replays: methods replayed on a finished grid (`bench.results.anytime.REPLAY`), to stand beside those that were
-            run.
+        results: results of one or several sources, distinguished by their labels.
+        out: folder; made if it does not exist.
+        subsamples: number of random subsets of each size; adds the curves in the published form.
+        seed: seed of the random subsets.
+        slots: adds the makespan of each method on so many slots.
+        left_out: sources that could not be read at all, one line each.
+        replays: replayed results with the columns of `bench.results.anytime.REPLAY`, to show beside methods that ran.
+
+    Returns:
+        The written files by name.
 
     Raises:
-        ValueError: ``out`` cannot be a folder, or holds a report.html that is somebody else's; or ``replays`` lacks a
-            column.
+        ValueError: ``out`` cannot be a folder, or has a report.html of another origin; or ``replays`` lacks a column.
     """
     frame = pd.concat([one.frame for one in results], ignore_index=True)
-    published = {one.label for one in results if one.published}
-    drawn = curves(frame)
-    content = {
-        "table2": table2(frame),
-        "table3": table3(frame),
-        "equal_compute": equal_compute(drawn, published),
-        "regularization": regularization(frame),
-        "paired_tests": paired_tests(frame),
+    computed = _compute_tables(frame, {one.label for one in results if one.published}, subsamples, seed, slots, replays)
+    figures = _draw_figures(frame, computed)
+    old = _find_old_report(out)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".report-") as name:  # replace all of the report or nothing
+        folder = Path(name)
+        for stem, table in computed.tables.items():
+            if stem in LISTS + TABLES:
+                table.to_csv(folder / f"{stem}.csv", index=False)
+            if stem in TABLES:
+                (folder / f"{stem}.md").write_text(to_markdown(table), encoding="utf-8")
+        images = {path.name: path for stem, figure in figures.items() for path in save_figure(figure, folder, stem)}
+        findings = describe_findings(computed.tables)
+        page = build_page(results, findings, computed.tables, images, subsamples, left_out, computed.comparison)
+        (folder / "report.html").write_text(page, encoding="utf-8")
+        return _replace_files(folder, out, old)
+
+
+def _compute_tables(
+    frame: pd.DataFrame,
+    published: set[str],
+    subsamples: int | None,
+    seed: int,
+    slots: int | None,
+    replays: pd.DataFrame | None,
+) -> _Tables:
+    curves, results = compute_curves(frame), select_results(frame)
+    paper = find_paper_de_elbo(curves, published)
+    second, third = compute_table2(frame), compute_table3(frame)
+    tables = {
+        "results": results,
+        "overview": compute_overview(frame, second, third, paper),
+        "counts": _count_runs(frame),
+        "curves": curves,
+        "table2": second,
+        "table3": third,
+        "equal_compute": compare_at_equal_compute(curves, paper),
+        "regularization": compare_regularization(frame),
+        "paired_tests": compute_paired_tests(results),
     }
     if slots is not None:
-        content["what_if"] = what_if(frame, slots)
-    figures = {
-        name: figure2(drawn, cost, published)
-        for name, cost in (("figure2", "train"), ("figure2_full", "full"))
-        if ((drawn["cost"] == cost) & drawn["method"].isin(PAPER_METHODS)).any()
-    }
-    lists = {"curves.csv": drawn}
+        tables["what_if"] = compute_makespans(frame, slots)
     if subsamples is not None:
-        lists["curves_sampled.csv"] = sampled = curves(frame, subsamples, seed)
-        if "figure2" in figures:
-            figures["figure2_sampled"] = figure2(sampled, "train", published)
-    runs = pairs(frame)
-    if len(runs):
-        figures["figure1"] = figure1(runs)
-    race = raced(frame, drawn, replays)
-    if race is not None:
-        content |= {"winners": winners(race.budgets), "time_to": race.time_to, "ranking": race.ranking}
-        lists |= {"anytime.csv": race.anytime, "budgets.csv": race.budgets, "rank_pairs.csv": race.rank_pairs}
-        figures["figure_race"] = race.figure()
-    shown = content | {"overview": overview(frame, published), "counts": _counts(frame)}
-    lines = sentences(chosen(frame), shown["overview"], content["equal_compute"], content["paired_tests"])
-    lines += race.lines if race is not None else []
-    stale = _known(out)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".report-") as name:  # all of it or nothing
-        made = Path(name)
-        for file, one in lists.items():
-            one.to_csv(made / file, index=False)
-        for stem, one in content.items():
-            one.to_csv(made / f"{stem}.csv", index=False)
-            (made / f"{stem}.md").write_text(markdown(one), encoding="utf-8")
-        drawings = {path.name: path for stem, drawing in figures.items() for path in save(drawing, made, stem)}
-        text = page(results, lines, shown, drawings, subsamples, left_out, race)
-        (made / "report.html").write_text(text, encoding="utf-8")
-        files = {path.name: out / path.name for path in sorted(made.iterdir())}
-        for file in sorted(files, key=lambda file: file == "report.html"):
-            os.replace(made / file, files[file])
-    for file in stale - set(files):
-        (out / file).unlink()
-    return files
+        tables["curves_sampled"] = compute_curves(frame, subsamples, seed)
+    comparison = compare_all_methods(frame, curves, results, replays)
+    if comparison is not None:
+        tables["winners"] = best_methods_table(comparison.budgets)
+        tables |= {
+            name: getattr(comparison, name) for name in ("time_to", "ranking", "anytime", "budgets", "rank_pairs")
+        }
+    return _Tables(tables, paper, comparison)
 
 
-def _known(out: Path) -> set[str]:
-    """Files of an earlier report in a folder, which is made where it does not exist.
+def _draw_figures(frame: pd.DataFrame, computed: _Tables) -> dict[str, Figure]:
+    curves, comparison = computed.tables["curves"], computed.comparison
+    figures = {
+        name: draw_subsampling(curves, cost, computed.paper)
+        for name, cost in (("figure2", "train"), ("figure2_full", "full"))
+        if ((curves["cost"] == cost) & curves["method"].isin(PAPER_METHODS)).any()
+    }
+    if "figure2" in figures and "curves_sampled" in computed.tables:
+        figures["figure2_sampled"] = draw_subsampling(computed.tables["curves_sampled"], "train", computed.paper)
+    if len(runs := select_bound_runs(frame)):
+        figures["figure1"] = draw_bounds(runs)
+    if comparison is not None:
+        figures["figure_race"] = draw_anytime(comparison.anytime, comparison.cost)
+    return figures
+
+
+def _replace_files(folder: Path, out: Path, old: set[str]) -> dict[str, Path]:
+    """Move a complete report into its place, the page last, and delete files of an old one that it does not have."""
+    names = sorted((path.name for path in folder.iterdir()), key=lambda name: (name == "report.html", name))
+    for name in names:
+        (folder / name).replace(out / name)
+    for name in old - set(names):
+        (out / name).unlink()
+    return {name: out / name for name in sorted(names)}
+
+
+def _find_old_report(out: Path) -> set[str]:
+    """Find the files of an earlier report in a folder, which is made if it does not exist.
 
     Raises:
-        ValueError: it is no folder, or its report.html is somebody else's.
+        ValueError: the path is not a folder, or its report.html was not made by `write_report`.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{out} cannot be a folder ({error.strerror}): give another --out") from error
-    mine = out / "report.html"
-    if not os.path.lexists(mine):
+    page = out / "report.html"
+    if not os.path.lexists(page):
         return set()
-    if not is_report(mine):
-        raise ValueError(f"{mine} was not made by `report`, and would be overwritten: give another --out")
-    return {name for name in KNOWN if (out / name).is_file()}
+    if not is_report(page):
+        raise ValueError(f"{page} was not made by `report`, and would be overwritten: give another --out")
+    return {name for name in FILES if (out / name).is_file()}
 
 
-def _counts(frame: pd.DataFrame) -> pd.DataFrame:
-    """How many runs of each kind completed, diverged, failed."""
+def _count_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Count the completed, diverged and failed runs of each kind."""
     keys = ["source", "dataset", "prior", "method", "stage"]
     counts = frame.groupby([*keys, "status"]).size().unstack("status", fill_value=0)  # noqa: PD010
     counts = counts.reindex(columns=["completed", "diverged", "failed"], fill_value=0).reset_index()

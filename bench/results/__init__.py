@@ -1,1 +1,1 @@
-"""Results."""
+"""Statistics of finished trials: DataFrames in, DataFrames out."""

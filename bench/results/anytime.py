@@ -1,16 +1,16 @@
-"""Anytime curves: the test accuracy of the best so far against the compute spent so far, of all methods alike.
+"""Anytime curves: test accuracy of a method's current choice against the compute that it has spent.
 
-The best so far is what the method itself would choose if it were stopped there: by its validation NLL or its objective,
-never by the test accuracy, so a curve may fall. A curve is a step function. It begins with the method's first result,
-training the chosen configuration again counted, and stays what it is after the last.
+The current choice is what the method would return if it were stopped: its best by validation NLL or objective, never by
+test accuracy, so a curve may fall. A curve is a step function from the method's first result on; training the chosen
+configuration again is counted.
 
-- Of a method that decides one after the other, step k is its first k configurations.
-- Of a set, such as a grid, step k is the expectation over all its subsets of size k: what trying them in a random order
-  comes to on average (`bench.results.curves`). Where only the winner of a grid was trained again, it has its end alone.
-- Replayed methods (`REPLAY`) have a curve for every repetition.
+- Sequential methods: step k is after the first k configurations.
+- Sets, such as a grid: step k is the expectation over all subsets of size k (`bench.results.curves`). Where only the
+  winner was retrained, only the end of the curve is known.
+- Replayed methods (`REPLAY`): one curve per repetition.
 
-A mean is over split seeds, each with the mean over its repetitions. It is known only where every curve in it is: a mean
-over those that were quick to have a result would be the answer to another question.
+Means are over split seeds, each first averaged over its repetitions. A mean is known only where all of its curves are:
+a mean over the methods that finished early would be biased.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from bench.labels import REPLAY_SUFFIX
 from bench.results.configurations import CELL, PROBLEM
 from bench.results.frame import iterate_groups, sort_rows
 
-__all__ = ["REPLAY", "MeanCurve", "anytime", "mean_curve", "mean_curves", "steps"]
+__all__ = ["REPLAY", "MeanCurve", "compute_anytime", "compute_mean_curve", "compute_steps", "iterate_mean_curves"]
 
 
 Array = NDArray[np.float64]
 REPLAY = [*CELL, "method", "repetition", "number", "hours", "test_acc", "cost"]
-"""Columns of replayed results: after ``number`` configurations of a ``repetition``, the hours of compute, in which
-training again the best so far is counted, and the test accuracy of that one; missing while it is not known."""
+"""Columns of replayed results: after ``number`` configurations of a ``repetition``, the hours of compute including the
+retraining of the current choice, and its test accuracy, missing if unknown."""
 STEPS = [*CELL, "method", "repetition", "seconds", "test_acc"]
 ANYTIME = ["dataset", "prior", "method", "n", "seconds", "test_acc", "low", "high", "seeds", "curves", "cost"]
 ANYTIME += ["backbone", "source"]
-PER_OCTAVE = 8
+POINTS_PER_DOUBLING = 8
 
 
 @dataclass(frozen=True)
 class MeanCurve:
-    """The mean of several step functions, itself one.
+    """Mean of several step functions, itself a step function of E steps.
 
     Attributes:
-        seconds: where it changes, ascending; shape (E,).
-        accuracy: from there on, 0 to 1; NaN where not all of the curves are known; shape (E,).
-        ends: when the last of the curves ends.
-        seeds: how many split seeds it is over.
-        curves: how many curves, repetitions counted.
+        seconds: start of each step, ascending; shape (E,).
+        accuracy: value of each step, 0 to 1; NaN where not all curves are known; shape (E,).
+        ends: seconds at which the last of the curves ends.
+        seeds: split seeds of the curves.
+        curves: number of curves, repetitions counted.
     """
 
     seconds: Array
@@ -59,33 +59,32 @@ class MeanCurve:
     curves: int
 
     def at(self, seconds: Array) -> Array:
-        """The mean at each time; NaN where it is not known."""
-        place = np.searchsorted(self.seconds, seconds, side="right") - 1
-        return np.where(place >= 0, self.accuracy[np.maximum(place, 0)], np.nan)
+        """Return the mean at each time; NaN where it is unknown."""
+        return _step_values(self.seconds, self.accuracy, seconds)
 
     @property
     def final(self) -> float:
-        """The mean at the end; NaN where it is not known."""
+        """Mean at the end; NaN if unknown."""
         return float(self.accuracy[-1])
 
 
-def steps(curves: pd.DataFrame, replays: pd.DataFrame | None = None, cost: str = "full") -> pd.DataFrame:
-    """All anytime curves as their steps: source to seed, method, repetition, seconds, test_acc (from there on).
+def compute_steps(curves: pd.DataFrame, replays: pd.DataFrame | None = None, cost: str = "full") -> pd.DataFrame:
+    """Convert curves to steps, one row each: source to seed, method, repetition, seconds, and test_acc from then on.
 
     Args:
-        curves: as `bench.results.curves.curves` gives.
-        replays: as `REPLAY` says; those methods are called as they are and "(replayed)".
-        cost: "train" or "full", as in `bench.results.configurations.COSTS`.
+        curves: as `bench.results.curves.compute_curves` returns them.
+        replays: replayed results with the columns of `REPLAY`; their methods get the suffix "(replayed)".
+        cost: a key of `bench.results.configurations.COSTS`.
 
     Raises:
         ValueError: ``replays`` lacks a column.
     """
-    live = curves[curves["cost"] == cost].rename(columns={"split_seed": "seed", "expected_test_acc": "test_acc"})
-    live = live.assign(seconds=3600 * live["expected_hours"], repetition=0, number=live["k"])
-    parts = [live[[*STEPS, "number"]]]
+    ran = curves[curves["cost"] == cost].rename(columns={"split_seed": "seed", "expected_test_acc": "test_acc"})
+    ran = ran.assign(seconds=3600 * ran["expected_hours"], repetition=0, number=ran["k"])
+    parts = [ran[[*STEPS, "number"]]]
     if replays is not None and len(replays):
         if missing := [name for name in REPLAY if name not in replays]:
-            raise ValueError(f"replayed results without column {', '.join(missing)}: give what `replay` wrote")
+            raise ValueError(f"replayed results have no column {', '.join(missing)}; pass the replay.csv of `replay`")
         again = replays[replays["cost"] == cost]
         again = again.assign(seconds=3600 * again["hours"], method=again["method"] + REPLAY_SUFFIX)
         again["source"] = again["source"].astype("object").fillna("")  # CSV files have no empty text
@@ -95,12 +94,12 @@ def steps(curves: pd.DataFrame, replays: pd.DataFrame | None = None, cost: str =
     return sort_rows(table, "seed", "repetition", "number")[STEPS]
 
 
-def mean_curve(table: pd.DataFrame) -> MeanCurve:
-    """The mean over all curves of a table of `steps` that is of one method and problem. Exact, at every step of any."""
-    seeds, breaks = table["seed"].to_numpy(), _breaks(table)
-    first, last = np.concatenate([[0], breaks]), np.concatenate([breaks, [len(table)]]) - 1
-    seconds = np.concatenate([_monotone(part) for part in np.split(table["seconds"].to_numpy(np.float64), breaks)])
-    accuracy = table["test_acc"].to_numpy(np.float64)
+def compute_mean_curve(steps: pd.DataFrame) -> MeanCurve:
+    """Compute the exact mean over all curves of one method on one problem; ``steps`` as of `compute_steps`."""
+    seeds, breaks = steps["seed"].to_numpy(), _curve_breaks(steps)
+    first, last = np.concatenate([[0], breaks]), np.concatenate([breaks, [len(steps)]]) - 1
+    seconds = np.concatenate([_reached_at(part) for part in np.split(steps["seconds"].to_numpy(np.float64), breaks)])
+    accuracy = steps["test_acc"].to_numpy(np.float64)
     names, place, counts = np.unique(seeds[first], return_inverse=True, return_counts=True)
     weight = np.repeat(1 / (counts[place] * len(names)), last - first + 1)
     known = np.isfinite(accuracy)
@@ -114,56 +113,58 @@ def mean_curve(table: pd.DataFrame) -> MeanCurve:
     return MeanCurve(seconds[order][ends], accuracy, float(seconds[last].max()), frozenset(names.tolist()), len(first))
 
 
-def mean_curves(table: pd.DataFrame) -> Iterator[tuple[dict[str, Any], dict[str, MeanCurve]]]:
-    """For each problem of a table of `steps`, the mean curve of each method."""
-    for where, group in iterate_groups(table, PROBLEM):
-        yield where, {str(method): mean_curve(of) for method, of in group.groupby("method", sort=False)}
+def iterate_mean_curves(steps: pd.DataFrame) -> Iterator[tuple[dict[str, Any], dict[str, MeanCurve]]]:
+    """Iterate over problems: the values of `PROBLEM`, and the mean curve of each method."""
+    for problem, rows in iterate_groups(steps, PROBLEM):
+        yield problem, {str(method): compute_mean_curve(of) for method, of in rows.groupby("method", sort=False)}
 
 
-def anytime(table: pd.DataFrame, cost: str = "full") -> pd.DataFrame:
-    """Mean and band of each method over times that all methods of a problem have in common: anytime.csv.
+def compute_anytime(steps: pd.DataFrame, cost: str = "full") -> pd.DataFrame:
+    """Compute mean and band of each method at times that all methods of a problem share: anytime.csv.
 
-    Columns: dataset, prior, method, n; seconds, 8 to the doubling, up to the method's own end; test_acc, the mean, low
-    and high, the 10 % and 90 % quantiles of the curves (of up to ten curves, least and most); seeds and curves, how
-    many; cost, backbone, source. Times at which a mean is not known are left out.
+    Columns: dataset, prior, method, n; seconds, 8 per doubling, up to the method's own end; test_acc, the mean; low and
+    high, the 10 % and 90 % quantiles of the curves (of up to ten curves their minimum and maximum); seeds and curves,
+    their numbers; cost, backbone, source. Times at which the mean is unknown are left out.
     """
     parts = []
-    for where, problem in iterate_groups(table, PROBLEM):
-        least, most = max(problem["seconds"].min(), 1e-9), max(problem["seconds"].max(), 1e-9)
-        times = least * 2 ** (np.arange(np.ceil(np.log2(most / least) * PER_OCTAVE) + 1) / PER_OCTAVE)
-        for method, of in problem.groupby("method", sort=False):
-            curve = mean_curve(of)
+    for problem, rows in iterate_groups(steps, PROBLEM):
+        least, most = max(rows["seconds"].min(), 1e-9), max(rows["seconds"].max(), 1e-9)
+        count = np.ceil(np.log2(most / least) * POINTS_PER_DOUBLING) + 1
+        times = least * 2 ** (np.arange(count) / POINTS_PER_DOUBLING)
+        for method, of in rows.groupby("method", sort=False):
+            curve = compute_mean_curve(of)
             own = np.append(times[times < curve.ends], curve.ends)
-            known = np.isfinite(curve.at(own))
-            low, high = _band(of, own)
-            values = {"seconds": own, "test_acc": curve.at(own), "low": low, "high": high}
+            mean, (low, high) = curve.at(own), _band(of, own)
+            values = {"seconds": own, "test_acc": mean, "low": low, "high": high}
             more = {"method": method, "seeds": len(curve.seeds), "curves": curve.curves, "cost": cost}
-            parts.append(pd.DataFrame(values)[known].assign(**more, **where))
-    made = [part for part in parts if len(part)]
-    return pd.concat(made, ignore_index=True)[ANYTIME] if made else pd.DataFrame(columns=ANYTIME)
+            parts.append(pd.DataFrame(values)[np.isfinite(mean)].assign(**more, **problem))
+    parts = [part for part in parts if len(part)]
+    return pd.concat(parts, ignore_index=True)[ANYTIME] if parts else pd.DataFrame(columns=ANYTIME)
 
 
-def _breaks(table: pd.DataFrame) -> NDArray[np.int64]:
-    """Where in a table of one method and problem a new curve begins, but for the first."""
-    changes = [np.diff(table[name].to_numpy()) != 0 for name in ("seed", "repetition")]
-    breaks: NDArray[np.int64] = np.flatnonzero(changes[0] | changes[1]) + 1
+def _curve_breaks(steps: pd.DataFrame) -> NDArray[np.int64]:
+    """Rows at which the second and later curves of one method on one problem begin."""
+    seed, repetition = (np.diff(steps[name].to_numpy()) != 0 for name in ("seed", "repetition"))
+    breaks: NDArray[np.int64] = np.flatnonzero(seed | repetition) + 1
     return breaks
 
 
-def _monotone(seconds: Array) -> Array:
-    """When each step of a curve is reached for good: one that costs more than a later one is never where a method
-    stands, nor is one whose time is missing."""
+def _reached_at(seconds: Array) -> Array:
+    """Time from which each step holds: steps of unknown time, or followed by a cheaper one, last no time."""
     reached = np.fmax.accumulate(np.fmin.accumulate(seconds[::-1])[::-1])
     return np.nan_to_num(reached)
 
 
-def _band(table: pd.DataFrame, times: Array) -> tuple[Array, Array]:
-    """The 10 % and 90 % quantiles over all curves of one method at each time; NaN where one of them is not known."""
-    breaks = _breaks(table)
-    curves = np.full((len(breaks) + 1, len(times)), np.nan)
-    both = (np.split(table[name].to_numpy(np.float64), breaks) for name in ("seconds", "test_acc"))
-    for curve, seconds, accuracy in zip(curves, *both, strict=True):
-        place = np.searchsorted(_monotone(seconds), times, side="right") - 1
-        curve[place >= 0] = accuracy[place[place >= 0]]
-    low, high = np.quantile(curves, [0.1, 0.9], axis=0, method="inverted_cdf")
+def _step_values(starts: Array, values: Array, times: Array) -> Array:
+    """Values of a step function at some times; NaN before its first step."""
+    place = np.searchsorted(starts, times, side="right") - 1
+    return np.where(place >= 0, values[np.maximum(place, 0)], np.nan)
+
+
+def _band(steps: pd.DataFrame, times: Array) -> tuple[Array, Array]:
+    """10 % and 90 % quantiles over all curves of a method at each time; NaN where a curve is unknown."""
+    breaks = _curve_breaks(steps)
+    columns = (np.split(steps[name].to_numpy(np.float64), breaks) for name in ("seconds", "test_acc"))
+    curves = [_step_values(_reached_at(seconds), accuracy, times) for seconds, accuracy in zip(*columns, strict=True)]
+    low, high = np.quantile(np.array(curves), [0.1, 0.9], axis=0, method="inverted_cdf")
     return low, high

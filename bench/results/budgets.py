@@ -1,110 +1,121 @@
-"""Which method is best with how much compute, and how much each needs to come near the best. From anytime curves."""
+"""Best method at each compute budget, and the compute that each method needs to come near the best final accuracy."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from bench.labels import PRIOR_NAMES
-from bench.results.anytime import MeanCurve, mean_curves
-from bench.results.configurations import PROBLEM, configurations
+from bench.results.anytime import MeanCurve, iterate_mean_curves
+from bench.results.configurations import PROBLEM, iterate_configurations
 from bench.results.frame import sort_rows
 
-__all__ = ["GRID", "SLACK", "budgets", "compared", "run_seconds", "time_to"]
+__all__ = [
+    "BUDGET_TOLERANCE",
+    "GRID",
+    "RunSeconds",
+    "compute_budgets",
+    "compute_run_seconds",
+    "compute_time_to_target",
+    "select_comparable",
+]
 
 
 GRID = "map-gs"
-SLACK = 1.1
-"""A budget of k runs is 10 % more than k mean runs: runs of the same length differ by that much from noise alone."""
-MOST_OCTAVES = 16
+BUDGET_TOLERANCE = 1.1
+"""A budget of k runs is 10 % more than k mean runs, as the durations of equal runs vary by that much."""
+MAX_DOUBLINGS = 16
 TIMES = ["dataset", "prior", "method", "n", "final_acc", "target_acc", "seconds", "runs", "seeds", "backbone", "source"]
 BUDGETS = ["dataset", "prior", "method", "n", "budget_runs", "budget_seconds", "test_acc", "relative_acc", "best"]
 BUDGETS += ["problems", "backbone", "source"]
+RunSeconds: TypeAlias = Mapping[tuple[Any, ...], float]
+"""Mean seconds of one run on each problem, by the values of `PROBLEM`."""
 
 
-def run_seconds(frame: pd.DataFrame, cost: str = "full") -> dict[tuple[Any, ...], float]:
-    """Mean seconds of one run in each problem, keyed by `PROBLEM`: of the grid's tuning runs where there is a grid,
-    else of all runs that were trained to their end."""
+def compute_run_seconds(frame: pd.DataFrame, cost: str = "full") -> dict[tuple[Any, ...], float]:
+    """Compute `RunSeconds` from the grid's tuning runs, or without a grid from all runs trained to their end."""
     grids, others = dict[tuple[Any, ...], list[float]](), dict[tuple[Any, ...], list[float]]()
-    for cell, found in configurations(frame, cost):
-        where = grids if cell["method"] == GRID else others
-        where.setdefault(tuple(cell[name] for name in PROBLEM), []).extend(found.tuning[~found.given_up])
-    return {where: float(np.mean(seconds)) for where, seconds in (others | grids).items() if seconds}
+    for cell, tried in iterate_configurations(frame, cost):
+        group = grids if cell["method"] == GRID else others
+        group.setdefault(_key(cell), []).extend(tried.tuning_seconds[~tried.stopped_early])
+    return {problem: float(np.mean(seconds)) for problem, seconds in (others | grids).items() if seconds}
 
 
-def compared(found: Mapping[str, MeanCurve]) -> dict[str, MeanCurve]:
-    """Of the mean curves of a problem those that can be compared: of methods that have every split seed that any has,
-    and of which it is known what they come to."""
-    seeds = frozenset[int]().union(*(curve.seeds for curve in found.values()))
-    return {name: curve for name, curve in found.items() if curve.seeds == seeds and math.isfinite(curve.final)}
+def select_comparable(curves: Mapping[str, MeanCurve]) -> dict[str, MeanCurve]:
+    """Select the curves of methods that have every split seed of the problem and a known final accuracy."""
+    seeds = frozenset[int]().union(*(curve.seeds for curve in curves.values()))
+    return {name: curve for name, curve in curves.items() if curve.seeds == seeds and math.isfinite(curve.final)}
 
 
-def time_to(table: pd.DataFrame, unit: Mapping[tuple[Any, ...], float], within: float = 0.005) -> pd.DataFrame:
-    """How long each method takes to come within so much of the best final accuracy of a problem.
+def compute_time_to_target(steps: pd.DataFrame, run_seconds: RunSeconds, tolerance: float = 0.005) -> pd.DataFrame:
+    """Compute the time until each method is near the best final accuracy, a row per problem and method: time_to.csv.
 
-    One row a problem and method. Columns: dataset, prior, method, n; final_acc, its mean accuracy at its end (0 to 1);
-    target_acc = the best of all methods' less ``within``; seconds, the least at which its mean accuracy is no less
-    than the target: infinity where it never is, missing where the method lacks a split seed that another has, or
-    where it is not known what it comes to; runs, the same in mean runs; seeds, how many; backbone, source.
+    Columns: dataset, prior, method, n; final_acc, the method's mean accuracy at its end (0 to 1); target_acc, the best
+    final accuracy of all methods less ``tolerance``; seconds, the first time at which the mean accuracy reaches the
+    target: infinity if never, missing if the method lacks a split seed or its final accuracy is unknown; runs, the same
+    in mean runs; seeds, their number; backbone, source.
 
     Args:
-        table: as `bench.results.anytime.steps` gives.
-        unit: as `run_seconds` gives.
-        within: accuracy, 0 to 1.
+        steps: as `bench.results.anytime.compute_steps` returns them.
+        run_seconds: as `compute_run_seconds` returns them.
+        tolerance: accuracy, 0 to 1.
     """
     rows = []
-    for where, found in mean_curves(table):
-        fair = compared(found)
-        target = max((curve.final for curve in fair.values()), default=math.nan) - within
-        for method, curve in found.items():
-            known = {"method": method, "final_acc": curve.final, "target_acc": target, "seeds": len(curve.seeds)}
-            enough = curve.seconds[curve.accuracy >= target - 1e-9]
-            seconds = (float(enough[0]) if len(enough) else math.inf) if method in fair else math.nan
-            rows.append(where | known | {"seconds": seconds, "runs": seconds / _unit(unit, where)})
+    for problem, curves in iterate_mean_curves(steps):
+        comparable = select_comparable(curves)
+        target = max((curve.final for curve in comparable.values()), default=math.nan) - tolerance
+        for method, curve in curves.items():
+            reached = curve.seconds[curve.accuracy >= target - 1e-9]
+            seconds = (float(reached[0]) if len(reached) else math.inf) if method in comparable else math.nan
+            row = {"method": method, "final_acc": curve.final, "target_acc": target, "seeds": len(curve.seeds)}
+            row |= {"seconds": seconds, "runs": seconds / run_seconds.get(_key(problem), math.nan)}
+            rows.append(problem | row)
     return sort_rows(pd.DataFrame(rows, columns=TIMES))
 
 
-def budgets(table: pd.DataFrame, unit: Mapping[tuple[Any, ...], float]) -> pd.DataFrame:
-    """What each method has reached with the compute of 1, 2, 4, 8 ... runs: budgets.csv.
+def compute_budgets(steps: pd.DataFrame, run_seconds: RunSeconds) -> pd.DataFrame:
+    """Compute the accuracy of each method with the compute of 1, 2, 4, 8, ... runs: budgets.csv.
 
-    One row a problem, budget and method that has a result by then. Columns: dataset, prior, method, n; budget_runs;
-    budget_seconds, that many mean runs and 10 % more; test_acc, its mean (0 to 1); relative_acc, its ratio to the
-    final accuracy of MAP + grid search, or of the best method where there is no grid; best, whether no other has more;
-    problems, 1; backbone, source. Then the mean of relative_acc over problems, with dataset "all" and n missing: over
-    those of each prior, where there are several, and over all (prior "all"), of methods that have a result in every
-    one; problems, how many. Methods that lack a split seed that another has are left out, as in `time_to`.
+    One row per problem, budget and method that has a result by then. Columns: dataset, prior, method, n; budget_runs;
+    budget_seconds, that many mean runs and 10 % more; test_acc, the mean (0 to 1); relative_acc, its ratio to the final
+    accuracy of MAP + grid search, or without a grid of the best method; best, true for the highest; problems, 1;
+    backbone, source. Further rows with dataset "all" and missing n have the mean of relative_acc over all problems
+    (prior "all"), and over the problems of each prior if there are several, for methods that have a result in all of
+    ``problems``. Methods that lack a split seed are left out.
 
     Args:
-        table: as `bench.results.anytime.steps` gives.
-        unit: as `run_seconds` gives.
+        steps: as `bench.results.anytime.compute_steps` returns them.
+        run_seconds: as `compute_run_seconds` returns them.
     """
-    problems = [(where, compared(found)) for where, found in mean_curves(table)]
-    problems = [(where, fair) for where, fair in problems if fair and math.isfinite(_unit(unit, where))]
-    ends = [curve.ends / _unit(unit, where) for where, fair in problems for curve in fair.values()]
-    octaves = min(max(math.ceil(math.log2(max([*ends, 1.0]) / SLACK)), 0), MOST_OCTAVES)
+    problems = [
+        (problem, curves, seconds)
+        for problem, all_curves in iterate_mean_curves(steps)
+        if (curves := select_comparable(all_curves)) and (seconds := run_seconds.get(_key(problem)))
+    ]
+    longest = max([1.0, *(curve.ends / seconds for _, curves, seconds in problems for curve in curves.values())])
+    doublings = min(max(math.ceil(math.log2(longest / BUDGET_TOLERANCE)), 0), MAX_DOUBLINGS)
     rows = []
-    for where, fair in problems:
-        reference = fair[GRID].final if GRID in fair else max(curve.final for curve in fair.values())
-        for runs in (2**i for i in range(octaves + 1)):
-            seconds = runs * SLACK * _unit(unit, where)
-            for method, curve in fair.items():
-                accuracy = float(curve.at(np.array([seconds]))[0])
-                known = {"method": method, "budget_runs": runs, "budget_seconds": seconds, "problems": 1}
-                rows.append(where | known | {"test_acc": accuracy, "relative_acc": accuracy / reference})
-    made = pd.DataFrame(rows, columns=[name for name in BUDGETS if name != "best"]).dropna(subset="test_acc")
-    made = pd.concat([sort_rows(made.astype({"n": "Int64"}), "budget_runs"), *_means(made)], ignore_index=True)
-    keys = [*PROBLEM, "budget_runs"]
-    most = made.groupby(keys, dropna=False)["relative_acc"].transform("max")
-    return made.assign(best=made["relative_acc"] >= most - 1e-9)[BUDGETS]
+    for problem, curves, seconds in problems:
+        reference = curves[GRID].final if GRID in curves else max(curve.final for curve in curves.values())
+        for runs in (2**i for i in range(doublings + 1)):
+            budget = runs * BUDGET_TOLERANCE * seconds
+            for method, curve in curves.items():
+                accuracy = float(curve.at(np.array([budget]))[0])
+                row = {"method": method, "budget_runs": runs, "budget_seconds": budget, "problems": 1}
+                rows.append(problem | row | {"test_acc": accuracy, "relative_acc": accuracy / reference})
+    table = pd.DataFrame(rows, columns=[name for name in BUDGETS if name != "best"]).dropna(subset="test_acc")
+    table = pd.concat([sort_rows(table.astype({"n": "Int64"}), "budget_runs"), *_means(table)], ignore_index=True)
+    highest = table.groupby([*PROBLEM, "budget_runs"], dropna=False)["relative_acc"].transform("max")
+    return table.assign(best=table["relative_acc"] >= highest - 1e-9)[BUDGETS]
 
 
-def _means(made: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The means over all problems of a source, and over those of each prior."""
-    for _, of in made.groupby("source", sort=False):
+def _means(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Means over all problems of a source, then over those of each prior if there are several."""
+    for _, of in table.groupby("source", sort=False):
         priors = [prior for prior in PRIOR_NAMES if (of["prior"] == prior).any()]
         for prior in ["all", *(priors if len(priors) > 1 else [])]:
             group = of if prior == "all" else of[of["prior"] == prior]
@@ -120,5 +131,5 @@ def _means(made: pd.DataFrame) -> Iterator[pd.DataFrame]:
             yield sort_rows(mean.assign(n=pd.array([pd.NA] * len(mean), dtype="Int64")), "budget_runs")
 
 
-def _unit(unit: Mapping[tuple[Any, ...], float], where: Mapping[str, object]) -> float:
-    return unit.get(tuple(where[name] for name in PROBLEM), math.nan)
+def _key(problem: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(problem[name] for name in PROBLEM)

@@ -1,4 +1,4 @@
-"""The table of trials that every result is computed from: its columns, the order of its rows, and its groups."""
+"""The table of trials that all results are computed from: its columns, the order of rows, and groups of rows."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ __all__ = ["COLUMNS", "iterate_groups", "sort_rows", "to_frame"]
 
 
 def sort_rows(table: pd.DataFrame, *last: str) -> pd.DataFrame:
-    """Rows by dataset, backbone and N, then priors and methods as `bench.methods.METHODS` lists them, entries of other
-    names behind them by the alphabet, a replayed method behind itself; sources side by side."""
+    """Sort by dataset, backbone, N, prior, method, source, then ``last``, as far as the table has these columns.
+
+    Priors and methods stand in the order of `bench.labels`, other entries behind them by name, and a replayed method
+    behind the method itself.
+    """
     by = [name for name in ("dataset", "backbone", "n", "prior", "method", "source", *last) if name in table]
-    return table.sort_values(by, key=_rank, ignore_index=True, kind="stable")
+    return table.sort_values(by, key=_sort_key, ignore_index=True, kind="stable")
 
 
 def iterate_groups(
     table: pd.DataFrame, by: Sequence[str], sort: bool = False
 ) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """Groups of rows that agree in ``by``: the shared values by column, and the rows.
+    """Iterate over groups of rows that agree in ``by``: their shared values by column name, and the rows.
 
-    Groups come in the order of their first rows, or with ``sort`` in that of their values. A missing value is a value
-    like any other.
+    Groups come in the order of their first rows, or with ``sort`` in the order of their values. A missing value is a
+    value like any other.
     """
     for values, rows in table.groupby(list(by), sort=sort, dropna=False):
         yield dict(zip(by, values, strict=True)), rows
 
 
-def _rank(column: pd.Series) -> pd.Series:
+def _sort_key(column: pd.Series) -> pd.Series:
     if column.name not in ("prior", "method"):
         return column
-    ranks = {name: _place(name, str(column.name)) for name in column.unique()}
-    places = {rank: i for i, rank in enumerate(sorted(set(ranks.values())))}
-    return column.map(lambda name: places[ranks[name]])
+    known = list(PRIOR_NAMES if column.name == "prior" else METHOD_NAMES)
 
+    def rank(name: str) -> tuple[int, str, bool]:
+        entry = name.removesuffix(REPLAY_SUFFIX)
+        return (known.index(entry), "", entry != name) if entry in known else (len(known), entry, entry != name)
 
-def _place(name: str, kind: str) -> tuple[int, str, bool]:
-    """By what a prior or method is sorted: its place, its name where it has none, whether it was replayed."""
-    known = list(PRIOR_NAMES if kind == "prior" else METHOD_NAMES)
-    entry = name.removesuffix(REPLAY_SUFFIX)
-    place = known.index(entry) if entry in known else len(known)
-    return place, "" if entry in known else entry, entry != name
+    places = {name: place for place, name in enumerate(sorted(column.unique(), key=rank))}
+    return column.map(places)
 
 
 COLUMNS: dict[str, Literal["str", "int64", "float64"]] = {
@@ -90,15 +90,15 @@ COLUMNS: dict[str, Literal["str", "int64", "float64"]] = {
     "concurrency_start": "float64",
     "concurrency_end": "float64",
 }
-"""The schema that curves, tables and figures read: one row a trial. docs/records.md says what each column means."""
+"""Column types of the table of trials, one row per trial; docs/records.md describes each column."""
 
 
 def to_frame(records: list[TrialRecord], source: str = "", ran: Sequence[TrialRecord] | None = None) -> pd.DataFrame:
-    """One row a record: the columns of `COLUMNS`, then the learned state (``state_*``).
+    """Convert records to a table, one row per record: the columns of `COLUMNS`, then the learned state (``state_*``).
 
     Args:
-        records: records to show.
-        source: name of their storage in tables of several storages.
+        records: records to convert.
+        source: name of their storage in reports of several storages.
         ran: all records of the storage, among which trials that ran at the same time are counted; default: ``records``.
     """
     rows = []

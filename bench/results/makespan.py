@@ -1,4 +1,4 @@
-"""How long each method would have taken on G processors: greedy list scheduling of the recorded seconds."""
+"""Makespan of each method on G slots: greedy list scheduling of the recorded seconds."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bench.results.configurations import COSTS, configurations
+from bench.results.configurations import COSTS, iterate_configurations
 from bench.results.frame import sort_rows
 
-__all__ = ["Jobs", "makespan", "what_if"]
+__all__ = ["Jobs", "compute_makespan", "compute_makespans"]
 
 
 COLUMNS = ["dataset", "prior", "method", "n", "split_seed", "cost", "cells", "one_slot_seconds", "makespan_seconds"]
@@ -22,9 +22,12 @@ COLUMNS += ["slots", "backbone", "source"]
 
 @dataclass(frozen=True)
 class Jobs:
-    """What a method ran in a cell, in seconds: ``first`` in any order, and ``then``, if any, after all those.
+    """Runs of a method in a cell, in seconds.
 
-    ``order``: where each of ``first`` stands in the queue of all cells, least first; cell after cell if not given.
+    Attributes:
+        first: runs that may start at any time.
+        then: a run that starts when all of ``first`` are done; 0 for none.
+        order: position of each of ``first`` in the queue of all cells, lowest first; default: cell after cell.
     """
 
     first: tuple[float, ...]
@@ -33,14 +36,15 @@ class Jobs:
 
     @property
     def seconds(self) -> float:
+        """Seconds of all runs."""
         return sum(self.first) + self.then
 
 
-def makespan(cells: Sequence[Jobs], slots: int) -> float:
-    """Seconds from the first start to the last end, each free slot taking the next job that may start.
+def compute_makespan(cells: Sequence[Jobs], slots: int) -> float:
+    """Compute the seconds from first start to last end, each free slot taking the next job that may start.
 
-    List scheduling is never worse than (2 - 1/slots) times the best schedule (Graham 1969, "Bounds on Multiprocessing
-    Timing Anomalies").
+    List scheduling takes at most (2 - 1/slots) times as long as the best schedule (Graham 1969, "Bounds on
+    Multiprocessing Timing Anomalies").
 
     Raises:
         ValueError: ``slots`` is less than 1.
@@ -53,7 +57,7 @@ def makespan(cells: Sequence[Jobs], slots: int) -> float:
         for place, seconds in zip(jobs.order or [0.0] * len(jobs.first), jobs.first, strict=True)
     ]
     waiting = deque((seconds, cell) for _, seconds, cell in sorted(queue, key=lambda job: job[0]))
-    left = [len(jobs.first) for jobs in cells]
+    remaining = [len(jobs.first) for jobs in cells]
     waiting.extend((jobs.then, i) for i, jobs in enumerate(cells) if jobs.then and not jobs.first)
     running: list[tuple[float, int]] = []
     now = 0.0
@@ -62,38 +66,38 @@ def makespan(cells: Sequence[Jobs], slots: int) -> float:
             seconds, cell = waiting.popleft()
             heapq.heappush(running, (now + seconds, cell))
         now, cell = heapq.heappop(running)
-        left[cell] -= 1
-        if left[cell] == 0 and cells[cell].then:
+        remaining[cell] -= 1
+        if remaining[cell] == 0 and cells[cell].then:
             waiting.append((cells[cell].then, cell))
     return now
 
 
-def what_if(frame: pd.DataFrame, slots: int) -> pd.DataFrame:
-    """The makespan of each method in each cell, and of all its cells together (dataset and prior "all"; n missing).
+def compute_makespans(frame: pd.DataFrame, slots: int) -> pd.DataFrame:
+    """Compute the makespan of each method in each cell, and of all its cells together: what_if.csv.
 
-    Columns: dataset, prior, method, n, split_seed, cost ("train" or "full", as in `bench.results.curves`), cells,
-    one_slot_seconds, makespan_seconds, slots, backbone, source. The runs queue in the order in which they were started,
-    or where that was not kept, as in published files, stand in the file, cell after cell; of retraining runs that of
-    the best counts, as in table 2. Cells whose best was never trained again are left out.
+    Columns: dataset, prior, method, n, split_seed ("all", "all" and missing for all cells together), cost ("train" or
+    "full"), cells, one_slot_seconds, makespan_seconds, slots, backbone, source. Runs queue in the order in which they
+    started, or where that was not recorded, as in published files, in the order of the file. Only the best
+    configuration's retraining counts, as in table 2; cells without it are left out.
 
     Args:
-        frame: as `RecordStore.frame` gives it.
-        slots: how many trials run at once.
+        frame: as `bench.results.frame.to_frame` returns it.
+        slots: number of trials that run at once.
     """
     rows, together = [], dict[tuple[str, str, str], list[Jobs]]()
     for cost in COSTS:
-        for cell, found in configurations(frame, cost):
-            if not np.isfinite(found.retraining[0]):
+        for cell, tried in iterate_configurations(frame, cost):
+            if not np.isfinite(tried.retraining_seconds[0]):
                 continue
-            rows_in_order = np.argsort(found.judged)
-            started = frame.loc[found.judged[rows_in_order], "started"].fillna(0)
-            jobs = Jobs(tuple(found.tuning[rows_in_order]), float(found.retraining[0]), tuple(started))
-            together.setdefault((str(cell["source"]), str(cell["method"]), cost), []).append(jobs)
+            order = np.argsort(tried.selection_rows)
+            started = frame.loc[tried.selection_rows[order], "started"].fillna(0)
+            jobs = Jobs(tuple(tried.tuning_seconds[order]), float(tried.retraining_seconds[0]), tuple(started))
+            together.setdefault((cell["source"], cell["method"], cost), []).append(jobs)
             rows.append(cell | {"split_seed": cell["seed"], "cost": cost} | _row([jobs], slots))
     backbones = frame.groupby("source")["backbone"].unique()
     for (source, method, cost), cells in together.items():
-        everything = {"dataset": "all", "prior": "all", "backbone": " ".join(backbones[source]), "source": source}
-        rows.append(everything | {"method": method, "cost": cost} | _row(cells, slots))
+        all_cells = {"dataset": "all", "prior": "all", "backbone": " ".join(backbones[source]), "source": source}
+        rows.append(all_cells | {"method": method, "cost": cost} | _row(cells, slots))
     table = pd.DataFrame(rows, columns=COLUMNS).astype({"n": "Int64", "split_seed": "Int64"})
     return sort_rows(table, "split_seed", "cost")
 
@@ -102,6 +106,6 @@ def _row(cells: Sequence[Jobs], slots: int) -> dict[str, object]:
     return {
         "cells": len(cells),
         "one_slot_seconds": sum(jobs.seconds for jobs in cells),
-        "makespan_seconds": makespan(cells, slots),
+        "makespan_seconds": compute_makespan(cells, slots),
         "slots": slots,
     }

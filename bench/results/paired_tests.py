@@ -1,4 +1,4 @@
-"""Is the difference between two methods more than chance? A paired test over cells; never a claim from one cell."""
+"""Paired significance tests between methods over the cells that both have."""
 
 from __future__ import annotations
 
@@ -13,74 +13,74 @@ from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
 from bench.labels import PAPER_METHODS, PRIOR_NAMES
-from bench.results.configurations import CELL, PROBLEM, Configurations, configurations
+from bench.results.configurations import CELL, PROBLEM, iterate_configurations
 from bench.results.frame import sort_rows
 
-__all__ = ["chosen", "paired_tests"]
+__all__ = ["compute_paired_tests", "select_results"]
 
 
 COLUMNS = ["method", "against", "prior", "measure", "unit", "cells", "median", "least", "most", "better", "worse"]
 COLUMNS += ["p", "p_holm", "least_p", "cost", "source"]
 
 
-def chosen(frame: pd.DataFrame) -> pd.DataFrame:
-    """What each method came to in each cell: source to seed, test_acc (0 to 1), total_seconds of training, and
-    total_seconds_full of all that it needs, missing where that was not kept."""
-    full = {tuple(cell.values()): _total(found) for cell, found in configurations(frame, "full")}
+def select_results(frame: pd.DataFrame) -> pd.DataFrame:
+    """Select the result of each method in each cell, where its best configuration was tested.
+
+    Columns: source to seed, method; test_acc, 0 to 1; total_seconds of training; total_seconds_full of everything the
+    method needs, missing where that was not recorded.
+    """
+    full = {tuple(cell.values()): tried.total_seconds for cell, tried in iterate_configurations(frame, "full")}
     rows = [
         cell
-        | {"test_acc": found.accuracy[0], "total_seconds": _total(found)}
+        | {"test_acc": tried.accuracy[0], "total_seconds": tried.total_seconds}
         | {"total_seconds_full": full.get(tuple(cell.values()), math.nan)}
-        for cell, found in configurations(frame)
+        for cell, tried in iterate_configurations(frame)
     ]
-    known = ["test_acc", "total_seconds"]
-    return pd.DataFrame(rows, columns=[*CELL, "method", *known, "total_seconds_full"]).dropna(subset=known)
+    required = ["test_acc", "total_seconds"]
+    return pd.DataFrame(rows, columns=[*CELL, "method", *required, "total_seconds_full"]).dropna(subset=required)
 
 
-def paired_tests(frame: pd.DataFrame) -> pd.DataFrame:
-    """Wilcoxon's signed-rank test, two-sided, of two methods over the cells that both have, within a source.
+def compute_paired_tests(selected: pd.DataFrame) -> pd.DataFrame:
+    """Compute two-sided Wilcoxon signed-rank tests of two methods over their shared cells: paired_tests.csv.
 
-    Every two of the paper's methods are compared, and every other with the paper's grid and DE ELBo: Holm's correction
-    over all pairs of many methods would leave nothing. `bench.results.ranking` compares all with all. Where the source
-    has neither grid nor DE ELBo, all pairs are.
+    All pairs of the paper's methods are tested, and each other method against the paper's grid and DE ELBo only, as
+    Holm's correction over all pairs of many methods leaves nothing (`bench.results.ranking` compares all with all).
+    Without a grid and a DE ELBo, all pairs are tested.
 
-    One row for all priors together and, where there are several, one a prior; on two measures, by two units. Columns:
-    method, against; prior, "all" or one; measure, "accuracy" (difference in percentage points) or "time" (ratio of
-    total seconds, tested on its logarithm); unit, "split" (each (dataset, prior, N, seed) by itself) or
-    "mean" (the mean over the seeds of each (dataset, prior, N), as splits of one dataset share its test images);
-    cells; median, least and most difference or ratio; better and worse, in how many cells ``method`` is; p; p_holm,
-    Holm's correction over all rows of a source, measure and unit; least_p = 2 / 2^(cells that differ), below which
-    p cannot fall; cost, which seconds are meant: "train" between the paper's methods, as published; "full" where one is
-    another and both have it in all their cells, as it may need much beside training steps. With a single cell there is
-    no test, and p is missing.
+    One row for all priors together and, if there are several, one for each prior. Columns: method, against; prior,
+    "all" or one; measure, "accuracy" (difference in percentage points) or "time" (ratio of total seconds, tested on its
+    logarithm); unit, "split" (each cell) or "mean" (means over the split seeds of a problem, which share its test
+    images); cells, their number; median, least and most difference or ratio; better and worse, in how many cells
+    ``method`` is; p; p_holm, Holm's correction over all rows of a source, measure and unit; least_p = 2 / 2^(number of
+    cells that differ), the lowest possible p; cost, of times: "train" between the paper's methods, as published, "full"
+    if one is another method and both recorded it in all shared cells; source. With a single cell p is missing.
 
     Source: Demsar 2006, "Statistical Comparisons of Classifiers over Multiple Data Sets".
+
+    Args:
+        selected: as `select_results` returns it.
     """
     rows = []
-    results = chosen(frame)
-    results["train"], results["full"] = (np.log(results[f"total_seconds{name}"]) for name in ("", "_full"))
+    log_train, log_full = (np.log(selected[f"total_seconds{name}"]) for name in ("", "_full"))
+    results = selected.assign(train=log_train, full=log_full)
     for source, of in results.groupby("source"):
         for unit, measure in product(("split", "mean"), ("accuracy", "time")):
             table = of.pivot_table("test_acc" if measure == "accuracy" else "train", CELL, "method")
             full = of.pivot_table("full", CELL, "method").reindex_like(table) if measure == "time" else None
-            known = {"source": source, "unit": unit, "measure": measure}
-            tests = [known | row for row in _pairs(table, full, unit)]
-            for row, corrected in zip(tests, _holm([row["p"] for row in tests]), strict=True):
-                rows.append(row | {"p_holm": corrected})
+            shared = {"source": source, "unit": unit, "measure": measure}
+            tests = [shared | row for row in _pairs(table, full, unit)]
+            corrected = _holm([row["p"] for row in tests])
+            rows += [row | {"p_holm": p} for row, p in zip(tests, corrected, strict=True)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _total(found: Configurations) -> float:
-    return float(found.tuning.sum() + found.retraining[0])
-
-
 def _pairs(table: pd.DataFrame, full: pd.DataFrame | None, unit: str) -> Iterator[dict[str, Any]]:
-    """A row for every two methods and every group of priors.
+    """Yield a row for every pair of methods and group of priors.
 
     Args:
-        table: a row a cell, a column a method: accuracies, or where ``full`` is given logarithms of training seconds.
-        full: those of the full cost, rows and columns the same.
-        unit: as `paired_tests` says.
+        table: one row per cell, one column per method: accuracies, or if ``full`` is given log training seconds.
+        full: log seconds of the full cost, in the same rows and columns.
+        unit: as in `compute_paired_tests`.
     """
     measure = "accuracy" if full is None else "time"
     methods = sort_rows(pd.DataFrame({"method": table.columns}))["method"].tolist()
@@ -89,18 +89,18 @@ def _pairs(table: pd.DataFrame, full: pd.DataFrame | None, unit: str) -> Iterato
     problem = table.groupby(PROBLEM).ngroup().to_numpy()
     groups = ["all", *(prior for prior in PRIOR_NAMES if prior in set(priors))]
     for against, method in combinations(methods, 2):
-        if not {method, against} & references and not {method, against} <= set(PAPER_METHODS):
+        both_in_paper = {method, against} <= set(PAPER_METHODS)
+        if not {method, against} & references and not both_in_paper:
             continue
-        both, cost = (table[method] - table[against]).to_numpy(np.float64), None
+        difference, cost = (table[method] - table[against]).to_numpy(np.float64), None
         if full is not None:
-            everything = (full[method] - full[against]).to_numpy(np.float64)
-            kept = np.isfinite(everything[np.isfinite(both)]).all()
-            other = not {method, against} <= set(PAPER_METHODS)
-            both, cost = (everything, "full") if other and kept else (both, "train")
+            full_difference = (full[method] - full[against]).to_numpy(np.float64)
+            recorded = np.isfinite(full_difference[np.isfinite(difference)]).all()
+            difference, cost = (full_difference, "full") if recorded and not both_in_paper else (difference, "train")
         for prior in groups if len(groups) > 2 else groups[:1]:
-            shared = np.isfinite(both) & ((priors == prior) | (prior == "all"))
-            values = both[shared]
-            if unit == "mean":  # over the splits that both have
+            shared = np.isfinite(difference) & ((priors == prior) | (prior == "all"))
+            values = difference[shared]
+            if unit == "mean":
                 counts = np.bincount(problem[shared])
                 values = np.bincount(problem[shared], weights=values)[counts > 0] / counts[counts > 0]
             if len(values):
@@ -108,9 +108,9 @@ def _pairs(table: pd.DataFrame, full: pd.DataFrame | None, unit: str) -> Iterato
 
 
 def _test(difference: NDArray[np.float64], measure: str) -> dict[str, Any]:
-    cells, good = len(difference), 1 if measure == "accuracy" else -1
-    exact = np.round(difference, 12)  # equal accuracies that differ in their last bit are equal
-    differing = exact[exact != 0]  # Wilcoxon's own way with ties of the methods
+    cells, sign = len(difference), 1 if measure == "accuracy" else -1
+    exact = np.round(difference, 12)  # accuracies that differ by rounding only are equal
+    differing = exact[exact != 0]  # Wilcoxon's own treatment of ties
     p = math.nan if cells < 2 else 1.0 if len(differing) < 2 else float(wilcoxon(differing).pvalue)
     span = np.array([np.median(difference), difference.min(), difference.max()])
     median, least, most = 100 * span if measure == "accuracy" else np.exp(span)
@@ -119,15 +119,15 @@ def _test(difference: NDArray[np.float64], measure: str) -> dict[str, Any]:
         "median": median,
         "least": least,
         "most": most,
-        "better": int((good * exact > 0).sum()),
-        "worse": int((good * exact < 0).sum()),
+        "better": int((sign * exact > 0).sum()),
+        "worse": int((sign * exact < 0).sum()),
         "p": p,
         "least_p": min(2.0 ** (1 - len(differing)), 1.0),
     }
 
 
 def _holm(values: list[float]) -> list[float]:
-    """Holm's step-down correction; missing values stay missing and do not count."""
+    """Apply Holm's step-down correction; missing values stay missing and are not counted."""
     order = [i for i in np.argsort(values) if not math.isnan(values[i])]
     corrected, highest = [math.nan] * len(values), 0.0
     for place, i in enumerate(order):

@@ -1,4 +1,4 @@
-"""What the 2024 paper prints: tables 2 and 3. CIFAR-10, ResNet-50, one A100 40GB PCIe."""
+"""Tables 2 and 3 as printed in the 2024 paper: CIFAR-10, ResNet-50, one A100 40GB PCIe."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pandas as pd
 from bench.config.benchmark import Benchmark
 from bench.config.sections import Training
 
-__all__ = ["TABLE2", "TABLE3", "paper_de_elbo", "unlike_paper"]
+__all__ = ["TABLE2", "TABLE3", "describe_differences_to_paper", "find_paper_de_elbo"]
 
 
-_HERE = {"dataset": "CIFAR-10", "backbone": "resnet50"}
+_CELL = {"dataset": "CIFAR-10", "backbone": "resnet50"}
 TABLE2 = pd.DataFrame(
     [
-        _HERE
+        _CELL
         | {"prior": prior, "method": method, "n": 50000, "split_seed": 1001}
         | {"published_run_seconds": run, "published_runs": runs, "published_total_seconds": total}
         for prior, method, run, runs, total in (
@@ -29,7 +29,7 @@ TABLE2 = pd.DataFrame(
 """Table 2 of the 2024 paper: seconds of training steps on one A100, totals printed to the minute."""
 TABLE3 = pd.DataFrame(
     [
-        _HERE
+        _CELL
         | {"prior": prior, "method": method, "n": n}
         | dict(zip(("published_mean", "published_min", "published_max"), numbers, strict=True))
         for prior, method, row in (
@@ -46,42 +46,42 @@ TABLE3 = pd.DataFrame(
 """Table 3 of the 2024 paper: class-balanced test accuracy in percent over seeds 1001, 2001, 3001."""
 
 
-def unlike_paper(benchmark: Benchmark) -> str | None:
-    """In what a benchmark on the paper's dataset and backbone was trained otherwise than published; None: in nothing.
+def describe_differences_to_paper(benchmark: Benchmark) -> str | None:
+    """Describe settings of a benchmark on the paper's dataset and backbone that differ from the paper's; None if none.
 
-    Precision and memory layout are said too: the paper's runs were in float32.
+    Precision is one of them: the paper's runs were in float32.
     """
-    if _HERE["dataset"] not in benchmark.datasets or _HERE["backbone"] not in benchmark.backbones:
+    if _CELL["dataset"] not in benchmark.datasets or _CELL["backbone"] not in benchmark.backbones:
         return None
-    ours, published = benchmark.training.model_dump(), Training().model_dump()
+    published = Training().model_dump()
+    irrelevant = ("series_points", "channels_last", "compile")
     changed = [
-        f"{name} = {value} (paper: {published[name]})" for name, value in ours.items() if value != published[name]
+        f"{name} = {value} (paper: {224 if published[name] is None else published[name]})"
+        for name, value in benchmark.training.model_dump().items()
+        if value != published[name] and not name.startswith(irrelevant)
     ]
-    changed = [words for words in changed if not words.startswith(("series_points", "channels_last", "compile"))]
-    changed = [words.replace("(paper: None)", "(paper: 224)") for words in changed]
-    if not benchmark.verify_data:
-        changed.append("images that were not verified")
+    changed += [] if benchmark.verify_data else ["images that were not verified"]
     if not changed:
         return None
-    return f"Published numbers beside {benchmark.name} are of other settings. Here: {', '.join(changed)}."
+    return f"{benchmark.name} differs from the published numbers beside it in: {', '.join(changed)}."
 
 
-def paper_de_elbo(results: pd.DataFrame, published: Collection[str]) -> pd.DataFrame:
-    """What the paper prints of the DE ELBo, for its own cells that have a grid and no DE ELBo run.
+def find_paper_de_elbo(results: pd.DataFrame, published: Collection[str]) -> pd.DataFrame:
+    """Find the printed DE ELBo results for cells of the paper's own files that have a grid and no DE ELBo run.
 
-    It stands in there and nowhere else: beside runs of other hardware, its seconds would mean nothing.
+    Printed results replace runs nowhere else: seconds measured on other hardware cannot be compared with them.
 
     Args:
         results: any table with columns source, dataset, backbone, prior, method, n.
-        published: the sources that are the paper's own.
+        published: sources that are the paper's own files.
 
     Returns:
-        source, and the columns of `TABLE3` and `TABLE2`; no time where none is printed.
+        Source and the columns of `TABLE3` and `TABLE2`; times are missing where none is printed.
     """
     keys = ["source", "dataset", "backbone", "prior", "n"]
     own = results[results["source"].isin(list(published))]
-    done = pd.MultiIndex.from_frame(own.loc[own["method"] == "de-elbo", keys])
+    ran = pd.MultiIndex.from_frame(own.loc[own["method"] == "de-elbo", keys])
     grids = own.loc[own["method"] == "map-gs", keys].drop_duplicates()
-    grids = grids[~pd.MultiIndex.from_frame(grids).isin(done)]
+    grids = grids[~pd.MultiIndex.from_frame(grids).isin(ran)]
     printed = TABLE3.merge(TABLE2, on=[*keys[1:], "method"], how="left")
     return grids.merge(printed[printed["method"] == "de-elbo"], on=keys[1:])

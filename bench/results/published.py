@@ -1,9 +1,9 @@
-"""Reads the authors' result files into the table that our own records give.
+"""Read the authors' result files into the table of trials that our own records give.
 
-The files hold one row a run: ``tuned_*.csv`` (runtime in seconds, val_acc, val_nll) and ``retrained_*.csv`` (runtime,
-test_acc, test_nll), keyed by ``model_name``. Its parts are lr_0, and either tau (2024: the weight decay of backbone and
-head for L2-zero and L2-SP, of the head for PTYL) with PTYL's lambda, or alpha and beta (later). The column that names
-the prior is ``method`` (2024) or ``criterion`` (later).
+The files have one row per run: ``tuned_*.csv`` (runtime in seconds, val_acc, val_nll) and ``retrained_*.csv`` (runtime,
+test_acc, test_nll). ``model_name`` holds the hyperparameters: lr_0, and either tau (2024: the weight decay of backbone
+and head for L2-zero and L2-SP, of the head for PTYL) with PTYL's lambda, or alpha and beta (later). The prior is in the
+column ``method`` (2024) or ``criterion`` (later).
 """
 
 from __future__ import annotations
@@ -18,112 +18,119 @@ import numpy as np
 import pandas as pd
 
 from bench.labels import PRIOR_NAMES
-from bench.results.frame import COLUMNS
+from bench.results.frame import COLUMNS, iterate_groups
 from bench.utils.text import short_repr, single_line
 
-__all__ = ["Published", "read_published"]
+__all__ = ["PublishedRuns", "read_published"]
 
 
-SHARED = {"model_name", "n", "random_state", "runtime"}
-PART = re.compile(r"(?:^|_)(lr_0|tau|lambda|alpha|beta|n|random_state)=([0-9.eE+-]+)(?=_|$)")
+REQUIRED = {"model_name", "n", "random_state", "runtime"}
+NAME_PART = re.compile(r"(?:^|_)(lr_0|tau|lambda|alpha|beta|n|random_state)=([0-9.eE+-]+)(?=_|$)")
+EXPECTED_NAME = "PRIOR_..._lr_0=..._n=..._random_state=... with tau=... or alpha=..._beta=..."
 SETTINGS = ["learning_rate", "weight_decay", "head_weight_decay", "prior_scale"]
-SPLIT = ["prior", "n", "seed"]
+CELL = ["prior", "n", "seed"]
 STAGES = {"tune": ("tuning", ["val_acc", "val_nll"]), "retrain": ("retraining", ["test_acc", "test_nll"])}
-MOST = 2**31
-LARGEST_FILE = 50_000_000
+MAX_NUMBER = 2**31
+MAX_FILE_BYTES = 50_000_000
 
 
-class Published(NamedTuple):
-    """The runs of a dataset's two files, what is wrong with some of their rows, and what else is to be said."""
+class PublishedRuns(NamedTuple):
+    """Runs of a dataset.
+
+    Attributes:
+        frame: one row per run, in the columns of `bench.results.frame.COLUMNS`.
+        problems: rows that cannot be used, in one line per reason.
+        notes: remarks on the rest.
+    """
 
     frame: pd.DataFrame
     problems: list[str]
     notes: list[str]
 
 
-def read_published(tuned: Path, retrained: Path, dataset: str | None = None, source: str = "published") -> Published:
-    """Both files as one table in the schema of `bench.results.frame.COLUMNS`.
+def read_published(
+    tuned: Path, retrained: Path, dataset: str | None = None, source: str = "published"
+) -> PublishedRuns:
+    """Read the two files of a dataset as one table of trials.
 
-    Columns that the files do not have are missing values. Rows without a runtime are placeholders and left out. A run
-    with a runtime but no finite NLL diverged. A row that cannot be read, or two that disagree about one run, take their
-    cell (prior, N, seed) with them, by the columns and by the name: a grid with a hole would pass for a smaller grid.
+    Rows without a runtime are placeholders and left out. A run with a runtime but no finite NLL diverged. A row that
+    cannot be read, or two that disagree about one run, remove their whole cell (prior, N, seed), by the columns and by
+    the name: a grid with a gap would pass for a smaller grid.
 
     Args:
-        tuned, retrained: the two files of one dataset.
-        dataset: its name; by default what stands behind ``tuned_`` in the file's name.
-        source: what to call these results beside others.
+        tuned: file of the tuning runs.
+        retrained: file of the retrained runs.
+        dataset: name of the dataset; default: the file's name after ``tuned_``.
+        source: name of these results in reports of several sources.
 
     Raises:
-        ValueError: a file that is not such a table, or of which no row is left.
+        ValueError: a file is not such a table, or no row of it can be used.
     """
-    names = [path.stem.removeprefix(prefix) for path, prefix in ((tuned, "tuned_"), (retrained, "retrained_"))]
-    if names[0] != names[1] and all(name != path.stem for name, path in zip(names, (tuned, retrained), strict=True)):
-        raise ValueError(f"{tuned} and {retrained} are named after two datasets: give the two files of one")
+    name = _dataset(tuned, retrained)
     parts, problems, notes = [], [], []
-    spoilt: set[tuple[object, ...]] = set()
+    unusable: set[tuple[object, ...]] = set()
     for path, stage in ((tuned, "tune"), (retrained, "retrain")):
-        rows, placeholders = _read(path, stage)
+        rows, placeholders = _read_runs(path, stage)
         rows["problem"] = rows["problem"].where(rows["problem"] != "", _disagreement(rows))
         for text, group in rows[rows["problem"] != ""].groupby("problem", sort=False):
-            cells = dict.fromkeys(cell for row in group.to_dict("records") for cell in _cells(row))
-            where = " and ".join(f"{prior}, N = {n}, seed {seed}" for prior, n, seed in cells)
-            problems.append(single_line(f"{path}: {text}; left out: {where}"))
-            spoilt |= set(cells)
+            cells = dict.fromkeys(cell for row in group.to_dict("records") for cell in _possible_cells(row))
+            problems.append(single_line(f"{path}: {text}; left out: {' and '.join(map(_describe, cells))}"))
+            unusable |= set(cells)
         if placeholders:
             notes.append(f"{path.name}: {placeholders} rows without a runtime are placeholders, and left out.")
         parts.append(rows)
     frame = pd.concat(parts, ignore_index=True)
-    for cell, count in _orphans(frame[frame["problem"] == ""]).items():
-        if cell in spoilt:
-            continue
-        prior, n, seed = cell
-        words = f"{count} retrained run{'s' * (count > 1)} without a tuning run, so that its grid has holes"
-        problems.append(f"{tuned}: {words}; left out: {prior}, N = {n}, seed {seed}")
-        spoilt.add(cell)
-    frame = frame[[cell not in spoilt for cell in frame[SPLIT].itertuples(index=False, name=None)]]
+    for cell, count in _unmatched(frame[frame["problem"] == ""]).items():
+        if cell not in unusable:
+            problems.append(
+                f"{tuned}: no tuning run for {count} retrained run{'s' * (count > 1)}, so that the grid is incomplete; "
+                f"left out: {_describe(cell)}"
+            )
+            unusable.add(cell)
+    frame = frame[[cell not in unusable for cell in frame[CELL].itertuples(index=False, name=None)]]
     if frame.empty:
-        words = f": {problems[0]}" if problems else ", only placeholders"
-        raise ValueError(f"{tuned} and {retrained} hold no run that can be used{words}")
+        reason = f": {problems[0]}" if problems else ", only placeholders"
+        raise ValueError(f"{tuned} and {retrained} hold no run that can be used{reason}")
     frame = frame.reset_index(drop=True)
-    frame = frame.assign(dataset=dataset or names[0], backbone="resnet50", method="map-gs", source=source)
+    frame = frame.assign(dataset=dataset or name, backbone="resnet50", method="map-gs", source=source)
     absent = {name: float("nan") if kind == "float64" else "" for name, kind in COLUMNS.items() if name not in frame}
-    return Published(frame.assign(**absent)[list(COLUMNS)].astype(COLUMNS), problems, notes)
+    return PublishedRuns(frame.assign(**absent)[list(COLUMNS)].astype(COLUMNS), problems, notes)
 
 
-def _read(path: Path, stage: str) -> tuple[pd.DataFrame, int]:
-    """One file's runs, with a column ``problem``: why a row cannot be used, or empty; and how many are placeholders."""
-    words, metrics = STAGES[stage]
-    raw, prior = _table(path, f"the published {words} results", metrics)
-    run = raw["runtime"].notna()
-    raw, placeholders = raw[run].fillna({"model_name": ""}).reset_index(drop=True), int((~run).sum())
+def _dataset(tuned: Path, retrained: Path) -> str:
+    """Return the dataset in the names of both files.
+
+    Raises:
+        ValueError: the names have two datasets.
+    """
+    first, second = tuned.stem.removeprefix("tuned_"), retrained.stem.removeprefix("retrained_")
+    if first != second and first != tuned.stem and second != retrained.stem:
+        raise ValueError(f"{tuned} and {retrained} are named after two datasets: give the two files of one")
+    return first
+
+
+def _read_runs(path: Path, stage: str) -> tuple[pd.DataFrame, int]:
+    """Read a file: its runs, with a column ``problem`` (empty if the row can be used), and its number of placeholders.
+
+    Raises:
+        ValueError: the file is not such a table.
+    """
+    kind, metrics = STAGES[stage]
+    raw, prior = _read_table(path, f"the published {kind} results", metrics)
+    has_runtime = raw["runtime"].notna()
+    raw = raw[has_runtime].fillna({"model_name": ""}).reset_index(drop=True)
     texts = raw[["n", "random_state", "runtime", *metrics]]
     numbers = texts.apply(pd.to_numeric, errors="coerce").astype("float64")
     for column in ("n", "random_state"):
-        lost = ~((numbers[column] % 1 == 0) & numbers[column].between(0, MOST))
-        if lost.any():
-            value = texts.loc[lost, column].iloc[0]
-            raise ValueError(
-                f"{path}: {column} = {short_repr.repr(value)} is no whole number from 0 to {MOST}: mend the file"
-            )
+        bad = ~((numbers[column] % 1 == 0) & numbers[column].between(0, MAX_NUMBER))
+        if bad.any():
+            value = short_repr.repr(texts.loc[bad, column].iloc[0])
+            raise ValueError(f"{path}: {column} = {value} is not an integer from 0 to {MAX_NUMBER}: correct the file")
     settings = pd.DataFrame(
-        [_settings(name, found) for name, found in zip(raw["model_name"], raw[prior], strict=True)],
+        [_parse_name(name, of) for name, of in zip(raw["model_name"], raw[prior], strict=True)],
         columns=[*SETTINGS, "n", "seed"],
         dtype="float64",
     )
-    known = settings["head_weight_decay"].notna()
-    other = (settings["n"] != numbers["n"]) | (settings["seed"] != numbers["random_state"])
-    other |= raw["model_name"].str.split("_").str[0] != raw[prior]
-    checks = {
-        f"expected a prior of {', '.join(PRIOR_NAMES)}": ~raw[prior].isin(list(PRIOR_NAMES)),
-        "cannot be read, expected PRIOR_..._lr_0=..._n=..._random_state=... with tau=... or alpha=..._beta=...": ~known,
-        f"says another prior, n or random_state than the columns {prior}, n and random_state": known & other,
-        "has a number that cannot be read": (numbers.isna() & texts.notna()).any(axis=1),
-        f"has a runtime that is not above 0 and below {MOST} s": ~numbers["runtime"].between(0, MOST, "neither"),
-        "has an accuracy outside 0 to 1": numbers[metrics[0]].notna() & ~numbers[metrics[0]].between(0, 1),
-    }
-    problem = pd.Series("", index=raw.index, dtype=object)
-    for text, bad in checks.items():
-        problem = problem.where(~bad | (problem != ""), "model_name " + raw["model_name"].map(_shown) + " " + text)
     rows = pd.DataFrame(
         {
             "key": raw["model_name"],
@@ -135,71 +142,102 @@ def _read(path: Path, stage: str) -> tuple[pd.DataFrame, int]:
             "train_seconds": numbers["runtime"],
             **{metric: numbers[metric] for metric in metrics},
             **{name: settings[name] for name in SETTINGS},
-            "problem": problem,
+            "problem": _find_problems(raw, prior, texts, numbers, settings),
         }
     )
-    again = rows.duplicated([name for name in rows if name not in ("key", "problem")]) & (rows["problem"] == "")
-    return rows[~again].reset_index(drop=True), placeholders
+    repeated = rows.duplicated([name for name in rows if name not in ("key", "problem")]) & (rows["problem"] == "")
+    return rows[~repeated].reset_index(drop=True), int((~has_runtime).sum())
 
 
-def _table(path: Path, what: str, metrics: list[str]) -> tuple[pd.DataFrame, str]:
-    """The file as text, and which of its columns names the prior."""
+def _find_problems(
+    raw: pd.DataFrame, prior: str, texts: pd.DataFrame, numbers: pd.DataFrame, settings: pd.DataFrame
+) -> pd.Series:
+    """Describe the first problem of each row; empty if there is none."""
+    readable = settings["head_weight_decay"].notna()
+    contradicts = (settings["n"] != numbers["n"]) | (settings["seed"] != numbers["random_state"])
+    contradicts |= raw["model_name"].str.split("_").str[0] != raw[prior]
+    accuracy = next(name for name in numbers if str(name).endswith("_acc"))
+    checks = {
+        f"expected a prior of {', '.join(PRIOR_NAMES)}": ~raw[prior].isin(list(PRIOR_NAMES)),
+        f"cannot be read, expected {EXPECTED_NAME}": ~readable,
+        f"has another prior, n or random_state than the columns {prior}, n and random_state": readable & contradicts,
+        "has a number that cannot be read": (numbers.isna() & texts.notna()).any(axis=1),
+        f"has a runtime that is not above 0 and below {MAX_NUMBER} s": ~numbers["runtime"].between(
+            0, MAX_NUMBER, "neither"
+        ),
+        "has an accuracy outside 0 to 1": numbers[accuracy].notna() & ~numbers[accuracy].between(0, 1),
+    }
+    problem = pd.Series("", index=raw.index, dtype=object)
+    for text, bad in checks.items():
+        problem = problem.where(~bad | (problem != ""), "model_name " + raw["model_name"].map(_quote) + " " + text)
+    return problem
+
+
+def _read_table(path: Path, content: str, metrics: list[str]) -> tuple[pd.DataFrame, str]:
+    """Read the file as text, and find the column that names the prior.
+
+    Raises:
+        ValueError: the file cannot be read, is too large or cut, or lacks a column.
+    """
     try:
-        if (size := path.stat().st_size) > LARGEST_FILE:
-            raise ValueError(f"{size} bytes, at most {LARGEST_FILE} are read")
-        content = path.read_bytes()
-        raw = pd.read_csv(io.BytesIO(content), dtype=str).drop_duplicates()
-        lines = content.splitlines(keepends=True)
+        if (size := path.stat().st_size) > MAX_FILE_BYTES:
+            raise ValueError(f"it has {size} bytes, at most {MAX_FILE_BYTES} are read")
+        data = path.read_bytes()
+        raw = pd.read_csv(io.BytesIO(data), dtype=str).drop_duplicates()
+        lines = data.splitlines(keepends=True)
         header, last = lines[0], lines[-1]
         if not last.endswith((b"\n", b"\r")) and last.count(b",") < header.count(b","):
             raise ValueError("it ends in the middle of a row")
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a CSV table ({single_line(error)}): give {what}") from error
+        raise ValueError(f"{path} cannot be read as a CSV table ({single_line(error)}): give {content}") from error
     prior = next((column for column in ("criterion", "method") if column in raw), None)
-    missing = sorted((SHARED | set(metrics)) - set(raw.columns)) + ([] if prior else ["method or criterion"])
+    missing = sorted((REQUIRED | set(metrics)) - set(raw.columns)) + ([] if prior else ["method or criterion"])
     if prior is None or missing:
-        raise ValueError(f"{path} has no column {', '.join(missing)}: give {what}")
+        raise ValueError(f"{path} has no column {', '.join(missing)}: give {content}")
     return raw, prior
 
 
-def _cells(row: dict[Any, Any]) -> Iterator[tuple[object, ...]]:
-    """The cells that a bad row may belong to: by its columns, and by its name."""
-    yield tuple(row[name] for name in SPLIT)
-    found = dict(PART.findall(row["key"]))
+def _possible_cells(row: dict[Any, Any]) -> Iterator[tuple[object, ...]]:
+    """Cells that an unusable row may belong to: by its columns, and by its name."""
+    yield tuple(row[name] for name in CELL)
+    parts = dict(NAME_PART.findall(row["key"]))
     prior = next((prior for prior in PRIOR_NAMES if row["key"].startswith(f"{prior}_")), row["prior"])
     try:
-        yield prior, int(found.get("n", row["n"])), int(found.get("random_state", row["seed"]))
+        yield prior, int(parts.get("n", row["n"])), int(parts.get("random_state", row["seed"]))
     except ValueError:
         return
 
 
-def _orphans(rows: pd.DataFrame) -> dict[tuple[object, ...], int]:
-    """How many retrained runs of each cell have no tuning run."""
-    pairs = rows.merge(rows.loc[rows["stage"] == "tune", [*SPLIT, *SETTINGS]], how="left", indicator="tuned")
-    alone = pairs[(pairs["stage"] == "retrain") & (pairs["tuned"] == "left_only")]
-    return {cell: len(group) for cell, group in alone.groupby(SPLIT)}
+def _unmatched(rows: pd.DataFrame) -> dict[tuple[object, ...], int]:
+    """Count the retrained runs of each cell that have no tuning run."""
+    pairs = rows.merge(rows.loc[rows["stage"] == "tune", [*CELL, *SETTINGS]], how="left", indicator="tuned")
+    unmatched = pairs[(pairs["stage"] == "retrain") & (pairs["tuned"] == "left_only")]
+    return {tuple(cell.values()): len(group) for cell, group in iterate_groups(unmatched, CELL, sort=True)}
 
 
 def _disagreement(rows: pd.DataFrame) -> pd.Series:
-    """For each run that stands twice with different results, why it cannot be used; else empty."""
-    twice = rows.duplicated([*SPLIT, *SETTINGS], keep=False) & (rows["problem"] == "")
-    first = rows.groupby([*SPLIT, *SETTINGS], dropna=False)["key"].transform("first")
-    words = "model_name " + first.map(_shown) + " has two rows that disagree"
-    return words.where(twice, "")
+    """Describe the problem of each run that has two rows with different results; empty for other runs."""
+    twice = rows.duplicated([*CELL, *SETTINGS], keep=False) & (rows["problem"] == "")
+    first = rows.groupby([*CELL, *SETTINGS], dropna=False)["key"].transform("first")
+    text = "model_name " + first.map(_quote) + " has two rows that disagree"
+    return text.where(twice, "")
 
 
-def _shown(name: str) -> str:
+def _describe(cell: tuple[object, ...]) -> str:
+    return "{}, N = {}, seed {}".format(*cell)
+
+
+def _quote(name: str) -> str:
     return single_line(repr(name), 120)
 
 
-def _settings(name: str, prior: object) -> dict[str, float]:
-    """What a model_name says of a run; nothing where it cannot be read."""
+def _parse_name(name: str, prior: object) -> dict[str, float]:
+    """Parse the hyperparameters, n and seed in a model_name; empty if it cannot be read."""
     try:
-        found = {key: float(value) for key, value in PART.findall(name)}
-        settings = {"learning_rate": found["lr_0"]}
-        head = found["beta"] if "beta" in found else found["tau"]
-        backbone = {"prior_scale": found["lambda"]} if prior == "ptyl" else {"weight_decay": found.get("alpha", head)}
-        where = {"n": found["n"], "seed": found["random_state"]}
+        parts = {key: float(value) for key, value in NAME_PART.findall(name)}
+        head = parts["beta"] if "beta" in parts else parts["tau"]
+        backbone = {"prior_scale": parts["lambda"]} if prior == "ptyl" else {"weight_decay": parts.get("alpha", head)}
+        shared = {"learning_rate": parts["lr_0"], "n": parts["n"], "seed": parts["random_state"]}
     except (KeyError, ValueError):
         return {}
-    return settings | backbone | {"head_weight_decay": head} | where
+    return shared | backbone | {"head_weight_decay": head}

@@ -1,4 +1,4 @@
-"""Which method is best over many cells: mean ranks of the final accuracy, and how sure their order is."""
+"""Mean ranks of the methods' final accuracies over many cells, with bootstrap intervals and Friedman's test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.labels import PRIOR_NAMES
 from bench.results.configurations import CELL, PROBLEM
 from bench.results.frame import sort_rows
 
-__all__ = ["rank_pairs", "ranking"]
+__all__ = ["compute_rank_pairs", "compute_ranking"]
 
 
 Array = NDArray[np.float64]
@@ -25,58 +25,61 @@ PAIRS = ["method", "against", "prior", "over", "p_better", "cells", "problems", 
 DRAWS = 10_000
 
 
-def ranking(results: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
-    """Mean rank of every method's final test accuracy, 1 is best, ties averaged; one row a group and method.
+def compute_ranking(results: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
+    """Compute the mean rank of each method's final test accuracy, 1 is best, ties averaged: ranking.csv.
 
-    Groups are all priors together and, where there are several, each; and in each of them "all cells" that any method
-    has, of the methods that have all of these, and, where methods lack some, "shared cells" that all methods have.
-    Columns: method, prior, over; mean_rank; rank_low and rank_high, the 2.5 % and 97.5 % quantiles of a bootstrap;
-    p_first, in how many of its draws the method's mean rank is the least, ties shared; friedman_p; methods, cells,
-    problems, how many; left_out, the methods that are not ranked in this group for want of cells; source.
+    Groups are all priors together and, if there are several, each prior; in each group "all cells", ranking the methods
+    that have every cell, and, if methods lack cells, "shared cells", ranking all methods on the cells that all have.
+    One row per group and method. Columns: method, prior, over; mean_rank; rank_low and rank_high, a 95 % bootstrap
+    interval; p_first, the fraction of draws in which the method has the lowest mean rank, ties shared; friedman_p;
+    methods, cells, problems, their numbers; left_out, methods not ranked in this group for lack of cells; source.
 
-    The bootstrap draws problems (dataset, backbone, prior, N) with all their split seeds, as splits of one problem
-    share its test images. Friedman's test is over problems, each with the mean accuracy over its seeds: missing with
-    fewer than three methods or two problems. Source: Demsar 2006, "Statistical Comparisons of Classifiers over Multiple
-    Data Sets". With few problems neither can be sure of much: their number is in every row.
+    The bootstrap draws problems (dataset, backbone, prior, N) with all their split seeds, which share test images.
+    Friedman's test is over problems, each with its mean accuracy over seeds; it is missing for fewer than three methods
+    or two problems. Source: Demsar 2006, "Statistical Comparisons of Classifiers over Multiple Data Sets".
 
     Args:
-        results: as `bench.results.paired_tests.chosen` gives.
-        draws: of the bootstrap, by ``seed``.
+        results: as `bench.results.paired_tests.select_results` returns them.
+        draws: number of bootstrap draws.
+        seed: seed of the draws.
     """
     rows = []
-    for known, table, lacking in _groups(results):
-        means = _draws(table, draws, seed)
+    for group, table, left_out in _groups(results):
+        means = _bootstrap_means(table, draws, seed)
         first = means == means.min(axis=1, keepdims=True)
-        share = (first / first.sum(axis=1, keepdims=True)).mean(axis=0)
-        low, high = np.quantile(means, [0.025, 0.975], axis=0)
-        p = _friedman(table)
-        for i, method in enumerate(table.columns):
-            row = {"method": method, "mean_rank": _ranks(table)[:, i].mean(), "rank_low": low[i], "rank_high": high[i]}
-            more = {"p_first": share[i], "friedman_p": p, "left_out": ", ".join(lacking)}
-            rows.append(known | row | more | {"methods": len(table.columns)})
+        columns = {
+            "method": table.columns,
+            "mean_rank": _ranks(table).mean(axis=0),
+            "rank_low": np.quantile(means, 0.025, axis=0),
+            "rank_high": np.quantile(means, 0.975, axis=0),
+            "p_first": (first / first.sum(axis=1, keepdims=True)).mean(axis=0),
+        }
+        more = {"friedman_p": _friedman(table), "methods": len(table.columns), "left_out": ", ".join(left_out)}
+        rows += [
+            dict(zip(columns, values, strict=True)) | group | more for values in zip(*columns.values(), strict=True)
+        ]
     return pd.DataFrame(rows, columns=RANKING)
 
 
-def rank_pairs(results: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
-    """How sure it is of every two methods that one ranks before the other: p_better, in how many draws of the same
-    bootstrap ``method`` has the lesser mean rank than ``against``, equal ones counting half.
+def compute_rank_pairs(results: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
+    """Compute how often each method ranks before each other one in the same bootstrap: rank_pairs.csv.
 
-    Columns: method, against, prior, over, p_better, cells, problems, source. Arguments as `ranking`.
+    Columns: method, against, prior, over; p_better, the fraction of draws in which ``method`` has the lower mean rank,
+    ties counting half; cells, problems, source. Arguments are those of `compute_ranking`.
     """
     rows = []
-    for known, table, _ in _groups(results):
-        means = _draws(table, draws, seed)
+    for group, table, _ in _groups(results):
+        means = _bootstrap_means(table, draws, seed)
         for i, method in enumerate(table.columns):
             for j, against in enumerate(table.columns):
                 if i != j:
                     better = np.sign(means[:, j] - means[:, i]).mean() / 2 + 0.5
-                    rows.append(known | {"method": method, "against": against, "p_better": better})
+                    rows.append(group | {"method": method, "against": against, "p_better": better})
     return pd.DataFrame(rows, columns=PAIRS)
 
 
 def _groups(results: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame, list[str]]]:
-    """What is ranked together: what is known of the group; accuracies, a row a cell, a column a method; who is left
-    out."""
+    """Iterate over groups: their columns; accuracies, one row per cell and one column per method; methods left out."""
     for source, of in results.groupby("source", sort=True):
         order = sort_rows(of[["method"]].drop_duplicates())["method"]
         everything = of.pivot_table("test_acc", CELL, "method").reindex(columns=order)
@@ -85,25 +88,24 @@ def _groups(results: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFram
         for prior in ["all", *(several if len(several) > 1 else [])]:
             table = everything if prior == "all" else everything[priors == prior]
             table = table.dropna(axis=1, how="all")
-            lacking = [str(name) for name in table.columns[table.isna().any()]]
+            incomplete = [str(name) for name in table.columns[table.isna().any()]]
             absent = [str(name) for name in everything.columns.difference(table.columns, sort=False)]
-            choices = {"all cells": (table.dropna(axis=1), lacking + absent)}
-            if lacking:
+            choices = {"all cells": (table.dropna(axis=1), incomplete + absent)}
+            if incomplete:
                 choices["shared cells"] = (table.dropna(axis=0), absent)
-            for over, (chosen, out) in choices.items():
-                if chosen.shape[1] > 1 and len(chosen):
-                    count = len(chosen.groupby(PROBLEM))
-                    known = {"source": source, "prior": prior, "over": over, "cells": len(chosen), "problems": count}
-                    yield known, chosen, out
+            for over, (ranked, left_out) in choices.items():
+                if ranked.shape[1] > 1 and len(ranked):
+                    counts = {"cells": len(ranked), "problems": len(ranked.groupby(PROBLEM))}
+                    yield {"source": source, "prior": prior, "over": over} | counts, ranked, left_out
 
 
 def _ranks(table: pd.DataFrame) -> Array:
-    """Ranks of the methods in each cell, 1 is best; accuracies that differ in their last bit are equal."""
+    """Ranks of the methods in each cell, 1 is best; accuracies that differ by rounding only are equal."""
     ranks: Array = rankdata(-np.round(table.to_numpy(np.float64), 12), axis=1)
     return ranks
 
 
-def _draws(table: pd.DataFrame, draws: int, seed: int) -> Array:
+def _bootstrap_means(table: pd.DataFrame, draws: int, seed: int) -> Array:
     """Mean ranks in resampled problems; shape (draws, methods)."""
     problem = table.groupby(PROBLEM).ngroup().to_numpy()
     count = int(problem.max()) + 1

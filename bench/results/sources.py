@@ -1,4 +1,4 @@
-"""Where a report's results come from: a storage, or the authors' files. One table of runs, and what to say of them."""
+"""Results to report: the records of a storage, or the authors' files, as a table of trials with remarks."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from bench.config.loading import parse_benchmark
 from bench.exceptions import RecordError
 from bench.results.frame import to_frame
 from bench.results.missing import find_missing
-from bench.results.paper import unlike_paper
+from bench.results.paper import describe_differences_to_paper
 from bench.results.published import read_published
-from bench.scheduling.queue import split_finished
+from bench.scheduling.queue import FinishedCells, split_finished
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from bench.utils.text import single_line
 
-__all__ = ["Results", "from_published", "from_storage", "gather", "labels"]
+__all__ = ["Results", "label_sources", "load_published", "load_results", "load_storage"]
 
 
-MOST_NAMED = 20
+MAX_CELLS_NAMED = 20
 
 
 @dataclass(frozen=True)
 class Results:
-    """Results of one origin.
+    """Results of one source.
 
     Attributes:
-        label: what to call them beside others; the frame's column ``source``.
-        title: what to call them alone.
-        frame: one row a run, in the schema of `bench.results.frame.COLUMNS`.
-        left_out: input that could not be used, and why, a line each.
-        notes: what is missing for want of runs.
-        about: what ran, when, on what.
+        label: name in reports of several sources; the frame's column ``source``.
+        title: name in a report of this source alone.
+        frame: one row per trial, in the columns of `bench.results.frame.COLUMNS`.
+        left_out: input that could not be used and why, one line each.
+        notes: results that are missing and why, one line each.
+        about: what ran, when, and on which hardware, one line each.
         config: the configuration as YAML, or empty.
-        published: whether these are the paper's own.
-        unfinished: how many trials are left to run.
+        published: True for the paper's own files.
+        unfinished: number of trials that remain to run.
     """
 
     label: str
@@ -57,11 +57,11 @@ class Results:
     unfinished: int = 0
 
 
-def from_storage(store: RecordStore, label: str = "") -> Results:
-    """The records of a storage, as far as they can be compared.
+def load_storage(store: RecordStore, label: str = "") -> Results:
+    """Load the records of a storage.
 
-    Only trials that the storage's configuration asks for count, and only where a method is done with a cell: half a
-    grid is not a grid's result.
+    Only trials of the storage's configuration are used, and only cells that a method has finished: half a grid is not
+    the result of a grid.
 
     Raises:
         RecordError: the storage holds no benchmark, or no trial that could be reported.
@@ -69,51 +69,48 @@ def from_storage(store: RecordStore, label: str = "") -> Results:
     content = store.read_benchmark()
     if content is None:
         raise RecordError(f"{store.url} holds no benchmark: give the storage of a finished or interrupted `run`")
-    damaged: list[str] = []
-    records = list(store.records(damaged))
+    left_out: list[str] = []
+    records = list(store.records(left_out))
     benchmark = parse_benchmark(content, store.path("benchmark.json"))
-    kept, left, held = split_finished(make_methods(benchmark), records)
-    frame = to_frame(kept, label, records)
+    finished = split_finished(make_methods(benchmark), records)
+    frame = to_frame(finished.records, label, records)
     counts = Counter(record.status for record in records)
+    unfinished = sum(finished.remaining.values())
     if not frame["status"].isin(["completed", "diverged"]).any():
         raise RecordError(
             f"{store.url}: no method can be reported yet ({len(records)} trials have a record, "
-            f"{counts['failed']} of them failed, {sum(left.values())} are left): let `run` go on"
-            f"{f'; {damaged[0]}' if damaged else ''}"
-        )
-    notes = [*filter(None, [unlike_paper(benchmark)]), *find_missing(frame)]
-    if untimed := sum(not record.timed for record in kept):
-        notes.insert(
-            0,
-            f"{untimed} of {len(kept)} trials ran with timed: false: their seconds are no measurement, and not to be "
-            "compared.",
-        )
-    if unused := len(records) - len(kept) - held:
-        notes.insert(0, f"{unused} of {len(records)} records are not asked for by benchmark.json, and not shown.")
-    if left:
-        where = [f"{method} {c.dataset} {c.backbone} {c.prior} N = {c.n} seed {c.seed}" for method, c in left]
-        more = f"; and {len(where) - MOST_NAMED} more" if len(where) > MOST_NAMED else ""
-        notes.insert(
-            0, f"Unfinished, {sum(left.values())} trials left, and not shown: {'; '.join(where[:MOST_NAMED])}{more}."
+            f"{counts['failed']} of them failed, {unfinished} are left): let `run` go on"
+            f"{f'; {left_out[0]}' if left_out else ''}"
         )
     about = [f"{len(records)} trials: {', '.join(f'{count} {status}' for status, count in counts.most_common())}."]
-    about += [*_hardware(records), _versions(records)]
-    about += [single_line(run["account"]) for run in store.runs(damaged) if "account" in run]
-    damaged += [
+    about += [*_describe_hardware(records), _describe_versions(records)]
+    about += [single_line(run["account"]) for run in store.runs(left_out) if "account" in run]
+    left_out += [
         f"failed: {record.describe_failure()}; not counted and never chosen: let `run` try again"
-        for record in kept
+        for record in finished.records
         if record.status == "failed"
     ]
-    config = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100)
-    return Results(label, benchmark.name, frame, damaged, notes, about, config, unfinished=sum(left.values()))
+    return Results(
+        label,
+        benchmark.name,
+        frame,
+        left_out,
+        [
+            *_describe_unused_records(records, finished),
+            *filter(None, [describe_differences_to_paper(benchmark)]),
+            *find_missing(frame),
+        ],
+        about,
+        yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100),
+        unfinished=unfinished,
+    )
 
 
-def from_published(pairs: Sequence[tuple[Path, Path]], label: str = "") -> Results:
-    """The authors' result files, pairs of (tuned, retrained), a pair for each dataset. A pair that cannot be read is
-    left out where another can.
+def load_published(pairs: Sequence[tuple[Path, Path]], label: str = "") -> Results:
+    """Load the authors' result files, a pair (tuned, retrained) per dataset; unreadable pairs are left out.
 
     Raises:
-        ValueError: as `read_published` does, where no pair can be read.
+        ValueError: no pair can be read; see `read_published`.
     """
     frames: dict[str, pd.DataFrame] = {}
     left_out, about = [], []
@@ -122,7 +119,7 @@ def from_published(pairs: Sequence[tuple[Path, Path]], label: str = "") -> Resul
         try:
             frame, problems, remarks = read_published(tuned, retrained, source=label)
             if (name := str(frame["dataset"].iloc[0])) in frames:
-                raise ValueError(f"{tuned}: there is another pair of files for {name}: report them apart")
+                raise ValueError(f"{tuned}: another pair of files is of {name}, too: report them apart")
         except ValueError as error:
             left_out.append(single_line(error))
             continue
@@ -139,77 +136,101 @@ def from_published(pairs: Sequence[tuple[Path, Path]], label: str = "") -> Resul
     return Results(label, "published results", frame, left_out, [*notes, *find_missing(frame)], about, published=True)
 
 
-def gather(storages: Sequence[str], pairs: Sequence[tuple[Path, Path]]) -> tuple[list[Results], list[str]]:
-    """All that can be read of several origins, side by side; and a line for each that cannot be read at all.
+def load_results(storages: Sequence[str], pairs: Sequence[tuple[Path, Path]]) -> tuple[list[Results], list[str]]:
+    """Load storages and published files to show side by side.
+
+    Returns:
+        The results, and a line for each source that cannot be read at all.
 
     Raises:
-        ValueError: nothing can be read, or a storage is given twice.
+        ValueError: no source can be read, or a storage is given twice.
     """
     stores = [RecordStore(storage) for storage in storages]
     urls = [os.path.realpath(store.url) if store.local else store.url for store in stores]
-    names = labels(urls + ["published"] * bool(pairs))
+    names = label_sources(urls + ["published"] * bool(pairs))
     if len(names) == 1:
         names = [""]
-    found, failed = [], []
+    results, failed = [], []
     for store, label in zip(stores, names, strict=False):
         try:
-            found.append(from_storage(store, label))
-        except (ValueError, OSError, ImportError) as error:  # ImportError: fsspec's word for a URL that it cannot open
+            results.append(load_storage(store, label))
+        except (ValueError, OSError, ImportError) as error:  # fsspec raises ImportError for a URL without a driver
             failed.append(single_line(error))
     if pairs:
         try:
-            found.append(from_published(pairs, names[-1]))
+            results.append(load_published(pairs, names[-1]))
         except ValueError as error:
             failed.append(single_line(error))
-    if not found:
+    if not results:
         raise ValueError(failed[0])
-    return found, failed
+    return results, failed
 
 
-def labels(storages: Sequence[str]) -> list[str]:
-    """A short name for each storage: as much of the end of its path as tells it from the others."""
-    parts = [storage.rstrip("/").split("/") for storage in storages]
+def label_sources(urls: Sequence[str]) -> list[str]:
+    """Return short unique names: as much of the end of each path as distinguishes it from the others.
+
+    Raises:
+        ValueError: a URL is given twice.
+    """
+    parts = [url.rstrip("/").split("/") for url in urls]
     for length in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    raise ValueError(f"a storage is given twice: {', '.join(storages)}: give each once")
+    raise ValueError(f"a storage is given twice: {', '.join(urls)}: give each once")
 
 
-def _hardware(records: Sequence[TrialRecord]) -> list[str]:
-    """What the trials ran on, a line for each kind of machine; nodes are counted, not named."""
-    kinds: dict[str, list[TrialRecord]] = {}
-    for record in records:
-        facts = record.hardware
-        words = [str(facts[name]) for name in ("gpu", "cpu") if name in facts] or [str(facts.get("device", "unknown"))]
-        words += [f"{facts['threads']} thread{'s' * (facts['threads'] != 1)} a trial"] if "threads" in facts else []
-        kinds.setdefault(", ".join(words), []).append(record)
+def _describe_unused_records(records: Sequence[TrialRecord], finished: FinishedCells) -> list[str]:
+    """Describe cells that are not finished, records of other trials, and seconds that were not measured."""
     lines = []
-    for kind, group in kinds.items():
-        nodes = len({str(record.hardware.get("node")) for record in group})
-        slots = sorted({record.concurrency for record in group})
-        first, last = (np.datetime64(int(when), "s") for when in _span(group))
-        at_once = "-".join(map(str, dict.fromkeys((slots[0], slots[-1]))))
+    if finished.remaining:
+        cells = [
+            f"{method} {c.dataset} {c.backbone} {c.prior} N = {c.n} seed {c.seed}" for method, c in finished.remaining
+        ]
+        more = f"; and {len(cells) - MAX_CELLS_NAMED} more" if len(cells) > MAX_CELLS_NAMED else ""
+        count, named = sum(finished.remaining.values()), "; ".join(cells[:MAX_CELLS_NAMED])
+        lines.append(f"Unfinished, {count} trials left, and not shown: {named}{more}.")
+    shown = finished.records
+    if unused := len(records) - len(shown) - finished.num_unfinished_records:
+        lines.append(f"{unused} of {len(records)} records are not asked for by benchmark.json, and not shown.")
+    if untimed := sum(not record.timed for record in shown):
         lines.append(
-            f"{kind}: {len(group)} trials on {nodes} node{'s' * (nodes != 1)}, at most {at_once} at once, "
-            f"{str(first).replace('T', ' ')} to {str(last).replace('T', ' ')} UTC."
+            f"{untimed} of {len(shown)} trials ran with timed: false: their seconds are not measurements and cannot be "
+            "compared."
         )
     return lines
 
 
-def _span(records: Sequence[TrialRecord]) -> tuple[float, float]:
-    return min(record.started for record in records), max(record.finished for record in records)
+def _describe_hardware(records: Sequence[TrialRecord]) -> list[str]:
+    """Describe the machines of the trials, a line for each kind; nodes are counted, not named."""
+    kinds: dict[str, list[TrialRecord]] = {}
+    for record in records:
+        facts = record.hardware
+        names = [str(facts[name]) for name in ("gpu", "cpu") if name in facts] or [str(facts.get("device", "unknown"))]
+        names += [f"{facts['threads']} thread{'s' * (facts['threads'] != 1)} a trial"] if "threads" in facts else []
+        kinds.setdefault(", ".join(names), []).append(record)
+    lines = []
+    for kind, group in kinds.items():
+        nodes = len({str(record.hardware.get("node")) for record in group})
+        slots = [record.concurrency for record in group]
+        at_once = "-".join(dict.fromkeys(map(str, (min(slots), max(slots)))))
+        span = min(record.started for record in group), max(record.finished for record in group)
+        first, last = (str(np.datetime64(int(when), "s")).replace("T", " ") for when in span)
+        lines.append(
+            f"{kind}: {len(group)} trials on {nodes} node{'s' * (nodes != 1)}, at most {at_once} at once, "
+            f"{first} to {last} UTC."
+        )
+    return lines
 
 
-def _versions(records: Sequence[TrialRecord]) -> str:
-    """Versions of what touched the results; several of one are all named."""
-    found: dict[str, Counter[str]] = {}
+def _describe_versions(records: Sequence[TrialRecord]) -> str:
+    """Describe the versions of software that the trials used; if there are several, all with their counts."""
+    versions: dict[str, Counter[str]] = {}
     for record in records:
         for name, version in record.versions.items():
-            found.setdefault(name, Counter())[str(version)] += 1
-    words = [
-        f"{name} "
-        + (next(iter(counts)) if len(counts) == 1 else " and ".join(f"{v} ({c} trials)" for v, c in counts.items()))
-        for name, counts in found.items()
-    ]
-    return f"Versions: {', '.join(words)}." if words else "Versions were not kept."
+            versions.setdefault(name, Counter())[str(version)] += 1
+    names = []
+    for name, counts in versions.items():
+        several = [f"{version} ({count} trials)" if len(counts) > 1 else version for version, count in counts.items()]
+        names.append(f"{name} {' and '.join(several)}")
+    return f"Versions: {', '.join(names)}." if names else "Versions were not recorded."

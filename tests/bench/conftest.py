@@ -180,7 +180,7 @@ def sketch(monkeypatch: pytest.MonkeyPatch) -> None:
             path.write_text(json.dumps(lines))
         return paths
 
-    monkeypatch.setattr("bench.report.build.save", save)
+    monkeypatch.setattr("bench.report.build.save_figure", save)
 
 
 @pytest.fixture(scope="session")

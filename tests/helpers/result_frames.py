@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bench.results.curves import compute_curves
 from bench.results.frame import COLUMNS
+from bench.results.paper import find_paper_de_elbo
+from bench.results.tables import compute_overview, compute_table2, compute_table3
 
-__all__ = ["frame_made", "many_methods", "replayed", "trial"]
+__all__ = ["frame_made", "many_methods", "overview", "replayed", "trial"]
 
 TRIAL: dict[str, Any] = {
     "source": "",
@@ -41,6 +45,12 @@ def frame_made(*rows: dict[str, Any]) -> pd.DataFrame:
     filled = [dict.fromkeys(COLUMNS) | {"key": f"{i:05d}"} | row for i, row in enumerate(rows)]
     frame = pd.DataFrame(filled, columns=list(COLUMNS))
     return frame.astype({name: kind for name, kind in COLUMNS.items() if kind != "str"})
+
+
+def overview(frame: pd.DataFrame, published: Collection[str] = ()) -> pd.DataFrame:
+    """Table 3 as the report's page shows it."""
+    paper = find_paper_de_elbo(compute_curves(frame), published)
+    return compute_overview(frame, compute_table2(frame), compute_table3(frame), paper)
 
 
 def many_methods(

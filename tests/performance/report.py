@@ -24,11 +24,12 @@ import pandas as pd
 
 from bench.config.benchmark import make_methods
 from bench.config.loading import parse_benchmark
-from bench.report.figures.style import save
-from bench.report.figures.subsampling import figure2
+from bench.report.figures.style import save_figure
+from bench.report.figures.subsampling import draw_subsampling
 from bench.results.configurations import Configurations
-from bench.results.curves import curves, exact_curve
-from bench.results.sources import from_published
+from bench.results.curves import compute_curves, exact_curve
+from bench.results.paper import find_paper_de_elbo
+from bench.results.sources import load_published
 from bench.scheduling.queue import TrialQueue
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
@@ -108,16 +109,16 @@ def measure_published(folder: Path, rounds: int = 7) -> dict[str, Any]:
     pairs = [
         (file, file.with_name(f"re{file.name.replace('tuned', 'trained')}")) for file in folder.glob("tuned_*.csv")
     ]
-    frame = from_published(pairs).frame
+    frame = load_published(pairs).frame
     times = []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as out:
             marks = [time.perf_counter()]
-            drawn = curves(frame)
+            drawn = compute_curves(frame)
             marks.append(time.perf_counter())
-            figure = figure2(drawn)
+            figure = draw_subsampling(drawn, "train", find_paper_de_elbo(drawn, [""]))
             marks.append(time.perf_counter())
-            save(figure, Path(out), "figure2")
+            save_figure(figure, Path(out), "figure2")
             marks.append(time.perf_counter())
             times.append(np.diff(marks))
     middle = np.median(times[1:], axis=0)

@@ -24,7 +24,7 @@ from bench.config.benchmark import Benchmark
 from bench.config.loading import parse_benchmark
 from bench.execution.run_trial import TrialContext
 from bench.results.frame import to_frame
-from bench.results.makespan import Jobs, makespan
+from bench.results.makespan import Jobs, compute_makespan
 from bench.storage.attempts import AttemptLog
 from bench.storage.lock import StorageLock
 from bench.storage.records import RecordStore
@@ -87,7 +87,7 @@ def drive(address: str, trials: int, since: float, resources: Mapping[str, Any] 
     naps = [nap(record.spec) for record in records]
     first, last = records[0].started, max(record.finished for record in records)
     slots = outcome.slots
-    greedy = makespan([Jobs(tuple(naps))], slots)
+    greedy = compute_makespan([Jobs(tuple(naps))], slots)
     staggered = with_starts(naps, sorted(ready.values())[:slots])
     return {
         "slots": slots,

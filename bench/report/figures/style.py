@@ -1,10 +1,11 @@
-"""What all figures share: colors, marks, units, and how they are written.
+"""Shared style of all figures: colors, markers, panels, axes, units, files.
 
-Readable in grey print and by the color-blind: colors are Okabe and Ito's, and no two things differ by color alone.
+Readable in gray print and by the color-blind: colors are Okabe and Ito's, and no two methods differ by color alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,34 +14,58 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.labels import METHOD_NAMES, REPLAY_SUFFIX
 
-__all__ = ["EDGE", "METHOD_COLORS", "PRIOR_COLORS", "label", "looks", "panels", "save", "tidy", "time_unit"]
+__all__ = [
+    "EDGE",
+    "METHOD_COLORS",
+    "PRIOR_COLORS",
+    "band_handle",
+    "choose_time_unit",
+    "label_figure",
+    "make_panels",
+    "method_styles",
+    "save_figure",
+    "set_time_axis",
+    "style_axes",
+]
 
 
 METHOD_COLORS = {"map-gs": "#0072B2", "de-elbo": "#D55E00", "elbo": "#444444"}
 PRIOR_COLORS = {"l2-zero": "#009E73", "l2-sp": "#0072B2", "ptyl": "#CC79A7"}
 COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#0072B2", "#555555")
 DASHES: tuple[Any, ...] = ((0, (6, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), "-")
-MARKS: tuple[Any, ...] = ("s", "^", "D", "v", "P", ">", "h", "<", "p", "d", "8", (6, 1, 0), (4, 1, 0))
-"""Their numbers, 7, 4 and 13, have no common divisor: 52 methods differ by more than color, 364 differ."""
+MARKERS: tuple[Any, ...] = ("s", "^", "D", "v", "P", ">", "h", "<", "p", "d", "8", (6, 1, 0), (4, 1, 0))
+"""The numbers of colors, dashes and markers, 7, 4 and 13, have no common divisor, so that 364 styles differ."""
 UNITS = (("hours", 1.0), ("minutes", 60.0), ("seconds", 3600.0))
 EDGE: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.7, "linestyle": "none", "zorder": 3}
+PAPER_STYLES: dict[str, dict[str, Any]] = {
+    "map-gs": {"color": METHOD_COLORS["map-gs"], "linestyle": "-", "marker": "o", "markersize": 6.0},
+    "de-elbo": {"color": METHOD_COLORS["de-elbo"], "linestyle": "-", "marker": "*", "markersize": 11.0},
+    "elbo": {"color": METHOD_COLORS["elbo"], "linestyle": DASHES[0], "marker": "X", "markersize": 7.0},
+}
+"""Styles of the paper's methods, as in figure 2."""
 
 
-def panels(
+def make_panels(
     rows: int, columns: int, size: tuple[float, float], gaps: tuple[float, float], above: float
 ) -> tuple[Figure, Any]:
-    """A figure with a grid of axes, that needs no display; its axes as an array of shape (rows, columns).
+    """Make a figure with a grid of panels, without a display; lengths in inches.
 
-    Everything has its place in inches: matplotlib's own layout engines take longer than the drawing.
+    Positions are fixed, as matplotlib's layout engines take longer than the drawing.
 
     Args:
-        rows, columns: of the grid.
+        rows: number of rows of panels.
+        columns: number of columns of panels.
         size: width and height of a panel.
-        gaps: between two panels, beside and below each other.
-        above: what titles and legend take above the first row.
+        gaps: horizontal and vertical distance between panels.
+        above: height of titles and legend above the first row.
+
+    Returns:
+        The figure, and its axes in an array of shape (rows, columns).
     """
     left, right, below = 0.75, 0.15, 0.6
     width = left + columns * size[0] + (columns - 1) * gaps[0] + right
@@ -52,40 +77,33 @@ def panels(
     return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=margins)
 
 
-def looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """How each entry is drawn where there are many: color, line and marker, as arguments of matplotlib's ``plot``.
+def method_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Choose color, line and marker of each entry, as arguments of matplotlib's ``plot``.
 
-    Methods have the looks of their place in `bench.methods.METHODS`, whatever else is drawn; entries of other names
-    take the next ones in the order in which they are given. A replayed method is itself, thinner and hollow.
+    The style of a method depends on its place in `bench.methods.METHODS` only; entries of other names take the next
+    styles in the given order. A replayed method has the same style, thinner and hollow.
     """
-    found: dict[str, dict[str, Any]] = {}
-    own = [name for name in METHOD_NAMES if name not in OWN]
+    styles: dict[str, dict[str, Any]] = {}
+    others = [name for name in METHOD_NAMES if name not in PAPER_STYLES]
     for method in methods:
         entry = method.removesuffix(REPLAY_SUFFIX)
-        if entry not in OWN and entry not in own:
-            own.append(entry)
-        look = OWN[entry] if entry in OWN else _look(own.index(entry))
+        if entry not in PAPER_STYLES and entry not in others:
+            others.append(entry)
+        style = PAPER_STYLES[entry] if entry in PAPER_STYLES else _style(others.index(entry))
         replayed = {"linewidth": 0.9, "markerfacecolor": "white"} if method != entry else {"linewidth": 1.5}
-        found[method] = look | replayed
-    return found
+        styles[method] = style | replayed
+    return styles
 
 
-OWN: dict[str, dict[str, Any]] = {
-    "map-gs": {"color": METHOD_COLORS["map-gs"], "linestyle": "-", "marker": "o", "markersize": 6.0},
-    "de-elbo": {"color": METHOD_COLORS["de-elbo"], "linestyle": "-", "marker": "*", "markersize": 11.0},
-    "elbo": {"color": METHOD_COLORS["elbo"], "linestyle": DASHES[0], "marker": "X", "markersize": 7.0},
-}
-"""The paper's methods look as in figure 2."""
+def _style(place: int) -> dict[str, Any]:
+    marker = MARKERS[place % len(MARKERS)]
+    size = 9.0 if isinstance(marker, tuple) else 6.0  # stars are thin
+    style = {"color": COLORS[place % len(COLORS)], "linestyle": DASHES[place % len(DASHES)]}
+    return style | {"marker": marker, "markersize": size}
 
 
-def _look(i: int) -> dict[str, Any]:
-    look = {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i % len(DASHES)]}
-    mark = MARKS[i % len(MARKS)]
-    return look | {"marker": mark, "markersize": 9.0 if isinstance(mark, tuple) else 6.0}  # stars are thin
-
-
-def label(figure: Figure, x: str, y: str, legend: list[Any], columns: int) -> None:
-    """The names of all panels' axes, and one legend above them."""
+def label_figure(figure: Figure, x: str, y: str, legend: list[Any], columns: int) -> None:
+    """Label the axes of all panels, and draw one legend above them."""
     width, height = figure.get_size_inches()
     figure.supxlabel(x, fontsize=10, y=0.1 / height, va="bottom")
     if y:
@@ -94,20 +112,40 @@ def label(figure: Figure, x: str, y: str, legend: list[Any], columns: int) -> No
     figure.legend(handles=legend, ncols=columns, frameon=False, fontsize=9, **place)
 
 
-def tidy(axis: Axes) -> None:
-    """A light grid, no frame above or to the right."""
+def band_handle(label: str) -> Patch:
+    """Make the legend's entry of shaded bands."""
+    return Patch(color="0.45", alpha=0.25, linewidth=0, label=label)
+
+
+def style_axes(axis: Axes) -> None:
+    """Draw a light grid, and no frame above and to the right."""
     axis.grid(True, which="major", color="0.9", linewidth=0.8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
 
 
-def time_unit(most_hours: float) -> tuple[str, float]:
-    """The largest unit in which the longest time is at least 2, and how many of it an hour has."""
+def set_time_axis(axis: Axes, least: float, most: float, margin: float) -> None:
+    """Scale the x axis by log2 from ``least`` to ``most``, with a margin as a fraction of its doublings.
+
+    At least two powers of 2 are visible; ticks are at powers of 2, or of 4 over more than seven doublings.
+    """
+    least, most = max(least, 1e-9), max(most, 1e-9)
+    axis.set_xscale("log", base=2)
+    doublings = math.log2(most / least)
+    room = 2 ** max(margin * doublings, (2.2 - doublings) / 2)
+    axis.set_xlim(least / room, most * room)
+    axis.xaxis.set_major_locator(LogLocator(base=4 if doublings > 7 else 2, numticks=12))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def choose_time_unit(most_hours: float) -> tuple[str, float]:
+    """Choose the largest unit in which the longest time is at least 2; its name, and how many of it are an hour."""
     return next(((unit, factor) for unit, factor in UNITS if most_hours * factor >= 2), UNITS[-1])
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Writes PNG and PDF; their paths."""
+def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write a figure as PNG and PDF, and return their paths."""
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
     with mpl.rc_context({"pdf.fonttype": 42}):  # text stays text
         for path in paths:

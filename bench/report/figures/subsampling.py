@@ -1,147 +1,142 @@
-"""Figure 2: compute time against test accuracy of what the paper compares, a panel for each dataset and N."""
+"""Figure 2: test accuracy against compute time of the paper's methods, a panel per dataset and N."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.labels import PAPER_METHODS, PRIOR_NAMES, dataset_name, method_name
-from bench.report.figures.style import EDGE, METHOD_COLORS, PRIOR_COLORS, label, panels, tidy, time_unit
+from bench.report.figures.style import (
+    EDGE,
+    METHOD_COLORS,
+    PRIOR_COLORS,
+    band_handle,
+    choose_time_unit,
+    label_figure,
+    make_panels,
+    set_time_axis,
+    style_axes,
+)
 from bench.results.frame import iterate_groups, sort_rows
-from bench.results.paper import paper_de_elbo
 
-__all__ = ["figure2"]
+__all__ = ["draw_subsampling"]
 
 
-COUNTED = {"train": "training steps only", "full": "with validation, selection and handing over"}
-SHAPES = {"l2-zero": ("^", 6.5), "l2-sp": ("o", 6.0), "ptyl": ("s", 5.5)}
-LINES: dict[str, Any] = {"l2-zero": (0, (5, 1.5)), "l2-sp": "-", "ptyl": (0, (1.5, 1))}
-PAPER: dict[str, Any] = {"marker": "D", "markersize": 7.0, "markerfacecolor": "none", "markeredgewidth": 1.3}
-ALONE = {"map-gs": ("o", 6.0), "de-elbo": ("*", 13.0), "elbo": ("X", 8.0)}
+COST_LABELS = {"train": "training steps only", "full": "with validation, selection and checkpoints"}
+PRIOR_MARKERS = {"l2-zero": ("^", 6.5), "l2-sp": ("o", 6.0), "ptyl": ("s", 5.5)}
+PRIOR_LINES: dict[str, Any] = {"l2-zero": (0, (5, 1.5)), "l2-sp": "-", "ptyl": (0, (1.5, 1))}
+METHOD_MARKERS = {"map-gs": ("o", 6.0), "de-elbo": ("*", 13.0), "elbo": ("X", 8.0)}
+PRINTED: dict[str, Any] = {"marker": "D", "markersize": 7.0, "markerfacecolor": "none", "markeredgewidth": 1.3}
 PROBLEM = ["dataset", "backbone", "n"]
 PANEL = [*PROBLEM, "source"]
-LINE = [*PANEL, "prior", "method", "split_seed"]
-CURVED = ["map-gs"]
-"""Methods of which a part is worth something, so that they have a curve."""
+CURVE = [*PANEL, "prior", "method", "split_seed"]
 
 
-def figure2(curves: pd.DataFrame, cost: str = "train", published: Collection[str] = ()) -> Figure:
-    """A line for each grid method and split seed, with the 10-90 % band of its subsamples and a marker where it ends; a
-    marker alone for methods that need no curve. One panel per dataset and N, and per backbone and source if there are
-    several. For what the paper prints of the DE ELBo, where it stands in, a dotted line and a hollow marker. Other
-    methods are left to `bench.report.figures.anytime`.
+def draw_subsampling(curves: pd.DataFrame, cost: str, paper: pd.DataFrame) -> Figure:
+    """Draw a line per split seed of grid search, with 10-90 % bands of its subsets, and a marker per other method.
+
+    One panel per dataset and N, and per backbone and source if there are several; sources share their limits. Printed
+    DE ELBo results are a dotted line, with a hollow marker if their time is printed.
 
     Args:
-        curves: as `bench.results.curves.curves` gives, with at least one of the paper's methods.
-        cost: "train" or "full", as in `bench.results.curves.COSTS`.
-        published: the sources that are the paper's own, where what it prints of the DE ELBo stands in for runs.
+        curves: as `bench.results.curves.compute_curves` returns them, with at least one of the paper's methods.
+        cost: a key of `bench.results.configurations.COSTS`.
+        paper: as `bench.results.paper.find_paper_de_elbo` returns it; drawn beside the cost "train" only.
     """
     shown = sort_rows(curves[(curves["cost"] == cost) & curves["method"].isin(PAPER_METHODS)], "split_seed", "k")
-    ends = shown["k"] == shown.groupby(LINE)["k"].transform("max")
-    shown = shown[ends | shown["method"].isin(CURVED)]
+    ends = shown["k"] == shown.groupby(CURVE)["k"].transform("max")
+    shown = shown[ends | (shown["method"] == "map-gs")]  # only part of a grid is a result
+    printed = paper if cost == "train" else paper.iloc[:0]
     cells = list(iterate_groups(shown, PANEL, sort=True))
-    columns = _columns(len(cells), shown["source"].nunique())
-    rows = math.ceil(len(cells) / columns)
-    size, titles = (4.4 if columns == 1 else 2.6, 2.1), 0.2 * _title(shown, **cells[0][0]).count("\n") + 0.3
+    columns = _choose_columns(len(cells), shown["source"].nunique())
+    size, titles = (4.4 if columns == 1 else 2.6, 2.1), 0.2 * _title(shown, cells[0][0]).count("\n") + 0.3
     by_prior = shown["prior"].nunique() > 1
     longest = shown.groupby(PROBLEM)["expected_hours"].transform("max")
-    unit, factor = time_unit(longest.max())
-    apart = longest.min() * factor < 0.25  # seconds beside hours: each panel in a unit of its own
-    printed = paper_de_elbo(shown, published if cost == "train" else ())
+    unit, factor = choose_time_unit(longest.max())
+    own_units = longest.min() * factor < 0.25  # if some panels have hours and others seconds
     legend = _legend(shown, by_prior, len(printed) > 0)
     across = max(1, int(columns * (size[0] + 0.4) // 2.2))
     above = titles + 0.22 * math.ceil(len(legend) / across) + 0.05
-    figure, grid = panels(rows, columns, size, (0.42, titles + 0.25 + 0.15 * apart), above)
+    gaps = (0.42, titles + 0.25 + 0.15 * own_units)
+    figure, grid = make_panels(math.ceil(len(cells) / columns), columns, size, gaps, above)
     axes = grid.ravel()
-    for axis, (where, panel) in zip(axes, cells, strict=False):
-        if apart:
-            name, factor = time_unit(longest[panel.index[0]])
+    for axis, (place, panel) in zip(axes, cells, strict=False):
+        if own_units:
+            name, factor = choose_time_unit(longest[panel.index[0]])
             axis.set_xlabel(name, fontsize=8, labelpad=1)
-        for line, curve in iterate_groups(panel, LINE):
-            _draw(axis, curve, _look(line["prior"], line["method"], by_prior), factor, 0.05 if by_prior else 0.1)
-        _draw_printed(axis, printed[_agree(printed, where)], by_prior, factor)
-        axis.set_title(_title(shown, **where), fontsize=9.5)
-        problem = {name: where[name] for name in PROBLEM}  # sources side by side share their limits
-        _limits(axis, shown[_agree(shown, problem)], printed[_agree(printed, problem)], factor)
-        tidy(axis)
+        for line, curve in iterate_groups(panel, CURVE):
+            _draw(axis, curve, _style(line["prior"], line["method"], by_prior), factor, 0.05 if by_prior else 0.1)
+        _draw_printed(axis, printed[_agree(printed, place)], by_prior, factor)
+        axis.set_title(_title(shown, place), fontsize=9.5)
+        problem = {name: place[name] for name in PROBLEM}
+        _set_limits(axis, shown[_agree(shown, problem)], printed[_agree(printed, problem)], factor)
+        style_axes(axis)
     for axis in axes[len(cells) :]:
         axis.set_axis_off()
-    time = f"compute time ({'' if apart else f'{unit}, '}log2 scale; {COUNTED[cost]})"
-    label(figure, time, "test accuracy (%, class-balanced)", legend, across)
+    time = f"compute time ({'' if own_units else f'{unit}, '}log2 scale; {COST_LABELS[cost]})"
+    label_figure(figure, time, "test accuracy (%, class-balanced)", legend, across)
     return figure
 
 
-def _columns(panels: int, sources: int) -> int:
-    """Up to four panels in a row, or six where there are many, so that few places stay empty; sources side by side."""
-    if sources > 1 and panels % sources == 0:
+def _choose_columns(panels: int, sources: int) -> int:
+    """Choose up to four panels in a row, or six if there are many, so that few places stay empty."""
+    if sources > 1 and panels % sources == 0:  # sources side by side
         return sources * max(1, min(panels, 4) // sources)
     return panels if panels <= 4 else min((4, 3) if panels <= 12 else (6, 5), key=lambda columns: -panels % columns)
 
 
-def _title(shown: pd.DataFrame, dataset: str, backbone: str, n: int, source: str) -> str:
-    words = [f"{dataset_name(dataset)}, N = {n:,}"]
-    words += [name for column, name in (("backbone", backbone), ("source", source)) if shown[column].nunique() > 1]
-    return "\n".join([words[0], ", ".join(words[1:])]) if words[1:] else words[0]
+def _title(shown: pd.DataFrame, place: dict[str, Any]) -> str:
+    more = [place[name] for name in ("backbone", "source") if shown[name].nunique() > 1]
+    return "\n".join([f"{dataset_name(place['dataset'])}, N = {place['n']:,}", *([", ".join(more)] if more else [])])
 
 
-def _look(prior: str, method: str, by_prior: bool) -> dict[str, Any]:
-    """How a method with a prior is drawn: by shape and line of its prior if there are several, else of the method."""
+def _style(prior: str, method: str, by_prior: bool) -> dict[str, Any]:
+    """Style of a method with a prior: marker and line of its prior if there are several priors, else of the method."""
     if not by_prior:
-        shape, size = ALONE.get(method, ("D", 6.0))
-        return {"color": METHOD_COLORS.get(method, "#444444"), "marker": shape, "markersize": size, "line": "-"}
-    shape, size = SHAPES.get(prior, ("D", 6.0))
-    look = {"color": PRIOR_COLORS.get(prior, "#444444"), "marker": shape, "line": LINES.get(prior, "-")}
+        marker, size = METHOD_MARKERS.get(method, ("D", 6.0))
+        return {"color": METHOD_COLORS.get(method, "#444444"), "marker": marker, "markersize": size, "line": "-"}
+    marker, size = PRIOR_MARKERS.get(prior, ("D", 6.0))
+    style = {"color": PRIOR_COLORS.get(prior, "#444444"), "marker": marker, "line": PRIOR_LINES.get(prior, "-")}
     if method == "map-gs":
-        return look | {"markersize": size}
+        return style | {"markersize": size}
     if method == "de-elbo":
-        return look | {"markersize": size + 2.5, "markeredgecolor": "black", "markeredgewidth": 1.1}
-    return look | {"markersize": size, "markerfacecolor": "none", "markeredgecolor": look["color"]}
+        return style | {"markersize": size + 2.5, "markeredgecolor": "black", "markeredgewidth": 1.1}
+    return style | {"markersize": size, "markerfacecolor": "none", "markeredgecolor": style["color"]}
 
 
-def _draw(axis: Axes, curve: pd.DataFrame, look: dict[str, Any], factor: float, shade: float) -> None:
-    look = dict(look)
-    line = look.pop("line")
-    x = curve["expected_hours"] * factor
+def _draw(axis: Axes, curve: pd.DataFrame, style: dict[str, Any], factor: float, shade: float) -> None:
+    marker = {name: value for name, value in style.items() if name != "line"}
+    x, y, color = curve["expected_hours"] * factor, 100 * curve["expected_test_acc"], style["color"]
     if len(curve) > 1:
         low, high = 100 * curve["q10_test_acc"], 100 * curve["q90_test_acc"]
-        axis.fill_between(x, low, high, color=look["color"], alpha=shade, linewidth=0)
-        axis.plot(x, 100 * curve["expected_test_acc"], color=look["color"], linestyle=line, linewidth=1.3, alpha=0.9)
-    axis.plot(x.iloc[-1:], 100 * curve["expected_test_acc"].iloc[-1:], **(EDGE | look))
+        axis.fill_between(x, low, high, color=color, alpha=shade, linewidth=0)
+        axis.plot(x, y, color=color, linestyle=style["line"], linewidth=1.3, alpha=0.9)
+    axis.plot(x.iloc[-1:], y.iloc[-1:], **(EDGE | marker))
 
 
 def _draw_printed(axis: Axes, printed: pd.DataFrame, by_prior: bool, factor: float) -> None:
-    """A dotted line at the printed accuracy, and a hollow marker where the time is printed too."""
     for row in printed.to_dict("records"):
-        look = _look(row["prior"], "de-elbo", by_prior)
-        axis.axhline(row["published_mean"], color=look["color"], linestyle=":", linewidth=1.4, zorder=2)
-        hollow = PAPER | {"markeredgecolor": look["color"]}
-        axis.plot(row["published_total_seconds"] / 3600 * factor, row["published_mean"], **(EDGE | hollow))
+        color = _style(row["prior"], "de-elbo", by_prior)["color"]
+        axis.axhline(row["published_mean"], color=color, linestyle=":", linewidth=1.4, zorder=2)
+        hours = row["published_total_seconds"] / 3600
+        axis.plot(
+            hours * factor, row["published_mean"], **(EDGE | PRINTED | {"color": color, "markeredgecolor": color})
+        )
 
 
-def _agree(table: pd.DataFrame, values: dict[str, Any]) -> pd.Series:
+def _agree(table: pd.DataFrame, values: dict[Any, Any]) -> pd.Series:
     return (table[list(values)] == list(values.values())).all(axis=1)
 
 
-def _limits(axis: Axes, shown: pd.DataFrame, printed: pd.DataFrame, factor: float) -> None:
-    """Time at powers of 2, or of 4 where there are many; accuracy from the lowest mean to the highest: bands, which
-    begin near chance, are cut."""
-    axis.set_xscale("log", base=2)
+def _set_limits(axis: Axes, shown: pd.DataFrame, printed: pd.DataFrame, factor: float) -> None:
+    """Show all times, and accuracies from the lowest mean to the highest; bands that begin near chance are cut."""
     times = factor * pd.concat([shown["expected_hours"], printed["published_total_seconds"] / 3600])
-    least, most = max(times.min(), 1e-9), max(times.max(), 1e-9)
-    octaves = math.log2(most / least)
-    room = 2 ** max(0.05 * octaves, (2.2 - octaves) / 2)  # two powers of 2 are always in sight
-    axis.set_xlim(least / room, most * room)
-    axis.xaxis.set_major_locator(LogLocator(base=4 if octaves > 7 else 2, numticks=12))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    set_time_axis(axis, times.min(), times.max(), 0.05)
     heights = pd.concat([100 * shown["expected_test_acc"], printed["published_mean"]])
     margin = max(0.07 * (heights.max() - heights.min()), 0.5)
     axis.set_ylim(heights.min() - margin, min(heights.max() + margin, 101))
@@ -149,18 +144,15 @@ def _limits(axis: Axes, shown: pd.DataFrame, printed: pd.DataFrame, factor: floa
 
 def _legend(shown: pd.DataFrame, by_prior: bool, printed: bool) -> list[Any]:
     handles: list[Any] = []
-    pairs = shown[["prior", "method"]].drop_duplicates()
-    for prior in sort_rows(pairs[["prior"]].drop_duplicates())["prior"]:
-        for method in [name for name in PAPER_METHODS if ((pairs["prior"] == prior) & (pairs["method"] == name)).any()]:
-            of = shown[(shown["prior"] == prior) & (shown["method"] == method)]
-            look = dict(_look(prior, method, by_prior))
-            line = look.pop("line") if of.duplicated(LINE).any() else "none"
-            look.pop("line", None)
-            label = f"{PRIOR_NAMES.get(prior, prior)} {method_name(method)}"
-            handles.append(Line2D([], [], **(EDGE | look | {"linestyle": line}), label=label))
-    if shown.duplicated(LINE).any():
-        handles.append(Patch(color="0.45", alpha=0.25, linewidth=0, label="10-90 % of subsets of that size"))
+    for entry in sort_rows(shown[["prior", "method"]].drop_duplicates()).to_dict("records"):
+        style = _style(entry["prior"], entry["method"], by_prior)
+        line = style.pop("line")
+        has_curve = shown[_agree(shown, entry)].duplicated(CURVE).any()
+        label = f"{PRIOR_NAMES.get(entry['prior'], entry['prior'])} {method_name(entry['method'])}"
+        handles.append(Line2D([], [], label=label, **(EDGE | style | {"linestyle": line if has_curve else "none"})))
+    if shown.duplicated(CURVE).any():
+        handles.append(band_handle("10-90 % of subsets of that size"))
     if printed:
-        paper = EDGE | PAPER | {"color": "0.3", "markeredgecolor": "0.3", "linestyle": ":", "linewidth": 1.4}
-        handles.append(Line2D([], [], label="DE ELBo as the paper prints it", **paper))
+        style = EDGE | PRINTED | {"color": "0.3", "markeredgecolor": "0.3", "linestyle": ":", "linewidth": 1.4}
+        handles.append(Line2D([], [], label="DE ELBo as the paper prints it", **style))
     return handles

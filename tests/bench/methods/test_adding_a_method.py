@@ -54,7 +54,7 @@ from bench.config.benchmark import make_methods
 from bench.config.loading import load_benchmark
 from bench.execution.run_trial import TrialContext, run_trial
 from bench.report.build import write_report
-from bench.results.sources import from_storage
+from bench.results.sources import load_storage
 from bench.scheduling.queue import TrialQueue
 from bench.storage.records import RecordStore
 from deelbo.pretrained.embedded import load_pretrained
@@ -67,7 +67,7 @@ while (spec := queue.ask()) is not None:
     record, series = run_trial(spec, start, TrialContext(torch.device("cpu")))
     store.write(record, series)
     queue.tell(record)
-write_report([from_storage(store)], Path("report"))
+write_report([load_storage(store)], Path("report"))
 """
 
 

@@ -23,13 +23,13 @@ from bench.config.loading import load_benchmark, parse_benchmark
 from bench.exceptions import RecordError
 from bench.methods import method_named
 from bench.methods.grid_search import MAPGridSearch
-from bench.replay.grid_table import GridTable, grid_tables
-from bench.replay.settings import entries
-from bench.replay.simulation import anytime, drive, replay
-from bench.results.configurations import configurations
+from bench.replay.grid_table import GridTable, load_grid_tables
+from bench.replay.settings import replay_settings
+from bench.replay.simulation import iterate_steps, replay_method, simulate
+from bench.results.configurations import iterate_configurations
 from bench.results.curves import exact_curve
 from bench.results.frame import to_frame
-from bench.results.makespan import Jobs, makespan
+from bench.results.makespan import Jobs, compute_makespan
 from bench.scheduling.queue import TrialQueue
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
@@ -125,8 +125,8 @@ def test_random_search_agrees_with_the_exact_curve(grid: Grid) -> None:
     hours, within four standard errors at every k, and the same where the whole grid is drawn."""
     table = grid.table
     settings = grid.method_for("random").settings
-    found = replay(grid.benchmark, table, "random", settings, 250)
-    ((_, tried),) = configurations(to_frame([*grid.tuned, *grid.retrained]), "full")
+    found = replay_method(grid.benchmark, table, "random", settings, 250)
+    ((_, tried),) = iterate_configurations(to_frame([*grid.tuned, *grid.retrained]), "full")
     exact = exact_curve(tried).set_index("k")
     groups = found.groupby("number")[["test_acc", "hours"]]
     mean, error = groups.mean(), groups.std() / math.sqrt(250)
@@ -141,9 +141,9 @@ def test_random_search_agrees_with_the_exact_curve(grid: Grid) -> None:
 def test_a_prefix_costs_what_it_tried_and_one_retraining(grid: Grid, name: str) -> None:
     """After k configurations a method has spent the seconds of all their trials, and of retraining the best of them by
     validation NLL among those that went furthest; its accuracy is that one's."""
-    records = drive(grid.method_for(name), grid.table)
+    records = simulate(grid.method_for(name), grid.table)
     accuracy = {(r.spec.learning_rate, r.spec.weight_decay): r for r in grid.retrained}
-    for step in anytime(records):
+    for step in iterate_steps(records):
         tried = [r for r in records if r.spec.stage == "tune" and r.spec.number < step.number]
         furthest = max(r.spec.until for r in tried)
         best = min((r for r in tried if r.spec.until == furthest), key=lambda r: r.metrics["val_nll"]).spec
@@ -155,21 +155,23 @@ def test_a_prefix_costs_what_it_tried_and_one_retraining(grid: Grid, name: str) 
 
 def test_on_one_slot_wall_time_is_compute_time(grid: Grid) -> None:
     """Random search on one slot is over when all of it is spent; on four when list scheduling would end."""
-    for step in anytime(drive(grid.method_for("random"), grid.table)):
+    for step in iterate_steps(simulate(grid.method_for("random"), grid.table)):
         assert step.wall_seconds == pytest.approx(step.seconds, rel=1e-12)
-    records = drive(grid.method_for("random"), grid.table, 4)
-    *_, last = anytime(records)
+    records = simulate(grid.method_for("random"), grid.table, 4)
+    *_, last = iterate_steps(records)
     seconds = {r.spec.number: r.seconds["train"] + r.seconds["evaluate"] for r in records if r.spec.stage == "tune"}
     jobs = [Jobs(tuple(seconds[number] for number in range(len(seconds))))]
     again = last.seconds - sum(seconds.values())
-    assert last.wall_seconds == pytest.approx(makespan(jobs, 4) + again, rel=1e-12)
+    assert last.wall_seconds == pytest.approx(compute_makespan(jobs, 4) + again, rel=1e-12)
     assert last.wall_seconds < last.seconds / 3
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_slots_change_wall_time_alone(grid: Grid, seed: int) -> None:
     """ASHA tries, keeps and spends the same on any number of slots, and is done sooner on more."""
-    one, many = (list(anytime(drive(grid.method_for("asha", seed=seed), grid.table, slots))) for slots in (1, 5))
+    one, many = (
+        list(iterate_steps(simulate(grid.method_for("asha", seed=seed), grid.table, slots))) for slots in (1, 5)
+    )
     assert [(s.number, s.accuracy) for s in one] == [(s.number, s.accuracy) for s in many]
     assert [s.seconds for s in one] == pytest.approx([s.seconds for s in many])
     assert many[-1].wall_seconds < one[-1].wall_seconds / 2
@@ -214,8 +216,8 @@ def test_a_rung_between_two_looks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         RecordError, match=r"digits-resnet l2-sp N = 100.* 0\.1 of the run.*epoch 2 of 20.*5, 10, 15, 20"
     ):
-        drive(grid.method_for("asha"), grid.table)
-    assert len(drive(grid.method_for("asha", rungs=[0.25]), grid.table)) > 6
+        simulate(grid.method_for("asha"), grid.table)
+    assert len(simulate(grid.method_for("asha", rungs=[0.25]), grid.table)) > 6
 
 
 def test_a_grid_without_series_is_refused_only_where_they_are_needed(tmp_path: Path) -> None:
@@ -223,9 +225,9 @@ def test_a_grid_without_series_is_refused_only_where_they_are_needed(tmp_path: P
     grid = Grid(make(SMALL))
     kept = GridTable(grid.method, grid.tuned, grid.retrained, lambda key: [])
     kept.check("random", grid.method_for("random").settings)
-    assert len(list(anytime(drive(grid.method_for("random"), kept)))) == 6
+    assert len(list(iterate_steps(simulate(grid.method_for("random"), kept)))) == 6
     with pytest.raises(RecordError, match="has no series of epochs"):
-        drive(grid.method_for("asha"), kept)
+        simulate(grid.method_for("asha"), kept)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +246,7 @@ def test_settings_that_make_no_sense_are_refused(changes: list[str], words: str)
     """What no method can do, or no grid can answer, is refused before anything is replayed."""
     grid = Grid(make(SMALL))
     with pytest.raises(ValueError, match=re.escape(words)):
-        entries(grid.benchmark, grid.table, ["random", "bo", "asha"], changes)
+        replay_settings(grid.benchmark, grid.table, ["random", "bo", "asha"], changes)
 
 
 @pytest.mark.parametrize(("name", "words"), [("de-elbo", "de-elbo cannot be replayed"), ("what", "no method 'what'")])
@@ -252,19 +254,21 @@ def test_only_what_a_grid_can_answer_is_replayed(name: str, words: str) -> None:
     """A method that learns its strengths, or that does not exist, is refused by name."""
     grid = Grid(make(SMALL))
     with pytest.raises(ValueError, match=words):
-        entries(grid.benchmark, grid.table, [name])
+        replay_settings(grid.benchmark, grid.table, [name])
 
 
 def test_an_entry_is_replayed_as_the_benchmark_has_it() -> None:
     """An entry of the benchmark keeps its settings; a method it does not have gets the grid's lists and all of it."""
     grid = Grid(make(methods={"map-gs": SMALL, "random": {"trials": 3, "retrain": "best"}}))
-    found = entries(grid.benchmark, grid.table, ["random", "asha", "late"], ["late.method=asha", "late.rungs=[0.5]"])
+    found = replay_settings(
+        grid.benchmark, grid.table, ["random", "asha", "late"], ["late.method=asha", "late.rungs=[0.5]"]
+    )
     assert (found["random"].trials, found["random"].retrain) == (3, "incumbents")
     assert (found["asha"].trials, found["asha"].weight_decays) == (6, (0.01, 0.001, 0.0))
     assert (found["asha"].rungs, found["late"].rungs) == ((0.1, 0.3), (0.5,))
-    off = entries(grid.benchmark, grid.table, ["random"], ["random.weight_decays=[0.5, 0.1, 0.01]"])
+    off = replay_settings(grid.benchmark, grid.table, ["random"], ["random.weight_decays=[0.5, 0.1, 0.01]"])
     with pytest.raises(ValueError, match=r"wd 0\.\d.* is not in the grid of 6 configurations"):
-        replay(grid.benchmark, grid.table, "random", off["random"], 5)
+        replay_method(grid.benchmark, grid.table, "random", off["random"], 5)
 
 
 @pytest.mark.parametrize("prior", ["l2-zero", "l2-sp", "ptyl"])
@@ -275,7 +279,7 @@ def test_the_preset_digits_is_replayed_by_default(prior: str) -> None:
     grids = [one for one in make_methods(benchmark) if isinstance(one, MAPGridSearch) and one.cell.prior == prior]
     tuned = [TrialRecord(spec, "completed", {"val_nll": 1.0}, {}, {"train": 1.0}, 0.0, 1.0) for spec in grids[0].grid]
     table = GridTable(grids[0], tuned, [], lambda key: [])
-    found = entries(benchmark, table, ["random", "bo", "asha"])
+    found = replay_settings(benchmark, table, ["random", "bo", "asha"])
     bo = found["bo"]
     assert (bo.grid, bo.trials, bo.sampler, bo.seed, bo.startup) == (True, len(table), "tpe", 5, 7)
     assert [found[name] for name in ("random", "asha")] == [benchmark.methods[name] for name in ("random", "asha")]
@@ -286,7 +290,7 @@ def test_the_preset_digits_is_replayed_by_default(prior: str) -> None:
 def test_startup_fits_the_trials() -> None:
     """Where an entry leaves the boxes for the grid, no more results at random come first than half of the trials."""
     grid = Grid(make(methods={"map-gs": SMALL, "bo": {"trials": 36}}))
-    found = (entries(grid.benchmark, grid.table, ["bo"], changes)["bo"] for changes in ([], ["bo.trials=4"]))
+    found = (replay_settings(grid.benchmark, grid.table, ["bo"], changes)["bo"] for changes in ([], ["bo.trials=4"]))
     assert [(bo.trials, bo.startup) for bo in found] == [(6, 3), (4, 2)]
 
 
@@ -294,29 +298,28 @@ def test_cells_that_cannot_be_replayed_are_named(tmp_path: Path) -> None:
     """A cell of which a tuning run or a retraining is missing is left out by name; where no cell is left that is an
     error."""
     grid = Grid(make(SMALL))
-    whole, lines = grid_tables(RecordStore(grid.store(tmp_path / "a")), grid.benchmark)
+    whole, lines = load_grid_tables(RecordStore(grid.store(tmp_path / "a")), grid.benchmark)
     assert ([len(table) for table in whole], lines) == ([6], [])
     more = make(SMALL, seeds=[1001, 2001])
-    whole, lines = grid_tables(RecordStore(grid.store(tmp_path / "b")), more)
+    whole, lines = load_grid_tables(RecordStore(grid.store(tmp_path / "b")), more)
     assert len(whole) == 1
     assert lines == ["map-gs mnist-digits digits-resnet l2-sp N = 100 seed 2001: 0 of 6 configurations are tuned"]
     lost = {"tune": grid.tuned[0].key, "retrain": grid.retrained[0].key}
     for stage, words in (("tune", "5 of 6 configurations are tuned"), ("retrain", "5 of 6 configurations are trained")):
         url = grid.store(tmp_path / stage, lambda record, stage=stage: record.key == lost[stage])
         with pytest.raises(RecordError, match=f"no finished grid to replay.*{words}"):
-            grid_tables(RecordStore(url), grid.benchmark)
+            load_grid_tables(RecordStore(url), grid.benchmark)
 
 
 def run_command(*arguments: str) -> int:
-    """`replay` as the command line calls it."""
+    """`replay_method` as the command line calls it."""
     options = build_parser().parse_args(["replay", *arguments])
     return int(options.call(options))
 
 
 @pytest.mark.usefixtures("sketch")
 def test_the_command_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`replay` writes a row for each repetition and number of configurations, prints the means of it, and draws the
-    report in which the replayed methods are named."""
+    """`replay` writes a row per repetition and number of configurations, prints their means, and draws a report."""
     grid = Grid(make(SMALL))
     storage = grid.store(tmp_path)
     asked = ["--methods", "random,asha", "--set", "asha.rungs=[0.2]", "--repetitions", "7", "--slots", "2"]
@@ -359,7 +362,7 @@ def test_what_is_not_paid_is_said(
     assert "asha is replayed" not in printed
     assert "Not counted: choosing what to try next" in printed
     assert ("counts 0.3 s" in printed, "no part of a tuning run" in printed) == (bool(parts), not parts)
-    (table,), _ = grid_tables(RecordStore(storage), grid.benchmark)
+    (table,), _ = load_grid_tables(RecordStore(storage), grid.benchmark)
     for since, until in ((0.0, 0.2), (0.2, 0.5), (0.5, 1.0)):
         found = table.record(replace(spec, since=since, until=until), 0.0)
         assert found.finished == pytest.approx(found.seconds["train"] + 0.25 + (0.3 if parts else 0.0))
@@ -398,7 +401,7 @@ def test_nothing_is_replayed_where_one_method_cannot_be(
     """Whatever a table cannot answer to the last of the methods is found before the first of them is driven once: the
     command ends with exit code 2 and one line, which names the cell and what is missing there."""
     driven: list[str] = []
-    monkeypatch.setattr("bench.replay.simulation.drive", lambda method, *more: driven.append(method.name))
+    monkeypatch.setattr("bench.replay.simulation.simulate", lambda method, *more: driven.append(method.name))
     grid = Grid(make(SMALL))
     spoil(grid)
     assert main(["replay", grid.store(tmp_path), "--methods", "random,asha", "--set", change]) == 2
@@ -427,9 +430,9 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A method whose package is not installed is refused before anything is replayed."""
     monkeypatch.setattr("bench.methods.base.find_spec", lambda name: None)
     grid = Grid(make(SMALL))
-    assert set(entries(grid.benchmark, grid.table, ["random"])) == {"random"}
+    assert set(replay_settings(grid.benchmark, grid.table, ["random"])) == {"random"}
     with pytest.raises(ValueError, match="bo needs the package optuna"):
-        entries(grid.benchmark, grid.table, ["bo"])
+        replay_settings(grid.benchmark, grid.table, ["bo"])
 
 
 def test_replaying_needs_no_torch() -> None:
@@ -492,12 +495,12 @@ def test_a_replayed_method_is_the_method(live: RecordStore, name: str) -> None:
     trains the same ones again, and has the same validation NLL and test accuracy to the bit. Its seconds are others',
     measured once on another run: only their size is compared."""
     benchmark = parse_benchmark(live.read_benchmark(), "live")
-    (table,), lines = grid_tables(live, benchmark)
+    (table,), lines = load_grid_tables(live, benchmark)
     assert lines == []
-    settings = entries(benchmark, table, [name])[name]
+    settings = replay_settings(benchmark, table, [name])[name]
     assert settings == benchmark.methods[name]
     method = method_named(name)(trial_template(benchmark, table.cell), settings, name)
-    ours = {record.key: record for record in drive(method, table)}
+    ours = {record.key: record for record in simulate(method, table)}
     theirs = {record.key: record for record in live.records() if record.spec.method == name}
     assert ours.keys() == theirs.keys()  # numbers are part of a key
     for key, record in ours.items():
@@ -506,7 +509,7 @@ def test_a_replayed_method_is_the_method(live: RecordStore, name: str) -> None:
             np.testing.assert_equal(record.metrics[metric], theirs[key].metrics[metric])
         assert 0.05 < record.seconds["train"] / theirs[key].seconds["train"] < 20
         assert record.seconds["evaluate"] > 0 or record.spec.stage == "retrain"
-    replayed, run = list(anytime(ours.values())), list(anytime(theirs.values()))
+    replayed, run = list(iterate_steps(ours.values())), list(iterate_steps(theirs.values()))
     assert [(step.number, step.accuracy) for step in replayed] == [(step.number, step.accuracy) for step in run]
     if name == "asha":
         assert {record.spec.until for record in ours.values()} == {0.2, 0.5, 1.0}

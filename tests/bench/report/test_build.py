@@ -17,10 +17,10 @@ from bench.config.loading import parse_benchmark
 from bench.exceptions import ConfigError, RecordError
 from bench.labels import method_name
 from bench.report.build import write_report
-from bench.results.curves import curves
+from bench.results.curves import compute_curves
 from bench.results.frame import to_frame
-from bench.results.sources import Results, from_published, from_storage, gather
-from bench.results.tables import table2, table3
+from bench.results.sources import Results, load_published, load_results, load_storage
+from bench.results.tables import compute_table2, compute_table3
 from bench.scheduling.run_summary import FinishedTrial, summarize_run
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
@@ -30,14 +30,14 @@ Fake = Callable[..., TrialRecord]
 Publish = Callable[..., tuple[Path, Path]]
 TABLES = {"table2", "table3", "equal_compute", "regularization", "paired_tests"}
 FIGURES = {f"{name}.{kind}" for name in ("figure2", "figure2_full") for kind in ("png", "pdf")}
-RACE = {"anytime.csv", "budgets.csv", "rank_pairs.csv", "figure_race.png", "figure_race.pdf"}
-RACE |= {f"{name}.{kind}" for name in ("winners", "time_to", "ranking") for kind in ("csv", "md")}
+COMPARISON = {"anytime.csv", "budgets.csv", "rank_pairs.csv", "figure_race.png", "figure_race.pdf"}
+COMPARISON |= {f"{name}.{kind}" for name in ("winners", "time_to", "ranking") for kind in ("csv", "md")}
 FILES = {"report.html", "curves.csv", *FIGURES, *(f"{name}.{kind}" for name in TABLES for kind in ("csv", "md"))}
 
 
 def report(store: RecordStore, out: Path, **options: Any) -> dict[str, Path]:
     """The report of one storage."""
-    return write_report([from_storage(store)], out, **options)
+    return write_report([load_storage(store)], out, **options)
 
 
 def page_of(files: dict[str, Path]) -> str:
@@ -45,8 +45,7 @@ def page_of(files: dict[str, Path]) -> str:
 
 
 def test_all_files_are_made(storage: RecordStore, tmp_path: Path) -> None:
-    """The page, the figures as PNG and PDF, the tables as CSV and Markdown, the curves; each is named. Of the paper's
-    methods alone there is no race."""
+    """All files are written and returned by name; the paper's methods alone need no comparison of all methods."""
     files = report(storage, tmp_path / "deep" / "out")
     assert set(files) == FILES
     assert {path.name for path in (tmp_path / "deep" / "out").iterdir()} == set(files)
@@ -60,7 +59,11 @@ def test_the_csv_files_are_the_tables(storage: RecordStore, tmp_path: Path) -> N
     """What the CSV files hold is what the records say, to the last digit."""
     files = report(storage, tmp_path)
     frame = to_frame(list(storage.records()))
-    for name, table in (("curves.csv", curves(frame)), ("table2.csv", table2(frame)), ("table3.csv", table3(frame))):
+    for name, table in (
+        ("curves.csv", compute_curves(frame)),
+        ("table2.csv", compute_table2(frame)),
+        ("table3.csv", compute_table3(frame)),
+    ):
         read = pd.read_csv(files[name], keep_default_na=False, na_values={c: "" for c in table if c != "source"})
         pd.testing.assert_frame_equal(read, table, check_dtype=False)
 
@@ -95,11 +98,10 @@ def test_the_page_says_what_was_run(storage: RecordStore, tiny: Benchmark, play:
 
 @pytest.mark.usefixtures("sketch")
 def test_the_page_compares_the_methods(storage: RecordStore, tmp_path: Path) -> None:
-    """A sentence says what DE ELBo, MAP + grid search and the plain ELBo reached, as table 3 does."""
+    """A sentence compares the DE ELBo with MAP + grid search by the accuracies of table 3."""
     page = page_of(report(storage, tmp_path))
-    accuracy = table3(to_frame(list(storage.records()))).set_index("method")["mean"]
-    assert f"DE ELBo reaches {accuracy['de-elbo']:.1f} %" in page
-    assert f"the plain ELBo (kappa = 1) {accuracy['elbo']:.1f} %" in page
+    accuracy = compute_table3(to_frame(list(storage.records()))).set_index("method")["mean"]
+    assert f"lies {accuracy['de-elbo'] - accuracy['map-gs']:+.1f} points" in page
 
 
 def test_html_cannot_come_in_by_the_name(content: dict[str, Any]) -> None:
@@ -200,7 +202,7 @@ def test_two_storages_stand_side_by_side(
     """Every table has a column source with both labels, as many rows of each as it has alone; the page names both."""
     other = fill(RecordStore(str(tmp_path / "other")), tiny, play(tiny))
     alone = report(storage, tmp_path / "alone", slots=2)
-    results, _ = gather([storage.url, other.url], [])
+    results, _ = load_results([storage.url, other.url], [])
     files = write_report(results, tmp_path / "both", slots=2)
     assert set(files) == set(alone)
     for name in (file for file in files if file.endswith(".csv")):
@@ -242,7 +244,7 @@ def test_an_earlier_reports_files_go(storage: RecordStore, tmp_path: Path) -> No
     """What an earlier report had and this one has not is removed; files that no report makes stay."""
     out = tmp_path / "out"
     before = report(storage, out, subsamples=2, slots=3)
-    stale = {"figure1.png", "figure1.pdf", *RACE}
+    stale = {"figure1.png", "figure1.pdf", *COMPARISON}
     foreign = {"notes.txt", "table4.csv", "figure2.svg", "report.html.bak"}
     for name in stale | foreign:
         (out / name).write_text("x")
@@ -293,7 +295,7 @@ def test_a_failed_report_leaves_the_earlier_one(
     def fail(*_: Any) -> list[Path]:
         raise ValueError("no ink")
 
-    monkeypatch.setattr("bench.report.build.save", fail)
+    monkeypatch.setattr("bench.report.build.save_figure", fail)
     with pytest.raises(ValueError, match="no ink"):
         report(storage, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
@@ -304,7 +306,7 @@ def test_a_failed_report_leaves_the_earlier_one(
 def test_a_winner_never_trained_again_has_its_times_alone(publish: Publish, tmp_path: Path) -> None:
     """Of published files whose best was never trained again there are mean times and no figure, and the page says
     why."""
-    files = write_report([from_published([publish(retrained=0)])], tmp_path / "out")
+    files = write_report([load_published([publish(retrained=0)])], tmp_path / "out")
     (row,) = pd.read_csv(files["table2.csv"]).to_dict("records")
     assert (row["mean_run_seconds"], row["num_runs"]) == (101.5, 4)
     assert pd.isna(row["total_seconds"])
@@ -319,7 +321,7 @@ def test_a_winner_never_trained_again_has_its_times_alone(publish: Publish, tmp_
 @pytest.mark.usefixtures("sketch")
 def test_published_files_have_no_full_cost(publish: Publish, tmp_path: Path) -> None:
     """Of published files there is figure 2 of training time, none of the full cost, and none that nobody ran."""
-    files = write_report([from_published([publish()])], tmp_path / "out")
+    files = write_report([load_published([publish()])], tmp_path / "out")
     assert {name for name in files if name.startswith("figure")} == {"figure2.png", "figure2.pdf"}
     assert "as the paper prints it" in page_of(files)
 
@@ -327,7 +329,7 @@ def test_published_files_have_no_full_cost(publish: Publish, tmp_path: Path) -> 
 @pytest.mark.usefixtures("sketch")
 def test_what_could_not_be_used_is_on_the_page(publish: Publish, tmp_path: Path) -> None:
     """Input that was left out, of an origin or an origin as a whole, is listed on the page."""
-    spoilt = from_published([publish(cells=[(100, 1), (100, 2)], runtime=-1)])
+    spoilt = load_published([publish(cells=[(100, 1), (100, 2)], runtime=-1)])
     page = page_of(write_report([spoilt], tmp_path / "out", left_out=["runs/lost: no such place"]))
     assert "Input that could not be used" in page
     assert "left out: l2-sp, N = 100, seed 1</li>" in page
@@ -364,23 +366,23 @@ def test_figure_1_needs_both_runs(content: dict[str, Any], fake: Fake, play: Any
 
 
 @pytest.mark.usefixtures("sketch")
-def test_other_methods_are_raced(tmp_path: Path) -> None:
-    """Where a method is there that the paper does not have, the page has the race: its figure, tables and files; figure
-    2 shows the paper's alone, and says so. Every entry is named in tables 2 and 3."""
+def test_other_methods_are_compared(tmp_path: Path) -> None:
+    """With a method that the paper does not have, all are compared by a figure, tables and files; figure 2 has those of
+    the paper alone, with a note. Tables 2 and 3 have every entry."""
     frame = many_methods(("l2-sp",), (100,), 2)
     frame = frame[~frame["method"].isin(["bo-tpe", "laplace", "de-elbo-kappa"])].reset_index(drop=True)
     files = write_report([Results("", "all", frame, [], [], [])], tmp_path)
-    assert set(files) == FILES | RACE
+    assert set(files) == FILES | COMPARISON
     page = page_of(files)
     for words in (
-        "<h2>The race",
+        "<h2>All methods",
         "Best at each budget",
         "Time to within 0.5 points",
         "<h3>Ranking",
-        "left to the next",
+        "are in the next figure",
     ):
         assert words in page
-    assert page.index("Best for d, N = 100, L2-SP") < page.index("<h2>")
+    assert page.index("Best at each budget over 1 combination") < page.index("<h2>")
     lines = json.loads(files["figure2.png"].read_text())
     assert sum(len(line) == 1 for (axis,) in [lines] for line in axis) == 2 * 3
     for table in ("table2.csv", "table3.csv", "anytime.csv", "ranking.csv", "time_to.csv"):
@@ -390,7 +392,7 @@ def test_other_methods_are_raced(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("sketch")
 def test_replays_stand_beside_the_runs(tmp_path: Path) -> None:
-    """Replayed methods are in the race under a name of their own, not in the tables of what was run."""
+    """Replayed methods are compared under names of their own, and are not in the tables of methods that ran."""
     frame = many_methods(("l2-sp",), (100,), 2)
     frame = frame[frame["method"].isin(["map-gs", "de-elbo"])].reset_index(drop=True)
     files = write_report([Results("", "x", frame, [], [], [])], tmp_path, replays=replayed(frame, 3))
@@ -408,4 +410,4 @@ def test_a_source_without_the_papers_methods(tmp_path: Path) -> None:
     frame = frame[frame["method"].isin(["bo", "bo-tpe"])].reset_index(drop=True)
     files = write_report([Results("", "x", frame, [], [], [])], tmp_path, subsamples=3)
     assert {name for name in files if name.startswith("figure")} == {"figure_race.png", "figure_race.pdf"}
-    assert "relative to the best method&#x27;s at its end" in page_of(files)
+    assert "Best at each budget over 1 combination" in page_of(files)

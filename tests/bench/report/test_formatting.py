@@ -1,4 +1,4 @@
-"""Tables as people read them: the papers' names, clocks, no column that says nothing; Markdown."""
+"""Tables as text: the papers' names, durations, hidden columns, Markdown."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench.report.formatting import WORDS, duration_cell, for_people, markdown, shown_columns
+from bench.report.formatting import COLUMN_FORMATS, format_seconds, format_table, to_markdown, visible_columns
 
 NAN, INF = float("nan"), float("inf")
 
-CLOCK = [
+DURATIONS = [
     (0, "0.0 s"),
     (4.2, "4.2 s"),
     (59.94, "59.9 s"),
@@ -31,10 +31,10 @@ CLOCK = [
 ]
 
 
-@pytest.mark.parametrize(("seconds", "words"), CLOCK, ids=[str(seconds) for seconds, _ in CLOCK])
-def test_durations(seconds: Any, words: str) -> None:
-    """Seconds read as table 2 prints them; rounding carries over, so that there is no 60 s and no 60 min."""
-    assert duration_cell(seconds) == words
+@pytest.mark.parametrize(("seconds", "text"), DURATIONS, ids=[str(seconds) for seconds, _ in DURATIONS])
+def test_durations(seconds: Any, text: str) -> None:
+    """Durations are formatted as in the paper's table 2; rounding carries over, so that no 60 s or 60 min appear."""
+    assert format_seconds(seconds) == text
 
 
 TABLE = pd.DataFrame(
@@ -51,10 +51,9 @@ TABLE = pd.DataFrame(
 )
 
 
-def test_people_read_the_papers_names() -> None:
-    """Columns come in the papers' order under their headings, unknown ones last; names are the papers', accuracies have
-    one decimal, N its thousands, what is missing is a dash."""
-    shown = for_people(TABLE)
+def test_tables_use_the_names_and_formats_of_the_papers() -> None:
+    """Columns have the papers' order, headings, names and decimals; unknown columns follow; missing values are -."""
+    shown = format_table(TABLE)
     assert list(shown.columns) == ["N", "Model", "method", "mean %", "total", "zebra"]
     assert shown.to_numpy().tolist() == [
         ["50,000", "L2-SP", "MAP + GS", "97.1", "1 h 1 min 1 s", "x"],
@@ -62,28 +61,28 @@ def test_people_read_the_papers_names() -> None:
     ]
 
 
-def test_columns_that_say_nothing_are_left_out() -> None:
-    """A column without any value, and a source, backbone or cost that all rows share, is not shown."""
+def test_columns_without_information_are_hidden() -> None:
+    """A column without any value, and a source, backbone or cost that all rows share, is hidden."""
     table = TABLE.assign(backbone="resnet50", cost=["train", "full"], dataset="CIFAR-10", published_mean=[97.1, NAN])
-    shown = {name for name, *_ in shown_columns(table)}
+    shown = {name for name, *_ in visible_columns(table)}
     assert not {"backbone", "source"} & shown
     assert {"cost", "dataset", "published_mean"} <= shown
     assert {"source", "backbone"} <= {
-        name for name, *_ in shown_columns(table.assign(source=list("ab"), backbone=list("cd")))
+        name for name, *_ in visible_columns(table.assign(source=list("ab"), backbone=list("cd")))
     }
 
 
-def test_lost_runs_are_shown_where_there_are_any() -> None:
-    """The columns of diverged and failed runs are shown where one is not zero."""
+def test_lost_runs_are_shown_if_there_are_any() -> None:
+    """The columns of diverged and failed runs are shown if a value is not zero."""
     for lost, expected in ((0, False), (2, True)):
-        shown = {name for name, *_ in shown_columns(TABLE.assign(diverged=[0, lost], failed=[NAN, lost]))}
+        shown = {name for name, *_ in visible_columns(TABLE.assign(diverged=[0, lost], failed=[NAN, lost]))}
         assert ({"diverged", "failed"} <= shown) == expected
         assert bool({"diverged", "failed"} & shown) == expected
 
 
 def test_a_table_without_rows_keeps_its_columns() -> None:
-    """Of a table without rows the columns are shown, except those that rows would have to tell apart."""
-    assert [name for name, *_ in shown_columns(TABLE.iloc[:0])] == [
+    """An empty table shows its columns, except those that are hidden if all rows agree."""
+    assert [name for name, *_ in visible_columns(TABLE.iloc[:0])] == [
         "n",
         "prior",
         "method",
@@ -95,13 +94,13 @@ def test_a_table_without_rows_keeps_its_columns() -> None:
 
 
 def test_headings_are_all_different() -> None:
-    """No two columns have the same heading: one would hide the other."""
-    headings = [heading for heading, _ in WORDS.values()]
+    """No two columns have the same heading, as one would replace the other."""
+    headings = [heading for heading, _ in COLUMN_FORMATS.values()]
     assert len(set(headings)) == len(headings)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("name", "value", "text"),
     [
         ("n", pd.NA, "all"),
         ("split_seed", pd.NA, "all"),
@@ -128,23 +127,23 @@ def test_headings_are_all_different() -> None:
         ("grid_k", 12.0, "12"),
     ],
 )
-def test_values_as_people_read_them(name: str, value: Any, words: str) -> None:
-    """Each column has its way of writing values, the missing and infinite ones too."""
-    assert WORDS[name][1](value) == words
+def test_values_are_formatted_by_column(name: str, value: Any, text: str) -> None:
+    """Each column has its format, also for missing and infinite values."""
+    assert COLUMN_FORMATS[name][1](value) == text
 
 
 def test_markdown_is_a_table() -> None:
-    """A heading, a rule, and a line for every row, each with a cell for every column that is shown."""
-    lines = markdown(TABLE).splitlines()
+    """Markdown has a heading, a rule, and a line per row, each with a cell per visible column."""
+    lines = to_markdown(TABLE).splitlines()
     assert len(lines) == 2 + len(TABLE)
     assert lines[0] == "| N | Model | method | mean % | total | zebra |"
     assert set(lines[1]) == {"|", "-"}
     assert {line.count("|") for line in lines} == {6 + 1}
-    assert markdown(TABLE.iloc[:0]).count("\n") == 2
+    assert to_markdown(TABLE.iloc[:0]).count("\n") == 2
 
 
 def test_a_bar_does_not_break_markdown() -> None:
-    """A name with a bar in it, as a folder may have, stays in its cell."""
-    lines = markdown(pd.DataFrame({"source": ["a|b", "c"], "mean": [1.0, math.pi]})).splitlines()
+    """A bar in a name, as a folder may have, is escaped."""
+    lines = to_markdown(pd.DataFrame({"source": ["a|b", "c"], "mean": [1.0, math.pi]})).splitlines()
     assert len(lines) == 4
     assert {line.replace(r"\|", "").count("|") for line in lines} == {3}

@@ -1,4 +1,4 @@
-"""The report's first sentences: what they say, and what they do not claim."""
+"""Findings in sentences: what they state and what they leave out."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench.report.narrative import sentences
+from bench.report.narrative import describe_findings
+from bench.results.budgets import compute_budgets, compute_time_to_target
 from bench.results.grid_comparison import EQUAL
 from bench.results.paired_tests import COLUMNS as TESTED
+from bench.results.ranking import compute_ranking
+from tests.bench.results.test_anytime import Curve
+from tests.bench.results.test_budgets import RACE, TEN, key, problem
+from tests.bench.results.test_ranking import results
 
 NAN, INF = float("nan"), float("inf")
 CELL: dict[str, Any] = {"source": "", "dataset": "Oxford-IIIT_Pet", "backbone": "resnet50", "prior": "l2-sp", "n": 3441}
 SHOWN = [*CELL, "method", "mean", "published_mean", "published_total_seconds", "diverged", "failed"]
-NO_TABLE: Any = ()
+NO_RANKS = compute_ranking(results({"a": [0.5]}))
 
 
 def ran(method: str, percent: float, seconds: float, seed: int = 1, **more: Any) -> dict[str, Any]:
-    """What one method came to in one split."""
+    """Result of a method in one split."""
     return CELL | {"method": method, "test_acc": percent / 100, "total_seconds": seconds, "seed": seed} | more
 
 
 def row(method: str, mean: float, **more: Any) -> dict[str, Any]:
-    """A row of the overview; the paper's DE ELBo has no mean."""
+    """Row of the overview; the paper's DE ELBo has no mean."""
     return CELL | dict.fromkeys(SHOWN[7:9], NAN) | {"method": method, "mean": mean, "diverged": 0, "failed": 0} | more
 
 
@@ -31,180 +36,184 @@ def equal(times_as_long: float, origin: str = "run", **more: Any) -> dict[str, A
     return {"times_as_long": times_as_long, "de_elbo_from": origin, "cost": "train", "source": ""} | more
 
 
-def compared(unit: str, cells: int, **more: Any) -> dict[str, Any]:
+def tried(unit: str, cells: int, **more: Any) -> dict[str, Any]:
     shared = {"method": "de-elbo", "against": "map-gs", "prior": "all", "measure": "accuracy", "source": ""}
     shared |= {"median": -0.25, "least": -1.0, "most": 0.5, "p": 0.03, "least_p": 2.0 ** (1 - cells)}
     return shared | {"unit": unit, "cells": cells} | more
 
 
-def told(*runs: dict[str, Any], overview: Any = None, met: Any = NO_TABLE, tests: Any = NO_TABLE) -> list[str]:
-    """The sentences of such tables; the overview has what ran if it is not given."""
-    shown = [row(run["method"], 0.0, source=run["source"]) for run in runs] if overview is None else overview
-    return sentences(
-        pd.DataFrame(runs, columns=[*CELL, "seed", "method", "test_acc", "total_seconds"]),
-        pd.DataFrame(shown, columns=SHOWN),
-        pd.DataFrame(met, columns=EQUAL),
-        pd.DataFrame(tests, columns=TESTED),
+def describe(*runs: dict[str, Any], overview: Any = (), met: Any = (), tests: Any = ()) -> list[str]:
+    return describe_findings(
+        {
+            "results": pd.DataFrame(runs, columns=[*CELL, "seed", "method", "test_acc", "total_seconds"]),
+            "overview": pd.DataFrame(overview, columns=SHOWN),
+            "equal_compute": pd.DataFrame(met, columns=EQUAL),
+            "paired_tests": pd.DataFrame(tests, columns=TESTED),
+        }
     )
 
 
-GRID = row("map-gs", 92.0)
-
-
-def test_a_problem_is_told_in_full() -> None:
-    """Dataset, N, Model, both accuracies, both times and their ratio; the plain ELBo where it was run."""
-    runs = [ran("map-gs", 92.34, 7200), ran("de-elbo", 92.5, 600), ran("elbo", 88.0, 500)]
-    assert told(*runs) == [
-        "Oxford-IIIT Pet, N = 3,441, L2-SP: DE ELBo reaches 92.5 % in 10 min 0 s of training, MAP + grid search 92.3 % "
-        "in 2 h 0 min: 12.0 times as long; the plain ELBo (kappa = 1) 88.0 %. Mean over 1 split."
+def test_accuracy_and_time_over_all_problems() -> None:
+    """The range and median of accuracy differences and of time ratios, over problems that both methods have."""
+    one = [ran("map-gs", 92.34, 7200), ran("de-elbo", 92.5, 600), ran("elbo", 88.0, 500)]
+    two = [ran("map-gs", 90.0, 200, n=100), ran("de-elbo", 94.0, 100, n=100), ran("map-gs", 80.0, 200, n=7)]
+    assert describe(*one) == [
+        "The DE ELBo's mean test accuracy lies +0.2 points (median +0.2) from that of MAP + grid search, over 1 "
+        "combination of dataset, N and Model; the grid's training takes 12.0 times as long."
     ]
-    assert "plain ELBo" not in told(*runs[:2])[0]
+    assert describe(*one, *two) == [
+        "The DE ELBo's mean test accuracy lies +0.2 to +4.0 points (median +2.1) from that of MAP + grid search, over "
+        "2 combinations of dataset, N and Model; the grid's training takes 2.0 to 12.0 times as long."
+    ]
 
 
-def test_methods_are_compared_over_the_splits_that_they_share() -> None:
-    """A split that one of the two methods does not have, as in an interrupted race, counts for neither."""
+def test_only_shared_splits_are_compared() -> None:
+    """A split that one of the two methods lacks is not used; without shared splits there is no finding."""
     runs = [ran(method, 90.0 + seed, 60.0 * seed, seed) for method in ("map-gs", "de-elbo") for seed in (1, 2)]
-    assert "DE ELBo reaches 91.5 % in 1 min 30 s of training, MAP + grid search 91.5 %" in told(*runs)[0]
-    assert told(*runs)[0].endswith("Mean over 2 splits.")
-    assert told(*runs, ran("de-elbo", 10.0, 9999, 3)) == told(*runs)
-    assert told(*runs, ran("map-gs", 10.0, 9999, 3)) == told(*runs)
-
-
-def test_what_cannot_be_compared_is_not_told() -> None:
-    """A grid alone, a DE ELBo alone, two methods in different splits, or nothing at all gives no sentence."""
-    assert told(ran("map-gs", 92.0, 60)) == told(ran("de-elbo", 92.0, 60)) == told() == []
-    assert told(ran("map-gs", 92.0, 60, seed=1), ran("de-elbo", 92.0, 60, seed=2)) == []
-
-
-def many(count: int) -> list[dict[str, Any]]:
-    runs = []
-    for i in range(count):
-        runs += [ran("map-gs", 90.0, 200.0 + 100 * i, n=100 + i), ran("de-elbo", 90.0 + i, 100, n=100 + i)]
-    return runs
-
-
-def test_many_problems_are_summed_up() -> None:
-    """Up to four comparisons are told one by one; of more, the range and the median."""
-    assert len(told(*many(4))) == 4
-    assert told(*many(5)) == [
-        "Over 5 combinations of dataset, N and Model the DE ELBo's mean test accuracy lies +0.0 to +4.0 points from "
-        "that of MAP + grid search (median +2.0), whose training takes 2.0 to 6.0 times as long (median 4.0)."
-    ]
+    for method in ("map-gs", "de-elbo"):
+        assert describe(*runs, ran(method, 10.0, 9999, 3)) == describe(*runs)
+    assert describe(ran("map-gs", 92.0, 60, seed=1), ran("de-elbo", 92.0, 60, seed=2)) == describe() == []
 
 
 PRINTED = {"published_mean": 97.1, "published_total_seconds": 7200.0}
+PAPER = [row("map-gs", 97.1, **PRINTED), row("de-elbo", NAN, published_mean=96.8, published_total_seconds=3600.0)]
 
 
-def test_the_papers_numbers_are_said_to_be_the_papers() -> None:
-    """Where the paper's DE ELBo stands in, it is compared with the paper's grid and named as the paper prints it; a
-    time is told only of those whose time is printed."""
-    first = [row("map-gs", 97.1, **PRINTED), row("de-elbo", NAN, published_mean=96.8, published_total_seconds=3600.0)]
-    other = [row("map-gs", 90.0, n=100, published_mean=90.0), row("de-elbo", NAN, n=100, published_mean=92.5)]
-    (sentence,) = told(overview=[*first, *other])
-    assert sentence == (
-        "As the paper prints both, the DE ELBo's mean test accuracy lies -0.3 to +2.5 points from that of MAP + grid "
-        "search, over 2 combinations of dataset, N and Model; in the 1 whose time is printed, the grid takes 2.0 times "
-        "as long."
-    )
-    (sentence,) = told(overview=other)
-    assert "+2.5 points" in sentence
-    assert "time" not in sentence
-
-
-def test_ones_own_runs_are_not_mixed_with_the_papers() -> None:
-    """Printed numbers beside one's own runs are not told, nor does a DE ELBo that was run count as the paper's."""
-    shown = [row("map-gs", 97.1, **PRINTED), row("de-elbo", 90.0, published_mean=96.8)]
-    (sentence,) = told(ran("map-gs", 97.1, 60), ran("de-elbo", 90.0, 60), overview=shown)
-    assert "paper" not in sentence
-    assert "DE ELBo reaches 90.0 %" in sentence
+def test_printed_numbers_are_attributed_to_the_paper() -> None:
+    """Printed DE ELBo results are compared with the printed grid, times only where both are printed."""
+    untimed = [row("map-gs", 90.0, n=100, published_mean=90.0), row("de-elbo", NAN, n=100, published_mean=92.5)]
+    assert describe(overview=[*PAPER, *untimed]) == [
+        "As printed in the paper, the DE ELBo's mean test accuracy lies -0.3 to +2.5 points (median +1.1) from that of "
+        "MAP + grid search, over 2 combinations of dataset, N and Model; the grid's training takes 2.0 times as long."
+    ]
+    (sentence,) = describe(overview=untimed)
+    assert "times as long" not in sentence
+    assert describe(overview=[row("map-gs", 97.1, **PRINTED), row("de-elbo", 90.0, published_mean=96.8)]) == []
 
 
 def test_files_that_differ_from_the_print_are_named() -> None:
-    """Where the grid's recomputed mean is not the printed one within its rounding, both are told."""
-    paper = row("de-elbo", NAN, published_mean=96.8)
-    assert len(told(overview=[row("map-gs", 97.2, **PRINTED), paper])) == 1
-    _, sentence = told(overview=[row("map-gs", 96.5, **PRINTED), paper])
+    """A recomputed mean that differs from the printed one by more than rounding is reported."""
+    assert len(describe(overview=PAPER)) == 1
+    _, sentence = describe(overview=[PAPER[0] | {"mean": 96.5}, PAPER[1]])
     assert sentence.endswith("Oxford-IIIT Pet, N = 3,441, L2-SP: 96.5 against 97.1 %.")
 
 
-def test_lost_runs_are_told() -> None:
-    """How many runs failed and diverged, of which method and where; of many the first are named."""
-    (sentence,) = told(overview=[row("map-gs", 92.0, failed=2, diverged=1), row("elbo", 92.0)])
-    assert sentence == (
+def test_lost_runs_are_counted() -> None:
+    """Failed and diverged runs are counted by method and problem; of many, four are named."""
+    assert describe(overview=[row("map-gs", 92.0, failed=2, diverged=1), row("elbo", 92.0)]) == [
         "Lost runs: 2 failed (MAP + GS, Oxford-IIIT Pet, N = 3,441, L2-SP); 1 diverged (MAP + GS, Oxford-IIIT Pet, "
-        "N = 3,441, L2-SP). Failed runs do not count; diverged ones do, as they ended."
-    )
-    (sentence,) = told(overview=[row("map-gs", 92.0, failed=1, n=100 + i) for i in range(6)])
+        "N = 3,441, L2-SP). Failed runs are not counted, diverged ones are."
+    ]
+    (sentence,) = describe(overview=[row("map-gs", 92.0, failed=1, n=100 + i) for i in range(6)])
     assert sentence.count("1 failed") == 4
     assert "; 2 more, see table 3." in sentence
-    assert told(overview=[row("de-elbo", NAN, failed=NAN, diverged=NAN)]) == []
 
 
 @pytest.mark.parametrize(
-    ("ratios", "words"),
+    ("ratios", "text"),
     [
-        ([3.0], "after 3.0 times its compute time (1 cell). A cell"),
-        ([3.0, 5.0], "after 4.0 times its compute time (median of 2 cells; 3.0 to 5.0). A cell"),
-        ([3.0, INF], "after 3.0 times its compute time (1 cell), and never in 1 cell. A cell"),
-        ([INF, INF], "never in 2 cells. A cell"),
-        ([INF, NAN], "never in 1 cell. A cell"),
+        ([3.0], "accuracy in 1 cell after 3.0 times its compute time. A cell"),
+        ([3.0, 5.0], "accuracy in 2 cells after 3.0 to 5.0 times its compute time. A cell"),
+        ([3.0, INF], "accuracy in 1 cell after 3.0 times its compute time, in 1 cell never. A cell"),
+        ([INF, NAN], "accuracy in 1 cell never. A cell"),
+        ([NAN], None),
     ],
 )
-def test_equal_compute_in_one_sentence(ratios: list[float], words: str) -> None:
-    """How long the grid takes to the DE ELBo's accuracy, in how many cells, and in how many it never gets there."""
-    (sentence,) = told(overview=[GRID], met=[equal(ratio) for ratio in ratios])
-    assert f"is expected to reach the DE ELBo's accuracy {words}" in sentence
+@pytest.mark.parametrize("origin", ["run", "paper"])
+def test_equal_compute(ratios: list[float], text: str | None, origin: str) -> None:
+    """The grid's time to the DE ELBo's accuracy, in cells with a curve, by training steps; the paper's is named so."""
+    lines = describe(met=[*(equal(ratio, origin) for ratio in ratios), equal(2.0, cost="full")])
+    assert len(lines) == (text is not None)
+    if text is not None:
+        paper = "accuracy (as printed in the paper)" if origin == "paper" else "accuracy"
+        assert f"the DE ELBo's {text.replace('accuracy', paper)}" in lines[0]
 
 
-def test_equal_compute_without_a_curve_is_not_told() -> None:
-    """Where no cell has a curve, or evaluation was counted, the sentence is left out."""
-    assert told(overview=[GRID], met=[equal(NAN), equal(2.0, cost="full")]) == []
+@pytest.mark.parametrize(
+    ("tests", "ending"),
+    [
+        ([tried("split", 18), tried("mean", 6)], "6 cells (means over splits): median difference -0.25 points "
+         "(-1.00 to +0.50), Wilcoxon p = 0.03."),
+        ([tried("split", 18), tried("mean", 5)], "18 cells (splits): median difference -0.25 points (-1.00 to "
+         "+0.50), Wilcoxon p = 0.03; splits share their test images, so the true p is higher by an unknown amount."),
+        ([tried("split", 5, p=0.0625), tried("mean", 2)], "Wilcoxon p = 0.062; with so few cells p cannot fall below "
+         "0.062, so nothing is shown either way."),
+        ([tried(unit, 1, p=NAN, least_p=1.0) for unit in ("split", "mean")], None),
+        ([tried("split", 9, **other) for other in ({"method": "elbo"}, {"prior": "ptyl"}, {"measure": "time"})], None),
+    ],
+    ids=["means", "splits", "few cells", "one cell", "other tests"],
+)  # fmt: skip
+def test_significance(tests: list[dict[str, Any]], ending: str | None) -> None:
+    """The test is by means over at least six splits, else by splits with its limits; one cell is not tested."""
+    lines = describe(tests=tests)
+    assert [line.endswith(ending or "") for line in lines] == [True] * (ending is not None)
 
 
-def test_equal_compute_with_the_papers_de_elbo_says_so() -> None:
-    """Beside the paper's DE ELBo the sentence says that it is the paper's; beside one that was run it does not."""
-    for origin in ("paper", "run"):
-        (sentence,) = told(overview=[GRID], met=[equal(2.0, origin), equal(3.0, origin)])
-        assert ("as the paper prints it" in sentence) == (origin == "paper")
-
-
-def test_one_cell_is_no_claim() -> None:
-    """A single cell is not tested, and the report says so; without any there is no sentence."""
-    one = [compared(unit, 1, p=NAN, least_p=1.0) for unit in ("split", "mean")]
-    assert told(overview=[GRID], tests=one) == ["DE ELBo against MAP + GS: one cell, from which no claim can be made."]
-    others = [
-        compared("split", 9, method="elbo"),
-        compared("split", 9, prior="ptyl"),
-        compared("split", 9, measure="time"),
-    ]
-    assert told(overview=[GRID], tests=others) == []
-
-
-def test_few_cells_show_nothing() -> None:
-    """With so few cells that p cannot fall below 0.05 the sentence says that nothing is shown."""
-    (sentence,) = told(overview=[GRID], tests=[compared("split", 5, p=0.0625), compared("mean", 2)])
-    assert "paired over 5 cells (splits, which share their test images)" in sentence
-    assert sentence.endswith("p cannot fall below 0.062, so nothing is shown either way.")
-
-
-def test_enough_cells_are_a_test() -> None:
-    """With enough cells the sentence has their number, median, range and p; by means over splits if these suffice."""
-    (sentence,) = told(overview=[GRID], tests=[compared("split", 18), compared("mean", 6, median=-0.5)])
-    assert sentence == (
-        "DE ELBo against MAP + GS, paired over 6 cells (means over splits): median difference -0.50 points "
-        "(-1.00 to +0.50), Wilcoxon p = 0.03."
-    )
-    (sentence,) = told(overview=[GRID], tests=[compared("split", 18), compared("mean", 5)])
-    assert "paired over 18 cells (splits, which share their test images)" in sentence
-    assert sentence.endswith("as these cells are not independent, p is too small by an unknown amount.")
-
-
-def test_sources_are_told_apart() -> None:
-    """Of several sources each sentence begins with its own; of one it does not, and none hears of another's numbers."""
+def test_sources_are_distinguished() -> None:
+    """With several sources each finding begins with its source and uses its rows only."""
     runs = [ran(name, 90.0 + i, 60, source=source) for i, source in enumerate("ab") for name in ("map-gs", "de-elbo")]
-    both = told(*runs, met=[equal(2.0, source="b")], tests=[compared("split", 18, source="a")])
+    both = describe(*runs, met=[equal(2.0, source="b")], tests=[tried("split", 18, source="a")])
     assert [sentence[:3] for sentence in both] == ["a: ", "a: ", "b: ", "b: "]
-    for sentence, words in zip(both, ("90.0 %", "Wilcoxon", "91.0 %", "2.0 times"), strict=True):
-        assert words in sentence
-    (alone,) = told(*(run for run in runs if run["source"] == "a"))
-    assert not alone.startswith("a: ")
+    for sentence, text in zip(both, ("mean test accuracy", "Wilcoxon", "mean test accuracy", "2.0 times"), strict=True):
+        assert text in sentence
+
+
+def compare(steps: pd.DataFrame, units: dict[Any, float], ranks: pd.DataFrame = NO_RANKS) -> list[str]:
+    """Findings of the comparison of all methods alone."""
+    empty = {name: pd.DataFrame(columns=columns) for name, columns in (("overview", SHOWN), ("equal_compute", EQUAL))}
+    empty["results"] = pd.DataFrame(columns=[*CELL, "seed", "method", "test_acc", "total_seconds"])
+    empty["paired_tests"] = pd.DataFrame(columns=TESTED)
+    compared = {
+        "budgets": compute_budgets(steps, units),
+        "time_to": compute_time_to_target(steps, units),
+        "ranking": ranks,
+    }
+    return describe_findings(empty | compared)
+
+
+def test_best_at_each_budget_and_soonest() -> None:
+    """Budgets with the same best method are joined; of the times to the target the median in runs is given."""
+    assert compare(problem(RACE), TEN) == [
+        "Best at each budget over 1 combination of dataset, N and Model: DE ELBo (1-2 runs), MAP + GS (4-32 runs).",
+        "Soonest within 0.5 points of the best final accuracy: MAP + GS, in 1 of 1 combination of dataset, N and "
+        "Model, after a median of 4.0 runs of compute.",
+    ]
+    assert compare(problem(RACE).iloc[:0], {}) == []
+
+
+def test_budgets_of_several_problems_are_averaged() -> None:
+    """Of several problems the mean decides; methods without a result in each of them are named."""
+    late: dict[str, list[Curve]] = {"map-gs": [[(40.0, 0.5)]], "x": [[(40.0, 0.6)]]}
+    steps = pd.concat([problem(late), problem(late | {"laplace": [[(40.0, 0.7)]]}, n=7)])
+    first, _ = compare(steps, TEN | {key(n=7): 10.0})
+    assert first == (
+        "Best at each budget over 2 combinations of dataset, N and Model: x (4 runs); not averaged, for lack of a "
+        "result in some: Laplace."
+    )
+
+
+def test_all_that_are_soonest_equally_often_are_named() -> None:
+    """Two methods that are first in equally many problems are both named."""
+    x: dict[str, list[Curve]] = {"x": [[(10.0, 0.5)]], "y": [[(30.0, 0.5)]]}
+    y: dict[str, list[Curve]] = {"x": [[(50.0, 0.5)]], "y": [[(20.0, 0.5)]]}
+    _, second = compare(pd.concat([problem(x), problem(y, n=7)]), TEN | {key(n=7): 10.0})
+    assert second.endswith(
+        "x, y, in 1 of 2 combinations of dataset, N and Model, after a median of 1.0 to 2.0 runs of compute."
+    )
+
+
+def test_lowest_mean_rank() -> None:
+    """The lowest mean rank has its interval, share of draws and Friedman's p; ties share; one problem is no claim."""
+    nothing = problem(RACE).iloc[:0]
+    ranks = compute_ranking(results({"map-gs": [0.9] * 8, "x": [0.8] * 8, "y": [0.7] * 8, "z": [None] + [0.99] * 7}))
+    assert compare(nothing, {}, ranks) == [
+        "Lowest mean rank of final accuracy: MAP + GS, 1.0 of 3 methods over 8 cells (95 % interval 1.0 to 1.0, first "
+        "in 100 % of resamplings of 8 problems; Friedman p = 0.00034)."
+    ]
+    ties = compute_ranking(results({"x": [0.9, 0.9], "y": [0.5, 0.5]})).assign(
+        mean_rank=1.5, rank_low=[1.4, 1.2], rank_high=[1.6, 1.8], p_first=[0.4, 0.6]
+    )
+    (sentence,) = compare(nothing, {}, ties)
+    assert "x, y, 1.5 of 2 methods over 2 cells (95 % interval 1.2 to 1.8, first in 40 to 60 % of" in sentence
+    (sentence,) = compare(nothing, {}, compute_ranking(results({"x": [0.9, 0.8], "y": [0.5, 0.4]}, seeds=2)))
+    assert sentence.endswith("over 2 cells (one problem, from which no claim can be made).")

@@ -1,4 +1,4 @@
-"""The page: nothing that it shows is taken for HTML, it runs one script of its own, and its tables sort."""
+"""The page: text is escaped, only its own script runs, and its tables sort."""
 
 from __future__ import annotations
 
@@ -17,19 +17,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench.report.html import (
-    SCRIPT,
-    details,
-    document,
-    figure,
-    is_report,
-    listing,
-    paragraphs,
-    preformatted,
-    section,
-    table,
-)
-from bench.report.page import page
+from bench.report import html as page
+from bench.report.html import is_report
+from bench.report.page import build_page
 from bench.results.frame import COLUMNS
 from bench.results.sources import Results
 
@@ -37,7 +27,7 @@ EVIL = "<script>alert('x')</script><img src=\"http://evil/\" onerror='y'> & \"'<
 
 
 class Tags(HTMLParser):
-    """Every tag that a browser would open."""
+    """Tags that a browser would open, with their attributes."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -55,41 +45,40 @@ def tags(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("made", "expected"),
     [
-        (section(EVIL), ["h2"]),
-        (paragraphs([EVIL, EVIL], note=True), ["p", "p"]),
-        (listing([EVIL]), ["ul", "li"]),
-        (preformatted(EVIL), ["pre"]),
-        (details(EVIL), ["details", "summary"]),
+        (page.section(EVIL), ["h2"]),
+        (page.notes(EVIL, EVIL), ["p", "p"]),
+        (page.bullets([EVIL]), ["ul", "li"]),
+        (page.pre(EVIL), ["pre"]),
+        (page.details(EVIL), ["details", "summary"]),
     ],
-    ids=["section", "paragraphs", "listing", "preformatted", "details"],
+    ids=["section", "notes", "bullets", "pre", "details"],
 )
 def test_text_stays_text(made: str, expected: list[str]) -> None:
-    """HTML in any text opens no tag, and comes out letter for letter."""
+    """HTML in any text is escaped."""
     assert tags(made) == expected
     assert EVIL in html.unescape(made)
 
 
 def test_cells_and_headings_stay_text() -> None:
-    """HTML in a cell of any column, or in a column's name, opens no tag."""
+    """HTML in a cell of any column, or in a column's name, is escaped."""
     content = pd.DataFrame({"source": [EVIL, "b"], "dataset": EVIL, "prior": EVIL, EVIL: EVIL, "mean": 1.0})
-    made = table(content)
+    made = page.table(content)
     assert tags(made) == ["div", "table", "thead", "tr", *["th"] * 5, "tbody", *["tr", *["td"] * 5] * 2]
     assert html.unescape(made).count(EVIL) == 1 + 1 + 3 * 2
 
 
-def test_the_title_and_an_images_words_stay_text(tmp_path: Path) -> None:
-    """HTML in the page's title or an image's description opens no tag and ends no attribute."""
+def test_the_title_and_an_images_description_stay_text(tmp_path: Path) -> None:
+    """HTML in the page's title or an image's description is escaped."""
     (tmp_path / "a.png").write_bytes(b"png")
-    made = Tags(document(EVIL, [figure(tmp_path / "a.png", EVIL)])).found
+    made = Tags(page.document(EVIL, page.figure(tmp_path / "a.png", EVIL))).found
     assert [tag for tag, _ in made].count("script") == 1
     ((_, image),) = [found for found in made if found[0] == "img"]
     assert image == {"alt": EVIL, "src": "data:image/png;base64," + base64.b64encode(b"png").decode()}
 
 
 def test_only_its_own_script_may_run() -> None:
-    """The policy allows nothing but inline style, images inside the page, and the script whose hash it names: that of
-    the one script there is."""
-    made = document("t", [paragraphs(["x"])])
+    """The policy allows inline style, embedded images, and the page's own script by its hash."""
+    made = page.document("t", page.paragraphs("x"))
     (policy,) = [attrs["content"] for tag, attrs in Tags(made).found if attrs.get("http-equiv")]
     (script,) = re.findall(r"<script>(.*?)</script>", made, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -102,10 +91,10 @@ def test_only_its_own_script_may_run() -> None:
     }
 
 
-def test_a_report_knows_its_own(tmp_path: Path) -> None:
-    """A page that was made here is known as such; another page, a file that is no text, a folder or no file is not."""
+def test_reports_are_recognized(tmp_path: Path) -> None:
+    """A page built here is recognized; another page, a binary file, a folder or a missing file is not."""
     made, foreign, binary = (tmp_path / name for name in ("made.html", "foreign.html", "binary.html"))
-    made.write_text(document(EVIL, []))
+    made.write_text(page.document(EVIL))
     foreign.write_text("<!doctype html><title>thesis</title>")
     binary.write_bytes(b"\xff\xfe\x00")
     assert is_report(made)
@@ -115,11 +104,10 @@ def test_a_report_knows_its_own(tmp_path: Path) -> None:
 NUMBERS = [3, -0.5, 1e-12, 123456789.0, math.inf, -math.inf, math.nan]
 
 
-def test_numbers_are_kept_for_sorting() -> None:
-    """A number's cell carries it as data-v, infinity too, as float() and JavaScript read it; a missing one and text
-    carry none."""
+def test_cells_have_numbers_for_sorting() -> None:
+    """The cell of a number has it as data-v in JavaScript's form, infinity too; missing values and text have none."""
     content = pd.DataFrame({"times_as_long": NUMBERS, "method": "map-gs"})
-    cells = [attrs for tag, attrs in Tags(table(content)).found if tag == "td"]
+    cells = [attrs for tag, attrs in Tags(page.table(content)).found if tag == "td"]
     text, numbers = cells[::2], cells[1::2]
     assert all(cell == {"class": "text"} for cell in text)
     assert [float(str(cell["data-v"])) for cell in numbers[:-1]] == pytest.approx(NUMBERS[:-1])
@@ -133,13 +121,13 @@ def results(**given: Any) -> Results:
     return Results(**(empty | given))
 
 
-def test_nothing_on_the_page_is_html_but_the_page() -> None:
-    """HTML in titles, labels, notes, problems, accounts and configurations comes out as text; nothing is fetched."""
+def test_all_text_on_the_page_is_escaped() -> None:
+    """HTML in titles, labels, notes, problems, accounts and configurations is escaped; nothing is fetched."""
     parts = {"title": EVIL, "left_out": [EVIL], "notes": [EVIL], "about": [EVIL], "config": EVIL}
     names = ("table2", "overview", "equal_compute", "regularization", "paired_tests", "counts")
     content = {name: pd.DataFrame({"dataset": [EVIL], "method": [EVIL], "cells": [2]}) for name in names}
     for several in ([results(**parts)], [results(**parts, label=EVIL), results(**parts, label="b")]):
-        made = page(several, [EVIL], content, {}, None, [EVIL])
+        made = build_page(several, [EVIL], content, {}, None, [EVIL])
         assert html.unescape(made).count(EVIL) >= 1 + 1 + 1 + 6 + 5 * len(several)
         found = Tags(made).found
         assert [tag for tag, _ in found].count("script") == 1
@@ -170,24 +158,24 @@ console.log(JSON.stringify(shown));
 
 
 def sort(content: pd.DataFrame, *clicks: Any) -> list[Any]:
-    """After each click on a heading, the first column and every heading's aria-sort."""
+    """Return the first column and each heading's aria-sort after each click on a heading."""
     node = shutil.which("node")
     if node is None:
-        pytest.skip("there is no node")
+        pytest.skip("needs node")
     rows = []
-    for row in re.findall(r"<tr>(.*?)</tr>", table(content))[1:]:
+    for row in re.findall(r"<tr>(.*?)</tr>", page.table(content))[1:]:
         cells = re.findall(r'<td(?: class="text")?(?: data-v="([^"]*)")?>(.*?)</td>', row)
         rows.append([(html.unescape(text), number or None) for number, text in cells])
     given = json.dumps({"rows": rows, "clicks": clicks})
+    script = Path(page.__file__).with_name("assets").joinpath("report.js").read_text()
     done = subprocess.run(
-        [node, "-e", DOM + SCRIPT + READ, given], capture_output=True, text=True, timeout=60, check=True
+        [node, "-e", DOM + script + READ, given], capture_output=True, text=True, timeout=60, check=True
     )
     return list(json.loads(done.stdout))
 
 
 def test_a_click_sorts_by_number() -> None:
-    """Numbers sort as numbers, infinity last, the missing behind it; a second click turns the order; Enter is a click,
-    other keys are not."""
+    """Numbers sort by value, infinity and missing values last; a second click, or the key Enter, reverses the order."""
     content = pd.DataFrame({"dataset": list("abcdef"), "times_as_long": [10.0, 9.0, math.inf, math.nan, -1.0, 1e-9]})
     up, down, other, again = sort(content, 1, 1, [1, "Tab"], [0, "Enter"])
     assert up == [list("efbacd"), [None, "ascending"]]
@@ -199,6 +187,6 @@ def test_a_click_sorts_by_number() -> None:
 
 @pytest.mark.parametrize("names", [["b", "a", "C"], ["2025-02", "2025-01", "2024-12"]])
 def test_a_click_sorts_text_as_text(names: list[str]) -> None:
-    """Text sorts as text, also where it begins with a number."""
+    """Text sorts alphabetically, also if it begins with a number."""
     ((shown, _),) = sort(pd.DataFrame({"dataset": names, "mean": 1.0}), 0)
     assert shown == sorted(names, key=str.lower)

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench.report.all_methods import nearness, shares, winners
-from bench.results.budgets import budgets, run_seconds, time_to
+from bench.report.all_methods import best_methods_table, relative_accuracy_table, time_to_target_table
+from bench.results.budgets import compute_budgets, compute_run_seconds, compute_time_to_target
 from tests.bench.results.test_anytime import CELL, Curve, stepped
 from tests.helpers.result_frames import frame_made, trial
 
@@ -37,29 +37,29 @@ TEN = {key(): 10.0}
 def test_time_to_come_near_the_best() -> None:
     """The least time at which the mean over splits is within 0.5 points of the best final mean; never, where it is
     not; its ratio to a run."""
-    table = time_to(problem(RACE), TEN).set_index("method")
+    table = compute_time_to_target(problem(RACE), TEN).set_index("method")
     assert set(table["target_acc"].round(6)) == {0.795}
     assert table["seconds"].to_dict() == {"map-gs": 40.0, "de-elbo": 44.0, "bo": INF}
     assert table["runs"].to_dict() == {"map-gs": 4.0, "de-elbo": 4.4, "bo": INF}
-    wide = time_to(problem(RACE), TEN, 0.05).set_index("method")["seconds"]
+    wide = compute_time_to_target(problem(RACE), TEN, 0.05).set_index("method")["seconds"]
     assert wide.to_dict() == {"map-gs": 40.0, "de-elbo": 44.0, "bo": 80.0}
 
 
 def test_a_method_that_lacks_a_split_is_not_compared() -> None:
     """It neither sets the target nor has a time, and has no place at any budget; another problem is not concerned."""
     race = RACE | {"lucky": [[(1.0, 1.0)]], "lost": [[(1.0, NAN)], [(1.0, 0.9)]]}
-    times = time_to(problem(race), TEN).set_index("method")
+    times = compute_time_to_target(problem(race), TEN).set_index("method")
     assert times["target_acc"].round(6).eq(0.795).all()
     assert times["seconds"].isna().to_dict() == {name: name in ("lucky", "lost") for name in times.index}
-    assert set(budgets(problem(race), TEN)["method"]) == {"map-gs", "de-elbo", "bo"}
+    assert set(compute_budgets(problem(race), TEN)["method"]) == {"map-gs", "de-elbo", "bo"}
     other = problem({"lucky": [[(1.0, 1.0)]]}, n=200)
-    both = budgets(pd.concat([problem(race), other]), TEN | {key(n=200): 10.0})
+    both = compute_budgets(pd.concat([problem(race), other]), TEN | {key(n=200): 10.0})
     assert set(both.loc[both["n"] == 200, "method"]) == {"lucky"}
 
 
 def test_budgets_by_hand() -> None:
     """At 1, 2, 4 ... runs and 10 % more: the mean of each that has a result, its share of the grid's end, the best."""
-    made = budgets(problem(RACE), TEN)
+    made = compute_budgets(problem(RACE), TEN)
     found = {
         runs: {row["method"]: (round(row["test_acc"], 4), row["best"]) for row in group.to_dict("records")}
         for runs, group in made.groupby("budget_runs")
@@ -82,7 +82,7 @@ def test_the_mean_over_problems_needs_all_of_them() -> None:
     tables = [problem(RACE), problem({"map-gs": [[(10.0, 0.5)]], "x": [[(10.0, 0.6)]]}, prior="ptyl")]
     tables += [problem({"map-gs": [[(40.0, 0.4)]], "x": [[(10.0, 0.3)]]}, prior="ptyl", n=7)]
     units = TEN | {key(prior="ptyl"): 10.0, key(prior="ptyl", n=7): 10.0}
-    made = budgets(pd.concat(tables), units)
+    made = compute_budgets(pd.concat(tables), units)
     total = made[made["dataset"] == "all"].set_index(["prior", "budget_runs", "method"])
     assert {name for *_, name in total.loc["all"].index} == {"map-gs"}
     assert total.loc[("all", 4, "map-gs"), "relative_acc"] == pytest.approx((1 + 1 + 1) / 3)
@@ -94,10 +94,10 @@ def test_the_mean_over_problems_needs_all_of_them() -> None:
 
 def test_without_a_grid_the_best_is_the_measure() -> None:
     """Where no grid was run, accuracies are relative to the best final one; ties are all best."""
-    made = budgets(problem({"a": [[(10.0, 0.4)]], "b": [[(10.0, 0.8)]], "c": [[(11.0, 0.8)]]}), TEN)
+    made = compute_budgets(problem({"a": [[(10.0, 0.4)]], "b": [[(10.0, 0.8)]], "c": [[(11.0, 0.8)]]}), TEN)
     assert made["relative_acc"].tolist() == [0.5, 1, 1]
     assert made["best"].tolist() == [False, True, True]
-    (row,) = winners(made).to_dict("records")
+    (row,) = best_methods_table(made).to_dict("records")
     assert row["1 run"] == "b = c 80.0"
 
 
@@ -111,21 +111,21 @@ def test_a_run_is_the_grids_tuning_run() -> None:
         trial("de-elbo", "run", 1.0, 8.0, n=7),
         trial("halving", "run", 1.0, 1.0, n=7, until=0.1),
     ]
-    assert run_seconds(frame_made(*rows)) == {key(): 5.0, key(n=7): 8.0}
-    assert run_seconds(frame_made(*rows), "train")[key()] == 4.0
+    assert compute_run_seconds(frame_made(*rows)) == {key(): 5.0, key(n=7): 8.0}
+    assert compute_run_seconds(frame_made(*rows), "train")[key()] == 4.0
 
 
 def test_tables_for_people() -> None:
     """Winners a row a problem, shares a row a method with a star at the best, times in seconds and runs."""
     tables = pd.concat([problem(RACE), problem(RACE, n=1000)])
     units = TEN | {key(n=1000): 10.0}
-    made = budgets(tables, units)
-    won = winners(made)
+    made = compute_budgets(tables, units)
+    won = best_methods_table(made)
     assert list(won.columns)[5:] == ["1 run", *(f"{2**i} runs" for i in range(1, 6))]
     assert won["1 run"].tolist() == ["DE ELBo 65.0", "DE ELBo 65.0", "DE ELBo 81.2"]
-    share = shares(made).set_index("method")
+    share = relative_accuracy_table(made).set_index("method")
     assert share.loc["map-gs", ["1 run", "2 runs", "32 runs"]].tolist() == ["-", "75.0", "100.0 *"]
-    (near, _) = nearness(time_to(tables, units)).to_dict("records")
+    (near, _) = time_to_target_table(compute_time_to_target(tables, units)).to_dict("records")
     assert near["MAP + GS"] == "40.0 s = 4.0 runs"
     assert "never" in near.values()
 
@@ -133,8 +133,8 @@ def test_tables_for_people() -> None:
 def test_nothing_gives_no_rows() -> None:
     """Without steps, or without a known run, the tables are empty and have their columns."""
     empty = problem(RACE).iloc[:0]
-    for table in (budgets(empty, {}), budgets(problem(RACE), {}), time_to(empty, {})):
+    for table in (compute_budgets(empty, {}), compute_budgets(problem(RACE), {}), compute_time_to_target(empty, {})):
         assert table.empty
         assert {"method", "source", "prior"} <= set(table.columns)
-    assert winners(budgets(empty, {})).empty
-    assert shares(budgets(empty, {})).empty
+    assert best_methods_table(compute_budgets(empty, {})).empty
+    assert relative_accuracy_table(compute_budgets(empty, {})).empty

@@ -9,20 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.results.anytime import mean_curves, steps
-from bench.results.configurations import Configurations, configurations
-from bench.results.curves import curves, exact_curve, prefix_curve, sampled_curve
+from bench.results.anytime import compute_steps, iterate_mean_curves
+from bench.results.configurations import Configurations, iterate_configurations
+from bench.results.curves import compute_curves, exact_curve, prefix_curve, sampled_curve
 from bench.results.frame import to_frame
 from bench.results.missing import find_missing
-from bench.results.paired_tests import paired_tests
-from bench.results.tables import overview, table2, table3
-from tests.helpers.result_frames import frame_made, trial
+from bench.results.paired_tests import compute_paired_tests, select_results
+from bench.results.tables import compute_table2, compute_table3
+from tests.helpers.result_frames import frame_made, overview, trial
 
 NAN = float("nan")
 
 
 def only(frame: pd.DataFrame, cost: str = "train") -> Configurations:
-    ((_, found),) = configurations(frame, cost)
+    ((_, found),) = iterate_configurations(frame, cost)
     return found
 
 
@@ -45,18 +45,18 @@ HALVING = [
 def test_stretches_are_one_configuration(order: tuple[int, ...]) -> None:
     """Seconds of all stretches add up, the last judges; whoever went further ranks before, whatever it is judged by."""
     found = only(frame_made(*(HALVING[i] for i in order)))
-    assert found.tuning.tolist() == [10.0, 4.0, 1.25]
-    assert found.reached.tolist() == [1.0, 0.3, 0.1]
+    assert found.tuning_seconds.tolist() == [10.0, 4.0, 1.25]
+    assert found.fraction.tolist() == [1.0, 0.3, 0.1]
     np.testing.assert_equal(found.accuracy, [0.9, NAN, NAN])
-    assert (found.num_trials, found.ordered, found.given_up.tolist()) == (6, False, [False, True, True])
-    assert only(frame_made(*HALVING), "full").tuning.tolist() == [10.5, 4.0, 1.25]
+    assert (found.num_trials, found.is_sequential, found.stopped_early.tolist()) == (6, False, [False, True, True])
+    assert only(frame_made(*HALVING), "full").tuning_seconds.tolist() == [10.5, 4.0, 1.25]
 
 
 def test_a_rung_ranks_by_its_value() -> None:
     """Among those given up at the same rung the lesser objective is first; one that diverged there is last."""
     lost = rung(0.4, 0.0, 0.1, NAN, 1.0, status="diverged")
     frame = frame_made(lost, rung(0.5, 0.0, 0.1, 2.0, 1.0), *HALVING[:3], rung(0.6, 0.0, 0.1, 1.0, 1.0))
-    assert frame.loc[only(frame).judged, "learning_rate"].tolist() == [0.1, 0.6, 0.5, 0.4]
+    assert frame.loc[only(frame).selection_rows, "learning_rate"].tolist() == [0.1, 0.6, 0.5, 0.4]
 
 
 def test_what_gave_up_configurations_is_a_whole() -> None:
@@ -72,7 +72,7 @@ def test_what_gave_up_configurations_is_a_whole() -> None:
 
 def test_table_2_counts_every_stretch() -> None:
     """num_runs is how many trials were judged, mean_run_seconds their mean, total_seconds their sum."""
-    (row,) = table2(frame_made(*HALVING)).to_dict("records")
+    (row,) = compute_table2(frame_made(*HALVING)).to_dict("records")
     assert (row["num_runs"], row["total_seconds"], row["total_seconds_full"]) == (6, 15.25, 15.75)
     assert row["mean_run_seconds"] == pytest.approx(15.25 / 6)
 
@@ -95,7 +95,7 @@ def test_a_search_is_its_beginning() -> None:
     """Row k: the seconds of its first k configurations and of training again the best of them, and that one's
     accuracy, which may fall; those that were the best for a while and were trained again cost nothing later."""
     found = only(search(*SEARCH, again={0: 0.8, 2: 0.7}))
-    assert found.ordered
+    assert found.is_sequential
     assert found.number.tolist() == [2, 3, 0, 1]
     curve = prefix_curve(found)
     assert curve["k"].tolist() == [1, 2, 3, 4]
@@ -105,13 +105,13 @@ def test_a_search_is_its_beginning() -> None:
 
 
 def test_the_curves_of_a_search_are_prefixes() -> None:
-    """`curves` gives prefixes for what has numbers, sampled or not, and subsets for what has none."""
+    """`compute_curves` gives prefixes for what has numbers, sampled or not, and subsets for what has none."""
     frame = search(*SEARCH, again={i: 0.1 * i for i in range(4)})
     for subsamples in (None, 50):
-        table = curves(frame, subsamples)
+        table = compute_curves(frame, subsamples)
         assert table.loc[table["cost"] == "train", "expected_test_acc"].tolist() == [0.0, 0.0, 0.2, 0.2]
     grid = frame.assign(number=NAN, learning_rate=frame["number"])
-    assert curves(grid)["sd_test_acc"].max() > 0
+    assert compute_curves(grid)["sd_test_acc"].max() > 0
 
 
 def test_an_unknown_incumbent_leaves_a_hole() -> None:
@@ -121,10 +121,10 @@ def test_an_unknown_incumbent_leaves_a_hole() -> None:
     assert prefix_curve(only(frame))["k"].tolist() == [3, 4]
     inner = search(*SEARCH[:3], (0.5, 40.0, 9.0), again={0: 0.8, 3: 0.6})
     np.testing.assert_equal(prefix_curve(only(inner))["expected_test_acc"].to_numpy(), [0.8, 0.8, NAN, 0.6])
-    ((_, found),) = mean_curves(steps(curves(inner)))
+    ((_, found),) = iterate_mean_curves(compute_steps(compute_curves(inner)))
     np.testing.assert_equal(found["bo"].at(np.array([15.0, 66.0, 67.0, 108.9, 109.0])), [0.8, 0.8, NAN, NAN, 0.6])
-    assert "1 of 4 times the best so far was not trained again" in find_missing(inner)[0]
-    assert "2 of 4 times the best so far was not trained again" in find_missing(frame)[0]
+    assert "1 of 4 times the best so far was not retrained" in find_missing(inner)[0]
+    assert "2 of 4 times the best so far was not retrained" in find_missing(frame)[0]
     assert find_missing(search(*SEARCH, again={0: 0.8, 2: 0.7})) == []
 
 
@@ -132,10 +132,10 @@ def test_a_search_whose_winner_is_unknown_has_no_curve() -> None:
     """Where the best of all was not trained again, or has no test accuracy, nothing of it is drawn: what it came to
     before is not its end."""
     frame = search(*SEARCH, again={0: 0.8})
-    assert curves(frame).empty
+    assert compute_curves(frame).empty
     assert "the best configuration has no retrained run: no curve" in find_missing(frame)[0]
-    assert curves(search(*SEARCH, again={0: 0.8, 2: NAN})).empty
-    assert set(curves(search(*SEARCH, again={0: 0.8, 2: 0.7}))["k"]) == {1, 2, 3, 4}
+    assert compute_curves(search(*SEARCH, again={0: 0.8, 2: NAN})).empty
+    assert set(compute_curves(search(*SEARCH, again={0: 0.8, 2: 0.7}))["k"]) == {1, 2, 3, 4}
 
 
 def test_numbers_without_strengths_are_no_order() -> None:
@@ -148,9 +148,9 @@ def test_numbers_without_strengths_are_no_order() -> None:
     learned = {"number": 1, "learning_rate": 0.1, "weight_decay": 0.02, "head_weight_decay": 0.03}
     frame = frame_made(*rows, trial("hypergradient", "retrain", 0.9, 5.0, **learned))
     found = only(frame)
-    assert not found.ordered
-    assert (found.accuracy[0], found.retraining[0]) == (0.9, 5.0)
-    curve = curves(frame).query("cost == 'train'")
+    assert not found.is_sequential
+    assert (found.accuracy[0], found.retraining_seconds[0]) == (0.9, 5.0)
+    curve = compute_curves(frame).query("cost == 'train'")
     assert (curve["k"].tolist(), curve["expected_test_acc"].tolist()) == ([4], [0.9])
     np.testing.assert_allclose(3600 * curve["expected_hours"], [46 + 5])
 
@@ -173,7 +173,11 @@ def test_rungs_of_a_search_add_up() -> None:
         trial("asha", "retrain", 0.5, 10.0, **first),
     ]
     found = only(frame_made(*rows))
-    assert (found.tuning.tolist(), found.number.tolist(), found.accuracy.tolist()) == ([10, 1], [1, 0], [0.6, 0.5])
+    assert (found.tuning_seconds.tolist(), found.number.tolist(), found.accuracy.tolist()) == (
+        [10, 1],
+        [1, 0],
+        [0.6, 0.5],
+    )
     np.testing.assert_allclose(3600 * prefix_curve(found)["expected_hours"], [11, 21])
 
 
@@ -181,8 +185,8 @@ def test_learning_strengths_is_part_of_the_full_cost() -> None:
     """Full cost = training + learning of strengths + evaluation + selection; training steps alone otherwise."""
     more = {"adapt_seconds": 8.0, "evaluate_seconds": 4.0, "select_seconds": 2.0, "test_acc": 0.5}
     frame = frame_made(trial("laplace", "run", 0.0, 1.0, **more))
-    assert only(frame, "full").tuning.tolist() == [15.0]
-    assert only(frame).tuning.tolist() == [1.0]
+    assert only(frame, "full").tuning_seconds.tolist() == [15.0]
+    assert only(frame).tuning_seconds.tolist() == [1.0]
 
 
 @pytest.mark.parametrize("blank", ["", "None", None, "absent"])
@@ -193,8 +197,8 @@ def test_files_without_the_later_columns_mean_their_defaults(blank: str | None) 
     bare = frame.drop(columns=later) if blank == "absent" else frame.assign(**dict.fromkeys(later[1:4], blank))
     if blank != "absent":
         bare = bare.assign(kappa_share=NAN, until=NAN, since=NAN, adapt_seconds=NAN)
-    pd.testing.assert_frame_equal(curves(bare), curves(frame))
-    pd.testing.assert_frame_equal(table3(bare), table3(frame))
+    pd.testing.assert_frame_equal(compute_curves(bare), compute_curves(frame))
+    pd.testing.assert_frame_equal(compute_table3(bare), compute_table3(frame))
 
 
 def test_entries_that_differ_by_a_later_setting_are_apart() -> None:
@@ -202,7 +206,7 @@ def test_entries_that_differ_by_a_later_setting_are_apart() -> None:
     first = {"test_acc": 0.5, "until": 0.5}
     for name, value in {"kappa_share": 0.1, "groups": "layer", "optimizer": "prodigy", "options": '{"a":1}'}.items():
         found = only(frame_made(trial("m", "run", 1.0, 1.0, **first), trial("m", "run", 2.0, 2.0, **{name: value})))
-        assert found.tuning.tolist() == [2.0, 1.0], name
+        assert found.tuning_seconds.tolist() == [2.0, 1.0], name
 
 
 def test_other_methods_are_tested_against_grid_and_de_elbo() -> None:
@@ -210,7 +214,9 @@ def test_other_methods_are_tested_against_grid_and_de_elbo() -> None:
 
     def pairs(*methods: str) -> list[tuple[str, str]]:
         rows = [trial(m, "run", 1.0, 1.0, seed=i, test_acc=0.5 + i / 100) for m in methods for i in range(3)]
-        table = paired_tests(frame_made(*rows)).query("unit == 'split' and measure == 'accuracy'")
+        table = compute_paired_tests(select_results(frame_made(*rows))).query(
+            "unit == 'split' and measure == 'accuracy'"
+        )
         return list(zip(table["method"], table["against"], strict=True))
 
     found = pairs("map-gs", "de-elbo", "elbo", "x", "y")
@@ -240,14 +246,18 @@ def test_what_others_need_beside_training_counts_in_their_pairs() -> None:
     frame = frame_made(*rows)
 
     def times(frame: pd.DataFrame) -> dict[str, tuple[float, str]]:
-        table = paired_tests(frame).query("unit == 'split' and measure == 'time'").set_index("method")
+        table = (
+            compute_paired_tests(select_results(frame))
+            .query("unit == 'split' and measure == 'time'")
+            .set_index("method")
+        )
         return {name: (round(row["median"], 6), row["cost"]) for name, row in table.iterrows()}
 
     assert times(frame) == {"elbo": (1.0, "train"), "laplace": (4.0, "full")}
     kept = ["evaluate_seconds", "select_seconds", "adapt_seconds"]
     frame.loc[(frame["method"] == "laplace") & (frame["seed"] == 1), kept] = NAN
     assert times(frame)["laplace"] == (1.0, "train")
-    assert paired_tests(frame).query("measure == 'accuracy'")["cost"].isna().all()
+    assert compute_paired_tests(select_results(frame)).query("measure == 'accuracy'")["cost"].isna().all()
 
 
 def test_table_3_has_the_full_cost_of_other_methods() -> None:
@@ -264,8 +274,8 @@ def test_parts_that_began_anew_are_told() -> None:
     frame = frame_made(*HALVING).assign(state_handed_over_at_step=[NAN, 0.0, 12.0, NAN, 5.0, NAN])
     (line,) = find_missing(frame)
     assert line == (
-        "1 of 3 later parts of runs were trained from the start, as the part before was lost: those methods' seconds "
-        "are too many (halving)."
+        "1 of 3 later segments were trained from the start, as the checkpoint of the segment before was lost: the "
+        "seconds of these methods are too high (halving)."
     )
     assert find_missing(frame.assign(state_handed_over_at_step=7.0)) == []
 
@@ -282,4 +292,4 @@ def test_a_choice_without_merit_is_told() -> None:
 
 def test_no_records_are_no_configurations() -> None:
     """An empty frame gives nothing, for either cost."""
-    assert [*configurations(to_frame([])), *configurations(to_frame([]), "full")] == []
+    assert [*iterate_configurations(to_frame([])), *iterate_configurations(to_frame([]), "full")] == []

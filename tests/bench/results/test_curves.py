@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 from bench.config.loading import parse_benchmark
-from bench.results.configurations import Configurations, configurations
-from bench.results.curves import curves, exact_curve, sampled_curve, selection
+from bench.results.configurations import Configurations, iterate_configurations
+from bench.results.curves import compute_curves, exact_curve, sampled_curve, selection_probabilities
 from bench.results.frame import to_frame
 from bench.trials.record import TrialRecord
 
@@ -35,13 +35,13 @@ def made(size: int, seed: int = 0) -> Configurations:
 def test_chances_are_ratios_of_binomials(size: int) -> None:
     """P[k-1, i] = C(M-1-i, k-1) / C(M, k), to 12 digits, up to the 240 configurations of PTYL."""
     exact = [[comb(size - 1 - i, k - 1) / comb(size, k) for i in range(size)] for k in range(1, size + 1)]
-    np.testing.assert_allclose(selection(size), exact, rtol=1e-12, atol=1e-300)
+    np.testing.assert_allclose(selection_probabilities(size), exact, rtol=1e-12, atol=1e-300)
 
 
 @pytest.mark.parametrize("size", [1, 7, 240])
 def test_something_is_always_chosen(size: int) -> None:
     """For every k the chances sum to 1."""
-    np.testing.assert_allclose(selection(size).sum(axis=1), 1, rtol=1e-12)
+    np.testing.assert_allclose(selection_probabilities(size).sum(axis=1), 1, rtol=1e-12)
 
 
 def test_curve_is_the_mean_over_all_subsets() -> None:
@@ -52,7 +52,10 @@ def test_curve_is_the_mean_over_all_subsets() -> None:
     for row in curve.itertuples():
         subsets = list(combinations(range(6), int(row.k)))
         accuracy = np.array([found.accuracy[min(subset)] for subset in subsets])
-        hours = [(found.tuning[list(subset)].sum() + found.retraining[min(subset)]) / 3600 for subset in subsets]
+        hours = [
+            (found.tuning_seconds[list(subset)].sum() + found.retraining_seconds[min(subset)]) / 3600
+            for subset in subsets
+        ]
         assert row.expected_test_acc == pytest.approx(accuracy.mean())
         assert row.sd_test_acc == pytest.approx(accuracy.std(), abs=1e-12)
         assert row.expected_hours == pytest.approx(np.mean(hours))
@@ -67,7 +70,7 @@ def assert_within_sampling_error(found: Configurations, subsamples: int = 500) -
     assert sampled["k"].tolist() == exact["k"].tolist()
     error = exact["sd_test_acc"] / np.sqrt(subsamples)
     assert (np.abs(sampled["expected_test_acc"] - exact["expected_test_acc"]) <= 4 * error + 1e-9).all()
-    hours = np.concatenate([found.tuning, found.retraining]).std() * np.sqrt(2 * exact["k"]) / 3600
+    hours = np.concatenate([found.tuning_seconds, found.retraining_seconds]).std() * np.sqrt(2 * exact["k"]) / 3600
     difference = np.abs(sampled["expected_hours"] - exact["expected_hours"])
     assert (difference <= 4 * hours / np.sqrt(subsamples) + 1e-9).all()
 
@@ -90,7 +93,12 @@ def test_exact_is_far_faster_than_sampling() -> None:
     """At least 10,000 times faster than 100 rounds of 500 subsamples of each size 1 to 24, drawn by DataFrame.sample;
     of which a two-thousandth is drawn here."""
     found, draws = made(24), 25
-    columns = {"rank": range(24), "tuning": found.tuning, "again": found.retraining, "accuracy": found.accuracy}
+    columns = {
+        "rank": range(24),
+        "tuning": found.tuning_seconds,
+        "again": found.retraining_seconds,
+        "accuracy": found.accuracy,
+    }
     table = pd.DataFrame(columns)
     since = time.perf_counter()
     for k in range(1, 25):
@@ -132,18 +140,28 @@ def test_only_the_winner_retrained_gives_the_end_alone() -> None:
     """Where only the winner was trained again, the row k = M is all there is."""
     full = made(6)
     unknown = np.array([1.0, NAN, NAN, NAN, NAN, NAN])
-    found = Configurations(full.tuning, full.retraining * unknown, full.accuracy * unknown, full.judged, full.tested)
+    found = Configurations(
+        full.tuning_seconds,
+        full.retraining_seconds * unknown,
+        full.accuracy * unknown,
+        full.selection_rows,
+        full.test_rows,
+    )
     curve = exact_curve(found)
     assert curve["k"].tolist() == [6]
     assert curve["expected_test_acc"].tolist() == [full.accuracy[0]]
-    assert curve["expected_hours"].iloc[0] == pytest.approx((full.tuning.sum() + full.retraining[0]) / 3600)
+    assert curve["expected_hours"].iloc[0] == pytest.approx(
+        (full.tuning_seconds.sum() + full.retraining_seconds[0]) / 3600
+    )
 
 
 def test_a_missing_loser_does_not_matter() -> None:
     """The worst of six can win only alone, so without its retraining the curve begins at k = 2, unchanged."""
     full = made(6)
     holes = np.array([1.0, 1, 1, 1, 1, NAN])
-    found = Configurations(full.tuning, full.retraining, full.accuracy * holes, full.judged, full.tested)
+    found = Configurations(
+        full.tuning_seconds, full.retraining_seconds, full.accuracy * holes, full.selection_rows, full.test_rows
+    )
     curve = exact_curve(found)
     pd.testing.assert_frame_equal(curve, exact_curve(full)[1:].reset_index(drop=True))
 
@@ -154,7 +172,7 @@ def grid(content: dict[str, Any], play: Any, judge: Any) -> pd.DataFrame:
 
 
 def the(frame: pd.DataFrame, method: str, cost: str = "train") -> Configurations:
-    (found,) = [found for cell, found in configurations(frame, cost) if cell["method"] == method]
+    (found,) = [found for cell, found in iterate_configurations(frame, cost) if cell["method"] == method]
     return found
 
 
@@ -173,11 +191,11 @@ def test_a_grid_is_ranked_by_validation_nll(content: dict[str, Any], fake: Fake,
     frame = grid(content, play, judge)
     found = the(frame, "map-gs")
     assert found.accuracy.tolist() == [0.1, 0.2, 0.3, 0.4]
-    assert found.tuning.tolist() == [10, 20, 30, 40]
-    assert found.retraining.tolist() == [100, 200, 300, 400]
+    assert found.tuning_seconds.tolist() == [10, 20, 30, 40]
+    assert found.retraining_seconds.tolist() == [100, 200, 300, 400]
     full = the(frame, "map-gs", "full")
-    assert full.tuning.tolist() == [11, 21, 31, 41]
-    assert full.retraining.tolist() == [102, 202, 302, 402]
+    assert full.tuning_seconds.tolist() == [11, 21, 31, 41]
+    assert full.retraining_seconds.tolist() == [102, 202, 302, 402]
 
 
 def test_an_elbo_is_ranked_by_its_objective(content: dict[str, Any], fake: Fake, play: Any) -> None:
@@ -188,7 +206,7 @@ def test_an_elbo_is_ranked_by_its_objective(content: dict[str, Any], fake: Fake,
 
     found = the(grid(content, play, judge), "de-elbo")
     assert found.accuracy.tolist() == [0.1, 0.01]
-    assert found.retraining.tolist() == [0, 0]
+    assert found.retraining_seconds.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("nll", [NAN, float("inf"), 0.001])
@@ -203,7 +221,7 @@ def test_a_diverged_run_counts_and_ranks_last(nll: float, content: dict[str, Any
 
     found = the(grid(content, play, judge), "map-gs")
     assert len(found) == 4
-    assert found.tuning[-1] == 7.0
+    assert found.tuning_seconds[-1] == 7.0
     assert found.accuracy[-1] == 0.1
     assert len(exact_curve(found)) == 4
 
@@ -219,7 +237,9 @@ def test_table_and_race_break_ties_alike(nll: float, content: dict[str, Any], fa
 
     content["seeds"] = [1, 2, 3, 4, 5, 6]
     frame = to_frame(play(parse_benchmark(content, "x"), judge))
-    ends = [exact_curve(found)["k"].tolist() for cell, found in configurations(frame) if cell["method"] == "map-gs"]
+    ends = [
+        exact_curve(found)["k"].tolist() for cell, found in iterate_configurations(frame) if cell["method"] == "map-gs"
+    ]
     assert ends == [[4]] * 6
 
 
@@ -232,8 +252,8 @@ def test_failed_runs_are_left_out(content: dict[str, Any], fake: Fake, play: Any
     frame = grid(content, play, judge)
     found = the(frame, "map-gs")
     assert len(found) == 2
-    assert frame.loc[found.judged, "weight_decay"].tolist() == [0.01, 0.01]
-    assert frame.loc[found.judged, "train_seconds"].tolist() == found.tuning.tolist()
+    assert frame.loc[found.selection_rows, "weight_decay"].tolist() == [0.01, 0.01]
+    assert frame.loc[found.selection_rows, "train_seconds"].tolist() == found.tuning_seconds.tolist()
 
 
 def test_what_was_judged_and_tested_is_known_by_its_row(content: dict[str, Any], play: Any) -> None:
@@ -242,23 +262,23 @@ def test_what_was_judged_and_tested_is_known_by_its_row(content: dict[str, Any],
     frame = to_frame(play(parse_benchmark(content, "x")))
     frame.index = pd.Index(range(1000, 1000 + 10 * len(frame), 10))
     grid, single = the(frame, "map-gs"), the(frame, "de-elbo")
-    tuned, again = frame.loc[grid.judged], frame.loc[grid.tested[0]]
+    tuned, again = frame.loc[grid.selection_rows], frame.loc[grid.test_rows[0]]
     assert set(tuned["stage"]) == {"tune"}
     assert tuned["val_nll"].is_monotonic_increasing
     assert again["stage"] == "retrain"
     strengths = ["learning_rate", "weight_decay", "head_weight_decay"]
     assert again[strengths].tolist() == tuned[strengths].iloc[0].tolist()
     assert again["test_acc"] == grid.accuracy[0]
-    assert grid.tested[1:].tolist() == [-1, -1, -1]
-    assert single.judged.tolist() == single.tested.tolist()
-    assert frame.loc[single.judged, "objective"].is_monotonic_increasing
+    assert grid.test_rows[1:].tolist() == [-1, -1, -1]
+    assert single.selection_rows.tolist() == single.test_rows.tolist()
+    assert frame.loc[single.selection_rows, "objective"].is_monotonic_increasing
 
 
 def test_sources_are_never_pooled(content: dict[str, Any], play: Any) -> None:
     """The same trials from two storages give each its own curves, those that it would have alone."""
     records = play(parse_benchmark(content, "x"))
-    alone = curves(to_frame(records))
-    both = curves(pd.concat([to_frame(records, "a"), to_frame(records, "b")], ignore_index=True))
+    alone = compute_curves(to_frame(records))
+    both = compute_curves(pd.concat([to_frame(records, "a"), to_frame(records, "b")], ignore_index=True))
     for source in ("a", "b"):
         part = both[both["source"] == source].drop(columns="source").reset_index(drop=True)
         pd.testing.assert_frame_equal(part, alone.drop(columns="source"))
@@ -267,7 +287,7 @@ def test_sources_are_never_pooled(content: dict[str, Any], play: Any) -> None:
 def test_curves_csv_keeps_its_contract(content: dict[str, Any], fake: Fake, play: Any) -> None:
     """curves.csv has the columns of the contract, and one row for each cost, cell, method and k."""
     content["seeds"] = [1, 2]
-    table = curves(grid(content, play, fake))
+    table = compute_curves(grid(content, play, fake))
     contract = ["dataset", "prior", "method", "n", "split_seed", "k"]
     contract += ["expected_hours", "expected_test_acc", "sd_test_acc", "cost"]
     contract += ["q10_test_acc", "q90_test_acc", "backbone", "source"]
@@ -283,6 +303,6 @@ def test_curves_csv_keeps_its_contract(content: dict[str, Any], fake: Fake, play
 
 def test_no_records_give_no_rows() -> None:
     """An empty table of records gives an empty table of curves with the same columns."""
-    table = curves(to_frame([]))
+    table = compute_curves(to_frame([]))
     assert table.empty
     assert {"k", "expected_hours", "cost"} <= set(table.columns)

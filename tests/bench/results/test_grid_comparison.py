@@ -17,7 +17,8 @@ from torch import nn
 
 from bench.results.curves import COLUMNS as CURVE_COLUMNS
 from bench.results.frame import COLUMNS
-from bench.results.grid_comparison import equal_compute, regularization
+from bench.results.grid_comparison import compare_at_equal_compute, compare_regularization
+from bench.results.paper import find_paper_de_elbo
 from deelbo.groups import make_groups
 from deelbo.objectives.elbo import DataEmphasizedELBO
 
@@ -28,15 +29,19 @@ PAPER = {"dataset": "CIFAR-10", "backbone": "resnet50", "n": 50000, "split_seed"
 
 
 def curve(method: str, hours: list[float], accuracy: list[float], first: int = 1, **cell: Any) -> pd.DataFrame:
-    """A curve as `bench.results.curves.curves` gives it, from its numbers."""
+    """A curve as `bench.results.curves.compute_curves` gives it, from its numbers."""
     found = {"k": range(first, first + len(hours)), "expected_hours": hours, "expected_test_acc": accuracy}
     return pd.DataFrame(found).assign(method=method, **(CELL | {"cost": "train"} | cell)).reindex(columns=CURVE_COLUMNS)
 
 
 def meet(*curves: pd.DataFrame, published: Sequence[str] = ()) -> dict[str, Any]:
-    """The one row that comes of these curves."""
-    (row,) = equal_compute(pd.concat(curves, ignore_index=True), published).to_dict("records")
+    """The single row that results from these curves."""
+    (row,) = compare(pd.concat(curves, ignore_index=True), published).to_dict("records")
     return {str(name): value for name, value in row.items()}
+
+
+def compare(curves: pd.DataFrame, published: Sequence[str] = ()) -> pd.DataFrame:
+    return compare_at_equal_compute(curves, find_paper_de_elbo(curves, published))
 
 
 FOUR = curve("map-gs", [1, 2, 3, 4], [0.5, 0.6, 0.7, 0.8])
@@ -129,7 +134,7 @@ def test_the_papers_numbers_stand_in() -> None:
 )
 def test_the_papers_numbers_stand_in_nowhere_else(other: dict[str, Any]) -> None:
     """Not where the paper prints accuracy alone, nor for a cost that it does not measure, nor beside runs of others."""
-    assert equal_compute(curve("map-gs", [1, 2], [0.5, 0.6], **(PAPER | other)), ["theirs"]).empty
+    assert compare(curve("map-gs", [1, 2], [0.5, 0.6], **(PAPER | other)), ["theirs"]).empty
 
 
 def test_a_run_is_preferred_to_the_paper() -> None:
@@ -142,9 +147,9 @@ def test_a_run_is_preferred_to_the_paper() -> None:
 def test_only_the_same_cell_is_compared(other: dict[str, Any]) -> None:
     """A DE ELBo of another cell, source or cost gives no row; so does a DE ELBo without a grid, or an ELBo with one."""
     ours = curve("de-elbo", [1], [0.9], **other)
-    assert equal_compute(pd.concat([FOUR, ours], ignore_index=True)).empty
-    assert equal_compute(ours).empty
-    assert equal_compute(pd.concat([FOUR, curve("elbo", [1], [0.9])], ignore_index=True)).empty
+    assert compare(pd.concat([FOUR, ours], ignore_index=True)).empty
+    assert compare(ours).empty
+    assert compare(pd.concat([FOUR, curve("elbo", [1], [0.9])], ignore_index=True)).empty
 
 
 def test_every_cell_has_its_own_row() -> None:
@@ -158,7 +163,7 @@ def test_every_cell_has_its_own_row() -> None:
     parts = []
     for i, cell in enumerate(cells):
         parts += [curve("map-gs", [1 + i, 2 + i], [0.1, 0.9], **cell), curve("de-elbo", [1.5 + i], [0.5], **cell)]
-    table = equal_compute(pd.concat(parts[::-1], ignore_index=True))
+    table = compare(pd.concat(parts[::-1], ignore_index=True))
     assert table[["prior", "source", "cost"]].to_dict("records") == cells
     assert table["de_elbo_hours"].tolist() == [1.5 + i for i in range(8)]
     assert table["grid_hours"].tolist() == [2 + i for i in range(8)]
@@ -200,7 +205,7 @@ def test_what_was_learned(prior: str, kappa: float | None) -> None:
     """lambda* = sigma^2 + |d|^2 / D_w, tau* = sigma^2 + |v|^2 / D_v, alpha = 1/(D lambda*) and beta = 1/(D tau*); with
     another kappa than D/N, 1/(kappa N lambda*) and 1/(kappa N tau*)."""
     objective, net = learned(prior, kappa)
-    (row,) = regularization(results(single(objective, 1.0))).to_dict("records")
+    (row,) = compare_regularization(results(single(objective, 1.0))).to_dict("records")
     numbers = np.concatenate([weights.detach().numpy().ravel() for weights in net.parameters()])
     start = objective.groups[0].prior.mean.numpy()
     scales = [0.05**2 + np.mean((numbers[:16] - start) ** 2), 0.05**2 + np.mean(numbers[16:] ** 2)]
@@ -219,7 +224,7 @@ def test_what_the_grid_chose() -> None:
         tune(0.3, 0.1, weight_decay=0.7, head_weight_decay=0.8, status="diverged"),
         tune(0.2, 0.1, weight_decay=0.5, head_weight_decay=0.6, stage="retrain"),
     ]
-    (row,) = regularization(results(*rows)).to_dict("records")
+    (row,) = compare_regularization(results(*rows)).to_dict("records")
     assert [row[f"grid_{name}"] for name in ("alpha", "beta", "rate")] == [0.5, 0.6, 0.2]
     assert math.isnan(row["grid_lambda"])
     assert all(math.isnan(row[f"learned_{name}"]) for name in ("alpha", "beta", "lambda", "tau", "sigma", "rate"))
@@ -228,13 +233,13 @@ def test_what_the_grid_chose() -> None:
 def test_a_failed_run_is_no_choice() -> None:
     """A run that failed is passed over, whatever was kept of it."""
     rows = [tune(0.1, 0.5, weight_decay=0.7, status="failed"), tune(0.2, 1.0, weight_decay=0.5)]
-    assert regularization(results(*rows))["grid_alpha"].tolist() == [0.5]
+    assert compare_regularization(results(*rows))["grid_alpha"].tolist() == [0.5]
 
 
 def test_lambda_is_a_weight_decay() -> None:
     """PTYL's grid has lambda in place of alpha: alpha = 1/(N lambda) = 1/(200 x 0.5)."""
     row = tune(0.1, 1.0, prior="ptyl", prior_scale=0.5, head_weight_decay=0.6)
-    (found,) = regularization(results(row)).to_dict("records")
+    (found,) = compare_regularization(results(row)).to_dict("records")
     assert [found[f"grid_{name}"] for name in ("alpha", "lambda", "beta")] == [pytest.approx(0.01), 0.5, 0.6]
 
 
@@ -243,13 +248,13 @@ def test_the_run_with_the_least_objective_is_shown() -> None:
     objectives = [learned(seed=seed)[0] for seed in range(3)]
     rows = [single(one, value, test_acc=value) for one, value in zip(objectives, (3.0, 1.0, 2.0), strict=True)]
     rows.append(single(learned(seed=3)[0], 0.0, status="diverged"))
-    (row,) = regularization(results(*rows)).to_dict("records")
+    (row,) = compare_regularization(results(*rows)).to_dict("records")
     assert row["learned_lambda"] == objectives[1].scales()["backbone"]
 
 
 def test_a_diverged_run_has_learned_nothing() -> None:
     """Where every run diverged, what the first was left with is no regularization."""
-    (row,) = regularization(results(single(learned()[0], 1.0, status="diverged"))).to_dict("records")
+    (row,) = compare_regularization(results(single(learned()[0], 1.0, status="diverged"))).to_dict("records")
     assert all(math.isnan(row[f"learned_{name}"]) for name in ("alpha", "beta", "lambda", "tau", "sigma"))
 
 
@@ -262,7 +267,7 @@ def test_both_stand_in_one_row() -> None:
         single(objective, 1.0, seed=2),
         single(objective, 1.0, n=300),
     ]
-    table = regularization(results(*rows, single(objective, 1.0, method="elbo", n=400)))
+    table = compare_regularization(results(*rows, single(objective, 1.0, method="elbo", n=400)))
     assert table["n"].tolist() == [200, 200, 200, 300]
     assert list(zip(table["split_seed"], table["source"], strict=True)) == [(1, ""), (2, ""), (1, "s"), (1, "")]
     assert table["grid_alpha"].notna().tolist() == [True, False, True, False]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata, wilcoxon
 
 from bench.results.frame import COLUMNS
-from bench.results.paired_tests import chosen, paired_tests
+from bench.results.paired_tests import compute_paired_tests, select_results
 
 pytestmark = pytest.mark.filterwarnings("error")
 ROW: dict[str, Any] = {"source": "", "backbone": "b", "prior": "l2-sp", "n": 100, "seed": 1, "status": "completed"}
@@ -39,7 +39,7 @@ def timed(method: str, seconds: Sequence[float]) -> list[dict[str, Any]]:
 
 def rows(frame: pd.DataFrame, **where: Any) -> list[dict[str, Any]]:
     """The rows of the paired tests with those values; over splits, of accuracy, for all priors unless said."""
-    table = paired_tests(frame)
+    table = compute_paired_tests(select_results(frame))
     for name, value in ({"unit": "split", "measure": "accuracy", "prior": "all"} | where).items():
         table = table[table[name] == value]
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
@@ -65,10 +65,10 @@ def test_what_was_chosen() -> None:
     again = grid | {"stage": "retrain", "learning_rate": 0.2, "test_acc": 0.7, "train_seconds": 40.0}
     ours = [run | {"objective": value} for run, value in zip(runs("elbo", [0.8, 0.6]), (2.0, 1.0), strict=True)]
     ours = [run | {"dataset": "d"} for run in ours]
-    table = chosen(results(*found, again, *ours))
+    table = select_results(results(*found, again, *ours))
     numbers = table[["method", "test_acc", "total_seconds"]].to_numpy().tolist()
     assert numbers == [["elbo", 0.6, 2], ["map-gs", 0.7, 70]]
-    assert chosen(results(*found, *ours))["method"].tolist() == ["elbo"]  # not trained again: no result
+    assert select_results(results(*found, *ours))["method"].tolist() == ["elbo"]  # not trained again: no result
 
 
 @pytest.mark.parametrize("cells", [2, 5, 9, 20, 60])
@@ -129,7 +129,7 @@ def test_holms_correction_counts_the_tests_that_there_are() -> None:
         *[row for method in ("map-gs", "de-elbo") for row in runs(method, random.uniform(0, 1, 7), prior="ptyl")],
         *runs("elbo", [0.5], prior="ptyl"),
     )
-    table = paired_tests(frame)
+    table = compute_paired_tests(select_results(frame))
     assert set(table["prior"]) == {"all", "l2-sp", "ptyl"}
     assert len(table) == 2 * 2 * 3 * 3
     assert table["p"].isna().sum() == 2 * 2 * 2
@@ -237,5 +237,5 @@ def test_there_are_two_sides(points: list[tuple[int, int]]) -> None:
 def test_no_results_are_no_rows() -> None:
     """No results, or those of one method, give an empty table with its columns."""
     for frame in (results(*runs("elbo", [0.5])).iloc[:0], results(*runs("elbo", [0.5, 0.6]))):
-        assert paired_tests(frame).empty
-        assert {"p", "p_holm", "median"} <= set(paired_tests(frame).columns)
+        assert compute_paired_tests(select_results(frame)).empty
+        assert {"p", "p_holm", "median"} <= set(compute_paired_tests(select_results(frame)).columns)

@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench.results.curves import curves
+from bench.results.curves import compute_curves
 from bench.results.frame import COLUMNS
 from bench.results.paper import TABLE2, TABLE3
 from bench.results.published import read_published
-from bench.results.tables import table2, table3
+from bench.results.tables import compute_table2, compute_table3
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "published"
 here = pytest.mark.skipif(not SHARED.is_dir(), reason="the published files are not here")
@@ -70,7 +70,7 @@ def test_later_names_are_read(tmp_path: Path, column: str, name: str, strengths:
     assert problems == []
     assert frame[["weight_decay", "head_weight_decay"]].to_numpy().tolist() == [strengths, strengths]
     assert frame[["prior", "dataset", "source"]].iloc[0].tolist() == ["l2-sp", "Flowers", "later"]
-    assert len(curves(frame)) == 1
+    assert len(compute_curves(frame)) == 1
 
 
 @pytest.mark.parametrize("nll", [float("nan"), float("inf")])
@@ -86,8 +86,8 @@ def test_placeholders_are_left_out_and_diverged_runs_kept(tmp_path: Path, nll: f
 def test_the_full_cost_is_not_made_up(tmp_path: Path) -> None:
     """The files hold training seconds alone: there is no curve and no total of the full cost."""
     frame, *_ = read_published(*files(tmp_path, [rows(L2SP, "val")], [rows(L2SP, "test")]))
-    assert set(curves(frame)["cost"]) == {"train"}
-    assert table2(frame)["total_seconds_full"].isna().all()
+    assert set(compute_curves(frame)["cost"]) == {"train"}
+    assert compute_table2(frame)["total_seconds_full"].isna().all()
 
 
 SPOILT = {
@@ -97,9 +97,9 @@ SPOILT = {
     "PTYL without its lambda": (rows(L2SP, "val", "ptyl"), "cannot be read"),
     "prior": (rows(L2SP, "val", "l1"), "expected a prior of l2-zero, l2-sp, ptyl"),
     "no prior": (rows(L2SP, "val", prior=None), "expected a prior"),
-    "another prior": (rows(L2SP, "val", "l2-zero"), "says another prior, n or random_state than the columns"),
-    "another n": (rows(L2SP, "val", n=740), "says another prior, n or random_state than the columns"),
-    "another seed": (rows(L2SP, "val", random_state=1), "says another prior, n or random_state than the columns"),
+    "another prior": (rows(L2SP, "val", "l2-zero"), "has another prior, n or random_state than the columns"),
+    "another n": (rows(L2SP, "val", n=740), "has another prior, n or random_state than the columns"),
+    "another seed": (rows(L2SP, "val", random_state=1), "has another prior, n or random_state than the columns"),
     "word for a runtime": (rows(L2SP, "val", runtime="soon"), "has a number that cannot be read"),
     "word for an NLL": (rows(L2SP, "val", val_nll="low"), "has a number that cannot be read"),
     "negative runtime": (rows(L2SP, "val", runtime=-1.0), "has a runtime that is not above 0"),
@@ -170,9 +170,9 @@ def test_a_run_without_its_name_is_not_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize("column", ["n", "random_state"])
 @pytest.mark.parametrize("value", ["many", 370.5, -1, None, "inf", 1e20])
 def test_a_cell_that_is_none_is_refused(tmp_path: Path, column: str, value: Any) -> None:
-    """A run whose n or seed is no whole number belongs nowhere: the file is refused by name, with what stands there."""
+    """A run whose n or seed is not an integer belongs to no cell: the file is refused by name, with the value."""
     pair = files(tmp_path, [rows(L2SP, "val"), rows(OTHER, "val", **{column: value})], [rows(L2SP, "test")])
-    with pytest.raises(ValueError, match=rf"tuned_Pet\.csv: {column} = .* is no whole number .*: mend the file"):
+    with pytest.raises(ValueError, match=rf"tuned_Pet\.csv: {column} = .* is not an integer .*: correct the file"):
         read_published(*pair)
 
 
@@ -215,7 +215,7 @@ def read(name: str) -> pd.DataFrame:
 def test_table_2_of_the_paper() -> None:
     """From the published files, L2-SP and PTYL at N = 50000, seed 1001, are the paper's table 2 to the second."""
     frame = read("CIFAR-10")
-    table = table2(frame).set_index(["prior", "n", "split_seed"])
+    table = compute_table2(frame).set_index(["prior", "n", "split_seed"])
     assert len(frame) == 1299
     l2sp, ptyl = table.loc[("l2-sp", 50000, 1001)], table.loc[("ptyl", 50000, 1001)]
     assert (round(l2sp["mean_run_seconds"]), int(l2sp["total_seconds"])) == (39 * 60 + 11, 16 * 3600 + 15 * 60 + 55)
@@ -239,7 +239,7 @@ def test_pets_tables_are_those_of_the_csv_files(n: int) -> None:
         expected[seed] = [grid["runtime"].mean(), 24, grid["runtime"].sum() + again["runtime"]]
         accuracies.append(100 * again["test_acc"])
     frame = read("Oxford-IIIT_Pet")
-    second, third = (table[table["n"] == n] for table in (table2(frame), table3(frame)))
+    second, third = (table[table["n"] == n] for table in (compute_table2(frame), compute_table3(frame)))
     found = second.set_index("split_seed")[["mean_run_seconds", "num_runs", "total_seconds"]]
     assert set(found.index) == set(expected) == {1001, 2001, 3001}
     for seed, numbers in expected.items():
@@ -309,7 +309,7 @@ def test_a_retrained_run_betrays_a_missing_one(tmp_path: Path) -> None:
     frame, problems, _ = read_published(*pair)
     assert cells(frame) == {("l2-sp", 370, 2001, "tune")}
     (problem,) = problems
-    assert "1 retrained run without a tuning run" in problem
+    assert "no tuning run for 1 retrained run, so that the grid is incomplete" in problem
     assert problem.endswith("left out: l2-sp, N = 370, seed 1001")
 
 
@@ -331,6 +331,6 @@ def test_an_accuracy_is_a_share(tmp_path: Path, accuracy: float) -> None:
 def test_a_huge_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file larger than any such table is refused before it fills the memory."""
     pair = files(tmp_path, [rows(L2SP, "val")], [rows(L2SP, "test")])
-    monkeypatch.setattr("bench.results.published.LARGEST_FILE", 50)
+    monkeypatch.setattr("bench.results.published.MAX_FILE_BYTES", 50)
     with pytest.raises(ValueError, match=r"tuned_Pet\.csv cannot be read .*at most 50 are read"):
         read_published(*pair)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy.stats import friedmanchisquare
 
-from bench.results.ranking import rank_pairs, ranking
+from bench.results.ranking import compute_rank_pairs, compute_ranking
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -30,7 +30,7 @@ def results(table: dict[str, list[float | None]], seeds: int = 1, **more: Any) -
 
 def test_mean_ranks_by_hand() -> None:
     """1 is the most accurate, ties are averaged, also those that differ in the last bit alone."""
-    table = ranking(results({"a": [0.9, 0.3, 0.1 + 0.2], "b": [0.8, 0.3, 0.3], "c": [0.7, 0.9, 0.2]}), draws=50)
+    table = compute_ranking(results({"a": [0.9, 0.3, 0.1 + 0.2], "b": [0.8, 0.3, 0.3], "c": [0.7, 0.9, 0.2]}), draws=50)
     assert table.set_index("method")["mean_rank"].to_dict() == {
         "a": pytest.approx((1 + 2.5 + 1.5) / 3),
         "b": pytest.approx((2 + 2.5 + 1.5) / 3),
@@ -50,7 +50,7 @@ def test_the_bootstrap_draws_problems_with_their_splits() -> None:
     values = np.array(list(table.values())).T
     ranks = (-values).argsort(axis=1).argsort(axis=1) + 1.0
     means = np.array([np.concatenate([ranks[2 * i : 2 * i + 2] for i in drawn]).mean(axis=0) for drawn in DRAWS])
-    found = ranking(results(table, seeds=2)).set_index("method")
+    found = compute_ranking(results(table, seeds=2)).set_index("method")
     first = means == means.min(axis=1, keepdims=True)
     np.testing.assert_allclose(found["p_first"], (first / first.sum(axis=1, keepdims=True)).mean(axis=0), atol=0.02)
     assert found["p_first"].sum() == pytest.approx(1)
@@ -60,7 +60,7 @@ def test_the_bootstrap_draws_problems_with_their_splits() -> None:
         assert round(found.loc[method, "rank_high"], 9) in values_of
         assert (means[:, i] < found.loc[method, "rank_low"] - 1e-9).mean() <= 0.04
         assert (means[:, i] > found.loc[method, "rank_high"] + 1e-9).mean() <= 0.04
-    pairs = rank_pairs(results(table, seeds=2)).set_index(["method", "against"])["p_better"]
+    pairs = compute_rank_pairs(results(table, seeds=2)).set_index(["method", "against"])["p_better"]
     for (i, one), (j, other) in product(enumerate(table), repeat=2):
         if i != j:
             expected = np.mean((means[:, i] < means[:, j]) + 0.5 * (means[:, i] == means[:, j]))
@@ -74,7 +74,7 @@ DRAWS = [*product(range(3), repeat=3)]
 def test_splits_of_one_problem_are_not_evidence() -> None:
     """Twenty splits of one problem leave no draw but that one: the interval is a point, whatever its cells say."""
     random = np.random.default_rng(0)
-    table = ranking(results({"a": list(random.random(20)), "b": list(random.random(20))}, seeds=20))
+    table = compute_ranking(results({"a": list(random.random(20)), "b": list(random.random(20))}, seeds=20))
     assert (table["rank_low"] == table["rank_high"]).all()
     assert set(table["problems"]) == {1}
     assert table["friedman_p"].isna().all()
@@ -86,16 +86,18 @@ def test_friedman_is_scipys_over_means_of_splits() -> None:
     random = np.random.default_rng(1)
     table: dict[str, list[float | None]] = {name: list(random.random(10)) for name in "abcd"}
     means = [np.reshape(values, (5, 2)).mean(axis=1) for values in table.values()]
-    assert ranking(results(table, seeds=2))["friedman_p"].iloc[0] == pytest.approx(friedmanchisquare(*means).pvalue)
-    assert ranking(results({"a": [0.1, 0.2], "b": [0.3, 0.4]}))["friedman_p"].isna().all()
-    assert ranking(results({name: [0.5, 0.5] for name in "abc"}))["friedman_p"].isna().all()
+    assert compute_ranking(results(table, seeds=2))["friedman_p"].iloc[0] == pytest.approx(
+        friedmanchisquare(*means).pvalue
+    )
+    assert compute_ranking(results({"a": [0.1, 0.2], "b": [0.3, 0.4]}))["friedman_p"].isna().all()
+    assert compute_ranking(results({name: [0.5, 0.5] for name in "abc"}))["friedman_p"].isna().all()
 
 
 def test_the_better_everywhere_is_sure() -> None:
     """Who is better in every cell is first in every draw; two that are equal everywhere are as likely."""
     table = results({"a": [0.9] * 4, "b": [0.5] * 4, "c": [0.5] * 4})
-    assert ranking(table)["p_first"].tolist() == [1, 0, 0]
-    pairs = rank_pairs(table).set_index(["method", "against"])["p_better"]
+    assert compute_ranking(table)["p_first"].tolist() == [1, 0, 0]
+    pairs = compute_rank_pairs(table).set_index(["method", "against"])["p_better"]
     assert (pairs["a", "b"], pairs["b", "a"], pairs["b", "c"]) == (1, 0, 0.5)
 
 
@@ -103,20 +105,20 @@ def test_who_lacks_cells_is_ranked_in_a_line_of_its_own() -> None:
     """Over all cells only those rank that have all, the others are left out by name; then all over the cells that they
     share; who shares none is left out of that too."""
     table = results({"a": [0.9, 0.8, 0.7], "b": [0.8, 0.9, 0.6], "c": [None, 0.95, 0.9]})
-    found = ranking(table)
+    found = compute_ranking(table)
     groups = {over: group.set_index("method") for over, group in found.groupby("over")}
     assert groups["all cells"].index.tolist() == ["a", "b"]
     assert set(groups["all cells"]["left_out"]) == {"c"}
     assert groups["shared cells"]["mean_rank"].to_dict() == {"a": 2.5, "b": 2.5, "c": 1.0}
     assert set(groups["shared cells"]["cells"]) == {2}
-    apart = ranking(results({"a": [0.9, None], "b": [None, 0.9]}))
+    apart = compute_ranking(results({"a": [0.9, None], "b": [None, 0.9]}))
     assert apart.empty
 
 
 def test_priors_are_ranked_apart_too() -> None:
     """All together, then each; a method that another prior does not have ranks among those of its own."""
     both = [results({"a": [0.9, 0.8], "b": [0.7, 0.6]}), results({"a": [0.1], "b": [0.2], "c": [0.3]}, prior="ptyl")]
-    found = ranking(pd.concat(both)).set_index(["prior", "over", "method"])["mean_rank"]
+    found = compute_ranking(pd.concat(both)).set_index(["prior", "over", "method"])["mean_rank"]
     assert found["l2-sp", "all cells"].to_dict() == {"a": 1, "b": 2}
     assert found["ptyl", "all cells"].to_dict() == {"a": 3, "b": 2, "c": 1}
     assert found["all", "all cells"].to_dict() == {"a": pytest.approx(4 / 3), "b": pytest.approx(5 / 3)}
@@ -126,9 +128,9 @@ def test_priors_are_ranked_apart_too() -> None:
 def test_sources_and_seeds() -> None:
     """Sources are ranked apart; the same seed gives the same draws."""
     both = pd.concat([results({"a": [0.9, 0.1], "b": [0.5, 0.5]}, source=source) for source in ("x", "y")])
-    found = ranking(both, draws=100)
+    found = compute_ranking(both, draws=100)
     x, y = (found[found["source"] == source].drop(columns="source").reset_index(drop=True) for source in ("x", "y"))
     pd.testing.assert_frame_equal(x, y)
-    pd.testing.assert_frame_equal(found, ranking(both, draws=100))
-    assert ranking(both.iloc[:0]).empty
-    assert rank_pairs(both.iloc[:0]).empty
+    pd.testing.assert_frame_equal(found, compute_ranking(both, draws=100))
+    assert compute_ranking(both.iloc[:0]).empty
+    assert compute_rank_pairs(both.iloc[:0]).empty

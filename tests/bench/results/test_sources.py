@@ -15,8 +15,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from bench.config.benchmark import Benchmark
 from bench.config.loading import parse_benchmark
 from bench.exceptions import RecordError
-from bench.results.configurations import configurations
-from bench.results.sources import from_published, from_storage, gather, labels
+from bench.results.configurations import iterate_configurations
+from bench.results.sources import label_sources, load_published, load_results, load_storage
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 
@@ -44,7 +44,7 @@ LABELS = [
 @pytest.mark.parametrize(("storages", "expected"), LABELS)
 def test_labels_are_short_and_unique(storages: list[str], expected: list[str]) -> None:
     """A label is as much of the end of a path as tells all apart."""
-    assert labels(storages) == expected
+    assert label_sources(storages) == expected
 
 
 def test_a_storage_twice_is_refused(storage: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,30 +52,30 @@ def test_a_storage_twice_is_refused(storage: RecordStore, monkeypatch: pytest.Mo
     monkeypatch.chdir(Path(storage.path()).parent)
     for again in (storage.url, storage.url + "/", "storage", "./storage"):
         with pytest.raises(ValueError, match="a storage is given twice"):
-            gather([storage.url, again], [])
+            load_results([storage.url, again], [])
 
 
 def test_two_storages_side_by_side(storage: RecordStore, other: RecordStore) -> None:
     """Each has its label in the column source, and its runs are those that it has alone."""
-    both, left_out = gather([storage.url, other.url], [])
+    both, left_out = load_results([storage.url, other.url], [])
     assert left_out == []
     assert [one.label for one in both] == ["storage", "other"]
     for one in both:
         assert one.frame["source"].eq(one.label).all()
         assert one.left_out == []
         assert len(one.frame) == 9
-    (alone,), _ = gather([storage.url], [])
+    (alone,), _ = load_results([storage.url], [])
     assert (alone.label, alone.title) == ("", "tiny")
     assert alone.frame["source"].eq("").all()
 
 
 def test_a_storage_and_published_files(storage: RecordStore, publish: Publish) -> None:
     """The authors' results are a source of their own beside a storage; alone they need no label."""
-    (ours, theirs), _ = gather([storage.url], [publish()])
+    (ours, theirs), _ = load_results([storage.url], [publish()])
     assert (ours.label, theirs.label) == ("storage", "published")
     assert (ours.published, theirs.published) == (False, True)
     assert set(theirs.frame["source"]) == {"published"}
-    (alone,), _ = gather([], [publish()])
+    (alone,), _ = load_results([], [publish()])
     assert (alone.label, alone.title) == ("", "published results")
     assert set(alone.frame["source"]) == {""}
 
@@ -83,7 +83,7 @@ def test_a_storage_and_published_files(storage: RecordStore, publish: Publish) -
 def test_a_storage_may_be_called_published(storage: RecordStore, publish: Publish) -> None:
     """A folder of that name beside the authors' files is told apart from them."""
     folder = Path(storage.path()).rename(Path(storage.path()).with_name("published"))
-    (ours, theirs), _ = gather([str(folder)], [publish()])
+    (ours, theirs), _ = load_results([str(folder)], [publish()])
     assert ours.label != theirs.label
 
 
@@ -118,7 +118,7 @@ fsspec.register_implementation("unheard", "no_such_module.Unheard", clobber=True
 def test_the_good_are_reported_without_the_bad(storage: RecordStore, bad: str, words: str) -> None:
     """A storage that is not there, or cannot be reached, is left out and named, and the other is reported."""
     for order in ([bad, storage.url], [storage.url, bad]):
-        (good,), left_out = gather(order, [])
+        (good,), left_out = load_results(order, [])
         assert (len(good.frame), good.left_out) == (9, [])
         assert [words in line for line in left_out] == [True]
         assert len(left_out[0].splitlines()) == 1
@@ -129,11 +129,11 @@ def test_bad_files_beside_a_good_storage(storage: RecordStore, publish: Publish,
     round."""
     (tmp_path / "ragged.csv").write_text("a,b\n1,2,3\n1,2,3,4\n")
     for missing in ("missing.csv", "ragged.csv"):
-        (good,), left_out = gather([storage.url], [(tmp_path / missing, tmp_path / missing)])
+        (good,), left_out = load_results([storage.url], [(tmp_path / missing, tmp_path / missing)])
         assert len(good.frame) == 9
         assert [missing in line for line in left_out] == [True]
         assert len(left_out[0].splitlines()) == 1
-    (good,), left_out = gather(["nowhere"], [publish()])
+    (good,), left_out = load_results(["nowhere"], [publish()])
     assert len(good.frame) == 8
     assert ["nowhere holds no benchmark" in line for line in left_out] == [True]
 
@@ -141,25 +141,25 @@ def test_bad_files_beside_a_good_storage(storage: RecordStore, publish: Publish,
 def test_nothing_good_is_refused(tmp_path: Path) -> None:
     """Where nothing can be read the first problem is the error."""
     with pytest.raises(ValueError, match="first holds no benchmark"):
-        gather([str(tmp_path / "first"), str(tmp_path / "second")], [(tmp_path / "a.csv", tmp_path / "b.csv")])
+        load_results([str(tmp_path / "first"), str(tmp_path / "second")], [(tmp_path / "a.csv", tmp_path / "b.csv")])
 
 
 def test_pairs_of_several_datasets(publish: Publish, tmp_path: Path) -> None:
     """A pair for each dataset makes one source; a bad pair, or a second one of a dataset, is left out and named."""
     good, pet, bad = publish("CIFAR-10"), publish("Pet", cells=[(370, 1)]), (tmp_path / "x.csv", tmp_path / "y.csv")
-    found = from_published([good, bad, pet, good])
+    found = load_published([good, bad, pet, good])
     assert set(found.frame["dataset"]) == {"CIFAR-10", "Pet"}
     assert len(found.frame) == 16
     missing, twice = found.left_out
     assert "x.csv" in missing
-    assert "another pair of files for CIFAR-10" in twice
+    assert "another pair of files is of CIFAR-10" in twice
     with pytest.raises(ValueError, match=r"x\.csv"):
-        from_published([bad])
+        load_published([bad])
 
 
 def test_rows_that_cannot_be_used_are_named(publish: Publish) -> None:
     """A cell that a bad row takes out of the published files is named, and the other cells are there."""
-    found = from_published([publish(cells=[(100, 1), (100, 2)], runtime=-1.0)])
+    found = load_published([publish(cells=[(100, 1), (100, 2)], runtime=-1.0)])
     assert set(found.frame["seed"]) == {2}
     assert ["left out: l2-sp, N = 100, seed 1" in line for line in found.left_out] == [True]
 
@@ -169,9 +169,9 @@ def test_a_damaged_record_is_left_out(storage: RecordStore, tiny: Benchmark) -> 
     record = next(record for record in storage.records() if record.spec.stage == "tune")
     path = Path(storage.path("records", f"{record.key}.json"))
     path.write_text("{")
-    found = from_storage(storage)
+    found = load_storage(storage)
     assert [str(path) in line and "damaged" in line for line in found.left_out] == [True]
-    assert {cell["method"] for cell, _ in configurations(found.frame)} == {"de-elbo", "elbo"}
+    assert {cell["method"] for cell, _ in iterate_configurations(found.frame)} == {"de-elbo", "elbo"}
     assert "map-gs mnist-digits digits-resnet l2-sp N = 100 seed 1001" in found.notes[0]
 
 
@@ -180,7 +180,7 @@ def test_a_storage_of_damaged_records_says_so(storage: RecordStore) -> None:
     for path in Path(storage.path("records")).iterdir():
         path.write_text("{")
     with pytest.raises(RecordError, match="is damaged"):
-        from_storage(storage)
+        load_storage(storage)
 
 
 @pytest.mark.parametrize("damage", ["[1]", "{"])
@@ -188,7 +188,7 @@ def test_a_damaged_account_costs_no_trial(storage: RecordStore, damage: str) -> 
     """An account of a call that cannot be read is left out and named: no trial is lost with it."""
     storage.write_run("20250101", {"account": "x"})
     Path(storage.path("runs", "20250101.json")).write_text(damage)
-    found = from_storage(storage)
+    found = load_storage(storage)
     assert len(found.frame) == 9
     assert ["20250101.json is damaged" in line for line in found.left_out] == [True]
 
@@ -196,28 +196,28 @@ def test_a_damaged_account_costs_no_trial(storage: RecordStore, damage: str) -> 
 def test_nothing_to_report_is_refused(tiny: Benchmark, fake: Fake, play: Any, fill: Any, tmp_path: Path) -> None:
     """A storage without a benchmark, without records, with failed ones alone, or half a grid, is refused with why."""
     with pytest.raises(RecordError, match="holds no benchmark"):
-        from_storage(RecordStore(str(tmp_path / "a")))
+        load_storage(RecordStore(str(tmp_path / "a")))
     failed = play(tiny, lambda spec: fake(spec, "failed"))
     half = [record for record in play(tiny) if record.spec.stage == "tune"]
     for name, records, counts in (("b", [], "0 trials"), ("c", failed, "8 of them failed"), ("d", half, "4 trials")):
         store = fill(RecordStore(str(tmp_path / name)), tiny, records)
         with pytest.raises(RecordError, match=f"no method can be reported yet .*{counts}"):
-            from_storage(store)
+            load_storage(store)
 
 
 def test_only_the_winner_retrained_is_said(storage: RecordStore, publish: Publish) -> None:
     """Where the best alone was trained again, or not even that, or some, the notes say what is missing, and where."""
-    (note,) = from_storage(storage).notes
-    assert "MAP + GS, L2-SP: only the best configuration was trained again" in note
+    (note,) = load_storage(storage).notes
+    assert "MAP + GS, L2-SP: only the best configuration was retrained" in note
     assert note.endswith("(N = 100 seed 1001).")
     cells = [(100, 1), (5000, 2)]
-    words = ["the best configuration has no retrained run", "only the best configuration was trained again"]
-    words += ["2 of 4 configurations were trained again"]
+    words = ["the best configuration has no retrained run", "only the best configuration was retrained"]
+    words += ["2 of 4 configurations were retrained"]
     for retrained, expected in enumerate(words):
-        _, note = from_published([publish(cells=cells, retrained=retrained)]).notes
+        _, note = load_published([publish(cells=cells, retrained=retrained)]).notes
         assert expected in note
         assert note.endswith("(N = 100 seed 1; N = 5,000 seed 2).")
-    (about,) = from_published([publish(cells=cells)]).notes
+    (about,) = load_published([publish(cells=cells)]).notes
     assert "no runs of the DE ELBo" in about
 
 
@@ -230,7 +230,7 @@ def test_what_went_wrong_is_said(
     def judge(spec: Any) -> TrialRecord:
         return fake(spec, status if spec.stage == "tune" and spec.learning_rate == 0.1 else "completed")
 
-    found = from_storage(fill(RecordStore(str(tmp_path / "s")), tiny, play(tiny, judge)))
+    found = load_storage(fill(RecordStore(str(tmp_path / "s")), tiny, play(tiny, judge)))
     lost = ["failed: " in line and line.count("out of luck") == 1 for line in found.left_out]
     assert lost == [True, True] * (status == "failed")
     notes = found.notes
@@ -243,7 +243,7 @@ def test_what_went_wrong_is_said(
 def test_an_unfinished_grid_is_said(tiny: Benchmark, play: Any, fill: Any, tmp_path: Path) -> None:
     """A grid whose best was not trained again yet is not shown, and named with how much is left."""
     records = [record for record in play(tiny) if record.spec.stage != "retrain"]
-    found = from_storage(fill(RecordStore(str(tmp_path / "s")), tiny, records))
+    found = load_storage(fill(RecordStore(str(tmp_path / "s")), tiny, records))
     assert set(found.frame["method"]) == {"de-elbo", "elbo"}
     where = "mnist-digits digits-resnet l2-sp N = 100 seed 1001"
     assert found.notes == [f"Unfinished, 1 trials left, and not shown: map-gs {where}."]
@@ -253,7 +253,7 @@ def test_a_whole_benchmark_needs_no_notes(content: dict[str, Any], play: Any, fi
     """Where everything ran and was trained again there is nothing to say."""
     content["methods"]["map-gs"]["retrain"] = "all"
     benchmark = parse_benchmark(content, "x")
-    found = from_storage(fill(RecordStore(str(tmp_path / "s")), benchmark, play(benchmark)))
+    found = load_storage(fill(RecordStore(str(tmp_path / "s")), benchmark, play(benchmark)))
     assert (found.notes, found.left_out) == ([], [])
     assert parse_benchmark(yaml.safe_load(found.config), "x") == benchmark
 
@@ -272,7 +272,7 @@ def test_what_ran_where_is_said_and_no_node_named(
         span = {"started": 1000.0 + i, "finished": 2000.0 + i}
         return fake(spec, hardware=facts, versions=versions, concurrency=2 + 6 * (spec.stage == "retrain"), **span)
 
-    about = from_storage(fill(RecordStore(str(tmp_path / "s")), tiny, play(tiny, judge))).about
+    about = load_storage(fill(RecordStore(str(tmp_path / "s")), tiny, play(tiny, judge))).about
     assert about[0] == "9 trials: 9 completed."
     lines = {line.split(":")[0]: line for line in about}
     assert "5 trials on 2 nodes, at most 2-8 at once, 1970-01-01 00:16:" in lines["Slow 5, 2 threads a trial"]
@@ -289,23 +289,23 @@ def test_what_ran_where_is_said_and_no_node_named(
 def test_records_without_facts_are_reported(tiny: Benchmark, fake: Fake, play: Any, fill: Any, tmp_path: Path) -> None:
     """Records that hold neither hardware nor versions are reported all the same, and that is said."""
     records = play(tiny, lambda spec: fake(spec, hardware={}, versions={}))
-    about = from_storage(fill(RecordStore(str(tmp_path / "s")), tiny, records)).about
+    about = load_storage(fill(RecordStore(str(tmp_path / "s")), tiny, records)).about
     assert any(line.startswith("unknown: 9 trials on 1 node,") for line in about)
-    assert "Versions were not kept." in about
+    assert "Versions were not recorded." in about
 
 
 def test_a_storage_by_another_path_is_the_same(storage: RecordStore, tmp_path: Path) -> None:
     """A link to a storage is that storage: together they are refused."""
     (tmp_path / "link").symlink_to(storage.path())
     with pytest.raises(ValueError, match="a storage is given twice"):
-        gather([storage.url, str(tmp_path / "link")], [])
+        load_results([storage.url, str(tmp_path / "link")], [])
 
 
 def test_records_that_are_not_asked_for_are_said(storage: RecordStore, content: dict[str, Any]) -> None:
     """Records that the configuration no longer asks for do not vanish in silence; those of unfinished cells are."""
-    assert not any("not asked for" in note for note in from_storage(storage).notes)
+    assert not any("not asked for" in note for note in load_storage(storage).notes)
     content["methods"] = {"de-elbo": {"learning_rates": [0.1]}, "elbo": {"learning_rates": [0.1, 0.01, 0.001]}}
     storage.write_benchmark(parse_benchmark(content, "x").content())
-    found = from_storage(storage)
+    found = load_storage(storage)
     assert "6 of 9 records are not asked for by benchmark.json, and not shown." in found.notes
     assert (found.unfinished, len(found.frame)) == (1, 1)

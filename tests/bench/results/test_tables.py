@@ -13,8 +13,9 @@ import pytest
 from bench.config.loading import parse_benchmark
 from bench.results.frame import COLUMNS, to_frame
 from bench.results.paper import TABLE2, TABLE3
-from bench.results.tables import overview, table2, table3
+from bench.results.tables import compute_table2, compute_table3
 from bench.trials.record import TrialRecord
+from tests.helpers.result_frames import overview
 
 Fake = Callable[..., TrialRecord]
 PUBLISHED = Path(__file__).resolve().parents[4] / "shared" / "published"
@@ -60,7 +61,7 @@ SMALL = results(
 
 def test_table2_counts_all_runs_and_the_best_retraining() -> None:
     """Total = all tuning runs + the retraining of the best; the mean is of the runs that are judged."""
-    table = table2(SMALL)
+    table = compute_table2(SMALL)
     contract = ["prior", "method", "n", "split_seed", "mean_run_seconds", "num_runs", "total_seconds"]
     assert list(table.columns)[:7] == contract
     assert table[contract].to_numpy().tolist() == [
@@ -72,18 +73,18 @@ def test_table2_counts_all_runs_and_the_best_retraining() -> None:
 
 def test_table2_shows_the_full_cost_too() -> None:
     """The full total adds validation of MAP + GS and the posterior passes of DE ELBo; it is missing where not kept."""
-    np.testing.assert_equal(table2(SMALL)["total_seconds_full"].to_numpy(), [60 + 6 + 25 + 4, np.nan, 10 + 12])
+    np.testing.assert_equal(compute_table2(SMALL)["total_seconds_full"].to_numpy(), [60 + 6 + 25 + 4, np.nan, 10 + 12])
 
 
 def test_every_retrained_run_counts_once_at_most() -> None:
     """Retraining configurations that did not win costs the method nothing."""
     more = pd.concat([SMALL, results(retrain(1, 0.1, 0.1, 1000))], ignore_index=True)
-    assert table2(more)["total_seconds"].tolist() == table2(SMALL)["total_seconds"].tolist()
+    assert compute_table2(more)["total_seconds"].tolist() == compute_table2(SMALL)["total_seconds"].tolist()
 
 
 def test_table3_is_percent_over_splits() -> None:
     """Mean, least and most test accuracy of what each method chose, in percent, and over how many splits."""
-    table = table3(SMALL)
+    table = compute_table3(SMALL)
     assert list(table.columns)[:6] == ["prior", "method", "n", "mean", "min", "max"]
     grid, de_elbo = table.to_dict("records")
     assert (grid["mean"], grid["min"], grid["max"], grid["seeds"]) == (pytest.approx(85), 80, 90, 2)
@@ -93,16 +94,16 @@ def test_table3_is_percent_over_splits() -> None:
 def test_a_choice_without_its_test_is_left_open() -> None:
     """Where the best configuration was not retrained yet, table 2 has no total and table 3 no such split."""
     frame = SMALL[~((SMALL["seed"] == 1) & (SMALL["stage"] == "retrain"))]
-    assert np.isnan(table2(frame)["total_seconds"][0])
-    assert table2(frame)["mean_run_seconds"][0] == 20
-    grid = table3(frame).iloc[0]
+    assert np.isnan(compute_table2(frame)["total_seconds"][0])
+    assert compute_table2(frame)["mean_run_seconds"][0] == 20
+    grid = compute_table3(frame).iloc[0]
     assert (grid["mean"], grid["seeds"]) == (90, 1)
 
 
 def test_rows_are_in_the_papers_order(content: dict[str, Any], fake: Fake, play: Any) -> None:
     """By N, then L2-zero, L2-SP, PTYL, and in each MAP + GS, DE ELBo, ELBo."""
     content |= {"priors": ["ptyl", "l2-sp", "l2-zero"], "n": [1000, 100]}
-    table = table3(to_frame(play(parse_benchmark(content, "x"), fake)))
+    table = compute_table3(to_frame(play(parse_benchmark(content, "x"), fake)))
     methods, priors = ["map-gs", "de-elbo", "elbo"], ["l2-zero", "l2-sp", "ptyl"]
     expected = [[n, prior, method] for n in (100, 1000) for prior in priors for method in methods]
     assert table[["n", "prior", "method"]].to_numpy().tolist() == expected
@@ -111,8 +112,8 @@ def test_rows_are_in_the_papers_order(content: dict[str, Any], fake: Fake, play:
 def test_no_results_give_no_rows() -> None:
     """Tables of nothing are empty, with their columns."""
     nothing = to_frame([])
-    assert table2(nothing).empty
-    assert list(table3(nothing).columns)[:6] == ["prior", "method", "n", "mean", "min", "max"]
+    assert compute_table2(nothing).empty
+    assert list(compute_table3(nothing).columns)[:6] == ["prior", "method", "n", "mean", "min", "max"]
     assert overview(nothing, {""}).empty
 
 
@@ -127,10 +128,10 @@ GRID = (tune(1001, 0.1, 1.0, 10), retrain(1001, 0.1, 0.8, 15))
 
 def test_published_numbers_stand_beside_ours() -> None:
     """In a cell that the paper has, its run, runs, total, mean, least and most stand in the same row."""
-    (second,) = table2(paper(*GRID)).to_dict("records")
+    (second,) = compute_table2(paper(*GRID)).to_dict("records")
     names = ["total_seconds", "published_run_seconds", "published_runs", "published_total_seconds"]
     assert [second[name] for name in names] == [25, 39 * 60 + 11, 24, 16 * 3600 + 15 * 60]
-    (third,) = table3(paper(*GRID)).to_dict("records")
+    (third,) = compute_table3(paper(*GRID)).to_dict("records")
     names = ["mean", "published_mean", "published_min", "published_max"]
     assert [third[name] for name in names] == [80, 97.1, 97.0, 97.1]
 
@@ -143,7 +144,7 @@ def test_published_numbers_stand_beside_ours() -> None:
 def test_published_numbers_are_of_their_cells_alone(where: dict[str, Any]) -> None:
     """Another backbone, dataset or N has no published numbers beside it, and the columns are there all the same."""
     frame = paper(*GRID, **where)
-    for table in (table2(frame), table3(frame)):
+    for table in (compute_table2(frame), compute_table3(frame)):
         printed = [name for name in table.columns if name.startswith("published_")]
         assert len(printed) == 3
         assert table[printed].isna().all(axis=None)
@@ -152,8 +153,8 @@ def test_published_numbers_are_of_their_cells_alone(where: dict[str, Any]) -> No
 def test_the_papers_times_are_of_its_split() -> None:
     """Table 2 of the paper is of split 1001: another split has no published time, and its published accuracy."""
     frame = paper(tune(2001, 0.1, 1.0, 10), retrain(2001, 0.1, 0.8, 15))
-    assert table2(frame)["published_run_seconds"].isna().all()
-    assert table3(frame)["published_mean"].tolist() == [97.1]
+    assert compute_table2(frame)["published_run_seconds"].isna().all()
+    assert compute_table3(frame)["published_mean"].tolist() == [97.1]
 
 
 def shown(frame: pd.DataFrame, published: Any = ("",)) -> list[dict[str, Any]]:
@@ -243,7 +244,7 @@ def test_published_numbers_come_out() -> None:
             settings = {"weight_decay": float(fields["tau"]), "head_weight_decay": float(fields["tau"])}
             judged = run["val_nll" if make is tune else "test_acc"]
             rows.append(make(1001, float(fields["0"]), judged, run["runtime"], **settings))
-    (row,) = table2(results(*rows)).to_dict("records")
+    (row,) = compute_table2(results(*rows)).to_dict("records")
     assert row["num_runs"] == 24
     assert round(row["mean_run_seconds"]) == 39 * 60 + 11
     assert round(row["total_seconds"]) == 16 * 3600 + 15 * 60 + 55

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 
 from bench.labels import REPLAY_SUFFIX
 from bench.methods import METHODS
-from bench.report.figures.anytime import figure_race
-from bench.report.figures.style import METHOD_COLORS, looks
-from bench.results.anytime import anytime, steps
-from bench.results.curves import curves
+from bench.report.figures.anytime import draw_anytime
+from bench.report.figures.style import METHOD_COLORS, method_styles
+from bench.results.anytime import compute_anytime, compute_steps
+from bench.results.curves import compute_curves
 from tests.bench.results.test_anytime import stepped
 from tests.helpers.result_frames import many_methods
 
@@ -28,7 +28,7 @@ def panels(figure: Figure) -> list[Axes]:
 
 
 def draw(*parts: pd.DataFrame) -> Figure:
-    figure = figure_race(anytime(pd.concat(parts, ignore_index=True)))
+    figure = draw_anytime(compute_anytime(pd.concat(parts, ignore_index=True)))
     figure.canvas.draw()
     return figure
 
@@ -52,7 +52,7 @@ def test_a_method_is_a_step_line_that_ends_in_a_marker() -> None:
     assert alone.get_xydata().tolist() == [[2, 70]]
     assert len(axis.collections) == 1
     assert axis.get_xscale() == "log"
-    assert any("hand-over of parts, choosing what to try next" in text.get_text() for text in figure.texts)
+    assert any("checkpoints, choosing what to try next" in text.get_text() for text in figure.texts)
     assert figure.get_supxlabel().startswith("compute time (hours, log2 scale; everything a method needs)")
     assert entries(figure) == ["x", "y", "10-90 % of splits"]
 
@@ -81,9 +81,9 @@ def test_every_end_is_seen_that_is_near_the_best() -> None:
 
 def test_all_methods_fit() -> None:
     """With a dozen methods, live and replayed, legend, titles, panels and labels keep clear of each other."""
-    live = anytime(steps(curves(many_methods(("l2-sp", "ptyl"), (100,), 2))))
+    live = compute_anytime(compute_steps(compute_curves(many_methods(("l2-sp", "ptyl"), (100,), 2))))
     again = live[live["method"] == "random"].assign(method="random" + REPLAY_SUFFIX, curves=50)
-    figure = figure_race(pd.concat([live, again], ignore_index=True))
+    figure = draw_anytime(pd.concat([live, again], ignore_index=True))
     figure.canvas.draw()
     boxes = [axis.get_tightbbox() for axis in panels(figure)]
     boxes += [figure.legends[0].get_window_extent(), *[text.get_window_extent() for text in figure.texts]]
@@ -104,7 +104,7 @@ def test_no_two_methods_differ_by_color_alone(count: int) -> None:
     """Whatever entries there are, every two differ in line or marker, replayed ones from themselves too."""
     names = [*(method.name for method in METHODS), *(f"entry-{i}" for i in range(count - len(METHODS)))]
     names += [name + REPLAY_SUFFIX for name in names]
-    found = looks(names)
+    found = method_styles(names)
     assert list(found) == names
     assert len({marks(look) for look in found.values()}) == len(names)
 
@@ -112,16 +112,16 @@ def test_no_two_methods_differ_by_color_alone(count: int) -> None:
 def test_a_method_keeps_its_look() -> None:
     """A method looks the same whatever else is drawn, the paper's as in figure 2; entries of other names depend on
     their order alone."""
-    alone = {method.name: looks([method.name])[method.name] for method in METHODS}
-    together = looks(["x", *(method.name for method in reversed(METHODS)), "y"])
+    alone = {method.name: method_styles([method.name])[method.name] for method in METHODS}
+    together = method_styles(["x", *(method.name for method in reversed(METHODS)), "y"])
     assert {name: together[name] for name in alone} == alone
     assert {alone[name]["color"] for name in METHOD_COLORS} == set(METHOD_COLORS.values())
-    assert looks(["x", "y"]) == {name: together[name] for name in ("x", "y")}
+    assert method_styles(["x", "y"]) == {name: together[name] for name in ("x", "y")}
 
 
 def test_grey_is_enough_for_the_colors_in_use() -> None:
     """No color of a line is so light that it is lost on white paper."""
     from matplotlib.colors import to_rgb
 
-    for look in looks(f"entry-{i}" for i in range(14)).values():
+    for look in method_styles(f"entry-{i}" for i in range(14)).values():
         assert np.dot(to_rgb(look["color"]), [0.2126, 0.7152, 0.0722]) < 0.72

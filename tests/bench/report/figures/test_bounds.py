@@ -17,7 +17,7 @@ from scipy.optimize import minimize_scalar
 from torch import nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from bench.report.figures.bounds import best_scale, bound, figure1, pairs
+from bench.report.figures.bounds import compute_best_scale, compute_bound, draw_bounds, select_bound_runs
 from bench.results.frame import COLUMNS, to_frame
 from deelbo._vectors import flatten
 from deelbo.groups import make_groups
@@ -75,7 +75,7 @@ def test_its_kl_is_the_objectives(method: str, kappa: float, prior: str) -> None
     for name, other in (("backbone", "head"), ("head", "backbone")):
         without = {f"state_{what}_{other}": 0.0 for what in ("dim", "squared_distance", "trace_precision", "log_det")}
         scale = np.array([learned.objective.scales()[name]])
-        total += 1.25 + bound(pd.Series(learned.row() | without), scale, kappa).item()
+        total += 1.25 + compute_bound(pd.Series(learned.row() | without), scale, kappa).item()
     assert -total == pytest.approx(float(learned.objective.regularizer()), rel=1e-10)
 
 
@@ -91,7 +91,7 @@ def test_its_kl_is_that_of_dense_gaussians(prior: str, kappa: float) -> None:
             MultivariateNormal(w, 0.09 * eye), MultivariateNormal(body.prior.mean, s * learned.sigma_matrix)
         )
         kl += kl_divergence(Normal(v, 0.3), Normal(torch.zeros_like(v), math.sqrt(s))).sum()
-        value = bound(pd.Series(learned.row()), np.array([s]), kappa).item()
+        value = compute_bound(pd.Series(learned.row()), np.array([s]), kappa).item()
         assert value == pytest.approx(-1.25 - kl.item() / (kappa * N), rel=1e-10)
 
 
@@ -101,16 +101,18 @@ def test_the_best_scale_is_the_optimum(prior: str, kappa: float) -> None:
     """A numerical search for the highest bound ends at the closed form, whatever kappa is."""
     run = pd.Series(Learned("de-elbo", prior).row())
     search = minimize_scalar(
-        lambda x: -bound(run, np.exp([x]), kappa).item(), bounds=(-10, 10), options={"xatol": 1e-9}
+        lambda x: -compute_bound(run, np.exp([x]), kappa).item(), bounds=(-10, 10), options={"xatol": 1e-9}
     )
-    assert best_scale(run) == pytest.approx(math.exp(search.x), rel=1e-5)
+    assert compute_best_scale(run) == pytest.approx(math.exp(search.x), rel=1e-5)
 
 
 def test_the_best_scale_lies_between_those_of_the_groups() -> None:
     """It is the mean of lambda* and tau*, each counted by its weights."""
     learned = Learned("de-elbo")
     scales = learned.objective.scales()
-    assert best_scale(pd.Series(learned.row())) == pytest.approx((19 * scales["backbone"] + 6 * scales["head"]) / D)
+    assert compute_best_scale(pd.Series(learned.row())) == pytest.approx(
+        (19 * scales["backbone"] + 6 * scales["head"]) / D
+    )
 
 
 BOTH = [Learned("elbo", seed=1).row(), Learned("de-elbo", seed=2).row()]
@@ -120,7 +122,7 @@ def test_a_pair_is_both_methods_chosen_runs() -> None:
     """Of each method's runs in a cell the one with the least objective; a grid beside them has no q."""
     rows = [Learned(name, seed=s).row(objective=(5.0, 3.0, 4.0)[s]) for name in ("elbo", "de-elbo") for s in range(3)]
     grid = ROW | {"method": "map-gs", "stage": "tune", "val_nll": 0.0}
-    found = pairs(results(*rows, grid))
+    found = select_bound_runs(results(*rows, grid))
     assert found["method"].tolist() == ["de-elbo", "elbo"]
     assert found["objective"].tolist() == [3, 3]
     assert found["key"].tolist() == ["4", "1"]
@@ -130,37 +132,37 @@ def test_a_pair_is_both_methods_chosen_runs() -> None:
 def test_a_cell_needs_both(other: dict[str, Any]) -> None:
     """Where one of the two methods is missing there is no pair, and runs of two cells or sources are none."""
     alone = Learned("de-elbo", kappa=D / other.get("n", N)).row()
-    assert len(pairs(results(*BOTH))) == 2
-    assert pairs(results(BOTH[0], alone | other)).empty
-    assert sorted(pairs(results(*BOTH, alone | other))["key"]) == ["0", "1"]
+    assert len(select_bound_runs(results(*BOTH))) == 2
+    assert select_bound_runs(results(BOTH[0], alone | other)).empty
+    assert sorted(select_bound_runs(results(*BOTH, alone | other))["key"]) == ["0", "1"]
 
 
 @pytest.mark.parametrize("kappa", [1.0, 0.99 * D / N, 2 * D / N])
 def test_another_kappa_is_another_method(kappa: float) -> None:
     """A DE ELBo trained with another kappa than D/N gives no pair."""
-    assert pairs(results(BOTH[0], Learned("de-elbo", kappa=kappa).row())).empty
+    assert select_bound_runs(results(BOTH[0], Learned("de-elbo", kappa=kappa).row())).empty
 
 
 def test_a_diverged_run_has_no_q() -> None:
     """A cell whose only run of a method diverged gives no pair, with or without a state; a better one is shown."""
     lost = [BOTH[1] | {"status": "diverged"}, BOTH[1] | {"nll_under_q": math.nan}, BOTH[1] | {"state_sigma": math.inf}]
     for one in lost:
-        assert pairs(results(BOTH[0], one)).empty
-    assert len(pairs(results(*BOTH, lost[0] | {"objective": -9.0}))) == 2
+        assert select_bound_runs(results(BOTH[0], one)).empty
+    assert len(select_bound_runs(results(*BOTH, lost[0] | {"objective": -9.0}))) == 2
 
 
 def test_published_runs_give_no_figure() -> None:
     """Files without a learned state, and no results at all, give no pair."""
     published = ROW | {"method": "map-gs", "stage": "tune", "val_nll": 0.0}
-    assert pairs(results(published)).empty
-    assert pairs(results(published, *BOTH[:1])).empty
-    assert pairs(to_frame([])).empty
+    assert select_bound_runs(results(published)).empty
+    assert select_bound_runs(results(published, *BOTH[:1])).empty
+    assert select_bound_runs(to_frame([])).empty
 
 
 def drawn(*rows: dict[str, Any]) -> tuple[Figure, pd.DataFrame]:
     """The figure, its canvas drawn, and its runs."""
-    runs = pairs(results(*rows))
-    figure = figure1(runs)
+    runs = select_bound_runs(results(*rows))
+    figure = draw_bounds(runs)
     figure.canvas.draw()
     return figure, runs
 
@@ -181,9 +183,9 @@ def test_what_is_drawn() -> None:
         assert len(lines) == len(dots) == 2
         assert [line.get_linestyle() for line in lines] == ["-", "--"]
         for line, dot, (_, run) in zip(lines, dots, runs.iterrows(), strict=True):
-            np.testing.assert_allclose(line.get_ydata(), bound(run, line.get_xdata(), kappa))
-            assert dot.get_xdata()[0] == best_scale(run)
-            assert line.get_xdata()[0] < best_scale(run) < line.get_xdata()[-1]
+            np.testing.assert_allclose(line.get_ydata(), compute_bound(run, line.get_xdata(), kappa))
+            assert dot.get_xdata()[0] == compute_best_scale(run)
+            assert line.get_xdata()[0] < compute_best_scale(run) < line.get_xdata()[-1]
             assert max(line.get_ydata()) <= dot.get_ydata()[0] == pytest.approx(max(line.get_ydata()), rel=1e-2)
             assert axis.get_ylim()[0] < dot.get_ydata()[0] < axis.get_ylim()[1]
     left, right = map(title, figure.axes)

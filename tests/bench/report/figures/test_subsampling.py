@@ -16,11 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from bench.report.figures.style import save
-from bench.report.figures.subsampling import figure2
+from bench.report.figures.style import save_figure
+from bench.report.figures.subsampling import draw_subsampling
 from bench.results.curves import COLUMNS as CURVE_COLUMNS
-from bench.results.curves import curves
+from bench.results.curves import compute_curves
 from bench.results.frame import COLUMNS
+from bench.results.paper import find_paper_de_elbo
 
 pytestmark = pytest.mark.filterwarnings("error")
 CELL: dict[str, Any] = {"dataset": "d", "backbone": "b", "prior": "l2-sp", "n": 100, "split_seed": 1, "source": ""}
@@ -28,7 +29,7 @@ PAPER = {"dataset": "CIFAR-10", "backbone": "resnet50", "source": "theirs"}
 
 
 def curve(method: str, hours: list[float], accuracy: list[float], first: int = 1, **cell: Any) -> pd.DataFrame:
-    """A curve as `bench.results.curves.curves` gives it; its band reaches 10 points down and 5 points up."""
+    """A curve as `bench.results.curves.compute_curves` gives it; its band reaches 10 points down and 5 points up."""
     acc = np.array(accuracy)
     found = {"k": range(first, first + len(hours)), "expected_hours": hours, "expected_test_acc": acc}
     found |= {"sd_test_acc": 0.01, "q10_test_acc": acc - 0.1, "q90_test_acc": acc + 0.05}
@@ -45,7 +46,8 @@ def ours(**cell: Any) -> pd.DataFrame:
 
 def draw(*parts: pd.DataFrame, cost: str = "train") -> Figure:
     """The figure, its canvas drawn; the source "theirs" is the paper's own."""
-    figure = figure2(pd.concat(parts, ignore_index=True), cost, ["theirs"])
+    curves = pd.concat(parts, ignore_index=True)
+    figure = draw_subsampling(curves, cost, find_paper_de_elbo(curves, ["theirs"]))
     figure.canvas.draw()
     return figure
 
@@ -120,7 +122,7 @@ def test_time_is_in_a_unit_that_fits(hours: float, unit: str, shown: float) -> N
 def test_the_cost_that_is_asked_for_is_drawn() -> None:
     """Training steps alone, or the full cost; never both in one figure, and the axis says which."""
     figure = draw(grid(), curve("map-gs", [40, 80], [0.5, 0.6], cost="full"), cost="full")
-    assert figure.get_supxlabel().endswith("with validation, selection and handing over)")
+    assert figure.get_supxlabel().endswith("with validation, selection and checkpoints)")
     assert [line.get_xdata().tolist() for line in lines(panels(figure)[0])] == [[40, 80]]
 
 
@@ -249,7 +251,7 @@ def test_a_diverged_run_is_drawn() -> None:
         made = row | {"learning_rate": rate, "key": str(rate), "status": "completed" if nll == 1 else "diverged"}
         rows += [made | {"stage": "tune", "val_nll": nll}, made | {"stage": "retrain", "test_acc": acc}]
     frame = pd.DataFrame(rows).astype({name: kind for name, kind in COLUMNS.items() if kind != "str"})
-    (axis,) = panels(draw(curves(frame)))
+    (axis,) = panels(draw(compute_curves(frame)))
     np.testing.assert_allclose(lines(axis)[0].get_xydata(), [[2, 50], [3, 90]])
     assert axis.get_ylim()[0] < 50 < 90 < axis.get_ylim()[1]
 
@@ -264,7 +266,8 @@ def test_no_marker_is_cut(points: list[tuple[float, float]], paper: bool, alone:
     cell = PAPER | {"n": 50000} if paper else {}
     parts = [] if alone else [grid(**cell)]
     parts += [curve("elbo", [hours], [acc], split_seed=i, **cell) for i, (hours, acc) in enumerate(points)]
-    (axis,) = panels(figure2(pd.concat(parts, ignore_index=True), "train", ["theirs"]))
+    curves = pd.concat(parts, ignore_index=True)
+    (axis,) = panels(draw_subsampling(curves, "train", find_paper_de_elbo(curves, ["theirs"])))
     (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
     seen = markers(axis) + [(x, y) for line in lines(axis) for x, y in line.get_xydata()]
     assert len(seen) == len(points) + (0 if alone else 4 + paper)
@@ -290,7 +293,7 @@ def test_nothing_covers_anything(count: int, priors: int) -> None:
 
 def test_it_is_written(tmp_path: Path) -> None:
     """As PNG and PDF."""
-    paths = save(draw(grid(), ours()), tmp_path, "figure2")
+    paths = save_figure(draw(grid(), ours()), tmp_path, "figure2")
     assert [path.read_bytes()[:4] for path in paths] == [b"\x89PNG", b"%PDF"]
 
 
