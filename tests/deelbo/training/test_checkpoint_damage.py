@@ -21,7 +21,7 @@ from deelbo.training.run import TrainingRun
 
 SCHEDULE = Schedule(0.05, steps=30, batch_size=32, posterior_passes=2, series_points=4)  # 6 epochs, 4 looks
 EPOCHS = 6
-Life = Callable[..., str]
+Train = Callable[..., str]
 
 
 def given(data: bytes | None) -> Checkpoint:
@@ -30,7 +30,7 @@ def given(data: bytes | None) -> Checkpoint:
 
 
 @pytest.fixture
-def life(toy_split: Split, toy_model: nn.Module) -> Life:
+def train(toy_split: Split, toy_model: nn.Module) -> Train:
     """Return a function that trains one fixed run and returns its results, except for seconds, as text."""
 
     def run(checkpoint: Checkpoint | None = None) -> str:
@@ -46,17 +46,17 @@ def life(toy_split: Split, toy_model: nn.Module) -> Life:
 
 
 @pytest.fixture
-def good(life: Life) -> bytes:
+def good(train: Train) -> bytes:
     """Return the third checkpoint of that run, after half of it."""
     taken: list[bytes] = []
-    life(Checkpoint(0, taken.append, lambda: None))
+    train(Checkpoint(0, taken.append, lambda: None))
     return taken[2]
 
 
-def test_the_undamaged_checkpoint_is_used(life: Life, good: bytes) -> None:
+def test_the_undamaged_checkpoint_is_used(train: Train, good: bytes) -> None:
     """The checkpoint that these tests damage is used when it is not damaged."""
     checkpoint = given(good)
-    assert life(checkpoint) == life()
+    assert train(checkpoint) == train()
     assert checkpoint.resumed_at_step == 15
 
 
@@ -99,7 +99,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("what", [*CHANGES, "hostile", "hostile inside", "hostile and no checkpoint", "empty", "noise"])
-def test_a_checkpoint_does_no_harm(what: str, tmp_path: Path, life: Life, good: bytes) -> None:
+def test_a_checkpoint_does_no_harm(what: str, tmp_path: Path, train: Train, good: bytes) -> None:
     """With anything in place of a checkpoint no code runs, and the run has the bits of one from the beginning."""
     trap = tmp_path / "trap"
     made = {
@@ -112,9 +112,9 @@ def test_a_checkpoint_does_no_harm(what: str, tmp_path: Path, life: Life, good: 
     data = made[what]() if what in made else reserialize(good, CHANGES[what])
     checkpoint = given(data)
     with pytest.warns(RuntimeWarning, match="the checkpoint is damaged"):
-        ending = life(checkpoint)
+        ending = train(checkpoint)
     assert not trap.exists()
-    assert ending == life()
+    assert ending == train()
     assert (checkpoint.resumed_at_step, checkpoint.resumed_seconds) == (None, 0)
 
 
@@ -138,7 +138,7 @@ def test_every_truncation_and_flipped_bit_is_noticed(toy_split: Split, toy_model
     assert whole.resumed_at_step == run.steps_done == 15
 
 
-def test_a_full_disk_does_not_end_a_run(life: Life) -> None:
+def test_a_full_disk_does_not_end_a_run(train: Train) -> None:
     """If no checkpoint can be written, the run warns, tries again later, and has the same results."""
     tried: list[int] = []
 
@@ -147,12 +147,12 @@ def test_a_full_disk_does_not_end_a_run(life: Life) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.warns(RuntimeWarning, match=r"could not be written \(.*No space left on device\): the run continues"):
-        ending = life(Checkpoint(0, write, lambda: None))
-    assert ending == life()
+        ending = train(Checkpoint(0, write, lambda: None))
+    assert ending == train()
     assert len(tried) == EPOCHS
 
 
-def test_an_unreadable_checkpoint_is_ignored(life: Life) -> None:
+def test_an_unreadable_checkpoint_is_ignored(train: Train) -> None:
     """If reading fails, the run warns, starts from the beginning, and writes the next checkpoint."""
     taken: list[bytes] = []
 
@@ -160,8 +160,8 @@ def test_an_unreadable_checkpoint_is_ignored(life: Life) -> None:
         raise PermissionError(13, "Permission denied")
 
     with pytest.warns(RuntimeWarning, match=r"could not be read \(.*Permission denied\): training starts"):
-        ending = life(Checkpoint(0, taken.append, read))
-    assert ending == life()
+        ending = train(Checkpoint(0, taken.append, read))
+    assert ending == train()
     assert len(taken) == EPOCHS
 
 

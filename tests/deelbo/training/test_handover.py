@@ -22,7 +22,7 @@ SCHEDULE = Schedule(0.05, steps=60, batch_size=32, posterior_passes=2, series_po
 SHARES = (0.1, 0.3, 1.0)  # epochs 2, 4 and 12: no look of the whole run's is at the first two
 
 
-class Kept:
+class Store:
     """Stores the run between segments; a test may change ``content``."""
 
     def __init__(self, content: bytes | None = None) -> None:
@@ -103,11 +103,11 @@ def adamw(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.O
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0)
 
 
-Stretch = Callable[..., tuple[FitResult, list[Tensor]]]
+Segment = Callable[..., tuple[FitResult, list[Tensor]]]
 
 
 @pytest.fixture
-def stretch(toy_split: Split, toy_model: nn.Module) -> Stretch:
+def segment(toy_split: Split, toy_model: nn.Module) -> Segment:
     """Return a function that trains one segment in a new process, and returns results and tensors."""
 
     def run(make: Callable[[nn.Module], Objective] = de_elbo, **given: Any) -> tuple[FitResult, list[Tensor]]:
@@ -129,22 +129,22 @@ def bits(ending: tuple[FitResult, list[Tensor]]) -> object:
 
 @pytest.mark.parametrize("optimizer", [None, adamw, Averaging], ids=["sgd", "adamw", "averaging"])
 @pytest.mark.parametrize("make", [point, de_elbo, Learning])
-def test_segments_end_as_one_run(make: Any, optimizer: Any, stretch: Stretch) -> None:
+def test_segments_end_as_one_run(make: Any, optimizer: Any, segment: Segment) -> None:
     """Three segments end with the bits of weights, metrics, state and series of a single run."""
-    kept, resumed = Kept(), []
+    store, resumed = Store(), []
     for until in SHARES:
-        handover = kept.handover()
-        ending = stretch(make, until=until, handover=handover, optimizer=optimizer)
+        handover = store.handover()
+        ending = segment(make, until=until, handover=handover, optimizer=optimizer)
         resumed.append(handover.resumed_at_step)
     assert resumed == [None, 10, 20]
-    assert bits(ending) == bits(stretch(make, optimizer=optimizer))
+    assert bits(ending) == bits(segment(make, optimizer=optimizer))
 
 
 @pytest.mark.parametrize("make", [point, de_elbo])
-def test_metrics_of_an_early_stop(make: Any, stretch: Stretch) -> None:
+def test_metrics_of_an_early_stop(make: Any, segment: Segment) -> None:
     """A stop has train_nll, validation metrics and a bound's objective, but no test and no posterior pass."""
-    whole, _ = stretch(make)
-    early, _ = stretch(make, until=0.3)
+    whole, _ = segment(make)
+    early, _ = segment(make, until=0.3)
     last = early.series[-1]
     assert [row["epoch"] for row in early.series] == [3, 4]
     assert early.steps == last["step"] == 20
@@ -157,9 +157,9 @@ def test_metrics_of_an_early_stop(make: Any, stretch: Stretch) -> None:
     assert early.seconds["evaluate"] > 0
 
 
-def test_the_cosine_is_the_whole_runs(stretch: Stretch) -> None:
+def test_the_cosine_is_the_whole_runs(segment: Segment) -> None:
     """A stop at half of the epochs has the learning rate of the whole run at that point."""
-    early, _ = stretch(point, until=0.5)
+    early, _ = segment(point, until=0.5)
     assert early.series[-1]["learning_rate"] == pytest.approx(0.05 * (1 + math.cos(math.pi * 29 / 60)) / 2)
 
 
@@ -178,17 +178,17 @@ def test_impossible_fractions_are_refused(until: float) -> None:
         SCHEDULE.stop_epoch(until, 160)
 
 
-def test_seconds_of_segments(stretch: Stretch) -> None:
+def test_seconds_of_segments(segment: Segment) -> None:
     """The clock has the segment's own seconds; train_seconds of the rows count all segments so far."""
-    kept, hand = Kept(), [0.0]
+    store, hand = Store(), [0.0]
 
     def read() -> bytes | None:
         hand[0] += 0.5
-        return kept.content
+        return store.content
 
     def write(data: bytes) -> None:
         hand[0] += 0.25
-        kept.write(data)
+        store.write(data)
 
     def timed(model: nn.Module) -> Objective:
         def a_step(network: nn.Module, _: Any, __: Any) -> None:
@@ -200,50 +200,50 @@ def test_seconds_of_segments(stretch: Stretch) -> None:
     booked, rows = [], []
     for until in SHARES:
         clock = PhaseClock(now=lambda: hand[0])
-        result, _ = stretch(timed, until=until, handover=Handover(read, write), clock=clock)
+        result, _ = segment(timed, until=until, handover=Handover(read, write), clock=clock)
         booked.append((result.seconds["train"], result.seconds["checkpoint"]))
         rows.append([row["train_seconds"] for row in result.series])
     assert booked == [(10, 0.75), (10, 0.75), (40, 0.5)]
     assert rows == [[10], [15, 20], [15, 30, 45, 60]]
 
 
-def test_unusable_handovers_are_ignored(stretch: Stretch) -> None:
+def test_unusable_handovers_are_ignored(segment: Segment) -> None:
     """Another run's, a damaged, a later and an unreadable handover are ignored with a warning."""
-    kept, other = Kept(), Kept()
-    stretch(until=0.5, handover=kept.handover())
-    stretch(until=0.1, handover=other.handover(), schedule=replace(SCHEDULE, learning_rate=0.01))
-    assert kept.content is not None
-    undisturbed = bits(stretch(until=0.3))
-    for content in (kept.content, other.content, kept.content[:-1], b""):
+    store, other = Store(), Store()
+    segment(until=0.5, handover=store.handover())
+    segment(until=0.1, handover=other.handover(), schedule=replace(SCHEDULE, learning_rate=0.01))
+    assert store.content is not None
+    undisturbed = bits(segment(until=0.3))
+    for content in (store.content, other.content, store.content[:-1], b""):
         handover = Handover(lambda content=content: content, lambda _: None)  # type: ignore[misc]
         with pytest.warns(
             RuntimeWarning, match="the handover is damaged, belongs to another run or is past the end of this one"
         ):
-            assert bits(stretch(until=0.3, handover=handover)) == undisturbed
+            assert bits(segment(until=0.3, handover=handover)) == undisturbed
         assert handover.resumed_at_step is None
 
     def unreadable() -> bytes | None:
         raise PermissionError(13, "Permission denied")
 
     with pytest.warns(RuntimeWarning, match=r"could not be read \(.*Permission denied\)"):
-        assert bits(stretch(until=0.3, handover=Handover(unreadable, lambda _: None))) == undisturbed
+        assert bits(segment(until=0.3, handover=Handover(unreadable, lambda _: None))) == undisturbed
 
 
-def test_a_full_disk_costs_no_result(stretch: Stretch) -> None:
+def test_a_full_disk_costs_no_result(segment: Segment) -> None:
     """On a full disk the segment warns and has its result."""
 
     def write(_: bytes) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.warns(RuntimeWarning, match=r"the handover could not be written \(.*No space left"):
-        result = stretch(until=0.3, handover=Handover(lambda: None, write))
-    assert bits(result) == bits(stretch(until=0.3))
+        result = segment(until=0.3, handover=Handover(lambda: None, write))
+    assert bits(result) == bits(segment(until=0.3))
 
 
-def test_a_segment_continues_from_its_checkpoint(stretch: Stretch) -> None:
+def test_a_segment_continues_from_its_checkpoint(segment: Segment) -> None:
     """A segment that dies continues from its own checkpoint, to the same end."""
-    kept, mid = Kept(), Kept()
-    stretch(until=0.1, handover=kept.handover())
+    store, mid = Store(), Store()
+    segment(until=0.1, handover=store.handover())
     writes: list[int] = []
 
     def write(data: bytes) -> None:
@@ -253,22 +253,22 @@ def test_a_segment_continues_from_its_checkpoint(stretch: Stretch) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stretch(handover=kept.handover(), checkpoint=Checkpoint(0, write, lambda: mid.content))
+        segment(handover=store.handover(), checkpoint=Checkpoint(0, write, lambda: mid.content))
     checkpoint = Checkpoint(1e9, mid.write, lambda: mid.content)
-    assert bits(stretch(handover=kept.handover(), checkpoint=checkpoint)) == bits(stretch())
+    assert bits(segment(handover=store.handover(), checkpoint=checkpoint)) == bits(segment())
     assert checkpoint.resumed_at_step == 25
 
 
-def test_a_diverged_run_is_not_handed_over(stretch: Stretch) -> None:
+def test_a_diverged_run_is_not_handed_over(segment: Segment) -> None:
     """A run whose losses are not finite is not saved."""
-    kept = Kept()
+    store = Store()
     schedule = replace(SCHEDULE, learning_rate=1e30, clip_norm=1e9)
-    result, _ = stretch(point, until=0.1, handover=kept.handover(), schedule=schedule)
+    result, _ = segment(point, until=0.1, handover=store.handover(), schedule=schedule)
     assert result.status == "diverged"
-    assert kept.content is None
+    assert store.content is None
 
 
-def test_strengths_are_adapted(stretch: Stretch) -> None:
+def test_strengths_are_adapted(segment: Segment) -> None:
     """`adapt` follows the steps of `should_adapt`; warm-up's is forgotten; selection_metrics end the run."""
     made: list[Learning] = []
 
@@ -276,7 +276,7 @@ def test_strengths_are_adapted(stretch: Stretch) -> None:
         made.append(Learning(model))
         return made[0]
 
-    result, _ = stretch(learning)
+    result, _ = segment(learning)
     assert made[0].adapted_after == [2, *range(4, 61, 4)]
     random = torch.Generator().manual_seed(5)
     grown = math.prod(1 + float(torch.rand(1, generator=random)) for _ in range(15))
@@ -286,7 +286,7 @@ def test_strengths_are_adapted(stretch: Stretch) -> None:
     assert result.metrics["objective"] == 167
 
 
-def test_any_optimizer(stretch: Stretch) -> None:
+def test_any_optimizer(segment: Segment) -> None:
     """A given optimizer trains with the schedule's learning rate; another optimizer is another run."""
     seen: list[tuple[float, int]] = []
 
@@ -294,10 +294,10 @@ def test_any_optimizer(stretch: Stretch) -> None:
         seen.append((learning_rate, len(parameters)))
         return torch.optim.SGD(parameters, lr=learning_rate)
 
-    kept = Kept()
-    no_momentum = bits(stretch(schedule=replace(SCHEDULE, momentum=0.0)))
-    assert bits(stretch(optimizer=plain)) == no_momentum != bits(stretch())
+    store = Store()
+    no_momentum = bits(segment(schedule=replace(SCHEDULE, momentum=0.0)))
+    assert bits(segment(optimizer=plain)) == no_momentum != bits(segment())
     assert set(seen) == {(0.05, 7)}
-    stretch(until=0.1, handover=kept.handover(), optimizer=adamw)
+    segment(until=0.1, handover=store.handover(), optimizer=adamw)
     with pytest.warns(RuntimeWarning, match="belongs to another run"):
-        stretch(until=0.3, handover=kept.handover(), optimizer=lambda p, lr: torch.optim.Adam(p, lr=lr))
+        segment(until=0.3, handover=store.handover(), optimizer=lambda p, lr: torch.optim.Adam(p, lr=lr))
