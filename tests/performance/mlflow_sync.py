@@ -19,23 +19,31 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from bench.config.benchmark import Benchmark, make_methods
+from bench.execution.run_trial import TrialContext
 from bench.scheduling.queue import TrialQueue
 from bench.storage.records import RecordStore
 from tests.performance.scale import benchmark_of, pretend
 
 START_SECONDS = 120.0
+CHANGING = ("train_nll", "scale_backbone", "scale_head", "weight_decay_backbone", "weight_decay_head")
 
 
 def fill(store: RecordStore, benchmark: Benchmark) -> int:
     """Write records as a run leaves them; return their number."""
     store.write_benchmark(benchmark.content())
-    queue = TrialQueue(make_methods(benchmark))
+    queue, context = TrialQueue(make_methods(benchmark)), TrialContext(torch.device("cpu"), 4, 1)
     count = 0
     while (spec := queue.ask()) is not None:
-        record, series = pretend(spec, None, None, 4, 1)
+        record, series = pretend(spec, None, context)
         record = replace(record, versions={"torch": "2", "python": "3.11", "data": "f1a9"})
-        store.write(record, series)
+        rows = [
+            {name: value * (i if name in CHANGING else 1) for name, value in row.items()}
+            for i, row in enumerate(series, 1)
+        ]
+        store.write(record, rows)
         queue.tell(record)
         count += 1
     return count
