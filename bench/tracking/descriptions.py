@@ -45,7 +45,9 @@ def experiment_note(benchmark: Benchmark, experiment: str, run: str) -> str:
     """Describe the experiment: methods, links, settings.
 
     Args:
-        experiment, run: MLflow's ids of the experiment and of the benchmark's run.
+        benchmark: to describe.
+        experiment: MLflow's id of it.
+        run: MLflow's id of the benchmark's run.
     """
     sizes = sorted({n for counts in benchmark.datasets.values() for n in counts})
     text = EXPERIMENT.format(

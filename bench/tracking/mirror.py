@@ -24,7 +24,7 @@ from bench.storage.records import RecordStore
 from bench.tracking.client import is_gone, is_refusal
 from bench.tracking.conversion import dataset_inputs, milliseconds, round_digits, run_content, run_params
 from bench.tracking.gpu_metrics import monitor_gpus
-from bench.tracking.runs import MARK, MLflowRuns, TrialRun
+from bench.tracking.runs import MARK, MLflowRuns
 from bench.trials.spec import TrialSpec
 from bench.utils.text import redact_url, single_line
 
@@ -56,12 +56,6 @@ class Target:
     metrics: Mapping[str, float] = field(default_factory=dict)
     finished: float = 0.0
     report: Path | None = None
-
-    def cost(self, key: str, run: TrialRun) -> float | None:
-        """Return the cost that a trial's run should show."""
-        if self.costs is None:
-            return run.cost
-        return round_digits(self.costs[key]) if key in self.costs else None
 
 
 class MLflowMirror:
@@ -199,7 +193,9 @@ class MLflowMirror:
         if mark is not None:
             if run is None or not run.is_current(mark):
                 return partial(self._send_record, runs, key, mark)
-            cost = target.cost(key, run)
+            costs = {key: run.cost} if target.costs is None else target.costs
+            cost = costs.get(key)
+            cost = None if cost is None else round_digits(cost)
             return None if cost == run.cost else partial(runs.choose, run, cost, target.finished)
         if key in target.running:
             if run is None:

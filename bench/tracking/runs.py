@@ -26,7 +26,8 @@ KEY, MARK, ROLE, STORAGE = "deelbo.key", "deelbo.complete", "deelbo.role", "deel
 STORAGE_ID = "deelbo.storage_id"  # two machines may have storages of one path
 PARENT = "mlflow.parentRunId"
 CHOSEN, COST = "chosen", "cost_seconds"
-NOTHING: Mapping[str, str] = {}
+Pairs = Mapping[str, str]
+NOTHING: Pairs = {}
 
 
 @dataclass
@@ -79,9 +80,11 @@ class MLflowRuns:
         self.client = connect(uri)
         self.experiment = self._find_experiment(uri)
         self.trials: dict[str, TrialRun] = {}
-        *duplicates, parent = self.search("benchmark") or [self._create_parent(since)]
-        for run in duplicates:
+        found = self.search("benchmark")
+        for run in found[:-1]:
             self.call("delete_run", run.info.run_id)
+        start, name = None if since is None else milliseconds(since), clip_text(benchmark.name, MAX_NAME_CHARS)
+        parent = found[-1] if found else self.call("create_run", self.experiment, start, self._tags("benchmark"), name)
         self.parent = str(parent.info.run_id)
 
     def call(self, method: str, *arguments: Any, **named: Any) -> Any:
@@ -99,11 +102,6 @@ class MLflowRuns:
         if found.lifecycle_stage == "deleted":  # its name stays taken until `mlflow gc`
             self.call("restore_experiment", found.experiment_id)
         return str(found.experiment_id)
-
-    def _create_parent(self, since: float | None) -> Any:
-        start = None if since is None else milliseconds(since)
-        name = clip_text(self.benchmark.name, MAX_NAME_CHARS)
-        return self.call("create_run", self.experiment, start, self._tags("benchmark"), name)
 
     def _tags(self, role: str) -> dict[str, str]:
         """Return the tags by which `role_filter` finds a run, and its storage's address."""
@@ -140,7 +138,7 @@ class MLflowRuns:
         self.trials.pop(key, None)
         self.load(f"tags.`{KEY}` = '{key}'")
 
-    def create(self, spec: TrialSpec, when: float, tags: Mapping[str, str] = NOTHING) -> TrialRun:
+    def create(self, spec: TrialSpec, when: float, tags: Pairs = NOTHING) -> TrialRun:
         """Make a trial's run; ``when``: its start in seconds since 1970."""
         identity = {KEY: spec.key, "method": spec.method, "prior": spec.prior, "stage": spec.stage}
         tags = self._tags("trial") | identity | {PARENT: self.parent, **tags}
@@ -148,13 +146,7 @@ class MLflowRuns:
         made = self.trials[spec.key] = TrialRun(str(run.info.run_id), self.parent, mark=tags.get(MARK, ""))
         return made
 
-    def log(
-        self,
-        run_id: str,
-        metrics: Collection[Point] = (),
-        params: Mapping[str, str] = NOTHING,
-        tags: Mapping[str, str] = NOTHING,
-    ) -> None:
+    def log(self, run_id: str, metrics: Collection[Point] = (), params: Pairs = NOTHING, tags: Pairs = NOTHING) -> None:
         """Log to a run in as few requests as MLflow's limits allow, tags last."""
         from mlflow.entities import Metric, Param, RunTag
 

@@ -25,9 +25,7 @@ MAX_PROBLEM_CHARS = 200
 
 
 class MLflowTracker(RunCallback):
-    """Reconcile MLflow every few seconds with the records and with the trials that run.
-
-    The methods of the callback only take note. What fails is sent again by a later pass.
+    """Reconcile MLflow every few seconds with the records and with the trials that run; what fails is sent again.
 
     Args:
         mirror: of the benchmark's runs.
@@ -45,7 +43,7 @@ class MLflowTracker(RunCallback):
     ) -> None:
         self._mirror, self._interval_seconds = mirror, interval_seconds
         self._grace_seconds, self._kill_seconds = grace_seconds, kill_seconds
-        self._lock = threading.Lock()  # guards the next four, and is held for moments only
+        self._lock = threading.Lock()  # of the next four
         self._marks: dict[str, str] = {}
         self._running: dict[str, tuple[TrialSpec, float]] = {}
         self._finished = 0.0
@@ -129,15 +127,15 @@ class MLflowTracker(RunCallback):
             return self._end or Target(dict(self._marks), dict(self._running))
 
     def _work(self) -> None:
-        num_failures = 0
+        num_failures, costs = 0, None
         while not self._is_stopped:
             self._mirror.interrupted.clear()
             self._wake.clear()
             target = self._target()
             try:
-                if target.status not in ("RUNNING", "KILLED") and target.costs is None:
-                    target = self._end = self._add_costs(target)
-                error = self._mirror.reconcile(target)
+                if target.status not in ("RUNNING", "KILLED"):
+                    costs = costs or selected_trials(self._mirror.benchmark, list(self._mirror.store.records([])))
+                error = self._mirror.reconcile(replace(target, costs=costs))
             except Exception as caught:  # the storage is away
                 error = self._mirror.error = caught
             if target.status != "RUNNING" and (error is None or time.monotonic() > self._mirror.trials_deadline):
@@ -146,7 +144,3 @@ class MLflowTracker(RunCallback):
             num_failures = 0 if error is None else min(num_failures + 1, 10)
             pause = min(self._interval_seconds * 2**num_failures, max(self._interval_seconds, MAX_PAUSE_SECONDS))
             self._wake.wait(pause if target.status == "RUNNING" else min(pause, MAX_LAST_PAUSE_SECONDS))
-
-    def _add_costs(self, target: Target) -> Target:
-        records = list(self._mirror.store.records([]))
-        return replace(target, costs=selected_trials(self._mirror.benchmark, records))

@@ -1,4 +1,4 @@
-"""What the tests of MLflow share: an empty storage, a trial, and all that MLflow has of a benchmark."""
+"""Fixtures of the tests of MLflow: an empty storage, a trial, MLflow's runs, and faults of its requests."""
 
 from __future__ import annotations
 

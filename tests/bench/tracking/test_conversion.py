@@ -1,4 +1,4 @@
-"""What becomes of a trial's numbers in MLflow: few columns, by the method's names, that compare across methods."""
+"""A trial's numbers in MLflow: few columns, with the method's names, that compare across methods."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_what_stays_is_a_line_of_two_points(specs: Any, fake: Fake) -> None:
 
 
 def test_no_chart_of_a_constant(specs: Any, fake: Fake) -> None:
-    """What the architecture fixes is a tag; the cosine is nowhere, its start a bar; phases of the clock stand aside."""
+    """A constant of the architecture is a tag; the cosine is nowhere, its start a bar; the clock's phases are apart."""
     content = run_content(fake(specs[1], state=LEARNED), rows(LEARNED))
     found = lines(content)
     assert not [name for name in found if name.startswith(("dim_", "log_det_", "trace_"))]

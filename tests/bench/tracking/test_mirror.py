@@ -161,8 +161,7 @@ class MLflowHistory:
 def test_of_two_runs_of_one_trial_one_stays(
     uri: str, tiny: Benchmark, spec: TrialSpec, fake: Fake, empty: RecordStore, find_runs: Any
 ) -> None:
-    """Where a server made a run after the answer was given up, the end of the benchmark, and `sync`, leave the
-    complete one alone."""
+    """A run that a server made after the answer was given up is deleted by the end of the benchmark, and by `sync`."""
     first, late = MLflowMirror(uri, tiny, empty), MLflowMirror(uri, tiny, empty)
     late.reconcile(Target({}))
     record = fake(spec)
@@ -217,8 +216,7 @@ def test_what_methods_chose_is_marked_also_late(
 def test_a_trial_that_fails_does_not_block_the_others(
     poison: Exception, storage: RecordStore, tiny: Benchmark, uri: str, requests: Any, find_runs: Any
 ) -> None:
-    """What a server refuses is skipped and named, what fails for another reason is tried by each pass; all others are
-    sent."""
+    """A refused trial is skipped and named, one that fails for another reason is tried again; others are sent."""
     records = list(storage.records())
     mirror = MLflowMirror(uri, tiny, storage)
 

@@ -274,7 +274,7 @@ def test_a_uri_that_mlflow_cannot_use_is_refused(uri: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["a?b", "50%20", "#1"])
 def test_a_storage_whose_name_no_uri_can_contain(tmp_path: Path, name: str) -> None:
-    """Where the storage's name would be read as another file's, the default is refused, and another URI taken."""
+    """A storage whose name would be read as another file's is refused as default; another URI is taken."""
     store = RecordStore(str(tmp_path / name))
     with pytest.raises(ConfigError, match="give --tracking-uri, or choose another --storage"):
         tracking_uri(store)

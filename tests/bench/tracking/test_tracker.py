@@ -116,7 +116,7 @@ def test_a_dead_server_delays_nothing(
 
 
 def test_a_server_that_comes_back_gets_everything(follow: Any, requests: Any, find_runs: Any) -> None:
-    """Where every seventh request fails, all is sent in the end, once, and no problem is left."""
+    """If every seventh request fails, all is sent in the end, once, and no problem is left."""
     count = iter(range(10_000))
 
     def fail(method: str, argument: Any) -> None:

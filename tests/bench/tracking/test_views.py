@@ -1,4 +1,4 @@
-"""What MLflow's page says and offers of a benchmark: views, descriptions, and what it may not overwrite."""
+"""Saved views and descriptions on MLflow's page, and what may not be overwritten there."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TABLE = "| Model | method | mean % |\n|---|---|---|\n| L2-SP | DE ELBo | 90.3 |\
 
 
 def state_of(text: str) -> dict[str, Any]:
-    """What the page reads in a saved view."""
+    """Unpack a saved view as the page does."""
     packed = json.loads(text)["state"]
     content: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(packed.removeprefix("deflate;"))))
     return content
