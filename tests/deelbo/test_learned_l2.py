@@ -43,7 +43,7 @@ def test_learned_numbers(problem: Any) -> None:
 
 
 def test_without_a_head_tau_is_nan() -> None:
-    """tau is NaN without a head, and lambda_ is NaN if all weights are head."""
+    """Without a head tau is NaN, and lambda_ is NaN if all weights are head."""
     model = nn.Sequential(nn.Linear(3, 2))
     assert math.isnan(LearnedL2(model, 5).tau)
     assert not math.isnan(LearnedL2(model, 5).lambda_)

@@ -1,13 +1,13 @@
-"""Ridge regression: a training problem whose posterior, evidence and leave-one-out error are known in closed form.
+"""Ridge regression: a problem whose posterior, evidence and leave-one-out error have closed forms.
 
     y = X w + noise,    noise ~ N(0, noise^2 I),    prior w ~ N(0, s I)
 
-with N rows and D columns. The mean Gaussian NLL is the task's, constants left out, so that a strength alpha means what
-it means to every objective here:
+with N rows and D columns. The loss is the mean Gaussian NLL without constants, so that a strength alpha means the same
+as in every objective of the library:
 
     L(w) = ||y - X w||^2 / (2 N noise^2) + (alpha/2) ||w||^2,    alpha = 1 / (N s)
 
-All of it is exact and in float64 (MacKay 1992, "Bayesian Interpolation"; PRESS: Allen 1974, "The Relationship between
+Everything is exact and in float64 (MacKay 1992, "Bayesian Interpolation"; PRESS: Allen 1974, "The Relationship between
 Variable Selection and Data Augmentation and a Method for Prediction").
 """
 
@@ -33,8 +33,8 @@ class Ridge:
     Attributes:
         X: inputs, (N, D).
         y: outputs, (N,).
-        noise: standard deviation of the outputs' noise, known to all.
-        fresh_x, fresh_y: as many rows again as one likes that nothing may be trained on, to validate or test with.
+        noise: standard deviation of the outputs' noise, which is known.
+        fresh_x, fresh_y: further rows for validation or testing.
     """
 
     X: Array
@@ -54,24 +54,24 @@ class Ridge:
         return self.X.shape[1]
 
     def nll(self, w: Array) -> float:
-        """Mean Gaussian NLL in nats of (D,) weights on the training rows, constants left out."""
+        """Return the mean Gaussian NLL in nats, without constants, of weights (D,) on the training rows."""
         return float(np.mean((self.y - self.X @ w) ** 2) / (2 * self.noise**2))
 
     def fresh_nll(self, w: Array) -> float:
-        """`nll` on the fresh rows."""
+        """Return `nll` on the fresh rows."""
         return float(np.mean((self.fresh_y - self.fresh_x @ w) ** 2) / (2 * self.noise**2))
 
     def hessian(self) -> Array:
-        """X^T X / (N noise^2): of the mean NLL; (D, D)."""
+        """Return the Hessian X^T X / (N noise^2) of the mean NLL, (D, D)."""
         return self.X.T @ self.X / (self.num_examples * self.noise**2)
 
     def solution(self, alpha: float) -> Array:
-        """The weights (D,) at which L is least."""
+        """Return the weights (D,) that minimize L."""
         right = self.X.T @ self.y / (self.num_examples * self.noise**2)
         return np.linalg.solve(self.hessian() + alpha * np.eye(self.dim), right)
 
     def evidence(self, alpha: float) -> float:
-        """log p(y | X, alpha) / N in nats: the log density of N(0, noise^2 I + X X^T / (N alpha)), an example."""
+        """Return log p(y | X, alpha) / N in nats, with y ~ N(0, noise^2 I + X X^T / (N alpha))."""
         scale = 1 / (self.num_examples * alpha)
         covariance = self.noise**2 * np.eye(self.num_examples) + scale * self.X @ self.X.T
         _, log_det = np.linalg.slogdet(covariance)
@@ -80,22 +80,22 @@ class Ridge:
         return float(-0.5 * (quadratic + log_det + n * np.log(2 * np.pi)) / n)
 
     def loo(self, alpha: float) -> float:
-        """Leave-one-out NLL (PRESS): each row's NLL under the weights that all other rows give, N alpha kept."""
+        """Return the leave-one-out NLL (PRESS): each row's NLL under the other rows' weights, at the same N alpha."""
         inverse = np.linalg.inv(self.hessian() + alpha * np.eye(self.dim)) / (self.num_examples * self.noise**2)
         leverage = np.einsum("nd,de,ne->n", self.X, inverse, self.X)
         residual = (self.y - self.X @ self.solution(alpha)) / (1 - leverage)
         return float(np.mean(residual**2) / (2 * self.noise**2))
 
     def best_alpha_evidence(self) -> float:
-        """The alpha of most evidence."""
+        """Return the alpha of maximum evidence."""
         return _least(lambda alpha: -self.evidence(alpha))
 
     def best_alpha_loo(self) -> float:
-        """The alpha of least leave-one-out NLL."""
+        """Return the alpha of minimum leave-one-out NLL."""
         return _least(self.loo)
 
     def best_alpha_fresh(self) -> float:
-        """The alpha whose solution has the least NLL on the fresh rows."""
+        """Return the alpha whose solution has the minimum NLL on the fresh rows."""
         return _least(lambda alpha: self.fresh_nll(self.solution(alpha)))
 
 
@@ -108,11 +108,9 @@ def ridge(
     fresh: int = 4000,
     seed: int = 0,
 ) -> Ridge:
-    """A problem drawn from its own prior: true weights ~ N(0, scale I), so alpha is 1 / (N scale) in truth.
+    """Return a problem whose true weights are drawn from N(0, scale I), so that the true alpha is 1 / (N scale).
 
-    Args:
-        decay: column i of X has the standard deviation (i + 1)^-decay, so that 0 is the well conditioned case.
-        fresh: number of fresh rows.
+    Column i of X has the standard deviation (i + 1)^-decay, and ``fresh`` further rows are drawn.
     """
     random = np.random.default_rng(seed)
     spread = (1.0 + np.arange(dim)) ** -decay
@@ -123,7 +121,7 @@ def ridge(
 
 
 def _least(of: Callable[[float], float]) -> float:
-    """The alpha in `RANGE` at which ``of`` is least: the best of a grid, refined between its neighbors."""
+    """Return the minimizing alpha in `RANGE`: the best of a grid, refined between its neighbors."""
     grid = np.linspace(np.log(RANGE[0]), np.log(RANGE[1]), 93)
     place = int(np.argmin([of(float(np.exp(x))) for x in grid]))
     bounds = (grid[max(place - 1, 0)], grid[min(place + 1, len(grid) - 1)])

@@ -277,7 +277,7 @@ def test_learned_state_is_restored() -> None:
 
 @pytest.mark.parametrize(("curvature", "distance", "precision", "end"), [(5.0, 0.0, 40, 1), (0.0, 1e9, 1e-6, 0)])
 def test_strengths_stay_in_their_range(curvature: float, distance: float, precision: float, end: int) -> None:
-    """alpha stops at the ends of the range of `deelbo.limits`."""
+    """The strength alpha stops at the ends of the range of `deelbo.limits`."""
     mean, diagonal = torch.zeros(4).double(), torch.full((4,), curvature).double()
     objective = LaplaceMAP([Group("backbone", (nn.Parameter(mean),), Isotropic(mean))], 50, 10, precision=precision)
     objective.learn(Curvature(1.0, (diagonal,), (distance,)))
