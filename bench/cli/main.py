@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from bench.cli import (
-    _replay_arguments,
-    _report_arguments,
     doctor,
     jobs,
     mlflow,
     plan,
     prepare,
+    replay,
+    report,
     run,
     speed,
     submit,
@@ -26,7 +26,7 @@ from bench.utils.text import single_line
 __all__ = ["build_parser", "main"]
 
 
-COMMANDS = (run, plan, prepare, swag, _report_arguments, mlflow, _replay_arguments, submit, doctor, jobs, speed)
+COMMANDS = (run, plan, prepare, swag, report, mlflow, replay, submit, doctor, jobs, speed)
 """Modules of the commands, in the order of `--help`; each registers its own arguments."""
 MAX_MESSAGE_CHARS = 1000
 

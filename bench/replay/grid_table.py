@@ -1,8 +1,8 @@
-"""A finished grid as a table: what any trial on it came to, at any share of its run, without training anything.
+"""A finished grid as a table that answers trials, at any fraction of their run, without training.
 
-What a run comes to depends on its settings and its cell, and not on which method asked for it; so a grid of which every
-configuration was tuned and trained again answers whatever another method asks for on that grid. Tabular benchmarks do
-the same (Klein and Hutter 2019, "Tabular Benchmarks for Joint Architecture and Hyperparameter Optimization").
+The result of a run depends on its settings and its cell, not on the method that proposed it; so a grid whose every
+configuration was tuned and retrained answers all trials of other methods on that grid. Tabular benchmarks do the same
+(Klein and Hutter 2019, "Tabular Benchmarks for Joint Architecture and Hyperparameter Optimization").
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ __all__ = ["PHASES", "Answer", "GridTable", "Series", "describe_cell", "load_gri
 
 
 Series = Callable[[str], list[dict[str, float]]]
-"""A trial's rows over the epochs, by its key."""
+"""Function from the key of a trial to its rows over the epochs."""
 Point = tuple[float, float | None, float | None, float | None]
 STRENGTHS = ("weight_decay", "head_weight_decay", "prior_scale")
-MOST_NAMED = 8
+MAX_EPOCHS_NAMED = 8
 PHASES = tuple(name.removesuffix("_seconds") for name in COSTS["full"])
-"""Of the clock, those that count as compute."""
+"""Phases of the clock that count as compute."""
 
 
 class Answer(NamedTuple):
-    """What a trial came to.
+    """Result of a trial.
 
     Attributes:
         status: "completed" or "diverged".
-        metrics, seconds: as in a record; seconds are those that count as compute.
-        cost: their sum.
+        metrics: as in a record.
+        seconds: as in a record, of the phases that count as compute.
+        cost: sum of the seconds.
     """
 
     status: str
@@ -52,21 +53,18 @@ class Answer(NamedTuple):
 
 
 class GridTable:
-    """A cell's finished grid.
+    """The finished grid of a cell.
 
     Args:
         grid: the grid search that ran in the cell.
-        tuned: the tuning runs, one for each configuration; each completed or diverged.
-        retrained: the same configurations on all N images.
-        series: of the tuning runs; asked for only where a trial stops before its end.
-        handover: seconds that a part of a run takes to keep its state, or to take up that of the part before; a grid
-            has no parts, so they are measured elsewhere. None: nowhere, and they count as nothing.
+        tuned: tuning runs, one per configuration, each completed or diverged.
+        retrained: runs of the same configurations on all N images.
+        series: rows of the tuning runs over the epochs; needed only for trials that stop before their end.
+        checkpoint_seconds: seconds that a segment of a run takes to save or load its checkpoint, measured elsewhere, as
+            a grid has no segments. None: not measured, and counted as 0.
 
     Attributes:
-        grid: the grid search.
-        cell: where.
-        handover: as given.
-        timed: whether its seconds are a measurement.
+        timed: True if the seconds were measured.
     """
 
     def __init__(
@@ -75,9 +73,9 @@ class GridTable:
         tuned: Sequence[TrialRecord],
         retrained: Sequence[TrialRecord],
         series: Series,
-        handover: float | None = None,
+        checkpoint_seconds: float | None = None,
     ) -> None:
-        self.grid, self.cell, self.handover = grid, grid.cell, handover
+        self.grid, self.cell, self.checkpoint_seconds = grid, grid.cell, checkpoint_seconds
         self.timed = all(record.timed for record in [*tuned, *retrained])
         self._tuned = {_point(record.spec): record for record in tuned}
         self._retrained = {_point(record.spec): record for record in retrained}
@@ -86,11 +84,10 @@ class GridTable:
         self._answers: dict[tuple[Point, str, float, float], Answer] = {}
 
     def check(self, name: str, settings: MethodSettings) -> None:
-        """Whether the table can answer all that an entry with these settings may ask for, whatever its seed.
+        """Check that the table can answer all trials that a method with these settings may propose.
 
         Raises:
-            RecordError: a configuration that is not in the grid, or a rung at whose epoch some run has no row; in one
-                line that names it and the cell.
+            RecordError: a configuration is not in the grid, or a run has no row at the epoch of a rung.
         """
         if not isinstance(settings, Grid):
             raise RecordError(f"{name} has no lists of learning rates and strengths: it cannot be replayed")
@@ -101,43 +98,41 @@ class GridTable:
                     f"{describe_cell(self.cell)}: {name} may try {shown}, which is not in the grid of {len(self)} "
                     "configurations: replay the grid's own learning rates and strengths"
                 )
-        for share in getattr(settings, "rungs", ()):
-            for asked in self._tuned:
-                self._row(asked, share)
+        for fraction in getattr(settings, "rungs", ()):
+            for tuned in self._tuned:
+                self._row(tuned, fraction)
 
     def __len__(self) -> int:
         return len(self._tuned)
 
     def answer(self, spec: TrialSpec) -> Answer:
-        """What that trial came to.
+        """Look up the result of a trial.
 
-        A trial that stops at a share of its run is answered from the series of the run that went on: its validation NLL
-        and accuracy at the epoch of the stop, its seconds those of training from where it began, and of one pass over
-        the validation images, as the run's own last look took. A part of a run also takes ``handover`` seconds.
-        Retraining is answered by the retrained run.
+        A trial that stops early gets the validation NLL and accuracy of the whole run at the epoch of the stop, the
+        seconds of training from its start, and those of the whole run's pass over the validation images. Segments also
+        take ``checkpoint_seconds``.
 
         Raises:
-            ValueError: a trial of another kind, or of settings that are not in the grid.
-            RecordError: the series do not have the epoch of the stop.
+            ValueError: the trial is of another kind, or its settings are not in the grid.
+            RecordError: the series lack the epoch of the stop.
         """
         point = _point(spec)
-        asked = point, spec.stage, spec.since, spec.until
-        if (found := self._answers.get(asked)) is None:
+        key = point, spec.stage, spec.since, spec.until
+        if (found := self._answers.get(key)) is None:
             if spec.stage == "run" or spec.learner is not None or spec.optimizer != "sgd":
-                raise ValueError(
-                    f"{spec.method} trains in a way of its own, which no grid holds: it cannot be replayed"
-                )
+                raise ValueError(f"{spec.method} does not train as a grid does: it cannot be replayed")
             if point not in self._tuned:
                 raise ValueError(
                     f"{spec.describe()} is not in the grid of {len(self)} configurations: replay the grid's own "
                     "learning rates and strengths"
                 )
-            found = self._answers[asked] = self._retraining(point) if spec.stage == "retrain" else self._tuning(*asked)
+            found = self._answers[key] = (
+                self._retraining(point) if spec.stage == "retrain" else self._tuning(point, spec.since, spec.until)
+            )
         return found
 
     def record(self, spec: TrialSpec, started: float) -> TrialRecord:
-        """The same as a record of a trial that began ``started`` seconds after the first and ends when its compute is
-        spent. Raises what `answer` does."""
+        """Return `answer` as a record of a trial that starts ``started`` seconds after the first one."""
         status, metrics, seconds, cost = self.answer(spec)
         return TrialRecord(spec, status, metrics, {}, seconds, started, started + cost, timed=self.timed)
 
@@ -145,36 +140,38 @@ class GridTable:
         record = self._retrained[point]
         return _answer(record.status, record.metrics, {name: record.seconds.get(name, 0.0) for name in PHASES})
 
-    def _tuning(self, point: Point, stage: str, since: float, until: float) -> Answer:
+    def _tuning(self, point: Point, since: float, until: float) -> Answer:
         record = self._tuned[point]
         if (since, until) == (0, 1):
             return _answer(record.status, record.metrics, {name: record.seconds.get(name, 0.0) for name in PHASES})
         before = self._row(point, since)["train_seconds"] if since > 0 else 0.0
-        handed = {"checkpoint": self.handover or 0.0}
+        checkpoint = {"checkpoint": self.checkpoint_seconds or 0.0}
         if until == 1:
-            seconds = {name: record.seconds.get(name, 0.0) for name in PHASES} | handed
+            seconds = {name: record.seconds.get(name, 0.0) for name in PHASES} | checkpoint
             return _answer(record.status, record.metrics, seconds | {"train": max(seconds["train"] - before, 0.0)})
         row = self._row(point, until)
         metrics = {name: row.get(name, math.nan) for name in ("train_nll", "val_nll", "val_acc")}
         completed = all(map(math.isfinite, metrics.values()))
-        seconds = dict.fromkeys(PHASES, 0.0) | handed | {"train": max(row["train_seconds"] - before, 0.0)}
-        if row["epoch"] >= stop_epoch(until, self._epochs):  # it came as far as its last look
-            seconds["evaluate"] = record.seconds.get("evaluate", 0.0) or self._a_pass
+        seconds = dict.fromkeys(PHASES, 0.0) | checkpoint | {"train": max(row["train_seconds"] - before, 0.0)}
+        if row["epoch"] >= stop_epoch(until, self._epochs):  # it did not diverge before
+            seconds["evaluate"] = record.seconds.get("evaluate", 0.0) or self._validation_seconds
         return _answer("completed" if completed else "diverged", metrics, seconds)
 
-    def _row(self, point: Point, share: float) -> dict[str, float]:
-        """The row at the epoch at which a share of the run is trained; the last one of a run that diverged before."""
-        rows, stop = self._series(point), stop_epoch(share, self._epochs)
+    def _row(self, point: Point, fraction: float) -> dict[str, float]:
+        """Row at the epoch of a fraction of the run; the last row of a run that diverged before."""
+        rows, stop = self._series(point), stop_epoch(fraction, self._epochs)
         for row in rows:
             if row["epoch"] == stop:
                 return row
         if rows[-1]["epoch"] < stop and self._tuned[point].status == "diverged":
             return rows[-1]
         epochs = [f"{row['epoch']:g}" for row in rows]
-        shown = ", ".join(epochs if len(epochs) <= MOST_NAMED else [*epochs[: MOST_NAMED - 1], "...", epochs[-1]])
+        shown = ", ".join(
+            epochs if len(epochs) <= MAX_EPOCHS_NAMED else [*epochs[: MAX_EPOCHS_NAMED - 1], "...", epochs[-1]]
+        )
         raise RecordError(
-            f"{describe_cell(self.cell)}: a stop at {share:g} of the run is after epoch {stop} of {self._epochs}, and "
-            f"the grid's series have epochs {shown}: choose shares that fall on them, or run a grid with more "
+            f"{describe_cell(self.cell)}: a stop at {fraction:g} of the run is after epoch {stop} of {self._epochs}, "
+            f"and the grid's series have epochs {shown}: choose shares that fall on them, or run a grid with more "
             "training.series_points"
         )
 
@@ -191,29 +188,28 @@ class GridTable:
 
     @cached_property
     def _epochs(self) -> int:
-        """Of a whole run: those of the longest, since a run that diverged ended early."""
+        """Epochs of a whole run: those of the longest, as diverged runs end early."""
         return int(max(self._series(point)[-1]["epoch"] for point in self._tuned))
 
     @cached_property
-    def _a_pass(self) -> float:
-        """Mean seconds of one pass over the validation images, for runs that diverged before theirs was timed."""
+    def _validation_seconds(self) -> float:
+        """Mean seconds of a pass over the validation images, for runs that diverged before theirs was timed."""
         passes = [record.seconds.get("evaluate", 0.0) for record in self._tuned.values()]
         timed = [seconds for seconds in passes if seconds > 0]
         return sum(timed) / len(timed) if timed else 0.0
 
 
 def load_grid_tables(store: RecordStore, benchmark: Benchmark) -> tuple[list[GridTable], list[str]]:
-    """The table of each cell whose grid is finished, and a line for each cell that has none, saying why.
+    """Load the table of each cell with a finished grid, and describe why other cells have none.
 
-    Where several entries of a benchmark are grid searches, a cell's table is the largest that is finished. Its
-    ``handover`` is the median of what parts of tuning runs took that were really trained here, with the same backbone:
-    what is kept is as large as the backbone, and larger where a posterior is learned.
+    With several grid searches in a benchmark, a cell gets its largest finished one. ``checkpoint_seconds`` are the
+    median over segments of tuning runs with the same backbone, whose size decides.
 
     Raises:
-        RecordError: no cell has one.
+        RecordError: no cell has a finished grid.
     """
     records = {record.key: record for record in store.records([]) if record.succeeded}
-    handovers = _handovers(records.values())
+    checkpoint_medians = _checkpoint_medians(records.values())
     tables: dict[Cell, GridTable] = {}
     left_out: dict[Cell, str] = {}
     for method in make_methods(benchmark):
@@ -221,18 +217,18 @@ def load_grid_tables(store: RecordStore, benchmark: Benchmark) -> tuple[list[Gri
             continue
         specs = list(method.grid)
         tuned = [records[spec.key] for spec in specs if spec.key in records]
-        again = [records[key] for spec in specs if (key := method.retraining(spec).key) in records]
+        retrained = [records[key] for spec in specs if (key := method.retraining(spec).key) in records]
         name = f"{method.name} {describe_cell(method.cell)}"
         if len(tuned) < len(specs):
             problem = f"{len(tuned)} of {len(specs)} configurations are tuned"
         elif not any(record.status == "completed" for record in tuned):
             problem = "every tuning run diverged"
-        elif len(again) < len(specs):
-            problem = f"{len(again)} of {len(specs)} configurations are trained again on all images (retrain: all)"
+        elif len(retrained) < len(specs):
+            problem = f"{len(retrained)} of {len(specs)} configurations are retrained on all images (retrain: all)"
         else:
             if method.cell not in tables or len(specs) > len(tables[method.cell]):
-                handover = handovers.get(method.cell.backbone)
-                tables[method.cell] = GridTable(method, tuned, again, store.series, handover)
+                checkpoint_seconds = checkpoint_medians.get(method.cell.backbone)
+                tables[method.cell] = GridTable(method, tuned, retrained, store.series, checkpoint_seconds)
             continue
         left_out[method.cell] = f"{name}: {problem}"
     lines = [line for cell, line in left_out.items() if cell not in tables]
@@ -244,19 +240,19 @@ def load_grid_tables(store: RecordStore, benchmark: Benchmark) -> tuple[list[Gri
     return list(tables.values()), lines
 
 
-def _handovers(records: Iterable[TrialRecord]) -> dict[str, float]:
-    """Median seconds of handing over, by backbone; without those of which there is no part of a tuning run."""
+def _checkpoint_medians(records: Iterable[TrialRecord]) -> dict[str, float]:
+    """Median seconds of saving and loading checkpoints by backbone, over segments of tuning runs."""
     found: dict[str, list[float]] = defaultdict(list)
     for record in records:
         spec = record.spec
-        part = spec.stage == "tune" and (spec.since, spec.until) != (0, 1)
-        if part and (took := record.seconds.get("checkpoint", 0.0)) > 0:
+        segment = spec.stage == "tune" and (spec.since, spec.until) != (0, 1)
+        if segment and (took := record.seconds.get("checkpoint", 0.0)) > 0:
             found[spec.backbone].append(took)
     return {backbone: median(seconds) for backbone, seconds in found.items()}
 
 
 def describe_cell(cell: Cell) -> str:
-    """A cell, for people."""
+    """Describe a cell in messages."""
     return f"{cell.dataset} {cell.backbone} {cell.prior} N = {cell.n} seed {cell.seed}"
 
 

@@ -1,7 +1,7 @@
-"""Other methods on a grid that has been run: thousands of repetitions of each in the time of reading a table.
+"""Simulate methods on a finished grid: thousands of repetitions in the time of reading a table.
 
-A replay drives the very methods of `bench.methods` by ask and tell, their trials answered by a `GridTable` instead of
-by training, on a clock that is simulated. Repetition r is the method with ``seed: r``.
+A replay asks and tells the same methods that `run` uses; a `GridTable` answers their trials instead of training, on a
+simulated clock. Repetition r is the method with ``seed: r``.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ COLUMNS += ["cost", "wall_hours", "slots"]
 
 @dataclass(frozen=True)
 class Step:
-    """What a method has after its first configurations.
+    """State of a method after its first configurations.
 
     Attributes:
-        number: how many; configurations that were given up count.
-        seconds: of compute: all that these configurations took, and training the best of them on all N images.
-        accuracy: the best one's test accuracy, 0 to 1; NaN where it was not trained again. Then ``seconds`` and
-            ``wall_seconds`` are of tuning alone.
-        wall_seconds: until the last of them is decided, and the best one trained again.
+        number: number of configurations, those stopped early included.
+        seconds: compute of these configurations, and of retraining the best of them.
+        accuracy: test accuracy of the best, 0 to 1; NaN if it was not retrained. Then ``seconds`` and ``wall_seconds``
+            are of tuning alone.
+        wall_seconds: time until the last of these configurations is finished and the best is retrained.
     """
 
     number: int
@@ -46,60 +46,60 @@ class Step:
 
 
 def simulate(method: Method, table: GridTable, slots: int = 1) -> list[TrialRecord]:
-    """All trials of a method in the table's cell, as they end on so many slots at once.
+    """Simulate a method on so many slots, and return its trials in the order in which they end.
 
-    A free slot takes what the method asks for at that moment, and holds it for the seconds that count as compute; setup
-    and monitoring are no method's. Trials that end together are told in the order in which they began. Training again
-    takes no slot: who stops after k configurations does it once, see `Step`.
+    A free slot runs the method's next trial for the seconds that count as compute, without setup and monitoring. Trials
+    that end together are told in the order of their start. Retraining takes no slot: a user who stops after k
+    configurations retrains once, see `Step`.
 
     Raises:
-        ValueError: the method asks for what is not in the table.
+        ValueError: the method proposes a trial that is not in the table.
     """
-    now, began = 0.0, 0
+    now, started = 0.0, 0
     running: list[tuple[float, int, TrialRecord]] = []
-    ended: list[TrialRecord] = []
+    records: list[TrialRecord] = []
     while True:
         while len(running) < slots and (spec := method.ask()) is not None:
-            began += 1
+            started += 1
             record = table.record(spec, now)
             if spec.stage == "retrain":
-                ended.append(record)
+                records.append(record)
                 method.tell(record)
             else:
-                heapq.heappush(running, (record.finished, began, record))
+                heapq.heappush(running, (record.finished, started, record))
         if not running:
-            return ended
+            return records
         now, _, record = heapq.heappop(running)
-        ended.append(record)
+        records.append(record)
         method.tell(record)
 
 
 def iterate_steps(records: Iterable[TrialRecord]) -> Iterator[Step]:
-    """What the method of these records has after 1, 2, ... configurations, in the order of their numbers.
+    """Iterate over the states of a method after 1, 2, ... configurations, in the order of their numbers.
 
-    Of the first k, the best is the one with the lowest validation NLL of those that went furthest; one that diverged is
-    behind all that did not, and of equals the first counts.
+    The best of the first k has the lowest validation NLL of those that went furthest; diverged ones rank last, and ties
+    go to the first.
     """
-    seconds, decided = dict[int, float](), dict[int, float]()
-    last, again = dict[int, TrialRecord](), dict[int, TrialRecord]()
+    seconds, finished = dict[int, float](), dict[int, float]()
+    last, retrained = dict[int, TrialRecord](), dict[int, TrialRecord]()
     for record in records:
         number = record.spec.number
         if number is None:
             raise ValueError(f"{record.spec.method} has no order of configurations: it has no anytime curve")
         if record.spec.stage == "retrain":
-            again[number] = record
+            retrained[number] = record
             continue
         seconds[number] = seconds.get(number, 0.0) + _cost(record)
-        decided[number] = max(decided.get(number, 0.0), record.finished)
+        finished[number] = max(finished.get(number, 0.0), record.finished)
         if number not in last or record.spec.until > last[number].spec.until:
             last[number] = record
     spent = ready = 0.0
     best: tuple[float, float, int] | None = None
     for k, number in enumerate(sorted(last), start=1):
-        spent, ready = spent + seconds[number], max(ready, decided[number])
+        spent, ready = spent + seconds[number], max(ready, finished[number])
         rank = _rank(last[number])
         best = rank if best is None else min(best, rank)
-        chosen = again.get(best[2])
+        chosen = retrained.get(best[2])
         more = 0.0 if chosen is None else _cost(chosen)
         accuracy = math.nan if chosen is None else chosen.metrics.get("test_acc", math.nan)
         yield Step(k, spent + more, accuracy, ready + more)
@@ -124,13 +124,12 @@ def replay_method(
     slots: int = 1,
     source: str = "",
 ) -> pd.DataFrame:
-    """An entry in the table's cell, so often: a row for each repetition and number of configurations.
+    """Replay an entry in the table's cell: a row per repetition and number of configurations, with columns `COLUMNS`.
 
-    Columns: `COLUMNS`. ``hours`` and ``wall_hours`` are those of `Step`; ``cost`` is "full": training and what the
-    method needs besides, as in `bench.results.configurations.COSTS`.
+    ``hours`` and ``wall_hours`` are those of `Step`; ``cost`` is "full" (`bench.results.configurations.COSTS`).
 
     Raises:
-        ValueError: the method asks for what is not in the table.
+        ValueError: the method proposes a trial that is not in the table.
     """
     kind = method_named(settings.method)
     template = trial_template(benchmark, table.cell)
@@ -139,6 +138,6 @@ def replay_method(
         method = kind(template, settings.model_copy(update={"seed": repetition}), name)
         for step in iterate_steps(simulate(method, table, slots)):
             rows.append((repetition, step.number, step.seconds / 3600, step.accuracy, step.wall_seconds / 3600))
-    found = pd.DataFrame(rows, columns=["repetition", "number", "hours", "test_acc", "wall_hours"])
+    table_rows = pd.DataFrame(rows, columns=["repetition", "number", "hours", "test_acc", "wall_hours"])
     place = {name: getattr(table.cell, name) for name in ("dataset", "backbone", "prior", "n", "seed")}
-    return found.assign(source=source, method=name, cost=COST, slots=slots, **place)[COLUMNS]
+    return table_rows.assign(source=source, method=name, cost=COST, slots=slots, **place)[COLUMNS]

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from bench.cli.main import build_parser, main
-from bench.cli.replay import means
+from bench.cli.replay import compute_means
 from bench.config.benchmark import Benchmark, make_methods, trial_template
 from bench.config.loading import load_benchmark, parse_benchmark
 from bench.exceptions import RecordError
@@ -305,7 +305,10 @@ def test_cells_that_cannot_be_replayed_are_named(tmp_path: Path) -> None:
     assert len(whole) == 1
     assert lines == ["map-gs mnist-digits digits-resnet l2-sp N = 100 seed 2001: 0 of 6 configurations are tuned"]
     lost = {"tune": grid.tuned[0].key, "retrain": grid.retrained[0].key}
-    for stage, words in (("tune", "5 of 6 configurations are tuned"), ("retrain", "5 of 6 configurations are trained")):
+    for stage, words in (
+        ("tune", "5 of 6 configurations are tuned"),
+        ("retrain", "5 of 6 configurations are retrained"),
+    ):
         url = grid.store(tmp_path / stage, lambda record, stage=stage: record.key == lost[stage])
         with pytest.raises(RecordError, match=f"no finished grid to replay.*{words}"):
             load_grid_tables(RecordStore(url), grid.benchmark)
@@ -330,7 +333,7 @@ def test_the_command_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
     assert found["cost"].eq("full").all()
     assert (found["wall_hours"] < found["hours"])[found["number"] == 6].all()
     assert (found.groupby(["method", "repetition"])["hours"].diff().dropna() != 0).all()
-    table = means(found, (1, 4)).set_index(["method", "after"])
+    table = compute_means(found, (1, 4)).set_index(["method", "after"])
     last = found[(found["method"] == "asha") & (found["number"] == 6)]
     assert table.loc[("asha", 0), "test_acc"] == pytest.approx(last["test_acc"].mean())
     assert table.loc[("asha", 0), "repetitions"] == 7
@@ -346,7 +349,7 @@ def test_what_is_not_paid_is_said(
 ) -> None:
     """A part of a run pays the median of what parts of tuning runs took that were really trained in the storage, whole
     runs nothing; without such parts the table says that handing over is not counted. BO's being on the grid is said."""
-    monkeypatch.setattr("bench.cli.replay.write_report", lambda *given, **more: {})
+    monkeypatch.setattr("bench.report.build.write_report", lambda *given, **more: {})
     grid = Grid(make(methods={"map-gs": SMALL, "bo": {"trials": 36}}))
     storage = grid.store(tmp_path)
     for i, seconds in enumerate(parts):
@@ -361,7 +364,7 @@ def test_what_is_not_paid_is_said(
     assert "bo is replayed on the grid" in printed
     assert "asha is replayed" not in printed
     assert "Not counted: choosing what to try next" in printed
-    assert ("counts 0.3 s" in printed, "no part of a tuning run" in printed) == (bool(parts), not parts)
+    assert ("counts 0.3 s" in printed, "no segment of a tuning run" in printed) == (bool(parts), not parts)
     (table,), _ = load_grid_tables(RecordStore(storage), grid.benchmark)
     for since, until in ((0.0, 0.2), (0.2, 0.5), (0.5, 1.0)):
         found = table.record(replace(spec, since=since, until=until), 0.0)
