@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from statistics import median
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from bench.config.benchmark import Benchmark, make_methods
 from bench.exceptions import RecordError
@@ -46,7 +46,7 @@ class Answer(NamedTuple):
         cost: sum of the seconds.
     """
 
-    status: str
+    status: Literal["completed", "diverged", "failed"]
     metrics: dict[str, float]
     seconds: dict[str, float]
     cost: float
@@ -260,5 +260,7 @@ def _point(spec: TrialSpec) -> Point:
     return spec.learning_rate, spec.weight_decay, spec.head_weight_decay, spec.prior_scale
 
 
-def _answer(status: str, metrics: dict[str, float], seconds: dict[str, float]) -> Answer:
+def _answer(
+    status: Literal["completed", "diverged", "failed"], metrics: dict[str, float], seconds: dict[str, float]
+) -> Answer:
     return Answer(status, metrics, seconds, sum(seconds.values()))
