@@ -136,10 +136,10 @@ class TrialTrainable(tune.Trainable):
         def read() -> bytes | None:
             if spec.since == 0:
                 return None
-            content: bytes | None = self._call(self.store.read_file, f"rungs/{spec.kept_as(spec.since)}.pt")
+            content: bytes | None = self._call(self.store.read_file, f"rungs/{spec.snapshot_key(spec.since)}.pt")
             return content
 
-        write = partial(self._call, self.store.write_file, f"rungs/{spec.kept_as(spec.until)}.pt")
+        write = partial(self._call, self.store.write_file, f"rungs/{spec.snapshot_key(spec.until)}.pt")
         return Handover(read, write)
 
     @staticmethod

@@ -96,7 +96,7 @@ class TrialQueue:
         return self._choosing_seconds.get(spec.key, 0.0)
 
     def pop_unneeded_snapshots(self) -> list[str]:
-        """Return the names (`TrialSpec.kept_as`) of snapshots that no trial will resume, each once."""
+        """Return the names (`TrialSpec.snapshot_key`) of snapshots that no trial will resume, each once."""
         names, self._unneeded_snapshots = self._unneeded_snapshots, []
         return names
 
@@ -109,14 +109,14 @@ class TrialQueue:
         spec, count_before = record.spec, method.count()
         self._num_ended[method] += 1
         if spec.until < 1:
-            self._snapshots[method].add(spec.kept_as(spec.until))
+            self._snapshots[method].add(spec.snapshot_key(spec.until))
         method.tell(record)
-        unneeded = [stopped.kept_as(stopped.until) for stopped in method.stopped_trials()]
+        unneeded = [stopped.snapshot_key(stopped.until) for stopped in method.stopped_trials()]
         self.total += method.count() - count_before
         if spec.since > 0:
-            self._snapshots[method].discard(spec.kept_as(spec.since))
+            self._snapshots[method].discard(spec.snapshot_key(spec.since))
             if record.succeeded:  # the next run retries a failed one, from its snapshot
-                unneeded.append(spec.kept_as(spec.since))
+                unneeded.append(spec.snapshot_key(spec.since))
         self._snapshots[method].difference_update(unneeded)
         self._unneeded_snapshots += unneeded
 

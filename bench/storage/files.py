@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
@@ -70,12 +71,12 @@ class Storage:
     def exists(self, name: str = "") -> bool:
         """Return True if there is such a file or folder; without a name, the storage itself."""
         path = self.path(name).rstrip("/")
-        return os.path.exists(path) if self.local else self._type(path) is not None
+        return Path(path).exists() if self.local else self._type(path) is not None
 
     def is_file(self) -> bool:
         """Return True if the storage's own path is that of a file."""
         if self.local:
-            return os.path.exists(self.root) and not os.path.isdir(self.root)
+            return Path(self.root).exists() and not Path(self.root).is_dir()
         return self._type(self.root) == "file"
 
     def names(self, folder: str = "") -> list[str]:
@@ -120,17 +121,16 @@ class Storage:
         if not self.local:
             self._call(self._fs.pipe_file, path, content)
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{path}.{uuid.uuid4().hex}{PARTIAL}"
+        temporary = Path(f"{path}.{uuid.uuid4().hex}{PARTIAL}")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(temporary, "wb") as file:
+            with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            temporary.replace(path)
         except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
             raise
 
     def create_file(self, name: str, content: bytes) -> None:
@@ -141,12 +141,12 @@ class Storage:
         """
         path = self.path(name)
         if self.local:
-            with open(path, "xb") as file:
+            with Path(path).open("xb") as file:
                 try:
                     file.write(content)
                     file.flush()
                 except BaseException:
-                    os.unlink(path)
+                    Path(path).unlink()
                     raise
             return
         try:
@@ -168,8 +168,8 @@ class Storage:
         when = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         target = f"damaged/{when}-{uuid.uuid4().hex[:6]}-{name.replace('/', '-')}"
         if self.local:
-            os.makedirs(self.path("damaged"), exist_ok=True)
-            os.replace(self.path(name), self.path(target))
+            Path(self.path("damaged")).mkdir(parents=True, exist_ok=True)
+            Path(self.path(name)).replace(self.path(target))
         else:
             self._call(self._fs.cp_file, self.path(name), self.path(target))
             self.remove(name)
@@ -183,7 +183,7 @@ class Storage:
 
     def _read(self, fs: Any, path: str) -> bytes | None:
         try:
-            if isinstance(fs, LocalFileSystem) and not stat.S_ISREG(os.stat(path).st_mode):
+            if isinstance(fs, LocalFileSystem) and not stat.S_ISREG(Path(path).stat().st_mode):
                 return b""  # a folder or a named pipe, reading which might block: invalid content for any reader
             return bytes(self._call(fs.cat_file, path))
         except (FileNotFoundError, NotADirectoryError):

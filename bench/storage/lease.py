@@ -107,7 +107,7 @@ _ADAPTER = TypeAdapter(Lease)
 def _machine() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+        return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:
         return ""
 

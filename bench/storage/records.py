@@ -126,6 +126,20 @@ class RecordStore(Storage):
             FormatError: an earlier version wrote the records.
         """
         self.remove_partial_files(("", *FOLDERS))
+        lines: dict[str, str] = {}
+        records, damaged = self._find_damaged()
+        for name, problem in damaged.items():
+            file = posixpath.basename(name)
+            if not self.exists(name):
+                continue  # moved with the trial's other file
+            lines[file.removesuffix(".json")] = f"{problem}: moved to {self.quarantine(name)}, its trial runs again"
+            for other in (f"records/{file}", f"series/{file}"):
+                if self.exists(other):
+                    self.quarantine(other)
+        return [record for record in records if record.key not in lines], lines
+
+    def _find_damaged(self) -> tuple[list[TrialRecord], dict[str, str]]:
+        """Return the valid records, and the problem of each damaged record or series by its name."""
         records, damaged = [], dict[str, str]()
         for name, content in self.read_files(self._json_names("records")):
             try:
@@ -140,16 +154,7 @@ class RecordStore(Storage):
                     raise ValueError("not a list of rows")
             except (ValueError, RecursionError) as error:
                 damaged[name] = f"{self.path(name)} is damaged ({single_line(error)})"
-        lines: dict[str, str] = {}
-        for name, problem in damaged.items():
-            file = posixpath.basename(name)
-            if not self.exists(name):
-                continue  # moved with the trial's other file
-            lines[file.removesuffix(".json")] = f"{problem}: moved to {self.quarantine(name)}, its trial runs again"
-            for other in (f"records/{file}", f"series/{file}"):
-                if self.exists(other):
-                    self.quarantine(other)
-        return [record for record in records if record.key not in lines], lines
+        return records, damaged
 
     def series(self, key: str) -> list[dict[str, float]]:
         """Return a trial's rows over the epochs; none if it has none. Raises RecordError if they are damaged."""

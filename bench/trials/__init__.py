@@ -1,1 +1,1 @@
-"""Trials."""
+"""Trials: their specification, their record, and its JSON."""

@@ -18,7 +18,7 @@ __all__ = ["Cell", "TrialSpec", "TrialTemplate"]
 
 @dataclass(frozen=True)
 class Cell:
-    """Where methods compete: a dataset, a backbone, a prior, a number of training images, a split seed."""
+    """A comparison of methods: one dataset, backbone, prior, number of training images and split seed."""
 
     dataset: str
     backbone: str
@@ -29,26 +29,26 @@ class Cell:
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """One training run, by everything that determines its result.
+    """The specification of one training run: everything that determines its result.
 
     Attributes:
-        method: the entry under ``methods`` that asked for it.
+        method: the configured method (an entry under ``methods``) that asked for it.
         stage: "tune" (trained on 4/5 of N, judged on the fifth), "retrain" (on all N, after tuning), or "run" (on all
             N, no tuning needed).
         weight_decay: alpha, MAP's L2 strength of the backbone; None for PTYL and for learned strengths.
         head_weight_decay: beta, MAP's L2 strength of the head; None for learned strengths.
         prior_scale: lambda of PTYL's prior in MAP; None elsewhere.
-        kappa: of the ELBo; None stands for ``kappa_share`` D/N, and for MAP, which has none.
-        image_size: side of what the network sees; the task's own where None.
+        kappa: weight of the likelihood in the ELBo; None: ``kappa_share`` D/N, or MAP, which has none.
+        image_size: height and width of the network's input in pixels; None: the dataset's own.
         precision, channels_last, compile: see `deelbo.Numerics`.
         learner: the method of `bench.methods` whose own objective is minimized; None: MAP with the given strengths,
             or in stage "run" the (DE) ELBo.
         groups: which weights share a learned prior variance: "backbone+head", or "layer".
         optimizer: "sgd", or a name of `bench.execution.optimizers`.
-        until: the share of the run's epochs after which this trial stops, its schedule that of the whole run.
-        since: the share that another trial of the same run has trained before, from whose end this one goes on.
-        number: the place of its configuration in the order of a method that decides one after the other.
-        options: a method's own settings that determine the result, as JSON.
+        until: share of the run's epochs after which this trial stops; its schedule is that of the whole run.
+        since: share of the epochs that an earlier trial of the same run has trained, from whose end this one resumes.
+        number: place of its configuration in the order of a method that tries one after the other.
+        options: the method's own settings that determine the result, as JSON.
     """
 
     dataset: Text
@@ -92,11 +92,11 @@ class TrialSpec:
         """
         values = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}  # asdict copies: ten times as slow
         content = {name: value for name, (value, default) in values.items() if default is MISSING or value != default}
-        words = json.dumps(content, sort_keys=True, allow_nan=False)
-        return hashlib.sha256(words.encode()).hexdigest()[:20]
+        text = json.dumps(content, sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
 
-    def kept_as(self, share: float) -> str:
-        """The name under which this run is kept for whoever goes on with it, where ``share`` of it is trained."""
+    def snapshot_key(self, share: float) -> str:
+        """Return the name of this run's snapshot after a share of its epochs, from which a later segment resumes."""
         return replace(self, until=share, since=0.0).key
 
     @property
@@ -104,16 +104,18 @@ class TrialSpec:
         return Cell(self.dataset, self.backbone, self.prior, self.n, self.seed)
 
     def describe(self) -> str:
-        """A short name for people."""
+        """Describe the trial in a short line."""
         strengths = [("wd", self.weight_decay), ("lambda", self.prior_scale), ("head wd", self.head_weight_decay)]
         if self.weight_decay == self.head_weight_decay:
             strengths.pop()
-        words = [f"{name} {value:g}" for name, value in strengths if value is not None]
-        words += [f"no. {self.number}"] if self.number is not None else []
-        words += [f"{100 * self.since:g}% to {100 * self.until:g}%"] if (self.since, self.until) != (0.0, 1.0) else []
+        settings = [f"{name} {value:g}" for name, value in strengths if value is not None]
+        settings += [f"no. {self.number}"] if self.number is not None else []
+        settings += (
+            [f"{100 * self.since:g}% to {100 * self.until:g}%"] if (self.since, self.until) != (0.0, 1.0) else []
+        )
         where = f"{self.dataset} {self.backbone} {self.prior} n={self.n} seed={self.seed}"
         text = f"{where} {self.method} {self.stage} lr {self.learning_rate:g}"
-        return " ".join([text, *words])
+        return " ".join([text, *settings])
 
 
 @dataclass(frozen=True)

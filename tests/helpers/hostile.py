@@ -1,4 +1,4 @@
-"""What hostile input is made of, and how often: mutations of good content, and a file that nothing may ever make.
+"""Hostile input for tests: mutations of valid content, and a file that must never be created.
 
 The environment variable DEELBO_FUZZ multiplies the numbers of examples.
 """
@@ -91,20 +91,22 @@ def _garbled(draw: st.DrawFn, text: bytes, snippets: tuple[bytes, ...] = ()) -> 
 
 @pytest.fixture
 def mutated() -> Mutated:
-    """Makes a strategy: JSON-like content of which one to three values or keys at any depth are changed, removed or
-    added; ``keys``: names that added ones may have."""
+    """A strategy: JSON-like content with one to three values or keys changed, removed or added at any depth.
+
+    ``keys``: names that added ones may have.
+    """
     return _mutated
 
 
 @pytest.fixture
 def garbled() -> Mutated:
-    """Makes a strategy: bytes that are cut, changed, removed, doubled, or have one of ``snippets`` put in."""
+    """A strategy: bytes that are cut, changed, removed, doubled, or have one of ``snippets`` inserted."""
     return _garbled
 
 
 @pytest.fixture
 def fuzz(record_property: Callable[[str, object], None]) -> Fuzz:
-    """Calls a function with so many examples of a strategy, the same ones every time; each in less than 5 s of CPU."""
+    """Call a function with a number of examples of a strategy, always the same, each in less than 5 s of CPU time."""
 
     def run(examples: int, strategy: st.SearchStrategy[Any], body: Callable[[Any], None]) -> None:
         count = 0
@@ -134,7 +136,7 @@ def fuzz(record_property: Callable[[str, object], None]) -> Fuzz:
 
 @pytest.fixture
 def tripwire(tmp_path: Path) -> Iterator[Path]:
-    """A path that hostile input tries to make a file of; the test fails where that worked."""
+    """A path that hostile input tries to create; the test fails if it exists at the end."""
     path = tmp_path / "tripped"
     yield path
     assert not path.exists()

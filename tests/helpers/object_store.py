@@ -1,8 +1,8 @@
-"""An object store to test with: S3 as moto plays it, on loopback.
+"""An object store for tests: moto's S3 on loopback.
 
-`python -m tests.helpers.object_store PORT [SECONDS]` serves one in a process of its own, each answer SECONDS late.
-SIGUSR1 has it cut and refuse connections, SIGUSR2 listen again: what it keeps stays, which it would not if the process
-was killed. SIGHUP has it print the requests since the last time.
+`python -m tests.helpers.object_store PORT [SECONDS]` serves one in its own process, each answer delayed by SECONDS.
+SIGUSR1 makes it cut and refuse connections, SIGUSR2 listen again with the same objects. SIGHUP makes it print the
+requests since the last time.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ KEYS = {
     "AWS_SECRET_ACCESS_KEY": "hush/of+a+test",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
-"""The credentials that it takes. Signatures are not looked at: only whose they are."""
+"""The credentials that it accepts. Signatures are not verified."""
 FORBIDDEN = b"<Error><Code>InvalidAccessKeyId</Code><Message>The AWS Access Key Id does not exist.</Message></Error>"
 
 
 class ObjectStore:
-    """Serves from `listen` to `hang_up`, as often as one likes, on one port, with one bucket at first.
+    """A server on one port with one bucket, from `listen` to `hang_up`, which can be repeated.
 
     Attributes:
-        asked: how many requests came, by their method.
+        asked: number of requests by their method.
 
     Args:
         port: 0 for a free one.
-        delay: seconds from a request to its answer, as a network has them.
+        delay: seconds from a request to its answer.
     """
 
     def __init__(self, port: int = 0, delay: float = 0.0) -> None:
@@ -57,12 +57,12 @@ class ObjectStore:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables by which clients find it and are let in."""
+        """The environment variables with its address and credentials."""
         address = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}", "AWS_DEFAULT_REGION": "us-east-1"}
         return KEYS | address | {"AWS_EC2_METADATA_DISABLED": "true"}
 
     def listen(self) -> ObjectStore:
-        """Takes connections from now on."""
+        """Accept connections from now on."""
         self._server = make_server("127.0.0.1", self.port, self._answer, threaded=True, request_handler=_Handler)
         self.port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -70,7 +70,7 @@ class ObjectStore:
         return self
 
     def hang_up(self) -> None:
-        """Refuses connections from now on; what it keeps stays."""
+        """Refuse connections from now on; objects stay."""
         if self._server is None or self._thread is None:
             return
         self._server.shutdown()
@@ -82,11 +82,11 @@ class ObjectStore:
         self._server = self._thread = None
 
     def make(self, bucket: str = BUCKET) -> None:
-        """A new bucket."""
+        """Make a bucket."""
         self.client().create_bucket(Bucket=bucket)
 
     def client(self) -> Any:
-        """Boto3's, which shares nothing with the client that a storage uses."""
+        """Return a boto3 client, which shares nothing with the client of a storage."""
         import boto3
 
         names = {"aws_access_key_id": KEYS["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": KEYS["AWS_SECRET_ACCESS_KEY"]}
@@ -110,16 +110,16 @@ class _Handler(WSGIRequestHandler):
     connections: ClassVar[WeakSet[socket.socket]] = WeakSet()
 
     def setup(self) -> None:
-        """Knows the connection, so that it can be cut."""
+        """Remember the connection, so that it can be cut."""
         self.connections.add(self.request)
         super().setup()
 
     def log_request(self, *_: Any) -> None:
-        """Says nothing."""
+        """Print nothing."""
 
 
 def main() -> None:
-    """Serves until it is killed."""
+    """Serve until the process is killed."""
     store = ObjectStore(int(sys.argv[1]), float((sys.argv[2:] or ["0"])[0])).listen()
     store.make()
     wishes = {signal.SIGUSR1: store.hang_up, signal.SIGUSR2: store.listen}

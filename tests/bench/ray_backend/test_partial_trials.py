@@ -43,8 +43,8 @@ def run_here(benchmark: Benchmark, start: Pretrained) -> tuple[dict[str, TrialRe
     """All trials one after the other in this process, and which parts of runs are still kept at the end."""
     queue, kept, done = TrialQueue(make_methods(benchmark)), dict[str, bytes](), dict[str, TrialRecord]()
     while (spec := queue.ask()) is not None:
-        read = partial(kept.get, spec.kept_as(spec.since) if spec.since else "nothing")
-        write = partial(kept.__setitem__, spec.kept_as(spec.until))
+        read = partial(kept.get, spec.snapshot_key(spec.since) if spec.since else "nothing")
+        write = partial(kept.__setitem__, spec.snapshot_key(spec.until))
         record, _ = run_trial(spec, start, TrialContext(torch.device("cpu"), handover=Handover(read, write)))
         done[record.key] = record
         queue.tell(record)

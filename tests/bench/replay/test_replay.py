@@ -479,7 +479,7 @@ def live(
     race = TrialQueue(make_methods(benchmark))
     kept: dict[str, bytes] = {}
     while (spec := race.ask()) is not None:
-        before, after = spec.kept_as(spec.since), spec.kept_as(spec.until)
+        before, after = spec.snapshot_key(spec.since), spec.snapshot_key(spec.until)
         rung = Handover(
             lambda name=before: kept.get(name),  # type: ignore[misc]
             lambda content, name=after: kept.__setitem__(name, content),  # type: ignore[misc]

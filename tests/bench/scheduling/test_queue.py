@@ -166,13 +166,13 @@ def test_decisions_are_the_same_after_an_interruption(data: st.DataObject, adapt
     def run(known: list[TrialRecord]) -> tuple[dict[str, TrialRecord], set[str]]:
         queue = TrialQueue(make_methods(adaptive), known, order_seed=data.draw(st.integers(0, 99)))
         out, done = [], {record.key: record for record in known}
-        kept = {record.spec.kept_as(record.spec.until) for record in known if record.spec.until < 1}
+        kept = {record.spec.snapshot_key(record.spec.until) for record in known if record.spec.until < 1}
         while not queue.finished:
             while len(out) < 3 and (spec := queue.ask()) is not None:
                 out.append(spec)
             record = answer(out.pop(data.draw(st.integers(0, len(out) - 1))))
             done[record.key] = record
-            kept |= {record.spec.kept_as(record.spec.until)} if record.spec.until < 1 else set()
+            kept |= {record.spec.snapshot_key(record.spec.until)} if record.spec.until < 1 else set()
             queue.tell(record)
             kept -= set(queue.pop_unneeded_snapshots())
         return done, kept - set(queue.pop_unneeded_snapshots())
@@ -209,4 +209,4 @@ def test_a_part_that_failed_later_is_kept(adaptive: Benchmark, fake: Fake) -> No
         named += queue.pop_unneeded_snapshots()
     assert failed is not None
     assert named
-    assert failed.kept_as(failed.since) not in named
+    assert failed.snapshot_key(failed.since) not in named

@@ -1,4 +1,4 @@
-"""Storages whose files somebody changed: a record or an error, a report or one line for each problem, no traceback."""
+"""Storages with hostile files: each gives a record or an error, a report or one line per problem, no traceback."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEYS = ("timed", "lost_seconds", "n", "key", "source", "seed", "status", "train"
 
 @pytest.fixture
 def record(storage: RecordStore) -> dict[str, Any]:
-    """One of the storage's records as its file holds it, with all that a record may have."""
+    """The content of a record's file, with everything that a record may have."""
     content = json.loads(next(storage.records()).to_json())
     hardware = {"device": "cuda", "gpu": "A100", "gpu_gib": 80.0, "threads": 1, "node": "a", "cpu": "EPYC"}
     metrics = {"train_nll": "nan", "val_nll": 0.5, "val_acc": 0.9, "test_nll": "inf", "test_acc": 0.5}
@@ -32,12 +32,12 @@ def record(storage: RecordStore) -> dict[str, Any]:
 
 
 def as_json(content: Any) -> str:
-    """As any program may write it: NaN, long integers and lone surrogates included."""
+    """JSON as any program may write it, with NaN, long integers and lone surrogates."""
     return json.dumps(content, default=lambda value: value.decode("latin1") if isinstance(value, bytes) else str(value))
 
 
 def rekeyed(content: Any) -> Any:
-    """The same with the key that fits it, as whoever wants to deceive would write it."""
+    """The same content with a key that fits it."""
     try:
         spec = TrialSpec(**content["spec"])
         content["key"] = spec.key
@@ -50,7 +50,7 @@ def rekeyed(content: Any) -> Any:
 
 
 def typed(record: TrialRecord) -> None:
-    """Every field is of the type that it is said to be, so that nothing later has to look."""
+    """Assert that every field is of its type."""
     for name, value in asdict(record.spec).items():
         kind = TrialSpec.__annotations__[name]
         allowed = {"Text": str, "str": str, "Integer": int, "bool": bool}.get(kind.split(" ")[0], float)
@@ -67,8 +67,7 @@ def typed(record: TrialRecord) -> None:
 
 
 def test_a_record_is_of_the_right_types_or_none(record: dict[str, Any], fuzz: Any, mutated: Any, garbled: Any) -> None:
-    """Whatever a record's file holds, also where its key was made to fit, it is a record all of whose fields have the
-    types that they should, or a ValueError of one short line."""
+    """Any content of a record's file is a record whose fields are of their types, or a ValueError of one short line."""
     seen: list[str] = []
 
     def read(text: str) -> None:
@@ -98,8 +97,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("name", "value"), WRONG, ids=[f"{name}-{i}" for i, (name, _) in enumerate(WRONG)])
 def test_a_spec_of_wrong_types_is_damaged(record: dict[str, Any], name: str, value: Any) -> None:
-    """A spec with a value of another type than its field's is no record, even where its key fits; the field is
-    named."""
+    """A spec with a value of another type than its field's is refused, even if its key fits, and the field is named."""
     record["spec"][name] = value
     with pytest.raises(ValueError, match=rf"^not a trial record \(spec\.{name} = ") as refused:
         TrialRecord.from_json(as_json(rekeyed(record)))
@@ -140,7 +138,7 @@ FIELDS = [
 
 @pytest.mark.parametrize(("name", "value"), FIELDS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(FIELDS)])
 def test_a_field_of_a_wrong_type_is_damage(record: dict[str, Any], name: str, value: Any) -> None:
-    """A record with a value of another type than its field's, or one that cannot be, is no record."""
+    """A record with a value of another type than its field's, or an impossible one, is refused."""
     with pytest.raises(ValueError, match=r"^(not a trial record|the record's key)") as refused:
         TrialRecord.from_json(as_json(record | {name: value}))
     assert len(str(refused.value)) < 300
@@ -149,7 +147,7 @@ def test_a_field_of_a_wrong_type_is_damage(record: dict[str, Any], name: str, va
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e400"])
 def test_numbers_that_json_does_not_have(record: dict[str, Any], word: str) -> None:
-    """A number that JSON does not have, outside of its words, is no number."""
+    """NaN and infinity as numbers, which JSON does not have, are refused."""
     text = as_json(record)
     for field in ('"started": ', '"gpu_gib": ', '"learning_rate": ', '"val_nll": '):
         at = text.index(field) + len(field)
@@ -158,7 +156,7 @@ def test_numbers_that_json_does_not_have(record: dict[str, Any], word: str) -> N
 
 
 def test_an_error_of_nothing(record: dict[str, Any]) -> None:
-    """A failed record whose error is blank, or has control characters, is described in one line."""
+    """A failed record whose error is blank or has control characters is described in one line."""
     for error in (None, "", " \n\t\n", "\x1b[31mred\n\x00", "x" * 1_000_000):
         failed = TrialRecord.from_json(as_json(record | {"status": "failed", "error": error}))
         assert failed.describe_failure().isprintable()
@@ -167,7 +165,7 @@ def test_an_error_of_nothing(record: dict[str, Any]) -> None:
 
 @pytest.fixture
 def report(storage: RecordStore, tmp_path: Path, sketch: None, capsys: pytest.CaptureFixture[str]) -> Report:
-    """Calls `report`: 0 without a word on stderr; 1, and a line for each problem; or 2 and one line."""
+    """Call `report`: code 0 and an empty stderr; 1 and a line for each problem; or 2 and one line."""
     out = tmp_path / "pages"
 
     def call() -> int:
@@ -188,7 +186,7 @@ def report(storage: RecordStore, tmp_path: Path, sketch: None, capsys: pytest.Ca
 def test_a_report_of_changed_records(
     storage: RecordStore, record: dict[str, Any], report: Report, fuzz: Any, mutated: Any, garbled: Any
 ) -> None:
-    """Whatever a record's file holds, also under a key that fits it, there is a report, or one line says why not."""
+    """With any content of a record's file, also with a fitting key, there is a report or one line says why not."""
     assert report() == 0
     key = record["key"]
     file, good = Path(storage.path("records", f"{key}.json")), as_json(record).encode()
@@ -220,7 +218,7 @@ def test_a_report_of_changed_records(
 def test_a_report_beside_changed_files(
     storage: RecordStore, report: Report, fuzz: Any, mutated: Any, garbled: Any
 ) -> None:
-    """Whatever benchmark.json, a series or the account of a run holds, there is a report, or one line says why not."""
+    """With any content of benchmark.json, a series or a run's summary there is a report, or one line says why not."""
     account = {"started": "x", "account": "9 trials in 24 s", "ran": 9, "failures": ["a"], "utilization": 0.5}
     storage.write_run("20250101T000000", account)
     codes = set()
@@ -243,7 +241,7 @@ def test_a_report_beside_changed_files(
     "account", ["\ud800", "\x1b[2J", "x" * 1_000_000, ["x"], {"a": 1}, None, 3, "[" * 900 + "]" * 900]
 )
 def test_an_account_that_is_no_line(storage: RecordStore, report: Report, account: Any, tmp_path: Path) -> None:
-    """The account of a run that is no text, or a strange one, does not keep the report from being made."""
+    """A run's summary that is not a text, or a strange one, does not prevent the report."""
     nested = isinstance(account, str) and account.startswith("[")
     text = as_json({"account": account}) if not nested else '{"account": ' + str(account) + "}"
     Path(storage.path("runs")).mkdir()
@@ -253,7 +251,7 @@ def test_an_account_that_is_no_line(storage: RecordStore, report: Report, accoun
 
 
 def test_ten_thousand_records_take_seconds(record: dict[str, Any]) -> None:
-    """Reading a record, its types and its key, takes less than 1 ms, so that 10,000 take seconds."""
+    """Reading a record takes less than 1 ms, so that 10,000 take seconds."""
     text, since = as_json(record), datetime.datetime.now(datetime.UTC)
     for _ in range(1000):
         TrialRecord.from_json(text)

@@ -39,7 +39,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> RecordStore:
 
 
 def test_a_record_is_read_back(store: RecordStore, spec: TrialSpec, fake: Fake) -> None:
-    """What was written is read back equal, by its key and in the list of all."""
+    """A record is read back equal, by its key and in the list of all."""
     record = fake(spec)
     assert store.read(spec.key) is None
     assert list(store.records()) == []
