@@ -21,9 +21,9 @@ def test_a_cpu_repeats_a_trial() -> None:
 
 def test_a_gpu_promises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU a trial is not repeatable; the record has the GPU's name and its memory in GiB."""
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100\n")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100\n")
     properties = SimpleNamespace(total_memory=80 * 2**30)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     found = hardware(torch.device("cuda"))
     assert (found["repeatable"], found["gpu"], found["gpu_gib"]) == (False, "NVIDIA A100", 80.0)
 

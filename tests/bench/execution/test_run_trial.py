@@ -217,7 +217,7 @@ def test_ptyl_turns_lambda_into_alpha(
 
 
 def test_kappa_is_d_over_n_unless_given(pretrained: Pretrained) -> None:
-    """kappa is D/N for the DE ELBo, 1 for the ELBo, or the given number."""
+    """The default kappa is D/N for the DE ELBo, 1 for the ELBo, or the given number."""
     de_elbo = objective_of(DE_ELBO, pretrained, 100)
     assert isinstance(de_elbo, DataEmphasizedELBO)
     assert de_elbo.kappa == pytest.approx(de_elbo.dim / 100)

@@ -68,7 +68,7 @@ def test_the_baseline_is_timed_beside(beside_naive: dict[str, Any]) -> None:
 def test_a_failing_baseline_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """If the baseline fails, the result has its error and all other times."""
 
-    def die(run: BaselineRun) -> None:
+    def die(_: BaselineRun) -> None:
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error")
 
     monkeypatch.setattr(BaselineRun, "step", die)
