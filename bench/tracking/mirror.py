@@ -22,7 +22,7 @@ from bench.config.benchmark import Benchmark
 from bench.exceptions import RecordError
 from bench.storage.records import RecordStore
 from bench.tracking.client import is_gone, is_refusal
-from bench.tracking.conversion import dataset_inputs, milliseconds, round_digits, run_content, run_params
+from bench.tracking.conversion import dataset_inputs, final_status, milliseconds, round_digits, run_content, run_params
 from bench.tracking.gpu_metrics import monitor_gpus
 from bench.tracking.runs import MARK, MLflowRuns
 from bench.trials.spec import TrialSpec
@@ -117,9 +117,10 @@ class MLflowMirror:
         self._limit = min(self.deadline, self.trials_deadline)
         keys = [key for key in {*target.marks, *target.running, *runs.trials} if self._next_action(runs, key)]
         if keys:
+            first, *others = sorted(keys, key=self._failures.__getitem__)
+            self._update_trial(runs, first)  # alone, as servers fail if two requests at once make one dataset
             with ThreadPool(min(self._num_threads, len(keys))) as pool:  # its threads end with the interpreter
-                send = partial(self._update_trial, runs)
-                pool.map(send, sorted(keys, key=self._failures.__getitem__), chunksize=1)
+                pool.map(partial(self._update_trial, runs), others, chunksize=1)
         self._limit = self.deadline
         if target.status == "RUNNING":
             monitor_gpus(self.uri, runs.parent)
@@ -213,7 +214,7 @@ class MLflowMirror:
         """Send all of a record; without its series, where that is damaged, and then raise RecordError."""
         if (record := self.store.read(key)) is None:
             raise RecordError(f"the record of {key} is no longer in the storage")
-        damage: RecordError | None = None
+        damage, status = None, final_status(mark)
         try:
             content = run_content(record, self.store.series(key))
         except RecordError as error:
@@ -228,7 +229,7 @@ class MLflowMirror:
         if inputs := dataset_inputs(record):
             runs.call("log_inputs", run.run_id, inputs)
         runs.log(run.run_id, content.metrics, run_params(record.spec), tags)
-        runs.set_status(run, "FINISHED" if record.succeeded else "FAILED", record.finished)
+        runs.set_status(run, status, record.finished)
         run.mark, run.has_params = mark, True
         if damage is not None:
             raise damage
