@@ -35,7 +35,7 @@ def resolve_storage(storage: str) -> str:
     if folder is None:
         _check_storage_url(storage)
         return storage.rstrip("/")
-    return "/" + os.path.abspath(folder).lstrip("/")  # POSIX keeps two slashes
+    return "/" + os.path.normpath(Path(folder).absolute()).lstrip("/")  # POSIX keeps two slashes
 
 
 def _check_storage_url(url: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 from bench.probe import MARKER, MIN_PYTHON, REQUEST_FILE
 
@@ -11,8 +12,7 @@ def main():  # type: ignore[no-untyped-def]
     if sys.version_info >= MIN_PYTHON:
         from bench.probe.cluster import inspect_own_cluster
 
-        with open(REQUEST_FILE, encoding="utf-8") as file:
-            report = inspect_own_cluster(json.load(file))
+        report = inspect_own_cluster(json.loads(Path(REQUEST_FILE).read_text(encoding="utf-8")))
     else:
         python = "%d.%d.%d" % sys.version_info[:3]  # noqa: UP031
         report = {"problem": "Python " + python + " is too old", "python": python, "driver": {}, "nodes": []}

@@ -22,7 +22,7 @@ MAX_MESSAGE_CHARS = 500
 class _ShortRepr(reprlib.Repr):
     """A bounded ``repr``: an alias in YAML may stand for billions of values."""
 
-    def repr_int(self, number: int, level: int) -> str:
+    def repr_int(self, number: int, _level: int) -> str:
         """Python refuses to print an integer of more than 4,300 digits."""
         return f"an integer of {number.bit_length()} bits" if number.bit_length() > 200 else repr(number)
 
