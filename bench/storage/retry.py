@@ -19,24 +19,9 @@ MAX_OUTAGE_SECONDS = 60.0
 """How long a storage may be unreachable during a run: less than `bench.storage.lease.STALE_SECONDS`."""
 RETRY_SECONDS = 2.0
 PERMANENT_OS_ERRORS = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-PERMANENT_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NotImplementedError,
-    TypeError,
-    ValueError,
-)
-PERMANENT_ERRNOS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EPERM,
-    errno.EINVAL,
-    errno.ENOSYS,
-    errno.ENAMETOOLONG,
-    errno.EROFS,
-)
+PROGRAM_ERRORS = (ArithmeticError, AttributeError, ImportError, LookupError, NotImplementedError, TypeError, ValueError)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+PERMANENT_ERRNOS = (*FULL_DISK, errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENAMETOOLONG, errno.EROFS)
 
 
 class OutageTimer:
@@ -87,10 +72,9 @@ def call_with_retry(url: str, timer: OutageTimer | None, call: Callable[..., T],
         try:
             answer = call(*arguments)
         except Exception as error:
-            missing = isinstance(error, FileNotFoundError | NotADirectoryError) and not _is_missing_bucket(error)
-            if timer is not None and missing:
-                timer.reset()
-            if missing:
+            if isinstance(error, FileNotFoundError | NotADirectoryError) and not _is_missing_bucket(error):
+                if timer is not None:
+                    timer.reset()
                 raise
             message = f"{redact_url(url)} does not answer ({describe_cause(error)}): retrying for up to a minute"
             if timer is None or _is_permanent(error) or not timer.wait(message):
@@ -130,7 +114,7 @@ def _is_missing_bucket(error: Exception) -> bool:
 def _is_permanent(error: Exception) -> bool:
     if isinstance(error, OSError):
         return isinstance(error, PERMANENT_OS_ERRORS) or error.errno in PERMANENT_ERRNOS
-    return isinstance(error, PERMANENT_ERRORS) or _lacks_credentials(error)
+    return isinstance(error, PROGRAM_ERRORS) or _lacks_credentials(error)
 
 
 def _lacks_credentials(error: Exception) -> bool:
