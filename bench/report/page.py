@@ -1,8 +1,10 @@
-"""Content of report.html: its sections, their order, and the note under each figure and table."""
+"""Content of report.html: its sections and their order."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
@@ -15,79 +17,8 @@ from bench.results.sources import Results
 __all__ = ["build_page"]
 
 
-NOTES = {
-    "figure2": """
-        A line is the expected test accuracy had only k of the grid's configurations been tried, k growing to the right,
-        exact over all subsets; it ends at the whole grid. The band holds the middle 80 % of the subsets and is cut at
-        the edge of the panel. Each line or marker is one split seed. Time is that of training steps, as published.
-    """,
-    "figure_race": """
-        Test accuracy of the configuration that a method would choose if it were stopped, against everything it needs
-        until then: training, learning regularization strengths, validation, selection, checkpoints between segments,
-        choosing what to try next, and retraining the chosen configuration. A line is the mean over split seeds (and
-        repetitions of replayed methods), drawn where all of them have a result; the band holds their middle 80 %, of up
-        to ten curves all of them. For a grid, and for runs without an order, it is the expectation over the order of
-        trying. A marker shows where a method ends, and alone a method with a single result. Accuracies far below the
-        rest are cut.
-    """,
-    "winners": """
-        The method with the highest mean accuracy once the compute of so many runs is spent (and 10 % more, as runs vary
-        by that), among methods that have every split; a run is the mean tuning run of the grid. Rows of one combination
-        have accuracy in percent. Rows of all have the mean over combinations of the accuracy in percent of the grid's
-        final one, among methods that have a result in every combination.
-    """,
-    "time_to": """
-        The least compute at which a method's mean accuracy is within 0.5 points of the best final mean accuracy of all
-        methods; never, if it is not. It is the first time: on a few splits it may be chance.
-    """,
-    "ranking": """
-        Ranks of final accuracy within each cell, 1 is best, ties averaged: their mean, its 95 % interval, and how often
-        a method is first, by drawing dataset, N and Model with all their splits, which share test images. Friedman's
-        test is over means of splits. Methods that lack cells are ranked on the cells that all share, in rows of their
-        own. Replayed methods are not ranked. With few problems nothing is certain, however narrow the interval.
-    """,
-    "equal_compute": """
-        The grid's expected accuracy with as many configurations as the DE ELBo's time pays for, and the least expected
-        time at which it is no lower than the DE ELBo's; never, if it is lower with any number of them.
-    """,
-    "paired_tests": """
-        Wilcoxon's signed-rank test over cells (dataset, Model, N, split) that both methods have, or over means of
-        splits, as splits of one dataset share its test images. Accuracy in percentage points, time as a ratio. With few
-        cells p cannot be small: see the last columns. Holm's correction is over the rows of one measure and unit. Other
-        methods are compared with the paper's grid and DE ELBo only, in time by the full cost where both recorded it;
-        the paper's methods by training steps alone, as published.
-    """,
-    "figure1": """
-        Both bounds, divided by kappa N, at the posteriors q of two finished runs, as functions of lambda = tau. A bound
-        ranks the two q: the ELBo may prefer the one that fits worse, the DE ELBo counts the likelihood D/N times.
-    """,
-    "no_figure1": """
-        Not drawn: it needs, in one cell, the chosen runs of an ELBo and of a DE ELBo with kappa = D/N, both completed
-        and with their state recorded.
-    """,
-    "regularization": """
-        The weight decay at the end of the DE ELBo's chosen run, 1/(kappa N lambda*), which with kappa = D/N is
-        1/(D lambda*), beside the one that the grid chose. Both multiply the gradient of half the squared distance from
-        the prior's mean.
-    """,
-    "table3": """
-        Mean, minimum and maximum over split seeds. total: mean over splits of table 2's; the paper prints times of one
-        split alone, seed 1001. It counts training steps alone, the full cost everything a method needs, as under table
-        2. Runs that failed are not counted; runs that diverged are.
-    """,
-    "table2": """
-        total: all tuning runs (each segment of a run is one) and the retraining of the best, training steps alone; full
-        cost counts everything a method needs: training, learning regularization strengths, validation, selection,
-        checkpoints between segments, choosing what to try next. Published: one A100, totals to the minute. Every table
-        lies beside this page as CSV.
-    """,
-    "what_if": """
-        List scheduling of the recorded seconds, in the order in which the runs started, or where that was not recorded,
-        in the order of the file; the best of a grid is retrained when all runs of its cell are done. A sequential
-        search (BO) is queued as if all that it tried could run at once, which it could not without knowing less.
-    """,
-}
-"""Note under each figure or table; line breaks do not matter in HTML."""
+NOTES: dict[str, str] = tomllib.loads((files("bench.report") / "assets" / "notes.toml").read_text(encoding="utf-8"))
+"""Note under each figure and table, by its name."""
 
 
 def build_page(

@@ -35,13 +35,7 @@ MAX_FILE_BYTES = 50_000_000
 
 
 class PublishedRuns(NamedTuple):
-    """Runs of a dataset.
-
-    Attributes:
-        frame: one row per run, in the columns of `bench.results.frame.COLUMNS`.
-        problems: rows that cannot be used, in one line per reason.
-        notes: remarks on the rest.
-    """
+    """Runs in the columns of `bench.results.frame.COLUMNS`, a line per reason why rows cannot be used, and remarks."""
 
     frame: pd.DataFrame
     problems: list[str]
@@ -131,6 +125,22 @@ def _read_runs(path: Path, stage: str) -> tuple[pd.DataFrame, int]:
         columns=[*SETTINGS, "n", "seed"],
         dtype="float64",
     )
+    readable = settings["head_weight_decay"].notna()
+    contradicts = (settings["n"] != numbers["n"]) | (settings["seed"] != numbers["random_state"])
+    contradicts |= raw["model_name"].str.split("_").str[0] != raw[prior]
+    checks = {
+        f"expected a prior of {', '.join(PRIOR_NAMES)}": ~raw[prior].isin(list(PRIOR_NAMES)),
+        f"cannot be read, expected {EXPECTED_NAME}": ~readable,
+        f"has another prior, n or random_state than the columns {prior}, n and random_state": readable & contradicts,
+        "has a number that cannot be read": (numbers.isna() & texts.notna()).any(axis=1),
+        f"has a runtime that is not above 0 and below {MAX_NUMBER} s": ~numbers["runtime"].between(
+            0, MAX_NUMBER, "neither"
+        ),
+        "has an accuracy outside 0 to 1": numbers[metrics[0]].notna() & ~numbers[metrics[0]].between(0, 1),
+    }
+    problem = pd.Series("", index=raw.index, dtype=object)
+    for text, bad in checks.items():
+        problem = problem.where(~bad | (problem != ""), "model_name " + raw["model_name"].map(_quote) + " " + text)
     rows = pd.DataFrame(
         {
             "key": raw["model_name"],
@@ -142,35 +152,11 @@ def _read_runs(path: Path, stage: str) -> tuple[pd.DataFrame, int]:
             "train_seconds": numbers["runtime"],
             **{metric: numbers[metric] for metric in metrics},
             **{name: settings[name] for name in SETTINGS},
-            "problem": _find_problems(raw, prior, texts, numbers, settings),
+            "problem": problem,
         }
     )
     repeated = rows.duplicated([name for name in rows if name not in ("key", "problem")]) & (rows["problem"] == "")
     return rows[~repeated].reset_index(drop=True), int((~has_runtime).sum())
-
-
-def _find_problems(
-    raw: pd.DataFrame, prior: str, texts: pd.DataFrame, numbers: pd.DataFrame, settings: pd.DataFrame
-) -> pd.Series:
-    """Describe the first problem of each row; empty if there is none."""
-    readable = settings["head_weight_decay"].notna()
-    contradicts = (settings["n"] != numbers["n"]) | (settings["seed"] != numbers["random_state"])
-    contradicts |= raw["model_name"].str.split("_").str[0] != raw[prior]
-    accuracy = next(name for name in numbers if str(name).endswith("_acc"))
-    checks = {
-        f"expected a prior of {', '.join(PRIOR_NAMES)}": ~raw[prior].isin(list(PRIOR_NAMES)),
-        f"cannot be read, expected {EXPECTED_NAME}": ~readable,
-        f"has another prior, n or random_state than the columns {prior}, n and random_state": readable & contradicts,
-        "has a number that cannot be read": (numbers.isna() & texts.notna()).any(axis=1),
-        f"has a runtime that is not above 0 and below {MAX_NUMBER} s": ~numbers["runtime"].between(
-            0, MAX_NUMBER, "neither"
-        ),
-        "has an accuracy outside 0 to 1": numbers[accuracy].notna() & ~numbers[accuracy].between(0, 1),
-    }
-    problem = pd.Series("", index=raw.index, dtype=object)
-    for text, bad in checks.items():
-        problem = problem.where(~bad | (problem != ""), "model_name " + raw["model_name"].map(_quote) + " " + text)
-    return problem
 
 
 def _read_table(path: Path, content: str, metrics: list[str]) -> tuple[pd.DataFrame, str]:
