@@ -53,11 +53,11 @@ def synthetic(folder: Path, content: dict[str, Any]) -> int:
     RecordStore(str(folder)).write_benchmark(benchmark.content())
     (folder / "records").mkdir()
     random = np.random.default_rng(0)
-    race, count = TrialQueue(make_methods(benchmark), (), 0), 0
-    while (spec := race.ask()) is not None:
+    queue, count = TrialQueue(make_methods(benchmark), (), 0), 0
+    while (spec := queue.ask()) is not None:
         record = invented(spec, random)
         (folder / "records" / f"{record.key}.json").write_text(record.to_json())
-        race.tell(record)
+        queue.tell(record)
         count += 1
     return count
 

@@ -476,9 +476,9 @@ def live(
     benchmark = make(methods=LIVE, training={"steps": 10, "batch_size": 40})
     store = RecordStore(str(tmp_path_factory.mktemp("live") / "storage"))
     store.write_benchmark(benchmark.content())
-    race = TrialQueue(make_methods(benchmark))
+    queue = TrialQueue(make_methods(benchmark))
     kept: dict[str, bytes] = {}
-    while (spec := race.ask()) is not None:
+    while (spec := queue.ask()) is not None:
         before, after = spec.snapshot_key(spec.since), spec.snapshot_key(spec.until)
         rung = Handover(
             lambda name=before: kept.get(name),  # type: ignore[misc]
@@ -487,7 +487,7 @@ def live(
         part = (spec.since, spec.until) != (0.0, 1.0)
         record, series = run_trial(spec, pretrained, TrialContext(torch.device("cpu"), handover=rung if part else None))
         store.write(record, series)
-        race.tell(record)
+        queue.tell(record)
     torch.set_num_threads(threads)
     return store
 

@@ -13,7 +13,7 @@ from bench.results.grid_comparison import EQUAL
 from bench.results.paired_tests import COLUMNS as TESTED
 from bench.results.ranking import compute_ranking
 from tests.bench.results.test_anytime import Curve
-from tests.bench.results.test_budgets import RACE, TEN, key, problem
+from tests.bench.results.test_budgets import CURVES, TEN, key, problem
 from tests.bench.results.test_ranking import results
 
 NAN, INF = float("nan"), float("inf")
@@ -173,12 +173,12 @@ def compare(steps: pd.DataFrame, units: dict[Any, float], ranks: pd.DataFrame = 
 
 def test_best_at_each_budget_and_soonest() -> None:
     """Budgets with the same best method are joined; of the times to the target the median in runs is given."""
-    assert compare(problem(RACE), TEN) == [
+    assert compare(problem(CURVES), TEN) == [
         "Best at each budget over 1 combination of dataset, N and Model: DE ELBo (1-2 runs), MAP + GS (4-32 runs).",
         "Soonest within 0.5 points of the best final accuracy: MAP + GS, in 1 of 1 combination of dataset, N and "
         "Model, after a median of 4.0 runs of compute.",
     ]
-    assert compare(problem(RACE).iloc[:0], {}) == []
+    assert compare(problem(CURVES).iloc[:0], {}) == []
 
 
 def test_budgets_of_several_problems_are_averaged() -> None:
@@ -204,7 +204,7 @@ def test_all_that_are_soonest_equally_often_are_named() -> None:
 
 def test_lowest_mean_rank() -> None:
     """The lowest mean rank has its interval, share of draws and Friedman's p; ties share; one problem is no claim."""
-    nothing = problem(RACE).iloc[:0]
+    nothing = problem(CURVES).iloc[:0]
     ranks = compute_ranking(results({"map-gs": [0.9] * 8, "x": [0.8] * 8, "y": [0.7] * 8, "z": [None] + [0.99] * 7}))
     assert compare(nothing, {}, ranks) == [
         "Lowest mean rank of final accuracy: MAP + GS, 1.0 of 3 methods over 8 cells (95 % interval 1.0 to 1.0, first "

@@ -26,7 +26,7 @@ def problem(curves: dict[str, list[Curve]], **more: Any) -> pd.DataFrame:
     return pd.concat([stepped(*parts, method=name, **more) for name, parts in curves.items()], ignore_index=True)
 
 
-RACE = {
+CURVES = {
     "map-gs": [[(20.0, 0.5), (40.0, 0.7), (240.0, 0.8)], [(20.0, 0.7), (40.0, 0.9), (240.0, 0.8)]],
     "de-elbo": [[(11.0, 0.7), (44.0, 0.796)], [(10.0, 0.6), (44.0, 0.8)]],
     "bo": [[(30.0, 0.4), (80.0, 0.75)], [(30.0, 0.5), (60.0, 0.805)]],
@@ -37,29 +37,29 @@ TEN = {key(): 10.0}
 def test_time_to_come_near_the_best() -> None:
     """The least time at which the mean over splits is within 0.5 points of the best final mean; never, where it is
     not; its ratio to a run."""
-    table = compute_time_to_target(problem(RACE), TEN).set_index("method")
+    table = compute_time_to_target(problem(CURVES), TEN).set_index("method")
     assert set(table["target_acc"].round(6)) == {0.795}
     assert table["seconds"].to_dict() == {"map-gs": 40.0, "de-elbo": 44.0, "bo": INF}
     assert table["runs"].to_dict() == {"map-gs": 4.0, "de-elbo": 4.4, "bo": INF}
-    wide = compute_time_to_target(problem(RACE), TEN, 0.05).set_index("method")["seconds"]
+    wide = compute_time_to_target(problem(CURVES), TEN, 0.05).set_index("method")["seconds"]
     assert wide.to_dict() == {"map-gs": 40.0, "de-elbo": 44.0, "bo": 80.0}
 
 
 def test_a_method_that_lacks_a_split_is_not_compared() -> None:
     """It neither sets the target nor has a time, and has no place at any budget; another problem is not concerned."""
-    race = RACE | {"lucky": [[(1.0, 1.0)]], "lost": [[(1.0, NAN)], [(1.0, 0.9)]]}
-    times = compute_time_to_target(problem(race), TEN).set_index("method")
+    curves = CURVES | {"lucky": [[(1.0, 1.0)]], "lost": [[(1.0, NAN)], [(1.0, 0.9)]]}
+    times = compute_time_to_target(problem(curves), TEN).set_index("method")
     assert times["target_acc"].round(6).eq(0.795).all()
     assert times["seconds"].isna().to_dict() == {name: name in ("lucky", "lost") for name in times.index}
-    assert set(compute_budgets(problem(race), TEN)["method"]) == {"map-gs", "de-elbo", "bo"}
+    assert set(compute_budgets(problem(curves), TEN)["method"]) == {"map-gs", "de-elbo", "bo"}
     other = problem({"lucky": [[(1.0, 1.0)]]}, n=200)
-    both = compute_budgets(pd.concat([problem(race), other]), TEN | {key(n=200): 10.0})
+    both = compute_budgets(pd.concat([problem(curves), other]), TEN | {key(n=200): 10.0})
     assert set(both.loc[both["n"] == 200, "method"]) == {"lucky"}
 
 
 def test_budgets_by_hand() -> None:
     """At 1, 2, 4 ... runs and 10 % more: the mean of each that has a result, its share of the grid's end, the best."""
-    made = compute_budgets(problem(RACE), TEN)
+    made = compute_budgets(problem(CURVES), TEN)
     found = {
         runs: {row["method"]: (round(row["test_acc"], 4), row["best"]) for row in group.to_dict("records")}
         for runs, group in made.groupby("budget_runs")
@@ -79,7 +79,7 @@ def test_budgets_by_hand() -> None:
 def test_the_mean_over_problems_needs_all_of_them() -> None:
     """Relative accuracies are averaged over problems, of methods that have a result in every one by then; over those of
     each prior too."""
-    tables = [problem(RACE), problem({"map-gs": [[(10.0, 0.5)]], "x": [[(10.0, 0.6)]]}, prior="ptyl")]
+    tables = [problem(CURVES), problem({"map-gs": [[(10.0, 0.5)]], "x": [[(10.0, 0.6)]]}, prior="ptyl")]
     tables += [problem({"map-gs": [[(40.0, 0.4)]], "x": [[(10.0, 0.3)]]}, prior="ptyl", n=7)]
     units = TEN | {key(prior="ptyl"): 10.0, key(prior="ptyl", n=7): 10.0}
     made = compute_budgets(pd.concat(tables), units)
@@ -117,7 +117,7 @@ def test_a_run_is_the_grids_tuning_run() -> None:
 
 def test_tables_for_people() -> None:
     """Winners a row a problem, shares a row a method with a star at the best, times in seconds and runs."""
-    tables = pd.concat([problem(RACE), problem(RACE, n=1000)])
+    tables = pd.concat([problem(CURVES), problem(CURVES, n=1000)])
     units = TEN | {key(n=1000): 10.0}
     made = compute_budgets(tables, units)
     won = best_methods_table(made)
@@ -132,8 +132,8 @@ def test_tables_for_people() -> None:
 
 def test_nothing_gives_no_rows() -> None:
     """Without steps, or without a known run, the tables are empty and have their columns."""
-    empty = problem(RACE).iloc[:0]
-    for table in (compute_budgets(empty, {}), compute_budgets(problem(RACE), {}), compute_time_to_target(empty, {})):
+    empty = problem(CURVES).iloc[:0]
+    for table in (compute_budgets(empty, {}), compute_budgets(problem(CURVES), {}), compute_time_to_target(empty, {})):
         assert table.empty
         assert {"method", "source", "prior"} <= set(table.columns)
     assert best_methods_table(compute_budgets(empty, {})).empty

@@ -228,7 +228,7 @@ def test_a_diverged_run_counts_and_ranks_last(nll: float, content: dict[str, Any
 
 @pytest.mark.parametrize("nll", [NAN, 1.0])
 def test_table_and_race_break_ties_alike(nll: float, content: dict[str, Any], fake: Fake, play: Any) -> None:
-    """Where all tuning runs tie or diverge, what the race retrained is what the curve calls the best."""
+    """Where all tuning runs tie or diverge, the configuration that the grid retrained is the first of the curve."""
 
     def judge(spec: Any) -> TrialRecord:
         if spec.stage == "tune":
