@@ -1,1 +1,1 @@
-"""bench: races methods for finding the strength of L2 regularization, under one Ray Tune scheduler."""
+"""Benchmark service that compares methods for choosing the strength of L2 regularization."""

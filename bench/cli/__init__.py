@@ -1,1 +1,1 @@
-"""Cli."""
+"""The commands of `deelbo-bench`, one module each."""

@@ -1,1 +1,1 @@
-"""Config."""
+"""The configuration of a benchmark: its pydantic model, YAML loading, checks and error messages."""

@@ -1,1 +1,1 @@
-"""Ray_backend."""
+"""Ray and Ray Tune: connection, capacity, searcher, trainable and tuner."""

@@ -1,1 +1,1 @@
-"""Scheduling."""
+"""Which trial runs next and what is left of a benchmark; knows nothing of Ray."""

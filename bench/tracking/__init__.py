@@ -1,1 +1,1 @@
-"""Tracking."""
+"""MLflow as a mirror of the records and of the trials that run."""

@@ -1,1 +1,1 @@
-"""Pretrained."""
+"""Pretrained networks: backbones, weight files and SWAG posteriors."""
