@@ -12,15 +12,14 @@ __all__ = ["kill_drivers"]
 
 CHAIN = 5
 """Kills of the same benchmark, one after the other."""
-AGENTS_GONE = 120.0
-"""Seconds."""
+IDLE_GONE_SECONDS = 120.0
 
 
 def kill_drivers(times: int, place: Place) -> str:
     """Chains of killed runs, each in a storage of its own; every chain ends with one that is left alone."""
     gone, lost, again, kept = [0.0], 0.0, 0, 0
     phases = dict.fromkeys(("start-up", "trials", "end"), 0)
-    agents: dict[int, str] = {}
+    idle: dict[int, str] = {}
     for first in range(0, times, CHAIN):
         storage = place.folder / f"storage{first // CHAIN}"
         config = place.config()
@@ -29,7 +28,7 @@ def kill_drivers(times: int, place: Place) -> str:
             with Run(config, storage, str(kill)) as run:
                 phases[_wait(run, phase, place)] += 1
                 gone.append(run.kill())
-                agents |= run.agents
+                idle |= run.idle
             if storage.exists():
                 kept += unchanged(before, storage)
                 before = contents(storage)
@@ -41,11 +40,12 @@ def kill_drivers(times: int, place: Place) -> str:
         assert not list(storage.rglob("*.part")), "files that were half written stay"
         trials, _, seconds = attempts(storage)
         again, lost = again + trials, lost + seconds
-    until(lambda: not alive(agents), "Ray's agents are gone", AGENTS_GONE)
+    until(lambda: not alive(idle), "Ray's idle processes are gone", IDLE_GONE_SECONDS)
     where = ", ".join(f"{count} in {phase}" for phase, count in phases.items())
     return (
         f"killed {where}; {kept} looks at files of finished trials, none changed; {again} trials ran again, "
-        f"{lost:.1f} s booked as lost; Ray's processes gone after {max(gone):.1f} s, its idle agents at the end"
+        f"{lost:.1f} s booked as lost; processes of trials gone after {max(gone):.1f} s, {len(idle)} idle processes of "
+        "Ray's at the end"
     )
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tests.faults.place import Place
-from tests.faults.processes import GONE, Run, alive, descendants, in_training, until, without_agents
+from tests.faults.processes import GONE, Run, alive, descendants, in_training, is_idle, until
 from tests.faults.proof import attempts, in_mlflow, same_results
 
 __all__ = ["cluster_of_one", "kill_node", "kill_nodes", "trials_on"]
@@ -66,10 +66,10 @@ def _raylet(node: Any) -> int:
 
 
 def kill_node(cluster: Any, node: Any) -> None:
-    """SIGKILL to its raylet; what it started must be gone soon after."""
-    started = without_agents(descendants(_raylet(node)))
+    """SIGKILL to its raylet; the processes of its trials must be gone soon after."""
+    started = descendants(_raylet(node))
     cluster.remove_node(node, allow_graceful=False)
-    until(lambda: not alive(started), "the dead node's processes are gone", GONE)
+    until(lambda: all(map(is_idle, alive(started))), "the dead node's processes are gone", GONE)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Process", "Run", "alive", "descendants", "in_training", "until", "without_agents"]
+__all__ = ["Process", "Run", "alive", "descendants", "in_training", "is_idle", "until"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 240.0
@@ -20,8 +20,13 @@ GONE = 10.0
 """Seconds in which all that a killed driver started must be gone."""
 CHILD = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "COLUMNS": "200"}
 CHILD |= {"MLFLOW_LOGGING_LEVEL": "CRITICAL"}  # as it is where nobody set it; a test's own is not the run's
-AGENTS = (b"ray::DashboardAgent", b"ray::RuntimeEnvAgent", b"dashboard/agent.py", b"runtime_env/agent/main.py")
-"""Two idle processes of Ray's, which go a minute later: they tell the GCS, and that is dead too."""
+IDLE_TITLES = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE")
+IDLE_SCRIPTS = ("ray/dashboard/agent.py", "runtime_env/agent/main.py", "workers/default_worker.py")
+"""Ray's processes that have no trial: its two agents, and workers that start or wait for their first trial.
+
+If the driver dies, a worker that is just starting tries to connect to the dead raylet for 30 s, and the agents try
+for a minute to report to the dead GCS.
+"""
 Born = Mapping[int, str]
 """Processes by number, each with its time of birth: numbers come again."""
 
@@ -68,9 +73,10 @@ def in_training(root: int) -> list[int]:
     return [pid for pid in descendants(root) if _command(pid).startswith(b"ray::ResourceTrainable.train")]
 
 
-def without_agents(processes: Born) -> dict[int, str]:
-    """Those that are not `AGENTS`."""
-    return {pid: born for pid, born in processes.items() if not any(name in _command(pid) for name in AGENTS)}
+def is_idle(pid: int) -> bool:
+    """Return whether a process is one of Ray's that have no trial, see `IDLE_SCRIPTS`."""
+    title, *arguments = _command(pid).decode(errors="replace").split("\0")
+    return title.startswith(IDLE_TITLES) or any(argument.endswith(IDLE_SCRIPTS) for argument in arguments[:3])
 
 
 def _command(pid: int) -> bytes:
@@ -84,7 +90,7 @@ class Process:
     """A command in a process group of its own, which is gone when the block ends."""
 
     def __init__(self, command: list[str], folder: Path, name: str) -> None:
-        self.agents: Born = {}
+        self.idle: Born = {}
         self.out, self.err = folder / f"{name}.out", folder / f"{name}.err"
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.since = time.monotonic()
@@ -119,22 +125,21 @@ class Process:
         return self.process.poll() is None
 
     def kill(self) -> float:
-        """SIGKILL to this process alone; seconds until all that it started was gone too, but for `agents`."""
+        """SIGKILL to this process alone; seconds until all that it started was gone too, but for `idle` ones."""
         if not self.runs():
             return 0.0
         started = descendants(self.pid)
-        workers = without_agents(started)
-        self.agents = {pid: born for pid, born in started.items() if pid not in workers}
         os.kill(self.pid, signal.SIGKILL)
         self.process.wait()
         since = time.monotonic()
-        while left := alive(workers):
+        while left := [pid for pid in alive(started) if not is_idle(pid)]:
             if time.monotonic() - since > GONE:
-                names = ", ".join(_command(pid).rstrip(b"\0 ").decode(errors="replace")[:60] for pid in left)
+                names = ", ".join(_command(pid).rstrip(b"\0 ").decode(errors="replace")[:200] for pid in left)
                 for pid in left:
                     os.kill(pid, signal.SIGKILL)
                 raise AssertionError(f"{len(left)} processes outlived their driver by {GONE:.0f} s: {names}")
             time.sleep(0.05)
+        self.idle = {pid: started[pid] for pid in alive(started)}
         return time.monotonic() - since
 
     def end(self, seconds: float = PATIENCE) -> int:
