@@ -7,8 +7,10 @@ import errno
 import math
 import os
 import signal
+import threading
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +23,9 @@ from bench.config.loading import load_benchmark
 from bench.config.selection import filter_methods
 from bench.config.validation import check, check_data, check_packages
 from bench.exceptions import RecordError
-from bench.execution.pretrained import load_pretrained_backbones
 from bench.labels import PRIOR_NAMES, dataset_name, method_name
 from bench.methods.base import Method
+from bench.ray_backend.environment import configure_ray
 from bench.scheduling.callbacks import RunCallback
 from bench.scheduling.queue import TrialQueue
 from bench.scheduling.resume import check_same_inputs, load_for_resume
@@ -35,11 +37,11 @@ from bench.tracking.client import tracking_uri
 from bench.trials.record import TrialRecord
 from bench.utils.signals import interrupt_on_signals
 from bench.utils.text import format_duration, redact_url, single_line
-from deelbo.pretrained.embedded import Pretrained
 
 if TYPE_CHECKING:
     from bench.scheduling.run_summary import RunSummary
     from bench.tracking.tracker import MLflowTracker
+    from deelbo.pretrained.embedded import Pretrained
 
 __all__ = ["run"]
 
@@ -124,10 +126,12 @@ class RunSession(RunCallback):
         uri = tracking_uri(self.store, self.tracking_uri)
         with StorageLock(self.store, lambda: os.kill(os.getpid(), signal.SIGTERM), console.print) as lock:
             self.store.outage_timer = OutageTimer(MAX_OUTAGE_SECONDS, console.print)
-            records, attempts, pretrained = self._resume(lock)
+            records, quarantined = self._load_records(lock)
             tracker = MLflowTracker(MLflowMirror(uri, self.benchmark, self.store))
             try:
-                summary = self._run_trials(lock, records, attempts, pretrained, tracker)
+                with self._ray_ahead(len(records)):
+                    attempts, pretrained = self._resume(lock, records, quarantined)
+                    summary = self._run_trials(lock, records, attempts, pretrained, tracker)
                 report = None if summary.stop_reason is not None else _draw_report(self.store, self.benchmark)
             except BaseException:
                 if self._has_begun and not lock.lost:
@@ -135,20 +139,44 @@ class RunSession(RunCallback):
                 raise
             return self._finish(summary, report, tracker)
 
-    def _resume(self, lock: StorageLock) -> tuple[list[TrialRecord], AttemptLog, dict[str, Pretrained]]:
-        """Load the records of the storage, and check that its trials saw the same images and weights."""
-        store, benchmark, predecessor = self.store, self.benchmark, lock.predecessor
-        if predecessor is not None:
-            console.print(f"the last run here was killed ({predecessor.describe()}): continuing from its records")
-        records, quarantined = load_for_resume(store, benchmark, console.print)
-        console.print(f"{benchmark.name} in {short(redact_url(store.url))}")
+    def _load_records(self, lock: StorageLock) -> tuple[list[TrialRecord], list[str]]:
+        """Load the records of the storage; also return the keys of the trials of which a file was damaged."""
+        if lock.predecessor is not None:
+            killed = lock.predecessor.describe()
+            console.print(f"the last run here was killed ({killed}): continuing from its records")
+        records, quarantined = load_for_resume(self.store, self.benchmark, console.print)
+        console.print(f"{self.benchmark.name} in {short(redact_url(self.store.url))}")
+        return records, quarantined
+
+    @contextmanager
+    def _ray_ahead(self, num_records: int) -> Iterator[None]:
+        """Start Ray while slow modules are imported, if it is to run on this machine and trials are missing."""
+        if self.address is not None or num_records >= sum(method.count() for method in self.methods):
+            yield
+            return
+        configure_ray(None)
+        from bench.ray_backend.connect import ray_session
+
+        imports = threading.Thread(target=_import_slow_modules)
+        imports.start()
+        with ray_session(self.benchmark.resources, None):
+            imports.join()
+            yield
+
+    def _resume(
+        self, lock: StorageLock, records: Sequence[TrialRecord], quarantined: Sequence[str]
+    ) -> tuple[AttemptLog, dict[str, Pretrained]]:
+        """Check that the trials of the records saw the same images and weights as those here."""
+        from bench.execution.pretrained import load_pretrained_backbones
+
         datasets = dict.fromkeys(method.cell.dataset for method in self.methods)
-        data = check_data(benchmark, datasets) if self.address is None else {}  # on a cluster the workers read them
-        pretrained = load_pretrained_backbones(benchmark, self.methods, say=console.print)
-        check_same_inputs(store, records, data, pretrained)
-        attempts = AttemptLog(store, records, quarantined, predecessor.heartbeat if predecessor is not None else None)
+        data = check_data(self.benchmark, datasets) if self.address is None else {}  # on a cluster workers read them
+        pretrained = load_pretrained_backbones(self.benchmark, self.methods, say=console.print)
+        check_same_inputs(self.store, records, data, pretrained)
+        died = None if lock.predecessor is None else lock.predecessor.heartbeat
+        attempts = AttemptLog(self.store, records, quarantined, died)
         lock.resumed = True
-        return records, attempts, pretrained
+        return attempts, pretrained
 
     def _run_trials(
         self,
@@ -159,7 +187,6 @@ class RunSession(RunCallback):
         tracker: MLflowTracker,
     ) -> RunSummary:
         from bench.cli.progress import ProgressDisplay
-        from bench.ray_backend.environment import configure_ray
 
         configure_ray(self.address)
         from bench.ray_backend.tuner import BenchmarkRun
@@ -239,6 +266,10 @@ class RunSession(RunCallback):
                 console.print(f"figure  {short(f'{place}/figure2.png')}")
         given = self.tracking_uri
         console.print(f"MLflow  {f'{command()} ui {short(self.store.url)}' if given is None else redact_url(given)}")
+
+
+def _import_slow_modules() -> None:
+    import bench.ray_backend.tuner  # noqa: F401 - with torch and Ray Tune
 
 
 def _was_deleted(store: RecordStore) -> bool:

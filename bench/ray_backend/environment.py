@@ -18,12 +18,17 @@ DEFAULTS = {
 }
 
 
+LOCAL_DEFAULTS = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on loopback, as on macOS
+    "RAY_prestart_worker_first_driver": "0",  # workers of tasks, which actors do not use
+}
+
+
 def configure_ray(address: str | None) -> None:
     """Set what is not set yet. Ray reads some of it when it is imported: call this before.
 
     Args:
-        address: of the Ray cluster; None for one on this machine, which then listens on loopback, as on macOS.
+        address: of the Ray cluster; None for one on this machine.
     """
-    local = {} if address is not None else {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    for name, value in (DEFAULTS | local).items():
+    for name, value in (DEFAULTS if address is not None else DEFAULTS | LOCAL_DEFAULTS).items():
         os.environ.setdefault(name, value)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from bench.config.benchmark import Benchmark
 from bench.config.loading import flatten_settings, parse_benchmark
 from bench.exceptions import ConfigError, FormatError, RecordError
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
-from deelbo.pretrained.embedded import Pretrained
+
+if TYPE_CHECKING:
+    from deelbo.pretrained.embedded import Pretrained
 
 __all__ = ["check_same_inputs", "check_settings", "load_for_resume"]
 
