@@ -180,7 +180,8 @@ class QueueSearcher(Searcher):
                 f"a {gpu}, earlier trials ran on {', '.join(sorted(gpus))}, and seconds on both cannot be compared: "
                 "use nodes of one model only, pin resources.accelerator if the types differ, or set timed: false"
             )
-        self._gpus |= {gpu} - {None}
+        if gpu is not None:
+            self._gpus.add(gpu)
         return None
 
     def _recover_record(self, attempt: _Attempt) -> TrialRecord | None:
