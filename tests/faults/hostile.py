@@ -43,7 +43,7 @@ def feed_hostile(times: int, place: Place) -> str:
 
 
 def _counted(report: Path) -> tuple[int, int]:
-    """How many examples, which each test notes in pytest's report, and how many tests."""
+    """Count the examples, which each test notes in pytest's report, and the tests."""
     tree = ElementTree.parse(report)  # noqa: S314 - pytest wrote it
     noted = tree.iterfind(".//property[@name='examples']")
     return sum(int(item.attrib["value"]) for item in noted), len(tree.findall(".//testcase"))

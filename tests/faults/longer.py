@@ -54,7 +54,7 @@ def _records(storage: Path) -> list[dict[str, Any]]:
 
 
 def _newer(storage: Path, seen: set[float]) -> bool:
-    """Whether there is a checkpoint that was not there at the last look that found one."""
+    """Return whether there is a checkpoint that the last call did not see."""
     try:
         (file,) = (storage / "checkpoints").glob("*.pt")
         written = file.stat().st_mtime

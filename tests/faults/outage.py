@@ -63,7 +63,7 @@ def pause_server(times: int, place: Place, pause: float = PAUSE) -> str:
 
 
 def _seconds_left(run: Run, trials: int, place: Place) -> float:
-    """How long a run of so many trials will still take."""
+    """Estimate how long a run of so many trials will still take."""
     left = trials - len(run.records()) if run.runs() else 0
     return left * place.account["trial"] / SLOTS
 

@@ -1,4 +1,4 @@
-"""Where faults are tried: a small benchmark of real trials, and what it gives where nothing disturbs it."""
+"""The benchmark that faults are tried on: small, with real trials, and its records without any fault."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Place:
 
     @cached_property
     def account(self) -> dict[str, float]:
-        """Where the undisturbed run's time went; ``trial``: mean seconds of one."""
+        """The summary of the undisturbed run; ``trial``: mean seconds of one."""
         (file,) = (self.reference / "runs").iterdir()
         account: dict[str, float] = json.loads(file.read_text())
         busy = account["utilization"] * account["wall_seconds"] * account["slots"]

@@ -32,7 +32,7 @@ Born = Mapping[int, str]
 
 
 def until(what: Callable[[], Any], words: str, seconds: float = PATIENCE, pause: float = 0.05) -> Any:
-    """What it gives, once that is something."""
+    """Wait until it returns something true, and return that."""
     end = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < end, f"not within {seconds:.0f} s: {words}"

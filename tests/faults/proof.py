@@ -1,4 +1,4 @@
-"""What must hold after a fault, each with words on what was violated."""
+"""Checks of what must hold after a fault; each raises AssertionError with what was violated."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def contents(storage: Path) -> dict[str, bytes]:
 
 
 def unchanged(before: dict[str, bytes], storage: Path) -> int:
-    """What was there is there still, byte for byte: no finished trial ran again. How many files."""
+    """Check that files are the same byte for byte, so no finished trial ran again; return their number."""
     after = contents(storage)
     changed = [name for name, content in before.items() if after.get(name) != content]
     assert not changed, f"{len(changed)} of {len(before)} files changed or went, the first {changed[0]}"
@@ -61,7 +61,7 @@ def unchanged(before: dict[str, bytes], storage: Path) -> int:
 
 
 def attempts(storage: Path) -> tuple[int, int, float]:
-    """How many trials took more than one attempt, how many attempts came to nothing, and the seconds these ran.
+    """Count the trials with more than one attempt, the failed attempts, and the seconds of these.
 
     Each record must say what the files in ``attempts`` say.
     """
@@ -81,7 +81,7 @@ def attempts(storage: Path) -> tuple[int, int, float]:
 
 
 def mlflow_runs(database: Path, storage: Path) -> list[tuple[str, str, str]]:
-    """What is in MLflow of a storage: each run's id, status, and its trial's key ("" for the benchmark's)."""
+    """Read a storage's MLflow runs: id, status, and key of the trial ("" for the benchmark's run)."""
     words = """
         select runs.run_uuid, runs.status, coalesce(key.value, '')
         from runs

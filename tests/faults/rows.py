@@ -39,7 +39,7 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Row:
-    """What came of a scenario. ``held`` is None where it was skipped; ``problem``: the whole of what was violated."""
+    """Result of a scenario. ``held`` is None if it was skipped; ``problem``: all that was violated."""
 
     fault: str
     times: int

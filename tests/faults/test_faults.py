@@ -61,7 +61,7 @@ def test_one_storage_through_all_of_them(place: Path) -> None:
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_fault(scenario: Scenario, place: Path) -> None:
-    """What is promised after a fault holds, each time it is tried."""
+    """The promise for each fault holds every time it is tried."""
     shared = Place(place, few=1, many=4)
     row = try_out(scenario, 500 if scenario.name == "hostile" else TIMES, shared, seed=0)
     assert row.held is not False, row.problem

@@ -1,4 +1,4 @@
-"""What the bookkeeping of a benchmark costs: trials that train nothing: Ray, records and MLflow are all there is.
+"""Measure the bookkeeping of a benchmark with trials that train nothing: Ray, records and MLflow alone.
 
 Prints JSON: seconds a trial and the driver's memory for each thousand trials, how soon a finished storage is
 continued, and what its report takes. ``python tests/performance/scale.py --trials 10000``

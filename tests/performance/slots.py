@@ -1,4 +1,4 @@
-"""How well trials fill a cluster's slots: 1, 2, 4 and 8 nodes of one CPU, and trials that sleep 1 to 3 s.
+"""Measure how well trials fill the slots of a cluster: 1 to 8 nodes of one CPU, and trials that sleep 1 to 3 s.
 
 Every number of slots gets the same trials in the same shuffled order, in a driver of its own. Prints a table and JSON.
 ``python tests/performance/slots.py --slots 1 2 4 8 --trials 96``

@@ -1,4 +1,4 @@
-"""How many trials a cluster's nodes hold, and whether they are fit for trials that are timed."""
+"""Counting the trials that nodes hold, and refusing nodes unfit for timed trials."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_trial_that_fits_nowhere_is_refused_with_what_there_is(content: dict[s
 
 
 def test_a_machine_without_gpus_is_told_what_to_set(content: dict[str, Any]) -> None:
-    """Where no node has a GPU the line says how to train without; where one has, it does not."""
+    """If no node has a GPU the line says how to train without; where one has, it does not."""
     wanted = benchmark(content, cpus_per_trial=99, gpus_per_trial=1).resources
     assert no_fit_message(wanted, [PLAIN]).endswith(
         "set resources.gpus_per_trial=0 to train on CPUs, or add a node with a GPU"

@@ -71,7 +71,7 @@ def test_parts_of_runs_are_gone_on_with(rungs: Benchmark, pretrained: Pretrained
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_lost_part_is_trained_again(rungs: Benchmark, pretrained: Pretrained) -> None:
-    """Where the part before is lost, a trial trains the run from its start, to the same end, and its record says so."""
+    """If the segment before is lost, a trial trains the run from its start, to the same end, and its record says so."""
     done, _ = run_here(rungs, pretrained)
     record = next(
         r for r in done.values() if r.spec.since > 0 and r.spec.method == "deelbo-halving" and r.spec.until == 1

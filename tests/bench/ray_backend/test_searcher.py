@@ -101,7 +101,7 @@ def test_it_says_when_nothing_more_will_come(desk: Desk, fake: Fake) -> None:
 
 
 def test_a_record_written_elsewhere_is_kept_here(desk: Desk, fake: Fake) -> None:
-    """Where the worker did not write it the driver writes the record and its series, over one of an earlier call."""
+    """If the worker did not write the record, the driver writes it and its series, over one of an earlier call."""
     spec, *_ = desk.suggest("a")
     desk.store.write(fake(spec, "failed"), [])
     record = fake(spec)
@@ -111,7 +111,7 @@ def test_a_record_written_elsewhere_is_kept_here(desk: Desk, fake: Fake) -> None
 
 
 def test_what_the_worker_wrote_is_not_written_again(desk: Desk, fake: Fake) -> None:
-    """Where the worker wrote the record the driver leaves it."""
+    """If the worker wrote the record the driver leaves it."""
     spec, *_ = desk.suggest("a")
     desk.end("a", fake(spec), written=True)
     assert desk.store.read(spec.key) is None
@@ -241,7 +241,7 @@ def test_what_was_running_when_it_stops_is_lost(desk: Desk) -> None:
 
 @pytest.mark.parametrize("when", ["begin", "end"])
 def test_a_full_disk_stops_the_run(desk: Desk, fake: Fake, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
-    """Where the driver cannot write either, the run stops with one line that says what to do; no Exception, which Tune
+    """If the driver cannot write either, the run stops with one line that says what to do; no Exception, which Tune
     would take for the trial's."""
     spec, *_ = desk.suggest("a")
     monkeypatch.setattr(RecordStore, "write_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
@@ -254,7 +254,7 @@ def test_a_full_disk_stops_the_run(desk: Desk, fake: Fake, monkeypatch: pytest.M
 
 
 def test_a_storage_that_is_away_stops_the_run_where_a_trial_dies(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether the dead trial has left a record cannot be known then, and the run stops in order, with one line."""
+    """A dead trial may have left a record that cannot be read then: the run stops with one line."""
     desk.suggest("a")
     desk.searcher.start_trial("a")
     monkeypatch.setattr(RecordStore, "read_file", lambda *_: (_ for _ in ()).throw(StorageError("s3://x is away")))
@@ -263,7 +263,7 @@ def test_a_storage_that_is_away_stops_the_run_where_a_trial_dies(desk: Desk, mon
 
 
 def test_tune_keeps_nothing_of_a_trial_that_ended() -> None:
-    """What Tune would keep in memory of each trial, to its own end, is cleared once it is through."""
+    """Data that Tune would keep in memory of each trial until the run ends is cleared when the trial ends."""
 
     metadata = SimpleNamespace(metric_analysis={"a": 1}, metric_n_steps={"a": 1}, last_result={"a": 1})
     ResultForwarder(None).on_trial_complete(0, [], SimpleNamespace(run_metadata=metadata))  # type: ignore[arg-type]

@@ -174,7 +174,7 @@ def test_nothing_of_tune_is_left(done: Done) -> None:
 
 
 def test_a_trial_does_not_depend_on_ray(done: Done, cache: Path) -> None:
-    """What a trial gives under Ray, beside another one, is what it gives alone, bit for bit."""
+    """A trial under Ray, beside another one, gives the same as alone, bit for bit."""
     import torch
 
     from bench.execution.run_trial import TrialContext, run_trial

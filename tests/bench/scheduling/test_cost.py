@@ -1,4 +1,4 @@
-"""What trials cost: their images, counted at the network, and the rates that turn them into hours."""
+"""Cost of trials: their images, counted at the network, and the throughputs that turn them into hours."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_hours_of_work() -> None:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `speed --out` writes of the digits' network with L2-SP's prior."""
+    """Write what `speed --out` writes for the digits network with L2-SP's prior."""
     file = tmp_path_factory.mktemp("speed") / "of" / "digits.json"
     call = ["speed", "--rounds", "1", "--steps", "1", "--batch", "4", "--priors", "l2-sp", "--out", str(file)]
     assert main(call) == 0
@@ -115,7 +115,7 @@ def test_a_measured_rate_is_that_of_method_and_prior(measured: Path) -> None:
 
 
 def test_a_rate_of_another_setting_says_so(measured: Path) -> None:
-    """Where the rate was measured at another size, batch or precision than is trained with, both are said."""
+    """If the throughput was measured at another size, batch or precision than is trained with, both are named."""
     words = Throughput(measured=[measured]).describe("digits-resnet", Training(precision="bf16"), 224)
     assert words.endswith("with size 16 (here 224), batch 4 (here 128), precision float32 (here bf16)")
 

@@ -93,7 +93,7 @@ def test_failures_are_kept_in_sight(tiny: Benchmark, fake: Fake) -> None:
 
 
 def test_a_retraining_that_never_comes_is_not_left(tiny: Benchmark, fake: Fake) -> None:
-    """Where every tuning run failed there is nothing to retrain, and nothing is left at the end."""
+    """If every tuning run failed there is nothing to retrain, and nothing is left at the end."""
     queue = TrialQueue(make_methods(tiny))
     while (spec := queue.ask()) is not None:
         queue.tell(fake(spec, "failed" if spec.stage == "tune" else "completed"))
@@ -154,7 +154,7 @@ def adaptive(content: dict[str, Any]) -> Benchmark:
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_decisions_are_the_same_after_an_interruption(data: st.DataObject, adaptive: Benchmark, fake: Fake) -> None:
-    """Where results decide what is tried, a queue from any part of its records, with answers in any order, asks for the
+    """If results decide what is tried, a queue from any part of its records, with answers in any order, asks for the
     rest of what it would have asked for alone, whatever diverged or failed; and none of its parts of runs stays kept
     that nobody will go on with."""
     learned = {f"mean_weight_decay_{group}": 1e-3 for group in ("backbone", "head")}

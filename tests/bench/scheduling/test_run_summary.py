@@ -1,4 +1,4 @@
-"""Where the wall-clock time of a run went, on timelines made by hand."""
+"""Summaries of runs, on timelines made by hand."""
 
 from __future__ import annotations
 
