@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from bench.utils.urls import TRACKING_URI_VARIABLE
 
-if TYPE_CHECKING:
-    Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-__all__ = ["add_address", "add_command", "add_config", "add_job_arguments", "add_only", "add_set", "add_tracking_uri"]
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def add_command(
@@ -25,19 +22,16 @@ def add_command(
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """Add the configuration as a positional argument."""
     parser.add_argument("config", help="a preset's name, or a YAML file")
 
 
 def add_set(parser: argparse.ArgumentParser, text: str = "e.g. training.steps=100; may be given often") -> None:
-    """Add ``--set``, which changes the configuration."""
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help=f"change the configuration, {text}"
     )
 
 
 def add_only(parser: argparse.ArgumentParser) -> None:
-    """Add ``--only``, which selects a subset of the benchmark."""
     parser.add_argument(
         "--only", metavar="KEY=VALUE,...", help="a subset of it: method=, dataset=, backbone=, prior=, n=, seed="
     )
@@ -49,7 +43,6 @@ def add_tracking_uri(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def add_address(parser: argparse.ArgumentParser, text: str = "") -> None:
-    """Add ``--address`` of a cluster's Job API."""
     parser.add_argument("--address", help=f"http://HOST:8265 of the cluster (default: $RAY_API_SERVER_ADDRESS){text}")
 
 

@@ -9,26 +9,30 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
 from bench.jobs import IN_JOB
 
-__all__ = ["command", "console", "short"]
-
 
 class _Console(Console):
-    """A console whose failures are ignored: a closed terminal or a full disk stops no run."""
+    """A console whose failures are ignored: a closed terminal, pipe or a full disk stops no run."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         with suppress(OSError):
             super().print(*objects, **options)
 
     def on_broken_pipe(self) -> None:
-        """Continue without output after the reader of a pipe has gone."""
         self.quiet = True
 
 
 console = _Console(soft_wrap=True, highlight=False, markup=False)
+
+
+def make_table(title: str) -> Table:
+    """Return an empty table in the style of all commands."""
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
 
 
 def short(path: str | Path) -> str:

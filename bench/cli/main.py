@@ -7,42 +7,22 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from bench.cli import (
-    doctor,
-    jobs,
-    mlflow,
-    plan,
-    prepare,
-    replay,
-    report,
-    run,
-    speed,
-    submit,
-    swag,
-)
+from bench.cli import doctor, jobs, mlflow, plan, prepare, replay, report, run, speed, submit, swag
 from bench.utils.signals import ignore_signals, interrupt_on_signals
 from bench.utils.text import single_line
 
-__all__ = ["build_parser", "main"]
-
-
 COMMANDS = (run, plan, prepare, swag, report, mlflow, replay, submit, doctor, jobs, speed)
-"""Modules of the commands, in the order of `--help`; each registers its own arguments."""
+"""In the order of `--help`."""
 MAX_MESSAGE_CHARS = 1000
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Report wrong usage as every other error, in one line."""
         raise SystemExit(_report_error(f"{message}: see {self.prog} --help"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Returns:
-        The exit code. 0: done; 1: some trials failed; 2: bad input, described in one line; 130: interrupted.
-    """
+    """Run a command; return 0 if done, 1 if some trials failed, 2 for bad input (in one line), 130 if interrupted."""
     options = build_parser().parse_args(arguments)
     try:
         with interrupt_on_signals():
@@ -59,7 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the whole command line."""
     parser = _Parser(prog="deelbo-bench", description="Compare MAP + grid search with the DE ELBo.")
     parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)

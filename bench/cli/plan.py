@@ -8,24 +8,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.arguments import add_command, add_config, add_only, add_set
+from bench.cli.arguments import Subparsers, add_command, add_config, add_only, add_set
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from bench.cli.arguments import Subparsers
     from bench.config.benchmark import Benchmark
     from bench.methods.base import Method
     from bench.scheduling.cost import Throughput
-
-__all__ = ["add_parser"]
-
 
 STAGES = ("tune", "retrain", "run")
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    """Add the command to the command line."""
     parser = add_command(
         subparsers, "plan", _plan, "show what would run, method by method, and how long it takes; runs nothing"
     )
@@ -40,7 +35,6 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    """Print how many trials each method takes in each cell, and their hours; or every trial, one a line."""
     from bench.cli.console import console
     from bench.config.benchmark import make_methods
     from bench.config.loading import load_benchmark
@@ -88,10 +82,9 @@ def _list_trials(methods: Iterable[Method]) -> Iterable[str]:
 
 def _table(benchmark: Benchmark, methods: Sequence[Method], throughput: Throughput, unit: str) -> Table:
     """Build a table with a block for each dataset, N and backbone, and in it a row for each prior and method."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
+    from bench.cli.console import make_table
     from bench.labels import PRIOR_NAMES, dataset_name, method_name
 
     blocks: dict[tuple[str, int, str], dict[tuple[str, str], list[Method]]] = {}
@@ -109,13 +102,7 @@ def _table(benchmark: Benchmark, methods: Sequence[Method], throughput: Throughp
         return [*(f"{stages[stage]:,}" if stages[stage] else "" for stage in STAGES), shown]
 
     seeds = ", ".join(map(str, sorted({method.cell.seed for method in methods})))
-    table = Table(
-        title=f"{benchmark.name}: seeds {seeds}; {benchmark.training.steps} steps a trial",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = make_table(f"{benchmark.name}: seeds {seeds}; {benchmark.training.steps} steps a trial")
     table.add_column("", no_wrap=True)
     table.add_column("method", min_width=8)
     for name in (*STAGES, unit):

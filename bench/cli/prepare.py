@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
-from bench.cli.arguments import add_command, add_config, add_set
-
-if TYPE_CHECKING:
-    from bench.cli.arguments import Subparsers
-
-__all__ = ["add_parser"]
+from bench.cli.arguments import Subparsers, add_command, add_config, add_set
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    """Add the command to the command line."""
     parser = add_command(
         subparsers, "prepare", _prepare, "download what a benchmark reads, once, and check that it is whole"
     )
@@ -23,13 +16,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    """Download the datasets and ImageNet weights of a benchmark that are missing, and read everything once.
-
-    To be run on every node that has its own disk; needs no network where nothing is missing.
-
-    Raises:
-        ConfigError: something cannot be downloaded, or a file that is there is not the expected one.
-    """
+    """Download the datasets and ImageNet weights of a benchmark that are missing, and read everything once."""
     from bench.cli.console import console, short
     from bench.config.benchmark import EMBEDDED, make_methods
     from bench.config.loading import load_benchmark

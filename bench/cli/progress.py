@@ -15,9 +15,6 @@ from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from bench.utils.text import format_duration
 
-__all__ = ["ProgressDisplay"]
-
-
 LINE_INTERVAL_SECONDS = 10.0
 RATE_WINDOW_TRIALS = 200
 """Number of latest trials from which the trials per second are estimated."""
@@ -40,14 +37,9 @@ class ProgressDisplay(RunCallback):
         reused = f", {len(queue.reused)} done before" if queue.reused else ""
         self.console.print(f"{'at most ' * queue.at_most}{queue.total} trials{reused}, {slots} at a time")
         if self.console.is_terminal and queue.num_remaining:
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[status]}"),
-                TimeElapsedColumn(),
-                console=self.console,
-            )
+            status = TextColumn("{task.fields[status]}")
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), status, TimeElapsedColumn())
+            self.bar = Progress(*columns, console=self.console)
             self._task = self.bar.add_task("trials", total=queue.total, completed=queue.num_completed, status="")
             self.bar.start()
 
@@ -71,14 +63,13 @@ class ProgressDisplay(RunCallback):
         self._update()
 
     def close(self) -> None:
-        """Restore the terminal."""
         if self.bar is not None:
             with suppress(OSError):  # the terminal is gone
                 self.bar.stop()
             self.bar = None
 
     def status(self) -> str:
-        """Numbers of running and waiting trials, and the time left once as many trials have ended as run at once."""
+        """Describe what runs and is left, with the time left once as many trials have ended as run at once."""
         running, remaining = min(len(self._running), self.slots), self.queue.num_remaining
         status = f"{running} running, {remaining - running} left"
         seconds = self._moments[-1] - self._moments[0] if self._moments else 0.0
@@ -87,11 +78,7 @@ class ProgressDisplay(RunCallback):
         return status
 
     def _update(self, overdue_seconds: float = float("inf")) -> None:
-        """Move the bar, or print a line if one is due.
-
-        A line waits for free slots to be filled, since a slot is free for some milliseconds after each trial; if slots
-        stay free, as after the loss of a node, it is printed ``overdue_seconds`` later.
-        """
+        """Move the bar, or print a line if one is due; it waits ``overdue_seconds`` for free slots to be filled."""
         queue = self.queue
         if self.bar is not None:
             self.bar.update(self._task, total=queue.total, completed=queue.num_completed, status=self.status())

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import TYPE_CHECKING
 
-from bench.cli.arguments import add_command, add_config, add_only, add_set, add_tracking_uri
-
-if TYPE_CHECKING:
-    from bench.cli.arguments import Subparsers
-
-__all__ = ["add_parser"]
-
+from bench.cli.arguments import Subparsers, add_command, add_config, add_only, add_set, add_tracking_uri
 
 STARTED = time.time()
-"""When the process was started: the command line imports this module first."""
+"""Of the process, about: the command line imports this module early."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    """Add the command to the command line."""
     parser = add_command(subparsers, "run", _run, "run or continue a benchmark, then draw its report")
     add_config(parser)
     parser.add_argument("--storage", help="folder or fsspec URL for the records (default: ./deelbo-runs/NAME)")

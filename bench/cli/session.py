@@ -11,13 +11,11 @@ import threading
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
-from bench.cli.console import command, console, short
+from bench.cli.console import command, console, make_table, short
 from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import load_benchmark
 from bench.config.selection import filter_methods
@@ -43,23 +41,12 @@ if TYPE_CHECKING:
     from bench.tracking.tracker import MLflowTracker
     from deelbo.pretrained.embedded import Pretrained
 
-__all__ = ["run"]
-
-
 INTERRUPTED = 130
 MANY_TRIALS = 100
 
 
 def run(options: argparse.Namespace, start_time: float) -> int:
-    """Run what is missing of a benchmark, follow it on the terminal and in MLflow, and draw the report.
-
-    Args:
-        options: of the command line, see `bench.cli.run`.
-        start_time: when the command was started, in seconds since 1970.
-
-    Returns:
-        the exit code.
-    """
+    """Carry out `run`, started at ``start_time`` in seconds since 1970, and return the exit code."""
     benchmark = load_benchmark(options.config, options.set)
     check(benchmark)
     methods = filter_methods(make_methods(benchmark), options.only)
@@ -67,7 +54,7 @@ def run(options: argparse.Namespace, start_time: float) -> int:
     store = RecordStore(options.storage or f"deelbo-runs/{benchmark.name}")
     try:
         with interrupt_on_signals():
-            return RunSession(store, benchmark, methods, options.tracking_uri, options.address, start_time).run()
+            return RunSession(options, store, benchmark, methods, start_time).run()
     except KeyboardInterrupt:
         console.print(f"stopped: the same command continues what is in {short(redact_url(store.url))}")
         return INTERRUPTED
@@ -80,34 +67,21 @@ def run(options: argparse.Namespace, start_time: float) -> int:
         ) from error
 
 
+@dataclass(eq=False)
 class RunSession(RunCallback):
     """One call of `run`, from the lock of its storage to the last line on the terminal.
 
     The storage becomes this benchmark's when trials are about to start, and not before: refused input changes nothing.
-
-    Args:
-        store: where records are kept.
-        benchmark: what to run.
-        methods: those to run.
-        tracking_uri: of MLflow, as given on the command line.
-        address: of a Ray cluster; None for one on this machine.
-        start_time: when the command was started, in seconds since 1970.
     """
 
-    def __init__(
-        self,
-        store: RecordStore,
-        benchmark: Benchmark,
-        methods: Sequence[Method],
-        tracking_uri: str | None,
-        address: str | None,
-        start_time: float,
-    ) -> None:
-        self.store, self.benchmark, self.methods = store, benchmark, methods
-        self.tracking_uri, self.address, self.start_time = tracking_uri, address, start_time
-        self._has_begun = False
-        self._reused: list[TrialRecord] = []
-        self._num_reused_at_start = 0
+    options: argparse.Namespace
+    store: RecordStore
+    benchmark: Benchmark
+    methods: Sequence[Method]
+    start_time: float
+    _has_begun: bool = False
+    _reused: list[TrialRecord] = field(default_factory=list)
+    _num_reused_at_start: int = 0
 
     def on_run_start(self, queue: TrialQueue, slots: int) -> None:
         self._has_begun = True
@@ -115,23 +89,18 @@ class RunSession(RunCallback):
         self.store.write_benchmark(self.benchmark.content())
 
     def run(self) -> int:
-        """Run the trials that are missing, and report on them.
-
-        Returns:
-            the exit code.
-        """
+        """Run the trials that are missing, report on them, and return the exit code."""
         from bench.tracking.mirror import MLflowMirror
         from bench.tracking.tracker import MLflowTracker
 
-        uri = tracking_uri(self.store, self.tracking_uri)
+        uri = tracking_uri(self.store, self.options.tracking_uri)
         with StorageLock(self.store, lambda: os.kill(os.getpid(), signal.SIGTERM), console.print) as lock:
             self.store.outage_timer = OutageTimer(MAX_OUTAGE_SECONDS, console.print)
             records, quarantined = self._load_records(lock)
             tracker = MLflowTracker(MLflowMirror(uri, self.benchmark, self.store))
             try:
                 with self._ray_ahead(len(records)):
-                    attempts, pretrained = self._resume(lock, records, quarantined)
-                    summary = self._run_trials(lock, records, attempts, pretrained, tracker)
+                    summary = self._run_trials(lock, records, *self._resume(lock, records, quarantined), tracker)
                 report = None if summary.stop_reason is not None else _draw_report(self.store, self.benchmark)
             except BaseException:
                 if self._has_begun and not lock.lost:
@@ -151,7 +120,7 @@ class RunSession(RunCallback):
     @contextmanager
     def _ray_ahead(self, num_records: int) -> Iterator[None]:
         """Start Ray while slow modules are imported, if it is to run on this machine and trials are missing."""
-        if self.address is not None or num_records >= sum(method.count() for method in self.methods):
+        if self.options.address is not None or num_records >= sum(method.count() for method in self.methods):
             yield
             return
         configure_ray(None)
@@ -170,7 +139,8 @@ class RunSession(RunCallback):
         from bench.execution.pretrained import load_pretrained_backbones
 
         datasets = dict.fromkeys(method.cell.dataset for method in self.methods)
-        data = check_data(self.benchmark, datasets) if self.address is None else {}  # on a cluster workers read them
+        is_here = self.options.address is None  # on a cluster the workers read the datasets
+        data = check_data(self.benchmark, datasets) if is_here else {}
         pretrained = load_pretrained_backbones(self.benchmark, self.methods, say=console.print)
         check_same_inputs(self.store, records, data, pretrained)
         died = None if lock.predecessor is None else lock.predecessor.heartbeat
@@ -188,7 +158,7 @@ class RunSession(RunCallback):
     ) -> RunSummary:
         from bench.cli.progress import ProgressDisplay
 
-        configure_ray(self.address)
+        configure_ray(self.options.address)
         from bench.ray_backend.tuner import BenchmarkRun
 
         display = ProgressDisplay(console)
@@ -199,7 +169,7 @@ class RunSession(RunCallback):
                 records,
                 attempts,
                 pretrained,
-                self.address,
+                self.options.address,
                 [self, display, tracker],
                 self.start_time,
                 self.methods,
@@ -227,7 +197,7 @@ class RunSession(RunCallback):
         console.print(summary.describe())
         if not sent:
             again = f"{command()} sync {short(redact_url(self.store.url))}"
-            again += f" --tracking-uri {redact_url(self.tracking_uri)}" if self.tracking_uri else ""
+            again += f" --tracking-uri {redact_url(self.options.tracking_uri)}" if self.options.tracking_uri else ""
             console.print(f"MLflow did not take everything ({tracker.problem}): `{again}` will")
         self._print_places(report)
         for line in summary.failures:
@@ -250,21 +220,20 @@ class RunSession(RunCallback):
         """Send MLflow what is left; return whether it took everything."""
         from bench.tracking.sync import RUN_METRICS
 
-        metrics = {name: float(getattr(summary, field)) for name, field in RUN_METRICS.items()} if summary.ran else {}
+        metrics = {name: float(getattr(summary, key)) for name, key in RUN_METRICS.items()} if summary.ran else {}
         killed = summary.stop_reason is not None or summary.left
         if (count := tracker.num_missing) > MANY_TRIALS:
             console.print(f"sending the last {count} trials to MLflow")
         return tracker.stop("KILLED" if killed else "FAILED" if summary.failed else "FINISHED", metrics, report)
 
     def _print_places(self, report: Path | None) -> None:
-        """Print table 3, and where the report and MLflow's page are."""
         if report is not None:
             _print_table3(report / "table3.csv")
             place = report if self.store.local else f"{redact_url(self.store.url)}/report"
             console.print(f"report  {short(f'{place}/report.html')}")
             if (report / "figure2.png").exists():
                 console.print(f"figure  {short(f'{place}/figure2.png')}")
-        given = self.tracking_uri
+        given = self.options.tracking_uri
         console.print(f"MLflow  {f'{command()} ui {short(self.store.url)}' if given is None else redact_url(given)}")
 
 
@@ -301,14 +270,12 @@ def _draw_report(store: RecordStore, benchmark: Benchmark) -> Path | None:
 
 
 def _print_table3(file: Path) -> None:
-    """Print mean (min-max) of each method in each prior and N, in the width of a terminal."""
     import pandas as pd
 
     third = pd.read_csv(file)
     varying = [name for name in ("dataset", "backbone") if third[name].nunique() > 1]
     published = bool(third["published_mean"].notna().any())
-    title = "test accuracy (%, class-balanced), mean (min-max)"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = make_table("test accuracy (%, class-balanced), mean (min-max)")
     for name in [*varying, "N", "Model", "method", "here", *["published"] * published]:
         table.add_column(name, justify="right" if name in ("N", "here", "published") else "left", no_wrap=True)
     previous: list[str] = []

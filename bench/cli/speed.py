@@ -6,25 +6,14 @@ import argparse
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from bench.cli.arguments import add_command
-
-if TYPE_CHECKING:
-    from bench.cli.arguments import Subparsers
-
-__all__ = ["add_parser"]
-
+from bench.cli.arguments import Subparsers, add_command
 
 PRIORS = ("l2-zero", "l2-sp", "ptyl")
-MINIMA = dict.fromkeys(("batch", "size", "channels", "rounds", "steps", "threads", "stored"), 1) | {
-    "naive_steps": 0,
-    "workers": 0,
-}
+COUNTS = ("batch", "size", "channels", "rounds", "steps", "threads", "stored", "naive_steps", "workers")
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    """Add the command to the command line."""
     parser = add_command(subparsers, "speed", _speed, "time a training step of each method and prior, as JSON")
     parser.add_argument("--backbone", default="digits-resnet")
     parser.add_argument("--batch", type=int, default=50)
@@ -57,8 +46,8 @@ def _speed(options: argparse.Namespace) -> int:
     from bench.speed.workloads import Setting
     from deelbo.training.numerics import Numerics
 
-    for name, minimum in MINIMA.items():
-        value = getattr(options, name)
+    for name in COUNTS:
+        value, minimum = getattr(options, name), int(name not in ("naive_steps", "workers"))
         if value is not None and value < minimum:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {minimum}, got {value}")
     try:

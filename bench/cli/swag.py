@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from bench.cli.arguments import add_command
-
-if TYPE_CHECKING:
-    from bench.cli.arguments import Subparsers
-
-__all__ = ["add_parser"]
+from bench.cli.arguments import Subparsers, add_command
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    """Add the command to the command line."""
     parser = add_command(
         subparsers, "swag", _swag, "fit PTYL's prior on a folder of source images, one folder in it for each class"
     )

@@ -14,9 +14,6 @@ from bench.trials.spec import Cell, TrialTemplate
 from bench.types import Count, Flag, Name, Positive, Prior, Seed, StrictModel, Unique, check_unique
 from bench.utils.text import short_repr
 
-__all__ = ["EMBEDDED", "SHORT_FORMS", "Benchmark", "make_methods", "trial_template"]
-
-
 EMBEDDED = "digits-resnet"
 """The backbone that is trained by this package, which also fits its SWAG posterior."""
 MAX_TRIALS = 100_000  # 17 times the paper's; each takes 10 microseconds and 3 KB before anything runs
@@ -56,9 +53,9 @@ def _expand_methods(methods: Any) -> Any:
     """Give each entry the name of its method, by default its own; an empty entry stands for the method's defaults."""
     if not isinstance(methods, dict):
         return methods
-    full = {name: {} if settings is None else settings for name, settings in methods.items()}
     return {
-        name: {"method": name} | settings if isinstance(settings, dict) else settings for name, settings in full.items()
+        name: {"method": name} | (settings or {}) if isinstance(settings, dict | None) else settings
+        for name, settings in methods.items()
     }
 
 
@@ -84,19 +81,7 @@ else:
 class Benchmark(StrictModel):
     """A whole benchmark. Each (dataset, n, backbone, prior, seed) is a cell in which all methods compete.
 
-    Attributes:
-        datasets: training set sizes by dataset; ``dataset`` and ``n`` are the short form for one.
-        backbones: settings by backbone; ``backbone`` and ``head`` are the short form for one.
-        priors, seeds: of the cells.
-        methods: settings by the name of the entry.
-        training: how every run is trained.
-        resources: of a trial.
-        order_seed: of the order of trials.
-        max_failures: number of times that a trial whose process or node dies is started again.
-        data: folder of the datasets.
-        verify_data: whether the datasets must be the official ones, to the checksum.
-        timed: whether the seconds of runs are to be compared.
-        checkpoint_minutes: time between checkpoints of an untimed run, which is resumed from them if its process dies.
+    docs/config.md describes the settings; `SHORT_FORMS` may be used in a file.
     """
 
     name: Name
@@ -117,10 +102,7 @@ class Benchmark(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, content: Any) -> Any:
-        """Expand short forms, and set ``gpus_per_trial`` if it is not given.
-
-        The default depends on the backbones and never on the machine: 0 if the only one is the embedded one, else 1.
-        """
+        """Expand short forms, and set ``gpus_per_trial`` by the backbones if it is not given, never by the machine."""
         if not isinstance(content, dict):
             return content
         content = dict(content)
@@ -170,9 +152,8 @@ class Benchmark(StrictModel):
     def identity_settings(self) -> dict[str, Any]:
         """Return the settings in which runs that share a storage must agree; all others may be extended."""
         resources = {"cpus_per_trial", "gpus_per_trial"}  # threads and devices decide the last digits, and all seconds
-        return self.model_dump(
-            mode="json", include={"name": True, "training": True, "verify_data": True, "resources": resources}
-        )
+        include: dict[str, Any] = {"name": True, "training": True, "verify_data": True, "resources": resources}
+        return self.model_dump(mode="json", include=include)
 
 
 def trial_template(benchmark: Benchmark, cell: Cell) -> TrialTemplate:
@@ -183,14 +164,10 @@ def trial_template(benchmark: Benchmark, cell: Cell) -> TrialTemplate:
 def make_methods(benchmark: Benchmark) -> list[Method]:
     """Return every configured method, once for each of the cells that it runs in."""
     sizes = [(dataset, n) for dataset, sizes in benchmark.datasets.items() for n in sizes]
-    cells = product(sizes, benchmark.backbones, benchmark.priors, benchmark.seeds)
-    templates = [
-        trial_template(benchmark, Cell(dataset, backbone, prior, n, seed))
-        for (dataset, n), backbone, prior, seed in cells
-    ]
-    return [
-        method_named(settings.method)(template, settings, name)
-        for template in templates
-        for name, settings in benchmark.methods.items()
-        if settings.runs_on(template.cell.prior)
-    ]
+    methods = []
+    for (dataset, n), backbone, prior, seed in product(sizes, benchmark.backbones, benchmark.priors, benchmark.seeds):
+        template = trial_template(benchmark, Cell(dataset, backbone, prior, n, seed))
+        for name, settings in benchmark.methods.items():
+            if settings.runs_on(prior):
+                methods.append(method_named(settings.method)(template, settings, name))
+    return methods

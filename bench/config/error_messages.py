@@ -11,9 +11,6 @@ from bench.config.benchmark import SHORT_FORMS, Benchmark
 from bench.methods import METHODS, method_named
 from bench.utils.text import short_repr, single_line
 
-__all__ = ["describe_problem"]
-
-
 BRANCHES = ("function-", "tuple[", "dict[", "literal[")
 """Beginnings of pydantic's names for the branches of a union, which are no keys."""
 MESSAGES = {
@@ -23,12 +20,7 @@ MESSAGES = {
 
 
 def describe_problem(details: Any, content: dict[str, Any]) -> str:
-    """Return one line with the key, its value, what was expected and what to do.
-
-    Args:
-        details: one of `pydantic.ValidationError.errors`.
-        content: what the file holds.
-    """
+    """Return one line on one of `pydantic.ValidationError.errors` in the ``content`` of a file: key, value, remedy."""
     parts = [str(part) for part in details["loc"] if not str(part).startswith(BRANCHES)]
     if parts[:1] == ["backbones"] and parts[2:3] == ["ptyl"]:
         del parts[3:4]  # the type that pydantic took it for

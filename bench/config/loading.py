@@ -15,9 +15,6 @@ from bench.config.error_messages import describe_problem
 from bench.exceptions import ConfigError
 from bench.utils.text import single_line
 
-__all__ = ["PRESETS", "apply_override", "flatten_settings", "load_benchmark", "parse_benchmark", "preset_names"]
-
-
 MAX_CHARACTERS = 50_000
 """A benchmark takes about 1,000; PyYAML reads some 25,000 a second."""
 MAX_MERGED, MAX_MERGED_KEYS = 10, 1_000
@@ -25,20 +22,11 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 def preset_names() -> list[str]:
-    """Return the names of the benchmarks that come with the package."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def load_benchmark(config: str, overrides: Sequence[str] = ()) -> Benchmark:
-    """Read a preset by name, or a YAML file by path.
-
-    Args:
-        config: name or path.
-        overrides: changes such as ``training.steps=3``, the value in YAML, made before anything is checked.
-
-    Raises:
-        ConfigError: no such preset or file, not YAML, an unknown key, or an invalid value.
-    """
+    """Read a preset by name, or a YAML file by path, and change it by overrides such as ``training.steps=3``."""
     presets = preset_names()
     path = PRESETS / f"{config}.yaml" if config in presets else Path(config)
     shown, expected = single_line(config, 200), f"give a YAML file, or one of {', '.join(presets)}"
@@ -55,9 +43,8 @@ def load_benchmark(config: str, overrides: Sequence[str] = ()) -> Benchmark:
     try:
         content = _read_yaml(path.read_text(encoding="utf-8"))
     except Exception as error:
-        raise ConfigError(
-            f"{shown}: not a YAML file that can be read ({_describe(error)}): correct the file"
-        ) from error
+        problem = f"not a YAML file that can be read ({_describe(error)})"
+        raise ConfigError(f"{shown}: {problem}: correct the file") from error
     for override in overrides:
         apply_override(content, override)
     return parse_benchmark(content, shown)
@@ -87,12 +74,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _read_yaml(text: str) -> Any:
-    """Return the content of a YAML text.
-
-    Raises:
-        Exception: of many kinds; a tag with a wrong value (``!!int x``) raises IndexError, KeyError, AttributeError or
-            OverflowError.
-    """
+    """Return the content of a YAML text; raise errors of many kinds, as for a tag with a wrong value (``!!int x``)."""
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"{len(text)} characters, at most {MAX_CHARACTERS} are read")
     return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a safe loader
@@ -126,15 +108,7 @@ def apply_override(content: Any, override: str) -> None:
 
 
 def parse_benchmark(content: Any, source: str) -> Benchmark:
-    """Check what a YAML file holds.
-
-    Args:
-        content: the parsed file.
-        source: what messages call it.
-
-    Raises:
-        ConfigError: it is invalid; the message names the key.
-    """
+    """Check what a YAML file holds; messages call it ``source``."""
     if not isinstance(content, dict):
         kind = "nothing" if content is None else type(content).__name__
         raise ConfigError(f"{source}: expected keys such as name, dataset, methods; got {kind}: see docs/config.md")

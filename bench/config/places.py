@@ -11,26 +11,13 @@ from bench.exceptions import ConfigError
 from bench.utils.text import has_credentials, redact_url
 from bench.utils.urls import local_folder
 
-__all__ = [
-    "check_database",
-    "check_no_password",
-    "check_places",
-    "check_tracking_uri",
-    "resolve_storage",
-]
-
-
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss")
 """Schemes of object stores, whose URLs begin with a bucket."""
 
 
 def resolve_storage(storage: str) -> str:
-    """Return a storage's canonical form: an absolute path, or a URL without a slash at its end.
-
-    Raises:
-        ConfigError: a URL does not name a location inside a bucket or server.
-    """
+    """Return a storage's canonical form: an absolute path, or a URL without a slash at its end."""
     folder = local_folder(storage)
     if folder is None:
         _check_storage_url(storage)
@@ -89,14 +76,7 @@ def check_database(uri: str) -> None:
 
 
 def check_places(storage: str | None, tracking: str | None) -> str:
-    """Check that the storage and the tracking URI mean the same location on a cluster's nodes as here.
-
-    Returns:
-        The storage in its canonical form.
-
-    Raises:
-        ConfigError: either is relative to this machine, incomplete or missing, or contains a password.
-    """
+    """Check that storage and tracking URI mean the same location on a cluster's nodes; return the resolved storage."""
     if not storage:
         raise ConfigError(
             "no --storage: expected a URL, or a folder that all nodes share, for the records; the job's own folder "

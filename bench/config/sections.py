@@ -9,8 +9,6 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from bench.types import Count, Flag, Name, NotNegative, Number, Positive, StrictModel
 from deelbo.limits import MIN_SIGMA
 
-__all__ = ["BackboneSettings", "Resources", "SWAGFiles", "Training"]
-
 
 class Training(StrictModel):
     """Training settings of every run, whatever its method; see `deelbo.Schedule` and `deelbo.Numerics`."""
@@ -29,14 +27,7 @@ class Training(StrictModel):
 
 
 class Resources(StrictModel):
-    """Resources of one trial, and the number of trials that run at once.
-
-    Attributes:
-        cpus_per_trial: also the number of threads.
-        gpus_per_trial: a `Benchmark` sets 1 if it is not given and a backbone needs a GPU.
-        slots: trials at once; as many as fit if None.
-        accelerator: type of GPU that every trial gets, as Ray names it (`ray.util.accelerators`), e.g. H100.
-    """
+    """Resources of one trial, and the number of trials that run at once: as many as fit if ``slots`` is None."""
 
     cpus_per_trial: Count = 1
     gpus_per_trial: NotNegative = 0

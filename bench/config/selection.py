@@ -7,22 +7,13 @@ from collections.abc import Sequence
 from bench.exceptions import ConfigError
 from bench.methods.base import Method
 
-__all__ = ["filter_methods"]
-
-
 KEYS = ("method", "dataset", "backbone", "prior", "n", "seed")
 
 
 def filter_methods(methods: Sequence[Method], only: str | None) -> list[Method]:
-    """Return those of ``methods`` that ``only`` names, in order; all if it is None.
+    """Return those of ``methods`` that match ``only``, KEY=VALUE,KEY=VALUE,..., in order; all if it is None.
 
-    Args:
-        methods: of the whole benchmark.
-        only: ``KEY=VALUE,KEY=VALUE,...``, KEY one of `KEYS`. A key given twice allows both values; different keys must
-            all match.
-
-    Raises:
-        ConfigError: not of that form, an unknown key, a value that the benchmark does not have, or nothing matches.
+    A key given twice allows both values; different keys must all match.
     """
     if only is None:
         return list(methods)

@@ -11,15 +11,9 @@ from deelbo.data import TASKS, crop_size, load_task
 from deelbo.data.splits import check_size
 from deelbo.pretrained.registry import BACKBONES, IMAGENET_VERSIONS, find_backbone
 
-__all__ = ["check", "check_data", "check_packages"]
-
 
 def check(benchmark: Benchmark) -> None:
-    """Check that datasets, backbones, heads, sizes and methods exist and fit together; reads no files.
-
-    Raises:
-        ConfigError: they do not.
-    """
+    """Check that datasets, backbones, heads, sizes and methods exist and fit together; reads no files."""
     for name in benchmark.datasets:
         if name not in TASKS:
             raise ConfigError(f"dataset = {name!r}: expected one of {', '.join(sorted(TASKS))}")
@@ -106,11 +100,7 @@ def check_packages(methods: Iterable[Method]) -> None:
 
 
 def check_data(benchmark: Benchmark, datasets: Iterable[str]) -> dict[str, str]:
-    """Read datasets as the trials will, check that every N fits, and return a hash of the images of each.
-
-    Raises:
-        ConfigError, deelbo.data.DataError: a dataset is missing, damaged or too small.
-    """
+    """Read datasets as the trials will, check that every N fits, and return a hash of the images of each."""
     fingerprints = {}
     for name in datasets:
         if TASKS[name].files is not None:  # others come with an installed package

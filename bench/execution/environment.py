@@ -11,20 +11,13 @@ import torch
 
 from bench.utils.text import single_line
 
-__all__ = ["hardware", "versions"]
-
-
 PACKAGES = ("deelbo", "torch", "torchvision", "numpy", "scikit-learn", "ray", "mlflow")
 METHOD_PACKAGES = ("curvlinops-for-pytorch", "laplace-torch", "optuna", "prodigyopt", "schedulefree")
 """Those of the extra `methods`, listed if they are installed."""
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """Return a description of the hardware: plain values, texts short and in one line.
-
-    ``repeatable`` says whether the same trial gives the same metrics to the bit: true on a CPU with the same machine,
-    threads and versions; false on a GPU, which may add numbers in any order.
-    """
+    """Describe the hardware; on ``repeatable`` hardware, not on a GPU, a trial gives the same metrics to the bit."""
     facts: dict[str, Any] = {"device": device.type, "node": single_line(platform.node(), 100), "cpu": _cpu_model()}
     facts |= {"threads": torch.get_num_threads(), "repeatable": device.type == "cpu"}
     if device.type == "cuda":

@@ -33,7 +33,7 @@ def make_objective(
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(spec.seed + POSTERIOR_STREAM)
     if spec.learner is not None:
-        return method_named(spec.learner).objective(spec, groups, num_examples, generator)
+        return method_named(spec.learner).objective(spec, groups, num_examples)
     if spec.stage != "run" or spec.head_weight_decay is not None:
         backbone = spec.weight_decay if spec.prior_scale is None else 1 / (num_examples * spec.prior_scale)
         if backbone is None or spec.head_weight_decay is None:

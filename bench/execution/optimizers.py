@@ -15,6 +15,7 @@ Source: Mishchenko and Defazio 2023, "Prodigy: An Expeditiously Adaptive Paramet
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -22,9 +23,6 @@ import torch
 from torch import nn
 
 from deelbo.training.run import OptimizerFactory
-
-__all__ = ["OPTIMIZERS", "make_optimizer"]
-
 
 OPTIMIZERS = ("sgd", "prodigy", "schedule-free")
 RHO_RATE = 0.1
@@ -35,24 +33,15 @@ Optimizer = torch.optim.Optimizer
 
 
 def make_optimizer(name: str) -> OptimizerFactory | None:
-    """Return a factory of the optimizer for `deelbo.fit`; None for "sgd", which is the trainer's own.
-
-    Raises:
-        ValueError: an unknown name.
-        ImportError: the optimizer's package is not installed.
-    """
+    """Return a factory of the optimizer for `deelbo.fit`; None for "sgd", which is the trainer's own."""
     if name == "sgd":
         return None
     if name == "prodigy":
         prodigy = _import_class("prodigyopt", "Prodigy", name)
-        return lambda parameters, rate: WeightsAndScalars(
-            parameters, rate, lambda weights: prodigy(weights, lr=rate, d0=PRODIGY_D0)
-        )
+        return lambda parameters, rate: WeightsAndScalars(parameters, rate, partial(prodigy, lr=rate, d0=PRODIGY_D0))
     if name == "schedule-free":
         schedule_free = _import_class("schedulefree", "SGDScheduleFree", name)
-        return lambda parameters, rate: AveragedWeights(
-            parameters, rate, lambda weights: schedule_free(weights, lr=rate)
-        )
+        return lambda parameters, rate: AveragedWeights(parameters, rate, partial(schedule_free, lr=rate))
     raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
 
 
@@ -64,23 +53,11 @@ def _import_class(package: str, name: str, optimizer: str) -> Any:
 
 
 class WeightsAndScalars(Optimizer):
-    """One optimizer for weights, and Adam for scalar parameters such as rho. Groups and state are shared.
+    """One optimizer for weights, and Adam at ``rate`` times `RHO_RATE` for scalars such as rho; state is shared."""
 
-    Args:
-        parameters: all trained parameters.
-        rate: factor of `RHO_RATE`.
-        make_weights_optimizer: makes the optimizer of the weights.
-    """
-
-    def __init__(
-        self,
-        parameters: list[nn.Parameter],
-        rate: float,
-        make_weights_optimizer: Callable[[list[nn.Parameter]], Optimizer],
-    ) -> None:
-        weights = [p for p in parameters if p.numel() > 1]
+    def __init__(self, parameters: list[nn.Parameter], rate: float, make: Callable[..., Optimizer]) -> None:
         scalars = [p for p in parameters if p.numel() == 1]
-        self.weights = make_weights_optimizer(weights)
+        self.weights = make([p for p in parameters if p.numel() > 1])
         self.scalars = torch.optim.Adam(scalars, lr=RHO_RATE * rate) if scalars else None
         self._num_weight_groups = len(self.weights.param_groups)
         groups = [*self.weights.param_groups, *(self.scalars.param_groups if self.scalars else [])]
@@ -98,7 +75,6 @@ class WeightsAndScalars(Optimizer):
         self._share()
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Take one step of both."""
         self.weights.step()
         if self.scalars is not None:
             self.scalars.step()
@@ -110,9 +86,7 @@ class AveragedWeights(WeightsAndScalars):
     weights: Any
 
     def train(self) -> None:
-        """Set the weights to those whose gradient is taken next."""
         self.weights.train()
 
     def eval(self) -> None:
-        """Set the weights to their average."""
         self.weights.eval()

@@ -13,17 +13,11 @@ from deelbo.data import crop_size
 from deelbo.pretrained.embedded import Pretrained
 from deelbo.pretrained.weights import load_backbone
 
-__all__ = ["load_pretrained_backbones"]
-
 
 def load_pretrained_backbones(
     benchmark: Benchmark, methods: Sequence[Method], say: Callable[[str], object] | None = None
 ) -> dict[str, Pretrained]:
-    """Return the pretrained weights by backbone, of those that ``methods`` use; PTYL's files only if one needs them.
-
-    Raises:
-        ConfigError: a file is missing or invalid.
-    """
+    """Return the pretrained weights by backbone, of those that ``methods`` use; PTYL's files only if one needs them."""
     pretrained: dict[str, Pretrained] = {}
     size = min(crop_size(dataset, benchmark.training.image_size) for dataset in benchmark.datasets)
     for name, settings in benchmark.backbones.items():

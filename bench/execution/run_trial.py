@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -24,9 +24,6 @@ from deelbo.training.fit import FitResult, fit
 from deelbo.training.numerics import Numerics
 from deelbo.training.schedule import Schedule
 
-__all__ = ["Series", "TrialContext", "run_trial"]
-
-
 Series = list[dict[str, float]]
 
 
@@ -34,17 +31,8 @@ Series = list[dict[str, float]]
 class TrialContext:
     """The circumstances of a trial, beside what its spec determines.
 
-    Attributes:
-        device: to train on.
-        concurrency: number of trials that may run at once.
-        attempt: number of this attempt, from 1.
-        data: folder of the datasets; the default if None.
-        verify_data: whether the datasets must be the official ones, see `deelbo.data.load_task`.
-        timed: whether the seconds of the trial are to be compared.
-        lost_seconds: seconds that earlier attempts ran.
-        checkpoint: saves this trial while it runs, and resumes it.
-        handover: of a trial that trains a segment of a run: loads the end of the segment before, and saves its own.
-            Without it the trial trains from the start of the run.
+    The checkpoint saves this trial while it runs, and resumes it. The handover loads the end of the segment of the run
+    that was trained before, and saves that of this one; without it the trial trains from the start of the run.
     """
 
     device: torch.device
@@ -59,13 +47,10 @@ class TrialContext:
 
 
 def run_trial(spec: TrialSpec, pretrained: Pretrained, context: TrialContext) -> tuple[TrialRecord, Series]:
-    """Train and measure one trial.
+    """Return the record of one trial, with the traceback if it failed, and the series of evaluations.
 
-    The state of a trial that was resumed from a checkpoint has ``resumed_at_step``, and ``resumed_seconds``: those of
-    its seconds, "total" included, that were spent by processes that died, and are not lost.
-
-    Returns:
-        the record and the series of evaluations; an error becomes a record of status "failed" with its traceback.
+    ``resumed_seconds``, in the state of a trial that was resumed from a checkpoint, are those of its seconds that were
+    spent by processes that died, and are not lost.
     """
     started, start = time.time(), time.perf_counter()
     clock = PhaseClock(context.device)
@@ -123,15 +108,7 @@ def _train(
         split = task.split(spec.n, spec.seed, validation=spec.stage == "tune")
         model, head = make_model(spec, pretrained, task.pool.num_classes, device)
         objective = make_objective(spec, model, head, pretrained, len(split.train))
-    schedule = Schedule(
-        spec.learning_rate,
-        spec.steps,
-        spec.batch_size,
-        spec.momentum,
-        spec.clip_norm,
-        spec.posterior_passes,
-        spec.series_points,
-    )
+    schedule = Schedule(**{field.name: getattr(spec, field.name) for field in fields(Schedule)})
     if spec.compile:
         torch.compiler.reset()  # the graphs of earlier trials would count against its limit, and warm it up
     return fit(

@@ -34,7 +34,7 @@ METHODS: tuple[type[Method], ...] = (
 
 def method_named(name: str) -> type[Method]:
     """Return the class of the method of that name; raise ValueError if there is none."""
-    for method in METHODS:
-        if method.name == name:
-            return method
-    raise ValueError(f"no method {name!r}: expected one of {', '.join(method.name for method in METHODS)}")
+    methods = {method.name: method for method in METHODS}
+    if name not in methods:
+        raise ValueError(f"no method {name!r}: expected one of {', '.join(methods)}")
+    return methods[name]

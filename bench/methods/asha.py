@@ -8,21 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from bench.methods.base import validation_rank
+from bench.methods.base import metric_rank
 from bench.methods.random_search import sample_configurations
 from bench.methods.sequential import SequentialMethod, SequentialSettings
 from bench.trials.record import TrialRecord
-from bench.trials.spec import TrialSpec
+from bench.trials.spec import TrialSpec, TrialTemplate
 from bench.types import Count, Fraction, Number
-
-if TYPE_CHECKING:
-    from bench.trials.spec import TrialTemplate
-
-__all__ = ["ASHA", "Rungs", "passes_rung"]
 
 
 def _rising(rungs: Any) -> Any:
@@ -36,13 +31,7 @@ Rungs = Annotated[tuple[Fraction, ...], AfterValidator(_rising)]
 
 
 class ASHASettings(SequentialSettings):
-    """Asynchronous successive halving.
-
-    Attributes:
-        trials: number of configurations, 24 by default; all of the grid if it has fewer.
-        rungs: shares of a run at which it may stop.
-        eta: one in eta continues from each rung.
-    """
+    """At each of the ``rungs``, shares of a run, one in ``eta`` continues. A grid below ``trials`` is tried whole."""
 
     method: Literal["asha"] = "asha"
     trials: Count = 24
@@ -65,11 +54,9 @@ class ASHASettings(SequentialSettings):
 
 
 def passes_rung(value: float, before: Sequence[float], eta: float) -> bool:
-    """Return whether a run with this validation NLL continues from a rung, given the values of those before it.
+    """Return whether a run with this validation NLL continues from a rung: it is at or below the quantile 1/eta.
 
-    It does if its value is at or below their interpolated 1/eta quantile, the rule of Ray's
-    ``AsyncHyperBandScheduler``; the first always continues. A value that is not finite never continues, and is left
-    out of the quantile.
+    This is the rule of Ray's ``AsyncHyperBandScheduler``. The first always continues, a value that is not finite never.
     """
     finite = sorted(-other for other in before if math.isfinite(other))
     if not math.isfinite(value) or not finite:
@@ -86,12 +73,8 @@ class ASHA(SequentialMethod):
     """The stopping variant: each configuration is evaluated at every rung of its run, and continues or stops.
 
     It waits for, and is compared with, the configurations of lower number that reached the rung: the trials depend on
-    results, never on which came first. Each rung is a trial that continues where the rung before ended. The first
-    configuration is never stopped, unless it diverges.
-
-    The schedule of the learning rate is one cosine over the whole run, so that a run through all rungs is an ordinary
-    run. At an early rung the rate is still high, and validation NLL favors configurations that do well under its noise;
-    late rungs select better and save less. Nothing here corrects for that.
+    results, never on which came first. The schedule of the learning rate is one cosine over the whole run, so at an
+    early rung validation NLL favors configurations that do well under a high rate's noise. Nothing here corrects that.
     """
 
     name = "asha"
@@ -133,10 +116,7 @@ class ASHA(SequentialMethod):
         return self.spec("tune", number=number, until=self.levels[level], since=since, **self._points[number])
 
     def _decide(self, rung: int) -> list[TrialSpec]:
-        """Decide, in order, on all configurations at that rung for which the results before them are known.
-
-        A configuration that stops here is marked as absent from the later rungs, so that no other waits for it there.
-        """
+        """Decide, in order, on all configurations at that rung for which the results before them are known."""
         trials: list[TrialSpec] = []
         at = self._at_level[rung]
         while (number := self._num_decided[rung]) in at:
@@ -144,13 +124,13 @@ class ASHA(SequentialMethod):
             record = at[number]
             if record is None:
                 continue
-            value = validation_rank(record)[1]
-            before = [validation_rank(at[other])[1] for other in range(number) if at[other] is not None]  # type: ignore[arg-type]
+            value = metric_rank(record)[1]
+            before = [metric_rank(at[other])[1] for other in range(number) if at[other] is not None]  # type: ignore[arg-type]
             if passes_rung(value, before, self.settings.eta):
                 trials.append(self._level(number, rung + 1))
                 continue
             for later in self._at_level[rung + 1 :]:
-                later[number] = None
+                later[number] = None  # so that no other waits for it there
             self._stopped.append(record.spec)
             trials += self.record_tuned(record)
         return trials

@@ -11,26 +11,18 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from bench.trials.record import TrialRecord
-from bench.trials.spec import TrialSpec
-from bench.types import Prior, StrictModel, Unique
+from bench.trials.spec import TrialSpec, TrialTemplate
+from bench.types import DEFAULT_LEARNING_RATES, LearningRates, Prior, StrictModel, Unique
 
 if TYPE_CHECKING:
-    import torch
-
-    from bench.trials.spec import TrialTemplate
     from deelbo.groups import Group
     from deelbo.objectives.base import Objective
 
-__all__ = ["Method", "MethodSettings", "objective_rank", "validation_rank"]
-
 
 class MethodSettings(StrictModel):
-    """Settings of one configured method, an entry under ``methods`` of the configuration.
+    """Settings of one configured method, an entry under ``methods``; runs on all priors if ``priors`` is None.
 
-    Attributes:
-        method: name of the method; the entry's own name if it is not given.
-        priors: those of the benchmark's priors that it runs on; all if None.
-        packages: import names of packages that it needs beside the benchmark's own requirements.
+    ``packages`` are import names of packages that it needs beside the benchmark's own requirements.
     """
 
     method: str
@@ -38,7 +30,6 @@ class MethodSettings(StrictModel):
     packages: ClassVar[tuple[str, ...]] = ()
 
     def runs_on(self, prior: str) -> bool:
-        """Return whether the method is configured to run on that prior."""
         return self.priors is None or prior in self.priors
 
     def missing_package(self) -> str | None:
@@ -52,6 +43,15 @@ class MethodSettings(StrictModel):
     def max_trials(self, prior: str) -> int:
         """Return the largest number of trials that a cell of that prior may take."""
         raise NotImplementedError
+
+
+class TunedRateSettings(MethodSettings):
+    """Settings of a method that trains one run per learning rate."""
+
+    learning_rates: LearningRates = DEFAULT_LEARNING_RATES
+
+    def max_trials(self, prior: str) -> int:
+        return len(self.learning_rates)
 
 
 class Method(ABC):
@@ -85,15 +85,8 @@ class Method(ABC):
         self._queue: deque[TrialSpec] = deque(self.initial_trials())
 
     @staticmethod
-    def objective(spec: TrialSpec, groups: Sequence[Group], num_examples: int, generator: torch.Generator) -> Objective:
-        """Return the objective of a trial that has this method's name as its ``learner``; import torch in here.
-
-        Args:
-            spec: the trial.
-            groups: groups of weights, as ``spec.groups`` defines them.
-            num_examples: number of images that the run trains on.
-            generator: random numbers for the objective alone, on the weights' device.
-        """
+    def objective(spec: TrialSpec, groups: Sequence[Group], num_examples: int) -> Objective:
+        """Return the objective of a trial that has this method's name as its ``learner``; import torch in here."""
         raise NotImplementedError(f"{spec.learner} defines no objective")
 
     @abstractmethod
@@ -105,18 +98,17 @@ class Method(ABC):
         return ()
 
     def stopped_trials(self) -> Sequence[TrialSpec]:
-        """Return the trials since the last call that stopped before the end of their run and will not continue.
+        """Return the trials since the last call that will not continue to the end of their run; methods collect them.
 
-        Methods add them to ``_stopped``. Their snapshots are deleted; others stay until the cell is finished.
+        Their snapshots are deleted; others stay until the cell is finished.
         """
         stopped, self._stopped = self._stopped, []
         return stopped
 
     def load_history(self, records: Sequence[TrialRecord]) -> None:  # noqa: B027 - most have nothing to take from it
-        """Receive the records that this entry has in this cell, once, before the first `ask`.
+        """Receive the records that this entry has in this cell, before the first `ask`; `tell` receives them again.
 
-        `tell` receives them again, each after `ask` returned its trial. A method whose next trial is expensive to
-        choose takes its earlier choices from here.
+        A method whose next trial is expensive to choose takes its earlier choices from here.
         """
 
     def ask(self) -> TrialSpec | None:
@@ -124,7 +116,6 @@ class Method(ABC):
         return self._queue.popleft() if self._queue else None
 
     def tell(self, record: TrialRecord) -> None:
-        """Receive the record of a trial."""
         self._queue.extend(self.next_trials(record))
 
     def stages(self) -> Counter[str]:
@@ -136,7 +127,6 @@ class Method(ABC):
         return self.stages()
 
     def count(self) -> int:
-        """Return the number of trials in this cell; an upper bound while results decide."""
         return self.stages().total()
 
     def spec(self, stage: str, learning_rate: float, **settings: Any) -> TrialSpec:
@@ -149,16 +139,7 @@ class Method(ABC):
         return replace(spec, stage="retrain", until=1.0, since=0.0)
 
 
-def validation_rank(record: TrialRecord) -> tuple[bool, float]:
-    """Return a sort key by validation NLL, best first; diverged and non-finite ones rank behind, failed ones last."""
-    return _rank(record, "val_nll")
-
-
-def objective_rank(record: TrialRecord) -> tuple[bool, float]:
-    """Return the same sort key by the objective, for methods without a validation set."""
-    return _rank(record, "objective")
-
-
-def _rank(record: TrialRecord, metric: str) -> tuple[bool, float]:
+def metric_rank(record: TrialRecord, metric: str = "val_nll") -> tuple[bool, float]:
+    """Return a sort key, best first; diverged and non-finite ones rank behind, failed ones last."""
     value = record.metrics.get(metric, math.inf)
     return record.status == "failed", value if math.isfinite(value) and record.status == "completed" else math.inf

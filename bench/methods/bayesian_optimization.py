@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
-from bench.methods.base import validation_rank
+from bench.methods.base import metric_rank
 from bench.methods.sequential import SequentialMethod, SequentialSettings, derived_rng
 from bench.trials.record import TrialRecord
-from bench.trials.spec import TrialSpec
+from bench.trials.spec import TrialSpec, TrialTemplate
 from bench.types import Count, Flag, Positive
-
-if TYPE_CHECKING:
-    from bench.trials.spec import TrialTemplate
-
-__all__ = ["Axis", "BayesianOptimization", "Observation", "suggest"]
-
 
 Point = dict[str, float]
 Sampler = Literal["gp", "tpe"]
@@ -38,16 +31,10 @@ Axis = tuple[float, ...]
 
 
 class BayesianOptimizationSettings(SequentialSettings):
-    """Search of the logarithms of learning rate and strengths, or of a grid.
+    """Search of the logarithms of learning rate and strengths in ranges [min, max], or of a ``grid``.
 
-    Attributes:
-        trials: 36 by default.
-        sampler: a Gaussian process with expected improvement, or the tree-structured Parzen estimator.
-        startup: number of random configurations before the sampler decides.
-        learning_rate, alpha, beta: ranges, [min, max]; alpha is the backbone's strength, beta the head's.
-        lambda_: ``lambda``, the range of the scale of PTYL's prior, which replaces alpha there.
-        tied: one strength for backbone and head, in alpha's range; PTYL always has lambda and beta.
-        grid: only points of the grid, whose lists are those of `Grid`, each at most once.
+    alpha is the strength of the backbone, for PTYL lambda, the scale of its prior; beta is that of the head, alpha too
+    if they are ``tied``. The first ``startup`` configurations are random.
     """
 
     method: Literal["bo"] = "bo"
@@ -84,27 +71,19 @@ class BayesianOptimizationSettings(SequentialSettings):
 
     def axes(self, prior: str) -> dict[str, Axis]:
         """Return what is searched with that prior: fields of `TrialSpec`, without the head's if it is tied."""
+        ptyl = prior == "ptyl"
         if self.grid:
-            decays: Axis = tuple(sorted(self.weight_decays))
-            rates: Axis = tuple(sorted(self.learning_rates))
-            alpha, beta, scale = decays, decays, tuple(sorted(self.ptyl_lambdas))
-            tied = prior not in self.untied
+            backbone = self.ptyl_lambdas if ptyl else self.weight_decays
+            axes = [tuple(sorted(axis)) for axis in (self.learning_rates, backbone, self.weight_decays)]
         else:
-            rates, alpha, beta, scale, tied = self.learning_rate, self.alpha, self.beta, self.lambda_ or (), self.tied
-        if prior == "ptyl":
-            return {"learning_rate": rates, "prior_scale": scale, "head_weight_decay": beta}
-        strengths = {"weight_decay": alpha} if tied else {"weight_decay": alpha, "head_weight_decay": beta}
-        return {"learning_rate": rates, **strengths}
+            axes = [self.learning_rate, (self.lambda_ or ()) if ptyl else self.alpha, self.beta]
+        tied = not ptyl and (prior not in self.untied if self.grid else self.tied)
+        names = ["learning_rate", "prior_scale" if ptyl else "weight_decay", "head_weight_decay"]
+        return dict(zip(names[:2] if tied else names, axes, strict=False))
 
 
-@dataclass(frozen=True)
-class Observation:
-    """The result of a configuration.
-
-    Attributes:
-        point: its value on each axis.
-        value: validation NLL in nats; inf if it diverged; None if it failed.
-    """
+class Observation(NamedTuple):
+    """The validation NLL at a point in nats; inf if it diverged, None if it failed."""
 
     point: Point
     value: float | None
@@ -120,9 +99,6 @@ def suggest(
 
     A diverged run counts as worse than the worst by a tenth of the range seen. Optuna would ignore a failed trial and
     could return to where runs diverge; an infinite or huge value would hide all differences among the others.
-
-    Raises:
-        ValueError: every point of the grid was tried.
     """
     import optuna
 
@@ -165,9 +141,8 @@ def suggest(
 class BayesianOptimization(SequentialMethod):
     """Choose each configuration once the result of the one before it is known.
 
-    Configuration i is a function of the settings, the cell and the i results before it. Those that were chosen before
-    are read from their records (`load_history`): a benchmark resumed on another machine keeps them although the last
-    digits of a Gaussian process differ there, and the report of a finished one does not need Optuna.
+    Those that were chosen before are read from their records (`load_history`): a benchmark resumed on another machine
+    keeps them although the last digits of a Gaussian process differ there, and a report does not need Optuna.
     """
 
     name = "bo"
@@ -175,17 +150,10 @@ class BayesianOptimization(SequentialMethod):
     Settings = BayesianOptimizationSettings
     settings: BayesianOptimizationSettings
 
-    def __init__(
-        self, template: TrialTemplate, settings: BayesianOptimizationSettings, name: str | None = None
-    ) -> None:
+    def __init__(self, template: TrialTemplate, settings: Any, name: str | None = None) -> None:
         self._axes = settings.axes(template.cell.prior)
-        self._options = {
-            "axes": self._axes,
-            "grid": settings.grid,
-            "sampler": settings.sampler,
-            "seed": settings.seed,
-            "startup": settings.startup,
-        }
+        options = settings.model_dump(include={"grid", "sampler", "seed", "startup"})
+        self._options = {"axes": self._axes} | options
         self._history: list[Observation] = []
         self._known_points: dict[int, Point] = {}
         self._next = 0
@@ -218,7 +186,7 @@ class BayesianOptimization(SequentialMethod):
 
     def next_trials(self, record: TrialRecord) -> Iterable[TrialSpec]:
         if record.spec.stage == "tune":
-            failed, value = validation_rank(record)
+            failed, value = metric_rank(record)
             point = {name: getattr(record.spec, name) for name in self._axes}
             self._history.append(Observation(point, None if failed else value))
         return super().next_trials(record)

@@ -12,9 +12,6 @@ from bench.methods.base import Method, MethodSettings
 from bench.trials.spec import TrialSpec
 from bench.types import DEFAULT_LEARNING_RATES, LearningRates, parse_number
 
-__all__ = ["DEELBo", "DEELBoOptions"]
-
-
 BACKBONE_AND_HEAD = "backbone+head"
 
 
@@ -42,12 +39,7 @@ def _groups(value: Any) -> Any:
 
 
 class DEELBoOptions(MethodSettings):
-    """Settings that all DE ELBo methods share.
-
-    Attributes:
-        kappa: factor of the likelihood: ``D/N``, a share of it (``0.1 D/N``), or a number.
-        groups: which weights share a prior variance: all of the backbone and all of the head, or those of each layer.
-    """
+    """Settings that all DE ELBo methods share: the likelihood's factor, and which weights share a prior variance."""
 
     kappa: Annotated[str | float, BeforeValidator(_kappa)] = "D/N"
     groups: Annotated[str, BeforeValidator(_groups)] = BACKBONE_AND_HEAD
@@ -69,8 +61,6 @@ class DEELBoOptions(MethodSettings):
 
 
 class DEELBoSettings(DEELBoOptions):
-    """One run per learning rate."""
-
     method: Literal["de-elbo"] = "de-elbo"
     learning_rates: LearningRates = DEFAULT_LEARNING_RATES
 

@@ -6,30 +6,20 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from bench.methods.asha import Rungs
-from bench.methods.base import Method, objective_rank
+from bench.methods.base import Method, metric_rank
 from bench.methods.de_elbo import DEELBoOptions
 from bench.trials.record import TrialRecord
-from bench.trials.spec import TrialSpec
+from bench.trials.spec import TrialSpec, TrialTemplate
 from bench.types import DEFAULT_LEARNING_RATES, LearningRates, check_unique
-
-if TYPE_CHECKING:
-    from bench.trials.spec import TrialTemplate
-
-__all__ = ["DEELBoHalving"]
 
 
 class HalvingSettings(DEELBoOptions):
-    """Settings of successive halving.
-
-    Attributes:
-        rungs: shares of the run at which learning rates are compared.
-        eta: one in eta continues from each rung but the last, from which only the best does.
-    """
+    """At each of the ``rungs``, shares of the run, one in ``eta`` continues; from the last only the best does."""
 
     method: Literal["deelbo-halving"] = "deelbo-halving"
     learning_rates: LearningRates = DEFAULT_LEARNING_RATES
@@ -47,7 +37,7 @@ class HalvingSettings(DEELBoOptions):
     def num_at_rungs(self) -> list[int]:
         """Return how many learning rates train up to each rung and to the end: 4, 2, 1 by default."""
         counts = [len(self.learning_rates)]
-        while len(counts) < len(self.rungs):
+        for _ in self.rungs[1:]:
             counts.append(math.ceil(counts[-1] / self.eta))
         return [*counts, 1]
 
@@ -91,10 +81,8 @@ class DEELBoHalving(Method):
         self._stopped += [record.spec for rate, record in self._records.items() if rate not in survivors]
         self._level += 1
         self._rates, self._records = survivors, {}
-        later = range(self._level + 1, len(self._counts))
-        self._counts[self._level] = len(survivors)
-        for level in later:
-            self._counts[level] = min(self._counts[level], len(survivors))
+        later = [min(count, len(survivors)) for count in self._counts[self._level :]]
+        self._counts[self._level :] = later
         return self._specs(self._level, survivors)
 
     def stages(self) -> Counter[str]:
@@ -106,8 +94,8 @@ class DEELBoHalving(Method):
 
     def _best(self, count: int) -> tuple[float, ...]:
         """Return the best ``count`` learning rates that completed this rung; one that diverged if none did."""
-        order = sorted(self._rates, key=lambda rate: objective_rank(self._records[rate]))  # stable
-        done = [rate for rate in order if math.isfinite(objective_rank(self._records[rate])[1])]
+        order = sorted(self._rates, key=lambda rate: metric_rank(self._records[rate], "objective"))  # stable
+        done = [rate for rate in order if math.isfinite(metric_rank(self._records[rate], "objective")[1])]
         return tuple(done[:count] or [rate for rate in order if self._records[rate].succeeded][:1])
 
     def _specs(self, level: int, rates: Sequence[float]) -> list[TrialSpec]:

@@ -10,19 +10,11 @@ from bench.methods.de_elbo import DEELBoOptions
 from bench.trials.spec import TrialSpec
 from bench.types import Positive
 
-__all__ = ["DEELBoLRFree"]
-
-
 PACKAGES = {"prodigy": "prodigyopt", "schedule-free": "schedulefree"}
 
 
 class LRFreeSettings(DEELBoOptions):
-    """One run.
-
-    Attributes:
-        optimizer: Prodigy (Mishchenko and Defazio 2023), or schedule-free (Defazio et al. 2024).
-        learning_rate: factor of the optimizer's own step size.
-    """
+    """One run; ``learning_rate`` is a factor of the optimizer's own step size."""
 
     method: Literal["deelbo-free"] = "deelbo-free"
     optimizer: Literal["prodigy", "schedule-free"] = "prodigy"
@@ -30,7 +22,6 @@ class LRFreeSettings(DEELBoOptions):
 
     @property
     def packages(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The package of the optimizer."""
         return (PACKAGES[self.optimizer],)
 
     def max_trials(self, prior: str) -> int:

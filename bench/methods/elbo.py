@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from bench.methods.base import Method, MethodSettings
+from bench.methods.base import Method, TunedRateSettings
 from bench.trials.spec import TrialSpec
-from bench.types import DEFAULT_LEARNING_RATES, LearningRates
-
-__all__ = ["ELBo"]
 
 
-class ELBoSettings(MethodSettings):
-    """One run per learning rate."""
-
+class ELBoSettings(TunedRateSettings):
     method: Literal["elbo"] = "elbo"
-    learning_rates: LearningRates = DEFAULT_LEARNING_RATES
-
-    def max_trials(self, prior: str) -> int:
-        return len(self.learning_rates)
 
 
 class ELBo(Method):

@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator
 
-from bench.methods.base import Method, MethodSettings, validation_rank
+from bench.methods.base import Method, MethodSettings, metric_rank
 from bench.trials.record import TrialRecord
-from bench.trials.spec import TrialSpec
+from bench.trials.spec import TrialSpec, TrialTemplate
 from bench.types import DEFAULT_LEARNING_RATES, LearningRates, NotNegative, Prior, Unique
-
-if TYPE_CHECKING:
-    from bench.trials.spec import TrialTemplate
-
-__all__ = ["Grid", "MAPGridSearch"]
-
 
 Retrain = Literal["best", "all"]
 
@@ -45,19 +39,14 @@ class Grid(MethodSettings):
 
     def points(self, prior: str) -> Iterable[dict[str, float]]:
         """Yield the configurations with that prior, each as fields of `TrialSpec`, in the order of the lists."""
-        rates, decays = self.learning_rates, self.weight_decays
-        if prior == "ptyl":
-            for rate, scale, decay in product(rates, self.ptyl_lambdas, decays):
-                yield {"learning_rate": rate, "prior_scale": scale, "head_weight_decay": decay}
-        elif prior in self.untied:
-            for rate, decay, head_decay in product(rates, decays, decays):
-                yield {"learning_rate": rate, "weight_decay": decay, "head_weight_decay": head_decay}
-        else:
-            for rate, decay in product(rates, decays):
-                yield {"learning_rate": rate, "weight_decay": decay, "head_weight_decay": decay}
+        backbone = self.ptyl_lambdas if prior == "ptyl" else self.weight_decays
+        separate = prior == "ptyl" or prior in self.untied
+        pairs = product(backbone, self.weight_decays) if separate else zip(backbone, backbone, strict=True)
+        name = "prior_scale" if prior == "ptyl" else "weight_decay"
+        for rate, (strength, head) in product(self.learning_rates, pairs):
+            yield {"learning_rate": rate, name: strength, "head_weight_decay": head}
 
     def size(self, prior: str) -> int:
-        """Return the number of configurations with that prior."""
         second = self.ptyl_lambdas if prior == "ptyl" else self.weight_decays if prior in self.untied else (None,)
         return len(self.learning_rates) * len(second) * len(self.weight_decays)
 
@@ -69,7 +58,6 @@ class GridSearchSettings(Grid):
     retrain: Annotated[Retrain | dict[Prior, Retrain], BeforeValidator(_retrain)] = "best"
 
     def retrain_mode(self, prior: str) -> Retrain:
-        """Return which configurations of that prior are retrained."""
         if isinstance(self.retrain, dict):
             return self.retrain.get(prior, "best")  # type: ignore[call-overload, no-any-return]
         return self.retrain
@@ -87,7 +75,7 @@ class MAPGridSearch(Method):
     Settings = GridSearchSettings
     settings: GridSearchSettings
 
-    def __init__(self, template: TrialTemplate, settings: GridSearchSettings, name: str | None = None) -> None:
+    def __init__(self, template: TrialTemplate, settings: Any, name: str | None = None) -> None:
         self.retrain = settings.retrain_mode(template.cell.prior)
         self._tuned: dict[str, tuple[bool, float]] = {}
         super().__init__(template, settings, name)
@@ -101,7 +89,7 @@ class MAPGridSearch(Method):
     def next_trials(self, record: TrialRecord) -> Iterable[TrialSpec]:
         if record.spec.stage != "tune" or self.retrain == "all":
             return ()
-        self._tuned[record.key] = validation_rank(record)
+        self._tuned[record.key] = metric_rank(record)
         if len(self._tuned) < len(self.grid):
             return ()
         best = min(self.grid, key=lambda spec: (self._tuned[spec.key], spec.key))

@@ -11,38 +11,30 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from bench.methods.base import Method, MethodSettings, validation_rank
+from bench.methods.base import Method, TunedRateSettings, metric_rank
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from bench.types import DEFAULT_LEARNING_RATES, Count, LearningRates, Number, Positive
+from bench.types import Count, Number, Positive
 from deelbo.limits import MAX_WEIGHT_DECAY, MIN_WEIGHT_DECAY
 
 if TYPE_CHECKING:
-    import torch
-
     from deelbo.groups import Group
     from deelbo.objectives.base import Objective
 
-__all__ = ["Hypergradient"]
 
-
-class HypergradientSettings(MethodSettings):
+class HypergradientSettings(TunedRateSettings):
     """One-step implicit differentiation of the validation NLL by the log strengths of backbone and head.
 
-    Attributes:
-        start: alpha = beta at the first step.
-        every: training steps between two updates of the strengths.
-        rate: size of an update, in nats of log alpha; the default of `deelbo.objectives.hypergradient` if None.
+    Both are ``start`` at first, and updated after ``every`` training steps, by ``rate`` nats of log alpha.
     """
 
     method: Literal["hypergradient"] = "hypergradient"
-    learning_rates: LearningRates = DEFAULT_LEARNING_RATES
     start: Annotated[float, Number, Field(ge=MIN_WEIGHT_DECAY, le=MAX_WEIGHT_DECAY)] = 1e-4
     every: Count = 10
     rate: Positive | None = None
 
     def max_trials(self, prior: str) -> int:
-        return len(self.learning_rates) + 1
+        return super().max_trials(prior) + 1
 
 
 class Hypergradient(Method):
@@ -58,7 +50,7 @@ class Hypergradient(Method):
     settings: HypergradientSettings
 
     @staticmethod
-    def objective(spec: TrialSpec, groups: Sequence[Group], num_examples: int, generator: torch.Generator) -> Objective:
+    def objective(spec: TrialSpec, groups: Sequence[Group], num_examples: int) -> Objective:
         from deelbo.objectives.hypergradient import HypergradientMAP
 
         options = json.loads(spec.options)
@@ -79,7 +71,7 @@ class Hypergradient(Method):
         self._tuned[record.spec.number] = record
         if len(self._tuned) < len(self.settings.learning_rates):
             return ()
-        best = self._tuned[min(self._tuned, key=lambda number: (validation_rank(self._tuned[number]), number))]
+        best = self._tuned[min(self._tuned, key=lambda number: (metric_rank(self._tuned[number]), number))]
         alpha, beta = (best.state.get(f"mean_weight_decay_{group}", math.nan) for group in ("backbone", "head"))
         if best.status == "failed" or not (math.isfinite(alpha) and math.isfinite(beta)):
             return ()

@@ -8,32 +8,23 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from bench.methods.base import Method, MethodSettings
+from bench.methods.base import Method, TunedRateSettings
 from bench.trials.spec import TrialSpec
-from bench.types import DEFAULT_LEARNING_RATES, Count, LearningRates, Number, Positive
+from bench.types import Count, Number, Positive
 
 if TYPE_CHECKING:
-    import torch
-
     from deelbo.groups import Group
     from deelbo.objectives.base import Objective
 
-__all__ = ["Laplace"]
 
-
-class LaplaceSettings(MethodSettings):
+class LaplaceSettings(TunedRateSettings):
     """Settings of the diagonal Laplace approximation, see `deelbo.objectives.laplace`.
 
-    Attributes:
-        every: share of the run between two updates of the strengths.
-        burn_in: share of the run before the first update.
-        hyper_steps: Adam steps on the log precisions per update.
-        hyper_rate: Adam's learning rate.
+    ``every`` and ``burn_in``: shares of the run between two updates of the strengths, and before the first.
     """
 
     method: Literal["laplace"] = "laplace"
     packages: ClassVar[tuple[str, ...]] = ("laplace", "curvlinops")
-    learning_rates: LearningRates = DEFAULT_LEARNING_RATES
     every: Annotated[float, Number, Field(gt=0, le=1)] = 0.1
     burn_in: Annotated[float, Number, Field(ge=0, lt=1)] = 0.5
     hyper_steps: Count = 10
@@ -43,9 +34,6 @@ class LaplaceSettings(MethodSettings):
         if prior != "ptyl":
             return None
         return "its Hessian is a diagonal and PTYL's prior is not: name it for l2-zero and l2-sp alone by its priors"
-
-    def max_trials(self, prior: str) -> int:
-        return len(self.learning_rates)
 
 
 class Laplace(Method):
@@ -57,7 +45,7 @@ class Laplace(Method):
     settings: LaplaceSettings
 
     @staticmethod
-    def objective(spec: TrialSpec, groups: Sequence[Group], num_examples: int, generator: torch.Generator) -> Objective:
+    def objective(spec: TrialSpec, groups: Sequence[Group], num_examples: int) -> Objective:
         from deelbo.objectives.laplace import LaplaceMAP
         from deelbo.training.schedule import Schedule
 

@@ -8,8 +8,6 @@ from typing import Literal
 from bench.methods.sequential import SequentialMethod, SequentialSettings, derived_rng
 from bench.trials.spec import Cell, TrialSpec
 
-__all__ = ["RandomSearch", "sample_configurations"]
-
 
 class RandomSearchSettings(SequentialSettings):
     """``trials`` configurations, 12 by default, sampled without replacement from the grid."""
@@ -28,8 +26,7 @@ class RandomSearchSettings(SequentialSettings):
 def sample_configurations(settings: SequentialSettings, cell: Cell) -> list[dict[str, float]]:
     """Return the configurations of a cell in order, each as fields of `TrialSpec`.
 
-    They are the beginning of one shuffle of the whole grid, which depends on the seed, the cell and the grid only: more
-    trials begin with the same configurations.
+    They are the beginning of one shuffle of the whole grid: more trials begin with the same configurations.
     """
     points = list(settings.points(cell.prior))
     derived_rng(settings.seed, cell).shuffle(points)

@@ -7,18 +7,13 @@ import random
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from bench.methods.base import Method, validation_rank
+from bench.methods.base import Method, metric_rank
 from bench.methods.grid_search import Grid
 from bench.trials.record import TrialRecord
-from bench.trials.spec import Cell, TrialSpec
+from bench.trials.spec import Cell, TrialSpec, TrialTemplate
 from bench.types import Count, Seed
-
-if TYPE_CHECKING:
-    from bench.trials.spec import TrialTemplate
-
-__all__ = ["SequentialMethod", "SequentialSettings", "derived_rng"]
 
 
 def derived_rng(seed: int, cell: Cell, *more: Any) -> random.Random:
@@ -30,11 +25,8 @@ def derived_rng(seed: int, cell: Cell, *more: Any) -> random.Random:
 class SequentialSettings(Grid):
     """Settings of methods that try configurations in order.
 
-    Attributes:
-        trials: number of configurations.
-        retrain: which are retrained on all N images: "incumbents", each the best of all up to itself, so that the curve
-            is known at every k; "best", the best of all; "all", those that were tuned to the end.
-        seed: of the method's own random choices, combined with the cell.
+    ``retrain`` on all N images "incumbents", each the best of all up to itself, so that the curve is known at every k;
+    "best", the best of all; or "all", those that were tuned to the end. The seed is combined with the cell.
     """
 
     trials: Count = 12
@@ -42,7 +34,6 @@ class SequentialSettings(Grid):
     seed: Seed = 0
 
     def configurations(self, prior: str) -> int:
-        """Return the number of configurations in a cell of that prior."""
         return self.trials
 
     def max_trials(self, prior: str) -> int:
@@ -55,8 +46,7 @@ class SequentialMethod(Method):
 
     Of the first k configurations the best has the lowest validation NLL among those tuned to the end. Those that
     stopped early rank behind, the longer the better; a diverged one ranks last of its length; of equals the earlier is
-    better; a failed one is never taken. An incumbent, the best of all up to itself, is retrained once the results
-    before it are known, in whatever order they become known.
+    better; a failed one is never taken. An incumbent is retrained once the results before it are known.
     """
 
     adaptive = True
@@ -84,7 +74,7 @@ class SequentialMethod(Method):
             self._num_ranked += 1
             if tuned.status == "failed":
                 continue
-            rank = (-tuned.spec.until, validation_rank(tuned)[1])
+            rank = (-tuned.spec.until, metric_rank(tuned)[1])
             incumbent = self._best is None or rank < self._best[0]
             if incumbent:
                 self._best = rank, tuned.spec

@@ -18,12 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from deelbo.data import Split
 
-__all__ = ["BaselineRun", "prior_means", "reference_kl", "reference_terms"]
-
 
 class SingleImages(Dataset[tuple[Tensor, int]]):
-    """Training images, transformed one at a time as in torchvision's examples."""
-
     def __init__(self, split: Split) -> None:
         from torchvision import transforms
 
@@ -71,14 +67,7 @@ def reference_terms(
 ) -> tuple[Tensor, Tensor]:
     """Return the two terms of the DE ELBo of one batch: mean NLL at a sample of the weights, and KL / D (kappa = D/N).
 
-    Args:
-        model: the network.
-        head: dotted name of its head.
-        means: prior means mu by name of the weights, zeros for the head.
-        rho: sigma = softplus(rho).
-        noise: returns eps for a weight of that name.
-        batch: images and labels.
-        num_examples: N.
+    sigma is softplus(rho); ``noise`` returns the standard normal noise of the weight of that name.
     """
     weights = dict(model.named_parameters())
     sigma = F.softplus(rho)
@@ -113,11 +102,9 @@ class BaselineRun:
         self.batches: Iterator[list[Tensor]] = itertools.chain.from_iterable(itertools.repeat(self.loader))
 
     def close(self) -> None:
-        """Stop the loader's workers."""
         del self.batches, self.loader
 
     def step(self) -> None:
-        """Load a batch and take one step."""
         x, y = (tensor.to(self.device, non_blocking=True) for tensor in next(self.batches))
         self.optimizer.zero_grad()
         if self.method == "map":

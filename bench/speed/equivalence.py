@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -15,21 +16,12 @@ from deelbo.groups import make_groups
 from deelbo.objectives.elbo import DataEmphasizedELBO
 from deelbo.training.numerics import Numerics
 
-__all__ = ["BOUNDS", "Deviation", "measure_deviation"]
-
-
 SEED = 7
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """Deviation of the fast path from the plain one.
-
-    Attributes:
-        loss: relative difference of the mean NLL of the batch.
-        gradient: norm of the difference of the gradients over the norm of the plain gradient, NLL and KL together.
-        rho: difference of dL/drho over the sum of the absolute values of its NLL and KL parts, which may cancel.
-    """
+    """Relative deviation of the fast path from the plain one: of the batch's mean NLL, the gradient, and dL/drho."""
 
     loss: float
     gradient: float
@@ -52,29 +44,18 @@ BOUNDS = {
 def measure_deviation(
     model: nn.Module, head: str, x: Tensor, y: Tensor, num_examples: int, numerics: Numerics
 ) -> Deviation:
-    """Run both paths on stabilized copies of ``model``, in training mode with sigma = 1e-3.
-
-    Args:
-        model: on the device, in float32.
-        head: dotted name of its head.
-        x: a batch of normalized images.
-        y: its labels.
-        num_examples: N.
-        numerics: of the fast path.
-    """
-    model = _stabilize(copy.deepcopy(model).train())
-    fast, plain = copy.deepcopy(model), copy.deepcopy(model)
+    """Run both paths on stabilized copies of a float32 ``model``, in training mode with sigma = 1e-3."""
+    fast = _stabilize(copy.deepcopy(model).train())
+    plain = copy.deepcopy(fast)
     device = x.device
     with numerics.backend_flags():
         generator = torch.Generator(device).manual_seed(SEED)
         groups = make_groups(fast, head, "l2-sp")
         objective = DataEmphasizedELBO(groups, num_examples, sigma=1e-3, generator=generator)
         forward = numerics.compile_model(fast)
-        # away from the prior's mean, where the KL has no gradient
         with torch.no_grad():
-            for one, other in zip(fast.parameters(), plain.parameters(), strict=True):
-                one.mul_(1.01)
-                other.mul_(1.01)
+            for weight in itertools.chain(fast.parameters(), plain.parameters()):
+                weight.mul_(1.01)  # away from the prior's mean, where the KL has no gradient
         with objective.step():
             with numerics.autocast(device):
                 loss = F.cross_entropy(forward(numerics.to_memory_format(x)), y)
@@ -88,13 +69,11 @@ def measure_deviation(
         (nll + kl).backward()
     reference_rho = _gradient(rho)
     gradients = [flatten([_gradient(p) for p in m.parameters()]) for m in (fast, plain)]
+    rho_scale = kl_part.abs() + (reference_rho - kl_part).abs()  # the parts may cancel
     return Deviation(
         loss=float((loss.detach() - nll.detach()).abs() / nll.detach().abs()),
         gradient=float((gradients[0] - gradients[1]).norm() / gradients[1].norm()),
-        rho=float(
-            (_gradient(objective.posterior.rho) - reference_rho).abs()
-            / (kl_part.abs() + (reference_rho - kl_part).abs())
-        ),
+        rho=float((_gradient(objective.posterior.rho) - reference_rho).abs() / rho_scale),
     )
 
 

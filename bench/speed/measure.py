@@ -8,6 +8,7 @@ import platform
 import re
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,9 +22,6 @@ from bench.speed.workloads import CLASSES, METHODS, Setting, baseline_run, fast_
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.training.run import TrainingRun
 
-__all__ = ["Setting", "measure", "write"]
-
-
 PROFILED_STEPS = 5
 BASELINE_ROUNDS = 2
 Times = dict[str, list[float]]
@@ -36,9 +34,6 @@ def measure(setting: Setting, device: torch.device) -> dict[str, Any]:
     is the median over rounds of the ratios within a round. The steps are those of `deelbo.fit`, on synthetic images,
     with augmentation. First of all, loss and gradients of the fast path are compared with a plain float32 path. If the
     baseline or the profiler fails after that, the result has its error, and all the times.
-
-    Raises:
-        ValueError: the fast path deviates by more than its precision explains.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(setting.threads)
@@ -50,9 +45,10 @@ def measure(setting: Setting, device: torch.device) -> dict[str, Any]:
             runs = {name: fast_run(setting, name, device) for name in names}
             times = _measure_rounds(runs, setting, device)
         result = _summary(setting, device, deviation, next(iter(runs.values())).objective.dim, times, memory)
-        result |= _or_error("naive", lambda: _measure_baseline(setting, runs, device)) if setting.naive_steps else {}
-        with setting.numerics.backend_flags():
-            if setting.profile:
+        if setting.naive_steps:
+            result |= _or_error("naive", lambda: _measure_baseline(setting, runs, device))
+        if setting.profile:
+            with setting.numerics.backend_flags():
                 result |= _or_error("profile", lambda: {n: _profile(run, device) for n, run in runs.items()})
         return result
     finally:
@@ -111,27 +107,21 @@ def _measure_baseline(setting: Setting, runs: dict[str, TrainingRun], device: to
 
     The batches that its loader has prefetched are used up first, as they would hide half of the work.
     """
-    times: Times = {}
-    ratios: Times = {}
+    times: Times = defaultdict(list)
+    ratios: Times = defaultdict(list)
     for method in METHODS:
         run, baseline = runs.get(f"{method} l2-sp"), baseline_run(setting, method, device)
         for _ in range(BASELINE_ROUNDS):
             for _ in range(max(2 * setting.workers, 1)):
                 baseline.step()
             seconds = _seconds_per_step(baseline.step, setting.naive_steps, device)
-            times.setdefault(method, []).append(seconds)
+            times[method].append(seconds)
             if run is not None:
                 with setting.numerics.backend_flags():
                     fast = _seconds_per_step(_step_of(run), setting.steps, device)
-                ratios.setdefault(method, []).append(seconds / fast)
+                ratios[method].append(seconds / fast)
         baseline.close()
-    return {
-        "milliseconds_a_step": {
-            method: _spread([1000 * value for value in values]) for method, values in times.items()
-        },
-        "images_a_second": {method: setting.batch / statistics.median(values) for method, values in times.items()},
-        "over_fast": {method: _spread(values) for method, values in ratios.items()},
-    }
+    return _rates(times, setting) | {"over_fast": {method: _spread(values) for method, values in ratios.items()}}
 
 
 def _summary(
@@ -146,14 +136,20 @@ def _summary(
         "backbone": setting.backbone,
         "weights": weights,
         "deviation_from_plain": asdict(deviation),
-        "milliseconds_a_step": {name: _spread([1000 * value for value in values]) for name, values in times.items()},
-        "images_a_second": {name: setting.batch / statistics.median(values) for name, values in times.items()},
+        **_rates(times, setting),
         "de_elbo_over_map": {prior: _spread(ratio(prior)) for prior in setting.priors},
     }
     if memory:
         shares = {prior: memory[f"de-elbo {prior}"] / memory[f"map {prior}"] for prior in setting.priors}
         result |= {"peak_memory_gib": memory, "de_elbo_over_map_memory": shares}
     return result
+
+
+def _rates(times: Times, setting: Setting) -> dict[str, Any]:
+    return {
+        "milliseconds_a_step": {name: _spread([1000 * value for value in values]) for name, values in times.items()},
+        "images_a_second": {name: setting.batch / statistics.median(values) for name, values in times.items()},
+    }
 
 
 def _or_error(name: str, part: Callable[[], Any]) -> dict[str, Any]:
@@ -200,21 +196,13 @@ def _profile(run: TrainingRun, device: torch.device) -> list[dict[str, Any]]:
     def own_time(event: Any) -> float:
         return float(event.self_device_time_total if cuda else event.self_cpu_time_total)
 
-    # on a GPU the rows of operations and of annotations repeat the time of their kernels
-    events = [
-        event
-        for event in profiler.key_averages()
-        if (event.device_type.name == "CUDA") == cuda and not event.is_user_annotation
-    ]
-    return [
-        {
-            "operation": event.key[:100],
-            "milliseconds": own_time(event) / 1000 / PROFILED_STEPS,
-            "calls": event.count / PROFILED_STEPS,
-        }
-        for event in sorted(events, key=own_time, reverse=True)[:25]
-        if own_time(event) > 0
-    ]
+    rows = []
+    for event in sorted(profiler.key_averages(), key=own_time, reverse=True):
+        # on a GPU the rows of operations and of annotations repeat the time of their kernels
+        if own_time(event) > 0 and (event.device_type.name == "CUDA") == cuda and not event.is_user_annotation:
+            milliseconds, calls = own_time(event) / 1000 / PROFILED_STEPS, event.count / PROFILED_STEPS
+            rows.append({"operation": event.key[:100], "milliseconds": milliseconds, "calls": calls})
+    return rows[:25]
 
 
 def _synchronize(device: torch.device) -> None:

@@ -11,7 +11,6 @@ from deelbo._vectors import flatten
 from deelbo.data import Split
 from deelbo.data.images import Geometry, Images, Normalization, resize_side
 from deelbo.groups import make_groups, split_at_head
-from deelbo.objectives.base import Objective
 from deelbo.objectives.elbo import DataEmphasizedELBO
 from deelbo.objectives.map import MAP
 from deelbo.pretrained.backbones import build_backbone
@@ -20,9 +19,6 @@ from deelbo.training.numerics import Numerics
 from deelbo.training.run import TrainingRun
 from deelbo.training.schedule import Schedule
 
-__all__ = ["CLASSES", "METHODS", "Setting", "baseline_run", "fast_run", "make_split"]
-
-
 METHODS = ("map", "de-elbo")
 RANK = 5
 CLASSES = 10
@@ -30,20 +26,10 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class Setting:
-    """Settings of a measurement.
+    """Settings of a measurement, as `deelbo-bench speed --help` describes them.
 
-    Attributes:
-        backbone, batch, size: the network, images per step, and the side of its input.
-        channels: of the images; what the backbone takes if None.
-        stored: side of the images in memory, which are resized to 8/7 of ``size``, cropped at random and flipped, as
-            CIFAR-10 is; None stores them at ``size`` and shifts them by one pixel, as the digits are.
-        priors: which of l2-zero, l2-sp, ptyl.
-        rounds, steps: rounds, and steps of each variant per round.
-        naive_steps: steps of the baseline in each of its two rounds; 0 leaves it out.
-        workers: processes of the baseline's loader.
-        threads: of torch.
-        profile: whether to measure where the device spends its time.
-        numerics: of the fast path.
+    Images of another side, ``stored``, are resized to 8/7 of ``size``, cropped at random and flipped, as CIFAR-10 is;
+    without it they are shifted by one pixel, as the digits are.
     """
 
     backbone: str = "digits-resnet"
@@ -76,7 +62,7 @@ def make_split(setting: Setting, device: torch.device) -> Split:
 
 
 def fast_run(setting: Setting, name: str, device: torch.device) -> TrainingRun:
-    """A run as `deelbo.fit` trains; ``name`` is a method and a prior, such as "map l2-sp"."""
+    """Return a run as `deelbo.fit` trains; ``name`` is a method and a prior, such as "map l2-sp"."""
     method, prior = name.split(" ")
     model, head = build_backbone(setting.backbone, CLASSES, image_size=setting.size)
     model.to(device)
@@ -87,11 +73,9 @@ def fast_run(setting: Setting, name: str, device: torch.device) -> TrainingRun:
         factor = torch.randn(len(mean), RANK, generator=random, device=device).mul_(0.01)
         chosen = LowRank(mean, torch.full_like(mean, 1e-4), factor)
     groups = make_groups(model, head, chosen)
-    objective: Objective
-    if method == "map":
-        objective = MAP(groups, setting.batch, {"backbone": 1e-3, "head": 1e-3})
-    else:
-        objective = DataEmphasizedELBO(groups, setting.batch)
+    strengths = {"backbone": 1e-3, "head": 1e-3}
+    n = setting.batch
+    objective = MAP(groups, n, strengths) if method == "map" else DataEmphasizedELBO(groups, n)
     schedule = Schedule(0.001, steps=10**6, batch_size=setting.batch)
     return TrainingRun(model.train(), make_split(setting, device), objective, schedule, 0, setting.numerics)
 

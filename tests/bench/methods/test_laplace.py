@@ -31,7 +31,7 @@ def test_the_method_is_one_run_a_learning_rate() -> None:
     assert spec.options == '{"burn_in":0.5,"every":0.2,"hyper_rate":0.1,"hyper_steps":3}'
     weights = nn.Parameter(torch.randn(6))
     groups = [Group("backbone", (weights,), Isotropic(torch.zeros(6)))]
-    objective = Laplace.objective(spec, groups, 100, torch.Generator())
+    objective = Laplace.objective(spec, groups, 100)
     assert isinstance(objective, LaplaceMAP)
     assert {name: getattr(objective, name) for name in json.loads(spec.options)} == json.loads(spec.options)
     assert max(objective.update_steps) < Schedule(0.1, spec.steps, spec.batch_size).total_steps(100)
