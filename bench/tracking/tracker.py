@@ -70,7 +70,7 @@ class MLflowTracker(RunCallback):
         else:
             return None
         if self._is_stopped and (count := self.num_missing):
-            text = f"{count} trials not sent in time: {text}"
+            text = f"{count} trial{'s' * (count != 1)} not sent in time: {text}"
         return single_line(text, MAX_PROBLEM_CHARS)
 
     def on_run_start(self, queue: TrialQueue, slots: int) -> None:

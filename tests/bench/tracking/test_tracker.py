@@ -109,7 +109,7 @@ def test_a_dead_server_delays_nothing(
     assert tracker.stop("FINISHED", {}) is False
     assert 0.3 < time.perf_counter() - since < 2
     assert tracker.problem
-    assert "1 trials not sent in time" in tracker.problem
+    assert "1 trial not sent in time" in tracker.problem
     assert len(tracker.problem.splitlines()) == 1
     assert "secret" not in tracker.problem
     assert len(tracker.problem) <= 200
@@ -146,7 +146,7 @@ def test_a_trial_that_never_succeeds_is_given_up(
     requests.before = fail
     tracker = follow(grace_seconds=3.0)
     assert tracker.stop("FINISHED", {}) is False
-    assert tracker.problem == "1 trials not sent in time: 500 for this one alone"
+    assert tracker.problem == "1 trial not sent in time: 500 for this one alone"
     statuses = {key: run.info.status for key, run in find_runs().items()}
     assert statuses.pop(bad.key) == "KILLED"
     assert set(statuses.values()) == {"FINISHED"}
