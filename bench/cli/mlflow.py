@@ -41,7 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def _sync(options: argparse.Namespace) -> int:
     from bench.cli.console import console
-    from bench.storage.lease import Lease
+    from bench.storage.lock import Lease
     from bench.storage.records import open_benchmark
     from bench.tracking.client import tracking_uri
     from bench.tracking.sync import sync

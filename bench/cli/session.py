@@ -29,8 +29,8 @@ from bench.scheduling.queue import TrialQueue
 from bench.scheduling.resume import check_same_inputs, load_for_resume
 from bench.storage.attempts import AttemptLog
 from bench.storage.lock import StorageLock
+from bench.storage.object_store import MAX_OUTAGE_SECONDS, OutageTimer
 from bench.storage.records import RecordStore
-from bench.storage.retry import MAX_OUTAGE_SECONDS, OutageTimer
 from bench.tracking.client import tracking_uri
 from bench.trials.record import TrialRecord
 from bench.utils.signals import interrupt_on_signals

@@ -13,9 +13,9 @@ from ray import tune
 
 from bench.config.benchmark import Benchmark
 from bench.execution.run_trial import Series, TrialContext
-from bench.storage.lease import Lease
+from bench.storage.lock import Lease
+from bench.storage.object_store import MAX_OUTAGE_SECONDS, OutageTimer
 from bench.storage.records import RecordStore
-from bench.storage.retry import MAX_OUTAGE_SECONDS, OutageTimer
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from bench.utils.text import single_line

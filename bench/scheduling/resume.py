@@ -14,8 +14,6 @@ from bench.trials.record import TrialRecord
 if TYPE_CHECKING:
     from deelbo.pretrained.embedded import Pretrained
 
-__all__ = ["check_same_inputs", "check_settings", "load_for_resume"]
-
 
 def load_for_resume(
     store: RecordStore, benchmark: Benchmark, say: Callable[[str], object]

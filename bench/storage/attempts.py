@@ -13,9 +13,6 @@ from bench.storage.records import RecordStore
 from bench.trials.json_fields import Seconds, Text
 from bench.trials.record import TrialRecord
 
-__all__ = ["AttemptLog"]
-
-
 ATTEMPT = TypeAdapter(dict[Text, Seconds])
 
 

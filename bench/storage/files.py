@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,11 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from bench.config.places import resolve_storage
 from bench.exceptions import StorageError
-from bench.storage.object_store import open_filesystem
-from bench.storage.retry import OutageTimer, call_with_retry, http_status
-
-__all__ = ["Storage"]
-
+from bench.storage.object_store import OutageTimer, call_with_retry, http_status, open_filesystem
 
 T = TypeVar("T")
 MAX_READERS = 16
@@ -29,20 +26,17 @@ PARTIAL = ".part"
 
 
 class Storage:
-    """Files by their names, such as ``records/KEY.json``. It holds a URL only, so other processes can be sent it.
+    """Files by their names, such as ``records/KEY.json``.
 
     Its methods raise OSError if it cannot be used; that of an object store is a `bench.exceptions.StorageError`.
 
     Attributes:
-        outage_timer: limits how long an unreachable object store is waited for; None: not at all.
-
-    Raises:
-        ValueError: the URL names no place in a bucket or on a host.
+        outage_timer: limits how long an unreachable object store is waited for; at first not at all.
     """
 
     def __init__(self, url: str) -> None:
         self.url = resolve_storage(url)
-        self.outage_timer: OutageTimer | None = None
+        self.outage_timer = OutageTimer(0)
 
     @property
     def _fs_and_root(self) -> tuple[Any, str]:
@@ -56,7 +50,7 @@ class Storage:
 
     @property
     def root(self) -> str:
-        """The storage as an absolute path or object prefix."""
+        """Its absolute path, or the prefix of its objects."""
         return self._fs_and_root[1]
 
     @property
@@ -70,14 +64,11 @@ class Storage:
 
     def exists(self, name: str = "") -> bool:
         """Return True if there is such a file or folder; without a name, the storage itself."""
-        path = self.path(name).rstrip("/")
-        return Path(path).exists() if self.local else self._type(path) is not None
+        return self._type(self.path(name).rstrip("/")) is not None
 
     def is_file(self) -> bool:
         """Return True if the storage's own path is that of a file."""
-        if self.local:
-            return Path(self.root).exists() and not Path(self.root).is_dir()
-        return self._type(self.root) == "file"
+        return self._type(self.root) not in (None, "directory")
 
     def names(self, folder: str = "") -> list[str]:
         """Return the sorted names of what is in a folder; none if there is no such folder."""
@@ -97,23 +88,20 @@ class Storage:
         """Yield name and content of those files that exist, in order; from an object store several are read at once."""
         fs, root = self._fs_and_root  # once: looking it up for each of thousands of files takes half of the time
         names = list(names)
-        paths = [posixpath.join(root, name) for name in names]
-        if self.local:
-            contents = (self._read(fs, path) for path in paths)
-            yield from ((name, content) for name, content in zip(names, contents, strict=True) if content is not None)
-            return
         with ThreadPoolExecutor(MAX_READERS) as pool:
-            found = pool.map(partial(self._read, fs), paths)
+            read_all = map if self.local else pool.map
+            contents = read_all(partial(self._read, fs), [posixpath.join(root, name) for name in names])
             try:
-                yield from ((name, content) for name, content in zip(names, found, strict=True) if content is not None)
+                for name, content in zip(names, contents, strict=True):
+                    if content is not None:
+                        yield name, content
             except (KeyboardInterrupt, SystemExit):
                 self.stop_waiting()  # otherwise the pool's threads wait for the end of an outage
                 raise
 
     def stop_waiting(self) -> None:
         """Stop retrying; pending and future calls fail immediately during an outage."""
-        if self.outage_timer is not None:
-            self.outage_timer.cancel()
+        self.outage_timer.cancel()
 
     def write_file(self, name: str, content: bytes) -> None:
         """Write a file atomically: by a temporary name and a rename in a folder, by one request elsewhere."""
@@ -134,11 +122,7 @@ class Storage:
             raise
 
     def create_file(self, name: str, content: bytes) -> None:
-        """Write a new file; on an object store in one atomic request.
-
-        Raises:
-            FileExistsError: the file exists, or another process is creating it.
-        """
+        """Write a new file; on an object store in one request. Raises FileExistsError if there is one, or will be."""
         path = self.path(name)
         if self.local:
             with Path(path).open("xb") as file:
@@ -158,10 +142,8 @@ class Storage:
 
     def remove(self, name: str) -> None:
         """Delete a file if there is one."""
-        try:
+        with suppress(FileNotFoundError):
             self._call(self._fs.rm_file, self.path(name))
-        except FileNotFoundError:
-            return
 
     def quarantine(self, name: str) -> str:
         """Move a file into the folder ``damaged`` and return its new name."""
@@ -201,6 +183,4 @@ class Storage:
         return self._call(call, *arguments)
 
     def _call(self, call: Callable[..., T], *arguments: Any) -> T:
-        if self.local:
-            return call(*arguments)
-        return call_with_retry(self.url, self.outage_timer, call, *arguments)
+        return call(*arguments) if self.local else call_with_retry(self.url, self.outage_timer, call, *arguments)

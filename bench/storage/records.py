@@ -19,7 +19,7 @@ import posixpath
 import re
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -31,9 +31,7 @@ from bench.trials.json_fields import Numbers, describe_problem, to_json_number
 from bench.trials.record import FORMAT, TrialRecord
 from bench.utils.text import redact_url, short_repr, single_line
 
-__all__ = ["RecordStore", "open_benchmark"]
-
-
+T = TypeVar("T")
 FOLDERS = ("records", "series", "attempts", "checkpoints", "rungs", "runs")
 OWN_NAMES = {*FOLDERS, "damaged", "lock", "id", "report", "replay", "mlflow.db", "mlartifacts"}
 SERIES = TypeAdapter(list[Numbers])
@@ -58,16 +56,15 @@ class RecordStore(Storage):
                 )
             return None
         try:
-            settings = json.loads(content)
-            if not isinstance(settings, dict):
-                raise ValueError("not an object")
+            settings = _load_json(content, dict)
             version = settings.pop("format", 1 if "methods" in settings else None)
-        except (ValueError, RecursionError) as error:
-            raise self._damaged_benchmark(str(error)) from None
+            if version not in (1, FORMAT):
+                raise ValueError(f"format = {short_repr.repr(version)}, expected {FORMAT}")
+        except ValueError as error:
+            advice = "restore it, or delete it and let `run` write it again"
+            raise RecordError(f"{self.path('benchmark.json')} is damaged ({error}): {advice}") from None
         if version == 1:
             raise self._format_error()
-        if version != FORMAT:
-            raise self._damaged_benchmark(f"format = {short_repr.repr(version)}, expected {FORMAT}")
         return settings
 
     def write_benchmark(self, content: dict[str, Any]) -> None:
@@ -102,19 +99,18 @@ class RecordStore(Storage):
         """Yield every record, in the order of their keys.
 
         Args:
-            damaged: takes one line for each file that is not a record; without it the first one raises.
+            damaged: takes one line for each file that is not a record; without it the first one raises RecordError.
 
         Raises:
             FormatError: an earlier version wrote the records.
-            RecordError: a file is not a record.
         """
-        for name, content in self.read_files(self._json_names("records")):
-            try:
-                yield self._parse(name, content)
-            except RecordError as error:
-                if damaged is None or isinstance(error, FormatError):
-                    raise
-                damaged.append(f"{error}: let `run` quarantine it and run that trial again")
+        for _, record in self._read_records():
+            if isinstance(record, TrialRecord):
+                yield record
+            elif damaged is None:
+                raise record
+            else:
+                damaged.append(f"{record}: let `run` quarantine it and run that trial again")
 
     def recover_records(self) -> tuple[list[TrialRecord], dict[str, str]]:
         """Quarantine damaged records and series, so that their trials run again. The caller must hold the lock.
@@ -126,35 +122,35 @@ class RecordStore(Storage):
             FormatError: an earlier version wrote the records.
         """
         self.remove_partial_files(("", *FOLDERS))
+        records, damaged = [], dict[str, str]()
+        for name, record in self._read_records():
+            if isinstance(record, TrialRecord):
+                records.append(record)
+            else:
+                damaged[name] = str(record)
+        for name, content in self.read_files(self._json_names("series")):
+            try:
+                _load_json(content, list)  # rows are checked when they are used
+            except ValueError as error:
+                damaged[name] = f"{self.path(name)} is damaged ({single_line(error)})"
         lines: dict[str, str] = {}
-        records, damaged = self._find_damaged()
         for name, problem in damaged.items():
-            file = posixpath.basename(name)
-            if not self.exists(name):
-                continue  # moved with the trial's other file
-            lines[file.removesuffix(".json")] = f"{problem}: moved to {self.quarantine(name)}, its trial runs again"
-            for other in (f"records/{file}", f"series/{file}"):
-                if self.exists(other):
-                    self.quarantine(other)
+            key = posixpath.basename(name).removesuffix(".json")
+            if key not in lines:
+                files = [file for file in (f"records/{key}.json", f"series/{key}.json") if self.exists(file)]
+                moved = {file: self.quarantine(file) for file in files}
+                lines[key] = f"{problem}: moved to {moved[name]}, its trial runs again"
         return [record for record in records if record.key not in lines], lines
 
-    def _find_damaged(self) -> tuple[list[TrialRecord], dict[str, str]]:
-        """Return the valid records, and the problem of each damaged record or series by its name."""
-        records, damaged = [], dict[str, str]()
+    def _read_records(self) -> Iterator[tuple[str, TrialRecord | RecordError]]:
+        """Yield the name of each record's file, and its record or what is wrong with it."""
         for name, content in self.read_files(self._json_names("records")):
             try:
-                records.append(self._parse(name, content))
+                yield name, self._parse(name, content)
             except FormatError:
                 raise
             except RecordError as error:
-                damaged[name] = str(error)
-        for name, content in self.read_files(self._json_names("series")):
-            try:
-                if not isinstance(json.loads(content), list):  # rows are checked when they are used
-                    raise ValueError("not a list of rows")
-            except (ValueError, RecursionError) as error:
-                damaged[name] = f"{self.path(name)} is damaged ({single_line(error)})"
-        return records, damaged
+                yield name, error
 
     def series(self, key: str) -> list[dict[str, float]]:
         """Return a trial's rows over the epochs; none if it has none. Raises RecordError if they are damaged."""
@@ -171,11 +167,11 @@ class RecordStore(Storage):
         summaries = []
         for name, content in self.read_files(self._json_names("runs")):
             try:
-                summary = json.loads(content)
-                if not isinstance(summary, dict) or not isinstance(summary.get("account", ""), str):
+                summary = _load_json(content, dict)
+                if not isinstance(summary.get("account", ""), str):
                     raise ValueError("not the summary of a run")
                 summaries.append(summary)
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 line = f"{self.path(name)} is damaged ({single_line(error)}): delete it, no trial is lost with it"
                 if damaged is None:
                     raise RecordError(line) from None
@@ -199,15 +195,22 @@ class RecordStore(Storage):
             f"{url} is of format 1, expected {FORMAT}: an earlier version wrote it, choose another --storage"
         )
 
-    def _damaged_benchmark(self, problem: str) -> RecordError:
-        path = self.path("benchmark.json")
-        return RecordError(f"{path} is damaged ({problem}): restore it, or delete it and let `run` write it again")
-
     def _json_names(self, folder: str) -> list[str]:
         return [name for name in self.names(folder) if name.endswith(".json")]
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         self.write_file(name, json.dumps(content, indent=1).encode())
+
+
+def _load_json(content: bytes, kind: type[T]) -> T:
+    """Return the JSON content of a file. Raises ValueError if it is not of this kind."""
+    try:
+        value = json.loads(content)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(value, kind):
+        raise ValueError("not an object" if kind is dict else "not a list")
+    return value
 
 
 def open_benchmark(storage: str) -> tuple[RecordStore, Benchmark]:

@@ -9,9 +9,6 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from bench.utils.text import short_repr
 
-__all__ = ["Facts", "Integer", "Number", "Numbers", "Seconds", "Text", "describe_problem", "to_json_number"]
-
-
 Text = Annotated[str, Field(max_length=200, pattern=r"^[ [^\p{C}\p{Z}]]*$")]
 """A short text of printable characters."""
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]

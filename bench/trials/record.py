@@ -14,9 +14,6 @@ from bench.trials.json_fields import Facts, Integer, Numbers, Seconds, Text, des
 from bench.trials.spec import TrialSpec
 from bench.utils.text import describe_error, short_repr, single_line
 
-__all__ = ["FORMAT", "TrialRecord"]
-
-
 FORMAT = 2
 ROUNDING = 1e-6
 """How far float32 may round an accuracy beyond 0 or 1."""

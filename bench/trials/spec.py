@@ -13,8 +13,6 @@ from pydantic import Field
 
 from bench.trials.json_fields import Integer, Number, Text
 
-__all__ = ["Cell", "TrialSpec", "TrialTemplate"]
-
 
 @dataclass(frozen=True)
 class Cell:

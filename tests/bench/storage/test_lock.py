@@ -18,9 +18,8 @@ import pytest
 
 from bench.cli.main import main
 from bench.exceptions import RecordError
-from bench.storage import lease as leases
-from bench.storage.lease import Lease
-from bench.storage.lock import StorageLock
+from bench.storage import lock as locks
+from bench.storage.lock import Lease, StorageLock
 from bench.storage.records import RecordStore
 
 if TYPE_CHECKING:
@@ -69,8 +68,8 @@ def holder(store: RecordStore) -> Iterator[subprocess.Popen[str]]:
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Abandoned leases are recognized after 0.3 s."""
-    monkeypatch.setattr(leases, "STALE_SECONDS", 0.3)
-    monkeypatch.setattr(leases, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(locks, "STALE_SECONDS", 0.3)
+    monkeypatch.setattr(locks, "POLL_SECONDS", 0.02)
 
 
 def newest(store: RecordStore) -> Lease:
@@ -240,7 +239,7 @@ def test_open_attempts_leave_the_lease(store: RecordStore, monkeypatch: pytest.M
     """A run on a full disk leaves its lease, so that the next one closes its attempts."""
     with StorageLock(store) as lock:
         lock.attempts_open = True
-    monkeypatch.setattr(leases, "_start_time", lambda pid: "")  # its process has ended
+    monkeypatch.setattr(locks, "_start_time", lambda pid: "")  # its process has ended
     with StorageLock(store) as after:
         assert after.predecessor is not None
         assert after.predecessor.token == lock.token

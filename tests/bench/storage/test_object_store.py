@@ -18,10 +18,10 @@ from fsspec.spec import AbstractFileSystem
 from bench.config.benchmark import Benchmark, make_methods
 from bench.exceptions import RecordError, StorageError
 from bench.ray_backend.trainable import shares_storage
-from bench.storage import retry as remote
+from bench.storage import object_store as remote
 from bench.storage.lock import StorageLock
+from bench.storage.object_store import OutageTimer
 from bench.storage.records import RecordStore
-from bench.storage.retry import OutageTimer
 from bench.trials.record import TrialRecord
 from bench.utils.text import redact_url
 
