@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from bench.methods import METHODS
 
-__all__ = ["METHOD_NAMES", "PAPER_METHODS", "PRIOR_NAMES", "REPLAY_SUFFIX", "dataset_name", "method_name"]
-
-
 METHOD_NAMES: dict[str, str] = {method.name: method.title for method in METHODS}
 PRIOR_NAMES = {"l2-zero": "L2-zero", "l2-sp": "L2-SP", "ptyl": "PTYL"}
 PAPER_METHODS = ("map-gs", "de-elbo", "elbo")

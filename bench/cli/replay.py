@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from bench.config.benchmark import Benchmark
     from bench.replay.grid_table import GridTable
 
-__all__ = ["add_parser", "compute_means"]
-
-
 METHODS = "random,bo,asha"
 MAX_COUNT = 100_000
 SHOWN_NUMBERS = (1, 4, 12)
@@ -84,11 +81,7 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _check_options(options: argparse.Namespace) -> list[str]:
-    """Check the options and return the names of the methods.
-
-    Raises:
-        ValueError: an option is out of range.
-    """
+    """Check the options and return the names of the methods."""
     for name in ("repetitions", "slots"):
         value = getattr(options, name)
         if value is not None and not 1 <= value <= MAX_COUNT:
@@ -130,11 +123,7 @@ def _replay_all(
 
 
 def compute_means(replayed: pd.DataFrame, numbers: Sequence[int] = SHOWN_NUMBERS) -> pd.DataFrame:
-    """Compute mean accuracy and hours of each method after some numbers of configurations, over seeds and repetitions.
-
-    Columns: source, dataset, backbone, n, prior, method, repetitions, after (0: all), hours, test_acc, wall_hours. A
-    mean is NaN if any of its values is.
-    """
+    """Compute means over seeds and repetitions after some numbers of configurations (0: all); NaN if any value is."""
     import pandas as pd
 
     from bench.results.frame import sort_rows

@@ -13,9 +13,6 @@ from bench.cli.arguments import add_command
 if TYPE_CHECKING:
     from bench.cli.arguments import Subparsers
 
-__all__ = ["add_parser"]
-
-
 MAX_LINES = 20
 
 
@@ -76,11 +73,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _check_options(options: argparse.Namespace) -> int | None:
-    """Check the options and return the slots of ``--what-if``.
-
-    Raises:
-        ValueError: an option is missing or out of range.
-    """
+    """Check the options and return the slots of ``--what-if``."""
     if not options.storage and not options.published:
         raise ValueError("report takes a storage, or --published with two files: give one at least")
     if options.tracking_uri is not None and len(options.storage) != 1:

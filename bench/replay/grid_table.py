@@ -1,8 +1,7 @@
 """A finished grid as a table that answers trials, at any fraction of their run, without training.
 
-The result of a run depends on its settings and its cell, not on the method that proposed it; so a grid whose every
-configuration was tuned and retrained answers all trials of other methods on that grid. Tabular benchmarks do the same
-(Klein and Hutter 2019, "Tabular Benchmarks for Joint Architecture and Hyperparameter Optimization").
+The result of a run depends on its settings and its cell, not on the method that proposed it. Tabular benchmarks do the
+same (Klein and Hutter 2019, "Tabular Benchmarks for Joint Architecture and Hyperparameter Optimization").
 """
 
 from __future__ import annotations
@@ -24,9 +23,6 @@ from bench.trials.record import TrialRecord
 from bench.trials.spec import Cell, TrialSpec
 from deelbo.training.schedule import stop_epoch
 
-__all__ = ["PHASES", "Answer", "GridTable", "Series", "describe_cell", "load_grid_tables"]
-
-
 Series = Callable[[str], list[dict[str, float]]]
 """Function from the key of a trial to its rows over the epochs."""
 Point = tuple[float, float | None, float | None, float | None]
@@ -37,14 +33,7 @@ PHASES = tuple(name.removesuffix("_seconds") for name in COSTS["full"])
 
 
 class Answer(NamedTuple):
-    """Result of a trial.
-
-    Attributes:
-        status: "completed" or "diverged".
-        metrics: as in a record.
-        seconds: as in a record, of the phases that count as compute.
-        cost: sum of the seconds.
-    """
+    """Result of a trial as in its record; ``seconds`` of the phases that count as compute, ``cost`` their sum."""
 
     status: Literal["completed", "diverged", "failed"]
     metrics: dict[str, float]
@@ -53,18 +42,10 @@ class Answer(NamedTuple):
 
 
 class GridTable:
-    """The finished grid of a cell.
+    """The finished grid of a cell: a completed or diverged tuning run and a retrained run of each configuration.
 
-    Args:
-        grid: the grid search that ran in the cell.
-        tuned: tuning runs, one per configuration, each completed or diverged.
-        retrained: runs of the same configurations on all N images.
-        series: rows of the tuning runs over the epochs; needed only for trials that stop before their end.
-        checkpoint_seconds: seconds that a segment of a run takes to save or load its checkpoint, measured elsewhere, as
-            a grid has no segments. None: not measured, and counted as 0.
-
-    Attributes:
-        timed: True if the seconds were measured.
+    ``series`` are needed only for trials that stop before their end. ``checkpoint_seconds``, which a segment of a run
+    takes to save or load its checkpoint, are measured elsewhere, as a grid has no segments; None counts as 0.
     """
 
     def __init__(
@@ -84,11 +65,7 @@ class GridTable:
         self._answers: dict[tuple[Point, str, float, float], Answer] = {}
 
     def check(self, name: str, settings: MethodSettings) -> None:
-        """Check that the table can answer all trials that a method with these settings may propose.
-
-        Raises:
-            RecordError: a configuration is not in the grid, or a run has no row at the epoch of a rung.
-        """
+        """Check that the table can answer all trials that a method with these settings may propose."""
         if not isinstance(settings, Grid):
             raise RecordError(f"{name} has no lists of learning rates and strengths: it cannot be replayed")
         for point in settings.points(self.cell.prior):
@@ -111,10 +88,6 @@ class GridTable:
         A trial that stops early gets the validation NLL and accuracy of the whole run at the epoch of the stop, the
         seconds of training from its start, and those of the whole run's pass over the validation images. Segments also
         take ``checkpoint_seconds``.
-
-        Raises:
-            ValueError: the trial is of another kind, or its settings are not in the grid.
-            RecordError: the series lack the epoch of the stop.
         """
         point = _point(spec)
         key = point, spec.stage, spec.since, spec.until
@@ -200,10 +173,7 @@ class GridTable:
 
 
 def load_grid_tables(store: RecordStore, benchmark: Benchmark) -> tuple[list[GridTable], list[str]]:
-    """Load the table of each cell with a finished grid, and describe why other cells have none.
-
-    With several grid searches in a benchmark, a cell gets its largest finished one. ``checkpoint_seconds`` are the
-    median over segments of tuning runs with the same backbone, whose size decides.
+    """Load the table of each cell's largest finished grid, and describe why other cells have none.
 
     Raises:
         RecordError: no cell has a finished grid.

@@ -14,9 +14,6 @@ from bench.methods.grid_search import Grid, MAPGridSearch
 from bench.replay.grid_table import GridTable
 from bench.utils.text import short_repr
 
-__all__ = ["DEFAULT_REPETITIONS", "REPETITIONS", "is_off_grid", "replay_settings"]
-
-
 REPETITIONS = {"bo": 20}
 """Default repetitions of slow methods: a Gaussian process takes 0.6 s of one core for a grid of 24 configurations,
 random search a thousandth of that."""
@@ -28,17 +25,11 @@ KEPT_OFF_GRID = ("method", "priors", "sampler", "seed", "startup")
 def replay_settings(
     benchmark: Benchmark, table: GridTable, names: Sequence[str], changes: Sequence[str] = ()
 ) -> dict[str, MethodSettings]:
-    """Choose the settings with which each named entry is replayed on a table.
+    """Choose the settings with which each named entry is replayed, after changes such as ``asha.rungs=[0.2]``.
 
     An entry of the benchmark keeps its settings. Other methods, and entries that sample from ranges (``grid: false``),
     get the grid's learning rates and strengths and as many trials as the grid has. Every incumbent is retrained,
     whatever an entry says: that costs nothing here, and makes the curve known at every number.
-
-    Args:
-        benchmark: benchmark of the storage.
-        table: finished grid of a cell.
-        names: names of entries or of methods.
-        changes: overrides such as ``asha.rungs=[0.2]``, applied first.
 
     Raises:
         ConfigError: an unknown key or method, an invalid value, or a method that a grid cannot answer.

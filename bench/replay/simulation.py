@@ -19,9 +19,6 @@ from bench.methods.base import Method, MethodSettings
 from bench.replay.grid_table import PHASES, GridTable
 from bench.trials.record import TrialRecord
 
-__all__ = ["COLUMNS", "Step", "iterate_steps", "replay_method", "simulate"]
-
-
 COST = "full"
 COLUMNS = ["source", "dataset", "backbone", "prior", "n", "seed", "method", "repetition", "number", "hours", "test_acc"]
 COLUMNS += ["cost", "wall_hours", "slots"]
@@ -29,14 +26,9 @@ COLUMNS += ["cost", "wall_hours", "slots"]
 
 @dataclass(frozen=True)
 class Step:
-    """State of a method after its first configurations.
+    """State of a method after its first ``number`` configurations, those stopped early included.
 
-    Attributes:
-        number: number of configurations, those stopped early included.
-        seconds: compute of these configurations, and of retraining the best of them.
-        accuracy: test accuracy of the best, 0 to 1; NaN if it was not retrained. Then ``seconds`` and ``wall_seconds``
-            are of tuning alone.
-        wall_seconds: time until the last of these configurations is finished and the best is retrained.
+    The seconds include retraining the best of them, whose test accuracy (0 to 1) is NaN if it was not retrained.
     """
 
     number: int
@@ -51,9 +43,6 @@ def simulate(method: Method, table: GridTable, slots: int = 1) -> list[TrialReco
     A free slot runs the method's next trial for the seconds that count as compute, without setup and monitoring. Trials
     that end together are told in the order of their start. Retraining takes no slot: a user who stops after k
     configurations retrains once, see `Step`.
-
-    Raises:
-        ValueError: the method proposes a trial that is not in the table.
     """
     now, started = 0.0, 0
     running: list[tuple[float, int, TrialRecord]] = []
@@ -124,13 +113,7 @@ def replay_method(
     slots: int = 1,
     source: str = "",
 ) -> pd.DataFrame:
-    """Replay an entry in the table's cell: a row per repetition and number of configurations, with columns `COLUMNS`.
-
-    ``hours`` and ``wall_hours`` are those of `Step`; ``cost`` is "full" (`bench.results.configurations.COSTS`).
-
-    Raises:
-        ValueError: the method proposes a trial that is not in the table.
-    """
+    """Replay an entry in the table's cell: a row per repetition and number of configurations, columns `COLUMNS`."""
     kind = method_named(settings.method)
     template = trial_template(benchmark, table.cell)
     rows = []

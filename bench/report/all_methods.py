@@ -16,27 +16,12 @@ from bench.results.configurations import COSTS
 from bench.results.frame import iterate_groups, sort_rows
 from bench.results.ranking import compute_rank_pairs, compute_ranking
 
-__all__ = [
-    "MethodComparison",
-    "best_methods_table",
-    "compare_all_methods",
-    "relative_accuracy_table",
-    "time_to_target_table",
-]
-
-
 PLACE = ["dataset", "backbone", "prior", "n", "source"]
 
 
 @dataclass(frozen=True)
 class MethodComparison:
-    """Tables that compare all methods.
-
-    Attributes:
-        anytime, budgets, time_to, ranking, rank_pairs: contents of the CSV files of these names.
-        cost: compute that is counted, a key of `bench.results.configurations.COSTS`.
-        notes: what is not compared and why, one line each.
-    """
+    """Tables that compare all methods by a ``cost``, named after their CSV files, and what is not compared and why."""
 
     anytime: pd.DataFrame
     budgets: pd.DataFrame
@@ -53,12 +38,6 @@ def compare_all_methods(
     """Compare all methods; None if there are only the paper's, which figure 2 compares.
 
     Compute is the full cost if any source recorded it, else that of training steps.
-
-    Args:
-        frame: as `bench.results.frame.to_frame` returns it.
-        curves: as `bench.results.curves.compute_curves` returns them.
-        results: as `bench.results.paired_tests.select_results` returns them.
-        replays: replayed results with the columns of `bench.results.anytime.REPLAY`.
     """
     if set(curves["method"]) <= set(PAPER_METHODS) and (replays is None or replays.empty):
         return None
@@ -82,11 +61,7 @@ def compare_all_methods(
 
 
 def best_methods_table(budgets: pd.DataFrame) -> pd.DataFrame:
-    """Tabulate the best methods at each budget, a row per problem and group of problems: winners.csv.
-
-    Columns: dataset, backbone, prior, n, source; "1 run", "2 runs", ...: the best methods and their accuracy in
-    percent, or in means over problems their percentage of the grid's final accuracy.
-    """
+    """Tabulate the best methods at each budget and their accuracy, of means in percent of the grid's: winners.csv."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for place, group in iterate_groups(budgets[budgets["best"]], [*PLACE, "budget_runs"]):
         runs = place.pop("budget_runs")
@@ -97,10 +72,7 @@ def best_methods_table(budgets: pd.DataFrame) -> pd.DataFrame:
 
 
 def relative_accuracy_table(budgets: pd.DataFrame) -> pd.DataFrame:
-    """Tabulate the mean of each method over problems at each budget, in percent of the grid's final accuracy.
-
-    Columns: prior, "all" or one; method; source; "1 run", "2 runs", ...; "-" where a problem has no result.
-    """
+    """Tabulate each method's mean over problems at each budget, in percent of the grid's final accuracy."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in budgets[budgets["dataset"] == "all"].to_dict("records"):
         entry = {name: row[name] for name in ("prior", "method", "source")}

@@ -30,9 +30,6 @@ from bench.results.paper import find_paper_de_elbo
 from bench.results.sources import Results
 from bench.results.tables import compute_overview, compute_table2, compute_table3
 
-__all__ = ["write_report"]
-
-
 FIGURES = ("figure1", "figure2", "figure2_full", "figure2_sampled", "figure_race")
 LISTS = ("curves", "curves_sampled", "anytime", "budgets", "rank_pairs")
 """Tables for programs: CSV only."""
@@ -70,19 +67,11 @@ def write_report(
     left_out: Sequence[str] = (),
     replays: pd.DataFrame | None = None,
 ) -> dict[str, Path]:
-    """Write all figures, tables and the page that the results allow; an earlier report in ``out`` is replaced.
+    """Write all figures, tables and the page that the results allow, and return the files by name.
 
-    Args:
-        results: results of one or several sources, distinguished by their labels.
-        out: folder; made if it does not exist.
-        subsamples: number of random subsets of each size; adds the curves in the published form.
-        seed: seed of the random subsets.
-        slots: adds the makespan of each method on so many slots.
-        left_out: sources that could not be read at all, one line each.
-        replays: replayed results with the columns of `bench.results.anytime.REPLAY`, to show beside methods that ran.
-
-    Returns:
-        The written files by name.
+    An earlier report in ``out`` is replaced. ``subsamples`` adds the curves of so many random subsets of each size,
+    ``slots`` the makespan on so many slots, ``replays`` replayed results (columns `bench.results.anytime.REPLAY`)
+    beside methods that ran; ``left_out`` are sources that could not be read at all, one line each.
 
     Raises:
         ValueError: ``out`` cannot be a folder, or has a report.html of another origin; or ``replays`` lacks a column.
@@ -167,11 +156,7 @@ def _replace_files(folder: Path, out: Path, old: set[str]) -> dict[str, Path]:
 
 
 def _find_old_report(out: Path) -> set[str]:
-    """Find the files of an earlier report in a folder, which is made if it does not exist.
-
-    Raises:
-        ValueError: the path is not a folder, or its report.html was not made by `write_report`.
-    """
+    """Find the files of an earlier report in a folder, which is made if it does not exist."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

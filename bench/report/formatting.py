@@ -11,9 +11,6 @@ import pandas as pd
 from bench.labels import PRIOR_NAMES, dataset_name, method_name
 from bench.utils.text import format_duration
 
-__all__ = ["ColumnFormat", "format_seconds", "format_table", "to_markdown", "visible_columns"]
-
-
 ColumnFormat: TypeAlias = tuple[str, str, Callable[[Any], str]]
 """A column: its name in the table, its heading, and the function that formats its values."""
 
@@ -142,8 +139,8 @@ COLUMN_FORMATS: dict[str, tuple[str, Callable[[Any], str]]] = {
 def visible_columns(table: pd.DataFrame) -> list[ColumnFormat]:
     """Select the columns that carry information, in the order of `COLUMN_FORMATS`.
 
-    Columns without any value are left out, and source, backbone or cost if it is the same in all rows, and the numbers
-    of diverged or failed runs if they are all 0.
+    Left out are columns without any value, a source, backbone or cost that is the same in all rows, and numbers of lost
+    runs that are all 0.
     """
     order = {name: place for place, name in enumerate(COLUMN_FORMATS)}
     names = sorted(map(str, table.columns), key=lambda name: order.get(name, len(order)))

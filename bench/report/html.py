@@ -15,9 +15,6 @@ import pandas as pd
 
 from bench.report.formatting import visible_columns
 
-__all__ = ["bullets", "details", "document", "figure", "is_report", "notes", "paragraphs", "pre", "section", "table"]
-
-
 GENERATOR = '<meta name="generator" content="deelbo-bench report">'
 
 

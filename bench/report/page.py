@@ -14,9 +14,6 @@ from bench.report.all_methods import MethodComparison, relative_accuracy_table, 
 from bench.results.frame import sort_rows
 from bench.results.sources import Results
 
-__all__ = ["build_page"]
-
-
 NOTES: dict[str, str] = tomllib.loads((files("bench.report") / "assets" / "notes.toml").read_text(encoding="utf-8"))
 """Note under each figure and table, by its name."""
 
@@ -30,17 +27,7 @@ def build_page(
     left_out: Sequence[str],
     comparison: MethodComparison | None = None,
 ) -> str:
-    """Build report.html.
-
-    Args:
-        results: sources of the report, for their notes and configurations.
-        findings: sentences at the top.
-        tables: tables by name, as `bench.report.build.write_report` computes them.
-        images: drawn figures by file name.
-        subsamples: number of random subsets in the sampled form of figure 2, if it was drawn.
-        left_out: sources that could not be read at all.
-        comparison: comparison of all methods, if there are more than the paper's.
-    """
+    """Build report.html from findings for its top, tables and drawn figures by name, and each source's notes."""
     single = len(results) == 1
     title = results[0].title if single else " and ".join(one.label for one in results)
     prefixes = [f"{one.label}: " if one.label else "" for one in results]

@@ -1,16 +1,9 @@
 """Anytime curves: test accuracy of a method's current choice against the compute that it has spent.
 
 The current choice is what the method would return if it were stopped: its best by validation NLL or objective, never by
-test accuracy, so a curve may fall. A curve is a step function from the method's first result on; training the chosen
-configuration again is counted.
-
-- Sequential methods: step k is after the first k configurations.
-- Sets, such as a grid: step k is the expectation over all subsets of size k (`bench.results.curves`). Where only the
-  winner was retrained, only the end of the curve is known.
-- Replayed methods (`REPLAY`): one curve per repetition.
-
-Means are over split seeds, each first averaged over its repetitions. A mean is known only where all of its curves are:
-a mean over the methods that finished early would be biased.
+test accuracy, so a curve may fall. A curve is a step function from the method's first result on. Means are over split
+seeds, each first averaged over its repetitions, and known only where all of their curves are: a mean over the methods
+that finished early would be biased.
 """
 
 from __future__ import annotations
@@ -27,9 +20,6 @@ from bench.labels import REPLAY_SUFFIX
 from bench.results.configurations import CELL, PROBLEM
 from bench.results.frame import iterate_groups, sort_rows
 
-__all__ = ["REPLAY", "MeanCurve", "compute_anytime", "compute_mean_curve", "compute_steps", "iterate_mean_curves"]
-
-
 Array = NDArray[np.float64]
 REPLAY = [*CELL, "method", "repetition", "number", "hours", "test_acc", "cost"]
 """Columns of replayed results: after ``number`` configurations of a ``repetition``, the hours of compute including the
@@ -42,14 +32,9 @@ POINTS_PER_DOUBLING = 8
 
 @dataclass(frozen=True)
 class MeanCurve:
-    """Mean of several step functions, itself a step function of E steps.
+    """Mean of step functions: from ``seconds[i]`` on it is ``accuracy[i]`` (0 to 1), NaN where one is unknown.
 
-    Attributes:
-        seconds: start of each step, ascending; shape (E,).
-        accuracy: value of each step, 0 to 1; NaN where not all curves are known; shape (E,).
-        ends: seconds at which the last of the curves ends.
-        seeds: split seeds of the curves.
-        curves: number of curves, repetitions counted.
+    ``ends`` is when the last of them ends, ``seeds`` their split seeds, ``curves`` their number, repetitions counted.
     """
 
     seconds: Array
@@ -69,12 +54,7 @@ class MeanCurve:
 
 
 def compute_steps(curves: pd.DataFrame, replays: pd.DataFrame | None = None, cost: str = "full") -> pd.DataFrame:
-    """Convert curves to steps, one row each: source to seed, method, repetition, seconds, and test_acc from then on.
-
-    Args:
-        curves: as `bench.results.curves.compute_curves` returns them.
-        replays: replayed results with the columns of `REPLAY`; their methods get the suffix "(replayed)".
-        cost: a key of `bench.results.configurations.COSTS`.
+    """Convert curves and replayed results (columns `REPLAY`) to steps: a row has test_acc from its seconds on.
 
     Raises:
         ValueError: ``replays`` lacks a column.
@@ -122,9 +102,8 @@ def iterate_mean_curves(steps: pd.DataFrame) -> Iterator[tuple[dict[str, Any], d
 def compute_anytime(steps: pd.DataFrame, cost: str = "full") -> pd.DataFrame:
     """Compute mean and band of each method at times that all methods of a problem share: anytime.csv.
 
-    Columns: dataset, prior, method, n; seconds, 8 per doubling, up to the method's own end; test_acc, the mean; low and
-    high, the 10 % and 90 % quantiles of the curves (of up to ten curves their minimum and maximum); seeds and curves,
-    their numbers; cost, backbone, source. Times at which the mean is unknown are left out.
+    The times are 8 per doubling, up to the method's own end; the band is the 10 % and 90 % quantiles of its curves.
+    Times at which the mean is unknown are left out.
     """
     parts = []
     for problem, rows in iterate_groups(steps, PROBLEM):

@@ -14,17 +14,6 @@ from bench.results.anytime import MeanCurve, iterate_mean_curves
 from bench.results.configurations import PROBLEM, iterate_configurations
 from bench.results.frame import sort_rows
 
-__all__ = [
-    "BUDGET_TOLERANCE",
-    "GRID",
-    "RunSeconds",
-    "compute_budgets",
-    "compute_run_seconds",
-    "compute_time_to_target",
-    "select_comparable",
-]
-
-
 GRID = "map-gs"
 BUDGET_TOLERANCE = 1.1
 """A budget of k runs is 10 % more than k mean runs, as the durations of equal runs vary by that much."""
@@ -52,17 +41,9 @@ def select_comparable(curves: Mapping[str, MeanCurve]) -> dict[str, MeanCurve]:
 
 
 def compute_time_to_target(steps: pd.DataFrame, run_seconds: RunSeconds, tolerance: float = 0.005) -> pd.DataFrame:
-    """Compute the time until each method is near the best final accuracy, a row per problem and method: time_to.csv.
+    """Compute the first time at which each method's mean is within ``tolerance`` of the best final one: time_to.csv.
 
-    Columns: dataset, prior, method, n; final_acc, the method's mean accuracy at its end (0 to 1); target_acc, the best
-    final accuracy of all methods less ``tolerance``; seconds, the first time at which the mean accuracy reaches the
-    target: infinity if never, missing if the method lacks a split seed or its final accuracy is unknown; runs, the same
-    in mean runs; seeds, their number; backbone, source.
-
-    Args:
-        steps: as `bench.results.anytime.compute_steps` returns them.
-        run_seconds: as `compute_run_seconds` returns them.
-        tolerance: accuracy, 0 to 1.
+    It is infinite if never, and missing if the method lacks a split seed or its final accuracy is unknown.
     """
     rows = []
     for problem, curves in iterate_mean_curves(steps):
@@ -80,16 +61,9 @@ def compute_time_to_target(steps: pd.DataFrame, run_seconds: RunSeconds, toleran
 def compute_budgets(steps: pd.DataFrame, run_seconds: RunSeconds) -> pd.DataFrame:
     """Compute the accuracy of each method with the compute of 1, 2, 4, 8, ... runs: budgets.csv.
 
-    One row per problem, budget and method that has a result by then. Columns: dataset, prior, method, n; budget_runs;
-    budget_seconds, that many mean runs and 10 % more; test_acc, the mean (0 to 1); relative_acc, its ratio to the final
-    accuracy of MAP + grid search, or without a grid of the best method; best, true for the highest; problems, 1;
-    backbone, source. Further rows with dataset "all" and missing n have the mean of relative_acc over all problems
-    (prior "all"), and over the problems of each prior if there are several, for methods that have a result in all of
-    ``problems``. Methods that lack a split seed are left out.
-
-    Args:
-        steps: as `bench.results.anytime.compute_steps` returns them.
-        run_seconds: as `compute_run_seconds` returns them.
+    Its relative accuracy is the ratio to the final accuracy of MAP + grid search, or without a grid of the best method.
+    Further rows with dataset "all" are means over all problems, and over those of each prior if there are several, of
+    methods that have a result in each. Methods that lack a split seed are left out.
     """
     problems = [
         (problem, curves, seconds)

@@ -15,9 +15,6 @@ from bench.results.frame import to_frame
 from bench.scheduling.queue import split_finished
 from bench.trials.record import TrialRecord
 
-__all__ = ["CELL", "COSTS", "PROBLEM", "Configurations", "iterate_configurations", "selected_trials"]
-
-
 Array = NDArray[np.float64]
 COSTS: dict[str, tuple[str, ...]] = {
     "train": ("train_seconds",),
@@ -49,16 +46,11 @@ def _empty() -> Array:
 class Configurations:
     """The M configurations that a method tried in a cell, best choice first; arrays have shape (M,).
 
-    Attributes:
-        tuning_seconds: of all runs that selection may use; segments of one configuration add up.
-        retraining_seconds: of training the configuration again on all N images; NaN if that was not run, 0 if the
-            method needs none.
-        accuracy: test accuracy, 0 to 1; NaN if the run to be tested was not run.
-        selection_rows: index in the frame of the run whose metric decides, the last segment of each configuration.
-        test_rows: index in the frame of the run that is tested; -1 if not run.
-        number: position of each configuration in a sequential search; NaN or empty for other methods.
-        fraction: fraction of its full run that a configuration reached; below 1 it was stopped early. Empty: all 1.
-        trials: number of tuning trials, one per segment. Empty: one each.
+    ``tuning_seconds`` are of all segments. ``retraining_seconds`` and ``accuracy`` (0 to 1) are NaN if the run to be
+    tested was not run; a method that needs no retraining has 0 s. ``selection_rows`` and ``test_rows`` are the indexes
+    in the frame of the last tuning segment and of the tested run (-1 if not run). ``number`` is the position in a
+    sequential search (NaN or empty in others), ``fraction`` the part of the full run that was trained (empty: all),
+    ``trials`` the number of segments (empty: one each).
     """
 
     tuning_seconds: Array
@@ -104,12 +96,7 @@ def iterate_configurations(frame: pd.DataFrame, cost: str = "train") -> Iterator
 
     Tuning runs are ranked by val_nll, runs of methods that need no tuning by their objective. Stopped configurations
     rank behind all that went further, diverged ones behind all others that went as far; failed runs are left out. Ties
-    go to the lower number, or to the lower key where there are no numbers, as the methods themselves choose. A cost
-    whose seconds were not recorded is NaN.
-
-    Args:
-        frame: as `bench.results.frame.to_frame` returns it, with a unique index.
-        cost: a key of `COSTS`.
+    go to the lower number, or to the lower key where there are no numbers, as the methods themselves choose.
     """
     usable = _usable(frame, COSTS[cost])
     tuned = _last_segments(usable[(usable["stage"] != "retrain") & usable["cost"].notna()])
@@ -172,12 +159,7 @@ def _last_segments(tuned: pd.DataFrame) -> pd.DataFrame:
 
 
 def selected_trials(benchmark: Benchmark, records: Sequence[TrialRecord]) -> dict[str, float]:
-    """Find the trials that are tested for their methods, one per method and cell, as the report counts them.
-
-    Returns:
-        Full cost in seconds by trial key: all tuning of the method in that cell and the retraining of its best
-        configuration. Unfinished cells and cells whose best configuration was not retrained are left out.
-    """
+    """Return the full cost in seconds, by trial key, of the trial tested for each method and finished cell."""
     finished = split_finished(make_methods(benchmark), list(records)).records
     if not finished:
         return {}

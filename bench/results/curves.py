@@ -1,15 +1,10 @@
 """Expected test accuracy against compute time, had only k of a method's M configurations been tried.
 
-Draw k of M configurations without replacement, and choose the best of them. Sorted best first, i = 0..M-1,
-configuration i is chosen with probability
-
-    P_i = C(M-1-i, k-1) / C(M, k),
-
-so E[accuracy] = sum P_i accuracy_i and E[hours] = k mean(tuning hours) + sum P_i (retraining hours)_i, exactly.
-Sources: Dodge et al. 2019, "Show Your Work"; Tang et al. 2020, who show that this estimator is unbiased.
-
-The first k configurations of a sequential method replace the subsets. A method that stops configurations early, because
-others are better, has no curve but its end.
+Draw k of M configurations without replacement, and choose the best. Sorted best first, configuration i is chosen with
+probability P_i = C(M-1-i, k-1) / C(M, k), so E[accuracy] = sum P_i accuracy_i and E[hours] = k mean(tuning hours) + sum
+P_i (retraining hours)_i, exactly. Sources: Dodge et al. 2019, "Show Your Work"; Tang et al. 2020, who show that this
+estimator is unbiased. The first k configurations of a sequential method replace the subsets. A method that stops
+configurations early, because others are better, has no curve but its end.
 """
 
 from __future__ import annotations
@@ -21,9 +16,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bench.results.configurations import COSTS, Configurations, iterate_configurations
-
-__all__ = ["compute_curves", "exact_curve", "prefix_curve", "sampled_curve", "selection_probabilities"]
-
 
 Array = NDArray[np.float64]
 CURVE = ["k", "expected_hours", "expected_test_acc", "sd_test_acc", "q10_test_acc", "q90_test_acc"]
@@ -69,11 +61,10 @@ def exact_curve(tried: Configurations) -> pd.DataFrame:
 
 
 def prefix_curve(tried: Configurations) -> pd.DataFrame:
-    """Compute the curve of a sequential method, with the columns of `CURVE`; its accuracies have no spread.
+    """Compute the curve of a sequential method: its first k configurations and retraining the best of them.
 
-    Row k has the hours of the first k configurations and of retraining the best of them, and its test accuracy. Where
-    that is unknown, the accuracy is missing and the hours count a mean retraining. Rows before the first known accuracy
-    are left out; if the accuracy of the best of all is unknown, there is no curve.
+    Where the accuracy of that one is unknown, it is missing, and the hours count a mean retraining. Rows before the
+    first known accuracy are left out; if the accuracy of the best of all is unknown, there is no curve.
     """
     order = np.argsort(tried.number, kind="stable")
     best = np.minimum.accumulate(order)  # configurations are sorted best first
@@ -104,13 +95,7 @@ def sampled_curve(tried: Configurations, subsamples: int = 500, seed: int | np.r
 
 
 def compute_curves(frame: pd.DataFrame, subsamples: int | None = None, seed: int = 0) -> pd.DataFrame:
-    """Compute the curves of all methods and cells: curves.csv. Accuracies are 0 to 1.
-
-    Args:
-        frame: as `bench.results.frame.to_frame` returns it.
-        subsamples: number of random subsets of each size; None computes the exact curve.
-        seed: seed of the random subsets.
-    """
+    """Compute the curves of all methods and cells, exactly or from random subsets of each size: curves.csv."""
     random = np.random.default_rng(seed)
     cells, parts = [], []
     for cost in COSTS:

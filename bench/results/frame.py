@@ -11,15 +11,9 @@ import pandas as pd
 from bench.labels import METHOD_NAMES, PRIOR_NAMES, REPLAY_SUFFIX
 from bench.trials.record import TrialRecord
 
-__all__ = ["COLUMNS", "iterate_groups", "sort_rows", "to_frame"]
-
 
 def sort_rows(table: pd.DataFrame, *last: str) -> pd.DataFrame:
-    """Sort by dataset, backbone, N, prior, method, source, then ``last``, as far as the table has these columns.
-
-    Priors and methods stand in the order of `bench.labels`, other entries behind them by name, and a replayed method
-    behind the method itself.
-    """
+    """Sort by dataset, backbone, N, prior, method, source, then ``last``; priors and methods as in `bench.labels`."""
     by = [name for name in ("dataset", "backbone", "n", "prior", "method", "source", *last) if name in table]
     return table.sort_values(by, key=_sort_key, ignore_index=True, kind="stable")
 
@@ -27,11 +21,7 @@ def sort_rows(table: pd.DataFrame, *last: str) -> pd.DataFrame:
 def iterate_groups(
     table: pd.DataFrame, by: Sequence[str], sort: bool = False
 ) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """Iterate over groups of rows that agree in ``by``: their shared values by column name, and the rows.
-
-    Groups come in the order of their first rows, or with ``sort`` in the order of their values. A missing value is a
-    value like any other.
-    """
+    """Iterate over groups of rows that agree in ``by``, also in missing values: shared values by name, and rows."""
     for values, rows in table.groupby(list(by), sort=sort, dropna=False):
         yield dict(zip(by, values, strict=True)), rows
 
@@ -94,12 +84,9 @@ COLUMNS: dict[str, Literal["str", "int64", "float64"]] = {
 
 
 def to_frame(records: list[TrialRecord], source: str = "", ran: Sequence[TrialRecord] | None = None) -> pd.DataFrame:
-    """Convert records to a table, one row per record: the columns of `COLUMNS`, then the learned state (``state_*``).
+    """Convert records to a table: the columns of `COLUMNS`, then the learned state (``state_*``).
 
-    Args:
-        records: records to convert.
-        source: name of their storage in reports of several storages.
-        ran: all records of the storage, among which trials that ran at the same time are counted; default: ``records``.
+    Trials at the same time are counted among ``ran``, all records of the storage (default: ``records``).
     """
     rows = []
     starts, ends = sorted(r.started for r in ran or records), sorted(r.finished for r in ran or records)

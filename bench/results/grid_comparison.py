@@ -12,9 +12,6 @@ import pandas as pd
 from bench.results.configurations import PROBLEM, iterate_configurations
 from bench.results.frame import iterate_groups, sort_rows
 
-__all__ = ["compare_at_equal_compute", "compare_regularization"]
-
-
 SPLIT = [*PROBLEM, "split_seed"]
 EQUAL = ["dataset", "prior", "n", "split_seed", "cost", "de_elbo_from", "de_elbo_hours", "de_elbo_acc"]
 EQUAL += ["grid_acc", "grid_k", "grid_hours", "times_as_long", "backbone", "source"]
@@ -33,17 +30,10 @@ STATE = {
 
 
 def compare_at_equal_compute(curves: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
-    """Compare accuracies at the DE ELBo's compute, and compute at its accuracy, a row per cell and cost.
+    """Compare accuracies at the DE ELBo's compute, and compute at its accuracy: equal_compute.csv.
 
-    Columns: dataset, prior, n, split_seed, cost; de_elbo_from, "run" or "paper" (whose accuracy is the mean over three
-    splits); de_elbo_hours and de_elbo_acc, of all its runs; grid_acc and grid_k, the expected accuracy of the most
-    configurations whose expected hours do not exceed that, missing if there is none; grid_hours, the lowest expected
-    hours at which the grid's expected accuracy is no lower, infinity if there are none; times_as_long, their ratio;
-    backbone, source. Accuracies are 0 to 1. Where only the grid's best was retrained, its numbers are missing.
-
-    Args:
-        curves: as `bench.results.curves.compute_curves` returns them.
-        paper: as `bench.results.paper.find_paper_de_elbo` returns it: printed results used where there are no runs.
+    The grid's hours are infinite if its expected accuracy never reaches the DE ELBo's; where only its best was
+    retrained its numbers are missing. Printed results of the ``paper`` are used where there are no DE ELBo runs.
     """
     printed = paper.dropna(subset="published_total_seconds").to_dict("records")
     targets = {("train", *(row[name] for name in SPLIT)): _paper_target(row) for row in printed}
@@ -77,16 +67,10 @@ def _meet(grid: pd.DataFrame, origin: str, hours: float, accuracy: float) -> dic
 
 
 def compare_regularization(frame: pd.DataFrame) -> pd.DataFrame:
-    """Compare the strength that the DE ELBo learned with the one that the grid chose, a row per cell.
+    """Compare the strength that the DE ELBo learned with the one that the grid chose: regularization.csv.
 
-    Columns: dataset, prior, n, split_seed; of the DE ELBo's chosen run, missing if it diverged: learned_rate (its
-    learning rate), learned_kappa, learned_sigma, learned_lambda and learned_tau (the closed forms at its end),
-    learned_alpha = 1/(kappa N lambda*) and learned_beta = 1/(kappa N tau*), which with kappa = D/N are 1/(D lambda*)
-    and 1/(D tau*); of the grid's chosen configuration: grid_alpha (for PTYL 1/(N lambda)), grid_beta, grid_lambda
-    (PTYL) and grid_rate; backbone, source.
-
-    Args:
-        frame: as `bench.results.frame.to_frame` returns it.
+    alpha = 1/(kappa N lambda*) and beta = 1/(kappa N tau*), which with kappa = D/N are 1/(D lambda*) and 1/(D tau*);
+    the alpha of PTYL's grid is 1/(N lambda). What a diverged run learned is missing.
     """
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for cell, tried in iterate_configurations(frame):

@@ -13,21 +13,15 @@ import pandas as pd
 from bench.results.configurations import COSTS, iterate_configurations
 from bench.results.frame import sort_rows
 
-__all__ = ["Jobs", "compute_makespan", "compute_makespans"]
-
-
 COLUMNS = ["dataset", "prior", "method", "n", "split_seed", "cost", "cells", "one_slot_seconds", "makespan_seconds"]
 COLUMNS += ["slots", "backbone", "source"]
 
 
 @dataclass(frozen=True)
 class Jobs:
-    """Runs of a method in a cell, in seconds.
+    """Seconds of a method's runs in a cell: ``first`` start at any time, ``then`` (0: none) after all of them.
 
-    Attributes:
-        first: runs that may start at any time.
-        then: a run that starts when all of ``first`` are done; 0 for none.
-        order: position of each of ``first`` in the queue of all cells, lowest first; default: cell after cell.
+    ``order`` has the place of each of ``first`` in the queue of all cells, lowest first; default: cell after cell.
     """
 
     first: tuple[float, ...]
@@ -45,9 +39,6 @@ def compute_makespan(cells: Sequence[Jobs], slots: int) -> float:
 
     List scheduling takes at most (2 - 1/slots) times as long as the best schedule (Graham 1969, "Bounds on
     Multiprocessing Timing Anomalies").
-
-    Raises:
-        ValueError: ``slots`` is less than 1.
     """
     if slots < 1:
         raise ValueError(f"slots must be at least 1, got {slots}")
@@ -75,14 +66,8 @@ def compute_makespan(cells: Sequence[Jobs], slots: int) -> float:
 def compute_makespans(frame: pd.DataFrame, slots: int) -> pd.DataFrame:
     """Compute the makespan of each method in each cell, and of all its cells together: what_if.csv.
 
-    Columns: dataset, prior, method, n, split_seed ("all", "all" and missing for all cells together), cost ("train" or
-    "full"), cells, one_slot_seconds, makespan_seconds, slots, backbone, source. Runs queue in the order in which they
-    started, or where that was not recorded, as in published files, in the order of the file. Only the best
-    configuration's retraining counts, as in table 2; cells without it are left out.
-
-    Args:
-        frame: as `bench.results.frame.to_frame` returns it.
-        slots: number of trials that run at once.
+    Runs queue in the order in which they started, or where that was not recorded, as in published files, in the order
+    of the file. Only the best configuration's retraining counts, as in table 2; cells without it are left out.
     """
     rows, together = [], dict[tuple[str, str, str], list[Jobs]]()
     for cost in COSTS:

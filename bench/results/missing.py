@@ -13,9 +13,6 @@ from bench.results.configurations import Configurations, iterate_configurations
 from bench.results.curves import prefix_curve
 from bench.results.frame import iterate_groups, sort_rows
 
-__all__ = ["find_missing"]
-
-
 Cells = list[tuple[dict[str, Any], Configurations]]
 
 

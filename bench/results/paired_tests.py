@@ -16,19 +16,12 @@ from bench.labels import PAPER_METHODS, PRIOR_NAMES
 from bench.results.configurations import CELL, PROBLEM, iterate_configurations
 from bench.results.frame import sort_rows
 
-__all__ = ["compute_paired_tests", "select_results"]
-
-
 COLUMNS = ["method", "against", "prior", "measure", "unit", "cells", "median", "least", "most", "better", "worse"]
 COLUMNS += ["p", "p_holm", "least_p", "cost", "source"]
 
 
 def select_results(frame: pd.DataFrame) -> pd.DataFrame:
-    """Select the result of each method in each cell, where its best configuration was tested.
-
-    Columns: source to seed, method; test_acc, 0 to 1; total_seconds of training; total_seconds_full of everything the
-    method needs, missing where that was not recorded.
-    """
+    """Select the accuracy (0 to 1) and seconds of each method in each cell where its best was tested."""
     full = {tuple(cell.values()): tried.total_seconds for cell, tried in iterate_configurations(frame, "full")}
     rows = [
         cell
@@ -45,20 +38,12 @@ def compute_paired_tests(selected: pd.DataFrame) -> pd.DataFrame:
 
     All pairs of the paper's methods are tested, and each other method against the paper's grid and DE ELBo only, as
     Holm's correction over all pairs of many methods leaves nothing (`bench.results.ranking` compares all with all).
-    Without a grid and a DE ELBo, all pairs are tested.
-
-    One row for all priors together and, if there are several, one for each prior. Columns: method, against; prior,
-    "all" or one; measure, "accuracy" (difference in percentage points) or "time" (ratio of total seconds, tested on its
-    logarithm); unit, "split" (each cell) or "mean" (means over the split seeds of a problem, which share its test
-    images); cells, their number; median, least and most difference or ratio; better and worse, in how many cells
-    ``method`` is; p; p_holm, Holm's correction over all rows of a source, measure and unit; least_p = 2 / 2^(number of
-    cells that differ), the lowest possible p; cost, of times: "train" between the paper's methods, as published, "full"
-    if one is another method and both recorded it in all shared cells; source. With a single cell p is missing.
+    Without a grid and a DE ELBo, all pairs are tested. The unit "split" is each cell, "mean" the means over the split
+    seeds of a problem, which share its test images. Times are compared by their logarithm: those of training between
+    the paper's methods, as published, else the full cost where both recorded it. Holm's correction is over all rows of
+    a source, measure and unit; least_p is the lowest p that so many cells allow.
 
     Source: Demsar 2006, "Statistical Comparisons of Classifiers over Multiple Data Sets".
-
-    Args:
-        selected: as `select_results` returns it.
     """
     rows = []
     log_train, log_full = (np.log(selected[f"total_seconds{name}"]) for name in ("", "_full"))
@@ -75,13 +60,7 @@ def compute_paired_tests(selected: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pairs(table: pd.DataFrame, full: pd.DataFrame | None, unit: str) -> Iterator[dict[str, Any]]:
-    """Yield a row for every pair of methods and group of priors.
-
-    Args:
-        table: one row per cell, one column per method: accuracies, or if ``full`` is given log training seconds.
-        full: log seconds of the full cost, in the same rows and columns.
-        unit: as in `compute_paired_tests`.
-    """
+    """Yield a row per pair of methods and group of priors; ``table`` has log training seconds if ``full`` is given."""
     measure = "accuracy" if full is None else "time"
     methods = sort_rows(pd.DataFrame({"method": table.columns}))["method"].tolist()
     references = set(methods) & {"map-gs", "de-elbo"} or set(methods)

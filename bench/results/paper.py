@@ -9,9 +9,6 @@ import pandas as pd
 from bench.config.benchmark import Benchmark
 from bench.config.sections import Training
 
-__all__ = ["TABLE2", "TABLE3", "describe_differences_to_paper", "find_paper_de_elbo"]
-
-
 _CELL = {"dataset": "CIFAR-10", "backbone": "resnet50"}
 TABLE2 = pd.DataFrame(
     [
@@ -47,10 +44,7 @@ TABLE3 = pd.DataFrame(
 
 
 def describe_differences_to_paper(benchmark: Benchmark) -> str | None:
-    """Describe settings of a benchmark on the paper's dataset and backbone that differ from the paper's; None if none.
-
-    Precision is one of them: the paper's runs were in float32.
-    """
+    """Describe settings that differ from the paper's, where dataset and backbone are its; None if none differ."""
     if _CELL["dataset"] not in benchmark.datasets or _CELL["backbone"] not in benchmark.backbones:
         return None
     published = Training().model_dump()
@@ -70,13 +64,6 @@ def find_paper_de_elbo(results: pd.DataFrame, published: Collection[str]) -> pd.
     """Find the printed DE ELBo results for cells of the paper's own files that have a grid and no DE ELBo run.
 
     Printed results replace runs nowhere else: seconds measured on other hardware cannot be compared with them.
-
-    Args:
-        results: any table with columns source, dataset, backbone, prior, method, n.
-        published: sources that are the paper's own files.
-
-    Returns:
-        Source and the columns of `TABLE3` and `TABLE2`; times are missing where none is printed.
     """
     keys = ["source", "dataset", "backbone", "prior", "n"]
     own = results[results["source"].isin(list(published))]

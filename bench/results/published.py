@@ -21,9 +21,6 @@ from bench.labels import PRIOR_NAMES
 from bench.results.frame import COLUMNS, iterate_groups
 from bench.utils.text import short_repr, single_line
 
-__all__ = ["PublishedRuns", "read_published"]
-
-
 REQUIRED = {"model_name", "n", "random_state", "runtime"}
 NAME_PART = re.compile(r"(?:^|_)(lr_0|tau|lambda|alpha|beta|n|random_state)=([0-9.eE+-]+)(?=_|$)")
 EXPECTED_NAME = "PRIOR_..._lr_0=..._n=..._random_state=... with tau=... or alpha=..._beta=..."
@@ -45,17 +42,11 @@ class PublishedRuns(NamedTuple):
 def read_published(
     tuned: Path, retrained: Path, dataset: str | None = None, source: str = "published"
 ) -> PublishedRuns:
-    """Read the two files of a dataset as one table of trials.
+    """Read the two files of a dataset, by default the one in their names, as one table of trials.
 
     Rows without a runtime are placeholders and left out. A run with a runtime but no finite NLL diverged. A row that
     cannot be read, or two that disagree about one run, remove their whole cell (prior, N, seed), by the columns and by
     the name: a grid with a gap would pass for a smaller grid.
-
-    Args:
-        tuned: file of the tuning runs.
-        retrained: file of the retrained runs.
-        dataset: name of the dataset; default: the file's name after ``tuned_``.
-        source: name of these results in reports of several sources.
 
     Raises:
         ValueError: a file is not such a table, or no row of it can be used.
@@ -92,11 +83,7 @@ def read_published(
 
 
 def _dataset(tuned: Path, retrained: Path) -> str:
-    """Return the dataset in the names of both files.
-
-    Raises:
-        ValueError: the names have two datasets.
-    """
+    """Return the dataset in the names of both files."""
     first, second = tuned.stem.removeprefix("tuned_"), retrained.stem.removeprefix("retrained_")
     if first != second and first != tuned.stem and second != retrained.stem:
         raise ValueError(f"{tuned} and {retrained} are named after two datasets: give the two files of one")
@@ -104,11 +91,7 @@ def _dataset(tuned: Path, retrained: Path) -> str:
 
 
 def _read_runs(path: Path, stage: str) -> tuple[pd.DataFrame, int]:
-    """Read a file: its runs, with a column ``problem`` (empty if the row can be used), and its number of placeholders.
-
-    Raises:
-        ValueError: the file is not such a table.
-    """
+    """Read a file: its runs, with a column ``problem`` (empty: usable), and its number of placeholders."""
     kind, metrics = STAGES[stage]
     raw, prior = _read_table(path, f"the published {kind} results", metrics)
     has_runtime = raw["runtime"].notna()
@@ -160,11 +143,7 @@ def _read_runs(path: Path, stage: str) -> tuple[pd.DataFrame, int]:
 
 
 def _read_table(path: Path, content: str, metrics: list[str]) -> tuple[pd.DataFrame, str]:
-    """Read the file as text, and find the column that names the prior.
-
-    Raises:
-        ValueError: the file cannot be read, is too large or cut, or lacks a column.
-    """
+    """Read the file as text, and find the column that names the prior."""
     try:
         if (size := path.stat().st_size) > MAX_FILE_BYTES:
             raise ValueError(f"it has {size} bytes, at most {MAX_FILE_BYTES} are read")

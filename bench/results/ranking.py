@@ -15,9 +15,6 @@ from bench.labels import PRIOR_NAMES
 from bench.results.configurations import CELL, PROBLEM
 from bench.results.frame import sort_rows
 
-__all__ = ["compute_rank_pairs", "compute_ranking"]
-
-
 Array = NDArray[np.float64]
 RANKING = ["method", "prior", "over", "mean_rank", "rank_low", "rank_high", "p_first", "friedman_p"]
 RANKING += ["methods", "cells", "problems", "left_out", "source"]
@@ -30,18 +27,10 @@ def compute_ranking(results: pd.DataFrame, draws: int = DRAWS, seed: int = 0) ->
 
     Groups are all priors together and, if there are several, each prior; in each group "all cells", ranking the methods
     that have every cell, and, if methods lack cells, "shared cells", ranking all methods on the cells that all have.
-    One row per group and method. Columns: method, prior, over; mean_rank; rank_low and rank_high, a 95 % bootstrap
-    interval; p_first, the fraction of draws in which the method has the lowest mean rank, ties shared; friedman_p;
-    methods, cells, problems, their numbers; left_out, methods not ranked in this group for lack of cells; source.
+    The bootstrap draws problems with all their split seeds, which share test images. Friedman's test is over problems,
+    each with its mean accuracy over seeds; it is missing for fewer than three methods or two problems.
 
-    The bootstrap draws problems (dataset, backbone, prior, N) with all their split seeds, which share test images.
-    Friedman's test is over problems, each with its mean accuracy over seeds; it is missing for fewer than three methods
-    or two problems. Source: Demsar 2006, "Statistical Comparisons of Classifiers over Multiple Data Sets".
-
-    Args:
-        results: as `bench.results.paired_tests.select_results` returns them.
-        draws: number of bootstrap draws.
-        seed: seed of the draws.
+    Source: Demsar 2006, "Statistical Comparisons of Classifiers over Multiple Data Sets".
     """
     rows = []
     for group, table, left_out in _groups(results):
@@ -62,11 +51,7 @@ def compute_ranking(results: pd.DataFrame, draws: int = DRAWS, seed: int = 0) ->
 
 
 def compute_rank_pairs(results: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
-    """Compute how often each method ranks before each other one in the same bootstrap: rank_pairs.csv.
-
-    Columns: method, against, prior, over; p_better, the fraction of draws in which ``method`` has the lower mean rank,
-    ties counting half; cells, problems, source. Arguments are those of `compute_ranking`.
-    """
+    """Compute how often each method ranks before each other one in the bootstrap, ties half: rank_pairs.csv."""
     rows = []
     for group, table, _ in _groups(results):
         means = _bootstrap_means(table, draws, seed)

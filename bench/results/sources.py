@@ -24,26 +24,16 @@ from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from bench.utils.text import single_line
 
-__all__ = ["Results", "label_sources", "load_published", "load_results", "load_storage"]
-
-
 MAX_CELLS_NAMED = 20
 
 
 @dataclass(frozen=True)
 class Results:
-    """Results of one source.
+    """Results of one source: its trials in the columns of `bench.results.frame.COLUMNS`, and remarks, a line each.
 
-    Attributes:
-        label: name in reports of several sources; the frame's column ``source``.
-        title: name in a report of this source alone.
-        frame: one row per trial, in the columns of `bench.results.frame.COLUMNS`.
-        left_out: input that could not be used and why, one line each.
-        notes: results that are missing and why, one line each.
-        about: what ran, when, and on which hardware, one line each.
-        config: the configuration as YAML, or empty.
-        published: True for the paper's own files.
-        unfinished: number of trials that remain to run.
+    ``label`` is its name in reports of several sources, ``title`` its name alone; ``left_out`` is input that could not
+    be used, ``notes`` results that are missing, ``about`` what ran; ``config`` is the configuration as YAML, or empty;
+    ``published`` is True for the paper's own files; ``unfinished`` counts the trials that remain to run.
     """
 
     label: str
@@ -58,10 +48,7 @@ class Results:
 
 
 def load_storage(store: RecordStore, label: str = "") -> Results:
-    """Load the records of a storage.
-
-    Only trials of the storage's configuration are used, and only cells that a method has finished: half a grid is not
-    the result of a grid.
+    """Load the cells of a storage that a method has finished: half a grid is not the result of a grid.
 
     Raises:
         RecordError: the storage holds no benchmark, or no trial that could be reported.
@@ -107,11 +94,7 @@ def load_storage(store: RecordStore, label: str = "") -> Results:
 
 
 def load_published(pairs: Sequence[tuple[Path, Path]], label: str = "") -> Results:
-    """Load the authors' result files, a pair (tuned, retrained) per dataset; unreadable pairs are left out.
-
-    Raises:
-        ValueError: no pair can be read; see `read_published`.
-    """
+    """Load the authors' result files, a pair (tuned, retrained) per dataset; unreadable pairs are left out."""
     frames: dict[str, pd.DataFrame] = {}
     left_out, about = [], []
     notes = ["The published files hold no runs of the DE ELBo: what is shown of it is as the paper prints it."]
@@ -137,10 +120,7 @@ def load_published(pairs: Sequence[tuple[Path, Path]], label: str = "") -> Resul
 
 
 def load_results(storages: Sequence[str], pairs: Sequence[tuple[Path, Path]]) -> tuple[list[Results], list[str]]:
-    """Load storages and published files to show side by side.
-
-    Returns:
-        The results, and a line for each source that cannot be read at all.
+    """Load storages and published files to show side by side, and a line for each that cannot be read at all.
 
     Raises:
         ValueError: no source can be read, or a storage is given twice.
@@ -167,11 +147,7 @@ def load_results(storages: Sequence[str], pairs: Sequence[tuple[Path, Path]]) ->
 
 
 def label_sources(urls: Sequence[str]) -> list[str]:
-    """Return short unique names: as much of the end of each path as distinguishes it from the others.
-
-    Raises:
-        ValueError: a URL is given twice.
-    """
+    """Return short unique names: as much of the end of each path as distinguishes it from the others."""
     parts = [url.rstrip("/").split("/") for url in urls]
     for length in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(part[-length:]) for part in parts]

@@ -9,9 +9,6 @@ from bench.results.configurations import iterate_configurations
 from bench.results.frame import sort_rows
 from bench.results.paper import TABLE2, TABLE3
 
-__all__ = ["compute_overview", "compute_table2", "compute_table3"]
-
-
 SECOND = ["prior", "method", "n", "split_seed", "mean_run_seconds", "num_runs", "total_seconds"]
 SECOND += ["dataset", "total_seconds_full", "backbone", "source"]
 THIRD = ["prior", "method", "n", "mean", "min", "max", "dataset", "seeds", "backbone", "source"]
@@ -20,11 +17,8 @@ THIRD = ["prior", "method", "n", "mean", "min", "max", "dataset", "seeds", "back
 def compute_table2(frame: pd.DataFrame) -> pd.DataFrame:
     """Compute the compute time of each method, a row per method and cell: table2.csv.
 
-    Columns: prior, method, n, split_seed; mean_run_seconds and num_runs of tuning runs, each segment counted as one;
-    total_seconds, of all of them and of retraining the best; dataset; total_seconds_full, the same with the full cost
-    (`bench.results.configurations.COSTS`); backbone, source; published_run_seconds, published_runs and
-    published_total_seconds, where the paper has the cell. Other seconds are those of training steps. A total is missing
-    where the best configuration was not retrained.
+    Each segment counts as a run. The total is of all tuning runs and of retraining the best, and missing where that was
+    not retrained.
     """
     full = {tuple(cell.values()): tried.total_seconds for cell, tried in iterate_configurations(frame, "full")}
     rows = [
@@ -43,11 +37,7 @@ def compute_table2(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def compute_table3(frame: pd.DataFrame) -> pd.DataFrame:
-    """Compute the class-balanced test accuracy of each method's choice over split seeds, in percent: table3.csv.
-
-    Columns: prior, method, n, mean, min, max; dataset, seeds (the number of splits), backbone, source; published_mean,
-    published_min and published_max, where the paper has the cell.
-    """
+    """Compute the class-balanced test accuracy of each method's choice over split seeds, in percent: table3.csv."""
     rows = [cell | {"accuracy": 100 * tried.accuracy[0]} for cell, tried in iterate_configurations(frame)]
     by = ["source", "dataset", "backbone", "prior", "method", "n"]
     accuracies = pd.DataFrame(rows, columns=[*by, "seed", "accuracy"]).dropna(subset="accuracy")
@@ -58,15 +48,9 @@ def compute_table3(frame: pd.DataFrame) -> pd.DataFrame:
 def compute_overview(
     frame: pd.DataFrame, second: pd.DataFrame, third: pd.DataFrame, paper: pd.DataFrame
 ) -> pd.DataFrame:
-    """Join table 3, mean totals of table 2 over splits, and the numbers of diverged and failed runs.
+    """Join table 3, mean totals of table 2 over splits, the paper's DE ELBo, and numbers of diverged and failed runs.
 
     The full cost is included if there are other methods than the paper's, which may need much beside training steps.
-
-    Args:
-        frame: as `bench.results.frame.to_frame` returns it.
-        second: as `compute_table2` returns it.
-        third: as `compute_table3` returns it.
-        paper: as `bench.results.paper.find_paper_de_elbo` returns it; becomes rows with published numbers only.
     """
     by = ["source", "dataset", "backbone", "prior", "n", "method"]
     lost = pd.DataFrame({status: frame["status"] == status for status in ("diverged", "failed")})

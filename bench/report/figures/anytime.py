@@ -24,9 +24,6 @@ from bench.report.figures.style import (
 from bench.results.anytime import POINTS_PER_DOUBLING
 from bench.results.frame import iterate_groups, sort_rows
 
-__all__ = ["draw_anytime"]
-
-
 COST_LABELS = {"train": "training steps only", "full": "everything a method needs"}
 COST_DETAILS = {
     "train": "",
@@ -44,10 +41,6 @@ def draw_anytime(anytime: pd.DataFrame, cost: str = "full") -> Figure:
 
     A line per method, a step function with a marker at its end and one per doubling of time; a marker alone for a
     method with a single result. The panels of a row share their limits; curves that begin far below are cut.
-
-    Args:
-        anytime: as `bench.results.anytime.compute_anytime` returns it, not empty.
-        cost: compute that is counted in it, a key of `bench.results.configurations.COSTS`.
     """
     rows = list(iterate_groups(sort_rows(anytime), ROW))
     priors = sort_rows(anytime[["prior"]].drop_duplicates())["prior"].tolist()

@@ -28,9 +28,6 @@ from bench.report.figures.style import METHOD_COLORS, label_figure, make_panels,
 from bench.results.configurations import CELL, PROBLEM, iterate_configurations
 from bench.results.frame import iterate_groups, sort_rows
 
-__all__ = ["compute_bound", "draw_bounds", "select_bound_runs"]
-
-
 Array = NDArray[np.float64]
 GROUPS = ("backbone", "head")
 NEEDED = [
@@ -41,13 +38,7 @@ LINES: dict[str, Any] = {"elbo": (0, (5, 1.5)), "de-elbo": "-"}
 
 
 def compute_bound(run: pd.Series, scale: Array, kappa: float) -> Array:
-    """Compute the ELBo with likelihood weight kappa, divided by kappa N, at lambda = tau = ``scale``; higher is better.
-
-    Args:
-        run: row of the frame of an ELBo or a DE ELBo run, trained with any kappa.
-        scale: s > 0, any shape.
-        kappa: weight of the likelihood; D/N gives the DE ELBo.
-    """
+    """Compute the ELBo with likelihood weight kappa, divided by kappa N, at lambda = tau = ``scale``."""
     variance = run["state_sigma"] ** 2
     kl = np.zeros_like(scale)
     for group in GROUPS:
@@ -92,9 +83,6 @@ def draw_bounds(runs: pd.DataFrame) -> Figure:
     """Draw the ELBo left and the DE ELBo right, at the same q: dashed if trained by the ELBo, solid by the DE ELBo.
 
     A row per problem, a line per split seed, a dot at the best lambda = tau.
-
-    Args:
-        runs: as `select_bound_runs` returns them, not empty.
     """
     rows = list(iterate_groups(sort_rows(runs, "seed"), PROBLEM))
     figure, axes = make_panels(len(rows), 2, (3.0, 1.9), (0.75, 0.75), 0.8)

@@ -19,21 +19,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.labels import METHOD_NAMES, REPLAY_SUFFIX
 
-__all__ = [
-    "EDGE",
-    "METHOD_COLORS",
-    "PRIOR_COLORS",
-    "band_handle",
-    "choose_time_unit",
-    "label_figure",
-    "make_panels",
-    "method_styles",
-    "save_figure",
-    "set_time_axis",
-    "style_axes",
-]
-
-
 METHOD_COLORS = {"map-gs": "#0072B2", "de-elbo": "#D55E00", "elbo": "#444444"}
 PRIOR_COLORS = {"l2-zero": "#009E73", "l2-sp": "#0072B2", "ptyl": "#CC79A7"}
 COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#0072B2", "#555555")
@@ -53,19 +38,10 @@ PAPER_STYLES: dict[str, dict[str, Any]] = {
 def make_panels(
     rows: int, columns: int, size: tuple[float, float], gaps: tuple[float, float], above: float
 ) -> tuple[Figure, Any]:
-    """Make a figure with a grid of panels, without a display; lengths in inches.
+    """Make a figure with a grid of panels, without a display, and return it with its axes; lengths in inches.
 
-    Positions are fixed, as matplotlib's layout engines take longer than the drawing.
-
-    Args:
-        rows: number of rows of panels.
-        columns: number of columns of panels.
-        size: width and height of a panel.
-        gaps: horizontal and vertical distance between panels.
-        above: height of titles and legend above the first row.
-
-    Returns:
-        The figure, and its axes in an array of shape (rows, columns).
+    ``size`` is of a panel, ``gaps`` are between panels, ``above`` is the height of titles and legend. Positions are
+    fixed, as matplotlib's layout engines take longer than the drawing.
     """
     left, right, below = 0.75, 0.15, 0.6
     width = left + columns * size[0] + (columns - 1) * gaps[0] + right

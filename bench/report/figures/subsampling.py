@@ -24,9 +24,6 @@ from bench.report.figures.style import (
 )
 from bench.results.frame import iterate_groups, sort_rows
 
-__all__ = ["draw_subsampling"]
-
-
 COST_LABELS = {"train": "training steps only", "full": "with validation, selection and checkpoints"}
 PRIOR_MARKERS = {"l2-zero": ("^", 6.5), "l2-sp": ("o", 6.0), "ptyl": ("s", 5.5)}
 PRIOR_LINES: dict[str, Any] = {"l2-zero": (0, (5, 1.5)), "l2-sp": "-", "ptyl": (0, (1.5, 1))}
@@ -41,12 +38,7 @@ def draw_subsampling(curves: pd.DataFrame, cost: str, paper: pd.DataFrame) -> Fi
     """Draw a line per split seed of grid search, with 10-90 % bands of its subsets, and a marker per other method.
 
     One panel per dataset and N, and per backbone and source if there are several; sources share their limits. Printed
-    DE ELBo results are a dotted line, with a hollow marker if their time is printed.
-
-    Args:
-        curves: as `bench.results.curves.compute_curves` returns them, with at least one of the paper's methods.
-        cost: a key of `bench.results.configurations.COSTS`.
-        paper: as `bench.results.paper.find_paper_de_elbo` returns it; drawn beside the cost "train" only.
+    DE ELBo results of the ``paper`` are a dotted line, with a hollow marker if their time is printed.
     """
     shown = sort_rows(curves[(curves["cost"] == cost) & curves["method"].isin(PAPER_METHODS)], "split_seed", "k")
     ends = shown["k"] == shown.groupby(CURVE)["k"].transform("max")
