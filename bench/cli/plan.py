@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -95,10 +96,8 @@ def _table(benchmark: Benchmark, methods: Sequence[Method], throughput: Throughp
 
     def numbers(group: Sequence[Method]) -> list[str]:
         stages = _count_trials(group)
-        hours = [_hours(method, benchmark, throughput) for method in group]
-        known = [value for value in hours if value is not None]
-        total = sum(known)
-        shown = "" if len(known) < len(hours) else f"{total:,.2f}" if total < 10 else f"{total:,.0f}"
+        hours = sum(_hours(method, benchmark, throughput) for method in group)
+        shown = "" if math.isnan(hours) else f"{hours:,.2f}" if hours < 10 else f"{hours:,.0f}"
         return [*(f"{stages[stage]:,}" if stages[stage] else "" for stage in STAGES), shown]
 
     seeds = ", ".join(map(str, sorted({method.cell.seed for method in methods})))
@@ -122,15 +121,15 @@ def _count_trials(methods: Iterable[Method]) -> Counter[str]:
     return sum((method.stages() for method in methods), Counter[str]())
 
 
-def _hours(method: Method, benchmark: Benchmark, throughput: Throughput) -> float | None:
-    """Return the hours of a method in its cell; None if the throughput of its backbone is not known."""
+def _hours(method: Method, benchmark: Benchmark, throughput: Throughput) -> float:
+    """Return the hours of a method in its cell; nan if the throughput of its backbone is not known."""
     from bench.scheduling.cost import count_work
     from deelbo.data import TASKS
 
     cell = method.cell
     rate = throughput.of(cell.backbone, method.bayesian, cell.prior)
     if rate is None:
-        return None
+        return math.nan
     works = {stage: count_work(stage, cell.n, TASKS[cell.dataset].test_size, benchmark.training) for stage in STAGES}
     return sum(count * works[stage].hours(rate) for stage, count in method.run_equivalents().items())
 

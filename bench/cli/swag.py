@@ -33,14 +33,7 @@ def _swag(options: argparse.Namespace) -> int:
 
     names = ("epochs", "collect_every", "batch_size", "learning_rate", "rank", "image_size", "workers", "seed")
     config = SwagConfig(**{name: getattr(options, name) for name in names})
-    out = fit_swag(
-        options.backbone,
-        options.folder,
-        options.out,
-        config,
-        weights=options.weights,
-        device=options.device,
-        say=console.print,
-    )
+    places = {"weights": options.weights, "device": options.device}
+    out = fit_swag(options.backbone, options.folder, options.out, config, **places, say=console.print)
     console.print(f"PTYL's prior in {out}")
     return 0

@@ -116,18 +116,13 @@ class Benchmark(StrictModel):
         return content
 
     @model_validator(mode="after")
-    def _check_checkpoints(self) -> Self:
-        """Refuse checkpoints of timed runs: resuming warms up twice, and writing takes time."""
+    def _check(self) -> Self:
+        """Refuse checkpoints of timed runs, which take time, and more trials than one machine can hold a list of."""
         if self.timed and self.checkpoint_minutes is not None:
             raise ValueError(
                 f"checkpoint_minutes = {self.checkpoint_minutes:g} with timed: true, expected timed: false beside it, "
                 "as a timed run restarts from its start: set timed: false, or leave checkpoint_minutes out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_size(self) -> Self:
-        """Refuse more trials than one machine can hold a list of."""
         cells = sum(map(len, self.datasets.values())) * len(self.backbones) * len(self.seeds)
         trials = cells * sum(
             settings.max_trials(prior)

@@ -120,7 +120,7 @@ def parse_benchmark(content: Any, source: str) -> Benchmark:
 
 
 def flatten_settings(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the settings in nested mappings, with their keys as ``--set`` takes them."""
+    """Yield the settings in nested mappings by their keys as ``--set`` takes them."""
     for name, value in content.items():
         if isinstance(value, Mapping):
             yield from flatten_settings(value, f"{prefix}{name}.")

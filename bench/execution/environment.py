@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 
 from bench.utils.text import single_line
 
-PACKAGES = ("deelbo", "torch", "torchvision", "numpy", "scikit-learn", "ray", "mlflow")
-METHOD_PACKAGES = ("curvlinops-for-pytorch", "laplace-torch", "optuna", "prodigyopt", "schedulefree")
-"""Those of the extra `methods`, listed if they are installed."""
+PACKAGES = [
+    *("deelbo", "torch", "torchvision", "numpy", "scikit-learn", "ray", "mlflow"),
+    *("curvlinops-for-pytorch", "laplace-torch", "optuna", "prodigyopt", "schedulefree"),  # of the extra `methods`
+]
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
@@ -29,11 +31,9 @@ def hardware(device: torch.device) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Return the versions of everything that affects a result."""
     installed = {"python": platform.python_version()}
-    for name in (*PACKAGES, *METHOD_PACKAGES):
-        try:
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
             installed[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return installed
 
 

@@ -1,15 +1,11 @@
 """Optimizers that need no learning rate, by name.
 
-    prodigy         Adam's directions; the step size is an estimate of the distance to the solution
-    schedule-free   SGD with a learning rate of 1 and averaged iterates; gradients are clipped at norm 1 as for all
+    prodigy         Mishchenko and Defazio 2023: Adam's directions; the step size is the estimated way to the solution
+    schedule-free   Defazio et al. 2024, "The Road Less Scheduled": SGD with averaged iterates
 
-The cosine schedule, which starts at 1 for both, multiplies their step sizes.
-
-rho, the parameter of sigma = softplus(rho), is close to log sigma and rises by about 6 from log 1e-4 in a run, whatever
-the weights do. Steps that fit weights hardly move it, so Adam trains it beside both.
-
-Source: Mishchenko and Defazio 2023, "Prodigy: An Expeditiously Adaptive Parameter-Free Learner"; Defazio et al. 2024,
-"The Road Less Scheduled".
+The cosine schedule, which starts at 1 for both, multiplies their step sizes. rho, the parameter of sigma =
+softplus(rho), rises by about 6 in a run, whatever the weights do. Steps that fit weights hardly move it, so Adam trains
+it beside both.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.config.benchmark import Benchmark
-from bench.config.sections import BackboneSettings, SWAGFiles
+from bench.config.sections import SWAGFiles
 from bench.exceptions import ConfigError
 from bench.methods.base import Method
 from deelbo.data import crop_size
@@ -24,16 +24,10 @@ def load_pretrained_backbones(
         priors = {method.cell.prior for method in methods if method.cell.backbone == name}
         if not priors:
             continue
+        posterior = settings.ptyl if "ptyl" in priors else None
+        swag = {key: Path(path) for key, path in posterior} if isinstance(posterior, SWAGFiles) else posterior
         try:
-            pretrained[name] = load_backbone(name, settings.weights, _swag(settings, priors), say, size)
+            pretrained[name] = load_backbone(name, settings.weights, swag, say, size)
         except ValueError as error:
             raise ConfigError(f"backbones.{name}: {error}") from error
     return pretrained
-
-
-def _swag(settings: BackboneSettings, priors: set[str]) -> str | dict[str, Path] | None:
-    if "ptyl" not in priors:
-        return None
-    if isinstance(settings.ptyl, SWAGFiles):
-        return {name: Path(path) for name, path in settings.ptyl}
-    return settings.ptyl

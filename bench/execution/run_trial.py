@@ -49,8 +49,7 @@ class TrialContext:
 def run_trial(spec: TrialSpec, pretrained: Pretrained, context: TrialContext) -> tuple[TrialRecord, Series]:
     """Return the record of one trial, with the traceback if it failed, and the series of evaluations.
 
-    ``resumed_seconds``, in the state of a trial that was resumed from a checkpoint, are those of its seconds that were
-    spent by processes that died, and are not lost.
+    ``resumed_seconds`` in the state of a resumed trial were spent by processes that died, and are not lost.
     """
     started, start = time.time(), time.perf_counter()
     clock = PhaseClock(context.device)
@@ -64,9 +63,7 @@ def run_trial(spec: TrialSpec, pretrained: Pretrained, context: TrialContext) ->
         if context.device.type == "cuda":
             values["state"]["peak_device_gib"] = torch.cuda.max_memory_allocated(context.device) / 2**30
     except Exception as error:
-        values |= {"status": "failed", "error": traceback.format_exc()}
-        if _is_out_of_memory(error):
-            values["error"] += _out_of_memory(spec, context.device)
+        values |= {"status": "failed", "error": traceback.format_exc() + _memory_advice(error, spec, context.device)}
     seconds = clock.seconds | {"total": time.perf_counter() - start}
     lost_seconds, checkpoint = context.lost_seconds, context.checkpoint
     if spec.since > 0:  # 0: the segment before was lost, and trained again
@@ -138,12 +135,10 @@ def make_model(
     return model.to(device), head
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def _out_of_memory(spec: TrialSpec, device: torch.device) -> str:
-    """Return a last line for the traceback: what did not fit, and what to lower."""
+def _memory_advice(error: Exception, spec: TrialSpec, device: torch.device) -> str:
+    """Return a last line for the traceback if memory was too small: what did not fit, and what to lower."""
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+        return ""
     facts = hardware(device)
     memory = f"{facts['gpu']} ({facts['gpu_gib']} GiB)" if "gpu" in facts else "the memory of this machine"
     size = "" if spec.image_size is None else f", training.image_size = {spec.image_size}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.methods.asha import ASHA
-from bench.methods.base import Method, MethodSettings
+from bench.methods.base import Method
 from bench.methods.bayesian_optimization import BayesianOptimization
 from bench.methods.de_elbo import DEELBo
 from bench.methods.de_elbo_halving import DEELBoHalving
@@ -13,9 +13,6 @@ from bench.methods.grid_search import MAPGridSearch
 from bench.methods.hypergradient import Hypergradient
 from bench.methods.laplace import Laplace
 from bench.methods.random_search import RandomSearch
-
-__all__ = ["METHODS", "Method", "MethodSettings", "method_named"]
-
 
 METHODS: tuple[type[Method], ...] = (
     MAPGridSearch,

@@ -1,7 +1,4 @@
-"""ASHA: random configurations, of which bad ones stop early.
-
-Source: Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning".
-"""
+"""ASHA: random configurations, of which bad ones stop early (Li et al. 2020)."""
 
 from __future__ import annotations
 

@@ -61,20 +61,13 @@ class Method(ABC):
     all trials, no trial any more. `tell` receives the record of each trial, in any order. Records of an earlier call of
     `run` are received like new ones, so a method cannot tell whether it was interrupted. The trials must be a function
     of the settings and of the records received, never of time: reports ask again to find which records belong to it.
-
-    Attributes:
-        name: of the entry in the configuration; the class attribute is the method's own.
-        title: display name in tables and legends.
-        bayesian: whether its runs sample from a posterior, as the DE ELBo's do; they take longer than those of MAP.
-        adaptive: whether results decide how many trials there are, so that `stages` are upper bounds.
-        dry_run: set by a caller that will run nothing: an expensive choice may be replaced by any trial.
     """
 
-    name: str
+    name: str  # of the entry in the configuration; the class attribute is the method's own
     title: ClassVar[str]
-    bayesian: ClassVar[bool] = False
-    adaptive: ClassVar[bool] = False
-    dry_run: bool = False
+    bayesian: ClassVar[bool] = False  # its runs sample from a posterior, which takes longer than MAP
+    adaptive: ClassVar[bool] = False  # results decide how many trials there are, so that `stages` are upper bounds
+    dry_run: bool = False  # set by a caller that will run nothing: an expensive choice may be replaced by any trial
     Settings: ClassVar[type[MethodSettings]]
     settings: Any
 
@@ -98,18 +91,12 @@ class Method(ABC):
         return ()
 
     def stopped_trials(self) -> Sequence[TrialSpec]:
-        """Return the trials since the last call that will not continue to the end of their run; methods collect them.
-
-        Their snapshots are deleted; others stay until the cell is finished.
-        """
+        """Return the trials since the last call that will not continue, whose snapshots are deleted."""
         stopped, self._stopped = self._stopped, []
         return stopped
 
     def load_history(self, records: Sequence[TrialRecord]) -> None:  # noqa: B027 - most have nothing to take from it
-        """Receive the records that this entry has in this cell, before the first `ask`; `tell` receives them again.
-
-        A method whose next trial is expensive to choose takes its earlier choices from here.
-        """
+        """Receive earlier records, and so earlier choices, before the first `ask`; `tell` receives them again."""
 
     def ask(self) -> TrialSpec | None:
         """Return the next trial, or None if none may start now."""

@@ -191,9 +191,6 @@ class BayesianOptimization(SequentialMethod):
             self._history.append(Observation(point, None if failed else value))
         return super().next_trials(record)
 
-    def num_tuning_trials(self) -> int:
-        return self.size
-
     def _choose(self, number: int) -> Point:
         settings = self.settings
         seed = derived_rng(settings.seed, self.cell, number).getrandbits(32)

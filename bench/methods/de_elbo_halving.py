@@ -48,11 +48,9 @@ class HalvingSettings(DEELBoOptions):
 class DEELBoHalving(Method):
     """Train all learning rates to the first rung, the best half of them to the next, and one to the end.
 
-    By default that is 4 x 1/8 + 2 x 1/8 + 3/4 = 1.5 runs instead of the DE ELBo's 4.
-
-    At a rung the objective is the mean NLL under q of the last training batches plus the regularizer, at no extra cost.
-    A run that diverged or failed stops. If none completed, the first that diverged continues, so that the cell has a
-    result; if all failed there is none.
+    By default that is 4 x 1/8 + 2 x 1/8 + 3/4 = 1.5 runs instead of the DE ELBo's 4. The objective at a rung, of the
+    last training batches, costs nothing extra. A run that diverged or failed stops; if none completed, the first that
+    diverged continues, so that the cell has a result.
     """
 
     name = "deelbo-halving"

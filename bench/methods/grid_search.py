@@ -26,11 +26,7 @@ def _retrain(value: Any) -> Any:
 
 
 class Grid(MethodSettings):
-    """A grid of learning rates x strengths.
-
-    With L2-zero and L2-SP backbone and head have one strength (alpha = beta), or, if the prior is ``untied``, two
-    (alpha x beta). With PTYL the backbone has the scale lambda of its prior, and ``weight_decays`` are the head's.
-    """
+    """A grid of learning rates x strengths: one for backbone and head, two if the prior is ``untied`` or PTYL."""
 
     learning_rates: LearningRates = DEFAULT_LEARNING_RATES
     weight_decays: Annotated[tuple[NotNegative, ...], Unique] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 0.0)
@@ -58,9 +54,8 @@ class GridSearchSettings(Grid):
     retrain: Annotated[Retrain | dict[Prior, Retrain], BeforeValidator(_retrain)] = "best"
 
     def retrain_mode(self, prior: str) -> Retrain:
-        if isinstance(self.retrain, dict):
-            return self.retrain.get(prior, "best")  # type: ignore[call-overload, no-any-return]
-        return self.retrain
+        choice: Any = self.retrain
+        return choice.get(prior, "best") if isinstance(choice, dict) else choice  # type: ignore[no-any-return]
 
     def max_trials(self, prior: str) -> int:
         size = self.size(prior)

@@ -24,10 +24,7 @@ class RandomSearchSettings(SequentialSettings):
 
 
 def sample_configurations(settings: SequentialSettings, cell: Cell) -> list[dict[str, float]]:
-    """Return the configurations of a cell in order, each as fields of `TrialSpec`.
-
-    They are the beginning of one shuffle of the whole grid: more trials begin with the same configurations.
-    """
+    """Return the first configurations of a shuffle of the whole grid, each as fields of `TrialSpec`."""
     points = list(settings.points(cell.prior))
     derived_rng(settings.seed, cell).shuffle(points)
     return points[: settings.configurations(cell.prior)]
@@ -46,6 +43,3 @@ class RandomSearch(SequentialMethod):
             self.spec("tune", number=i, **point)
             for i, point in enumerate(sample_configurations(self.settings, self.cell))
         ]
-
-    def num_tuning_trials(self) -> int:
-        return self.size

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -54,20 +53,18 @@ class SequentialMethod(Method):
 
     def __init__(self, template: TrialTemplate, settings: Any, name: str | None = None) -> None:
         self.size: int = settings.configurations(template.cell.prior)
-        self._tuned: dict[int, TrialRecord] = {}
+        self._tuned: dict[int | None, TrialRecord] = {}
         self._num_ranked = 0
         self._num_retrained = 0
         self._best: tuple[tuple[float, float], TrialSpec] | None = None
         super().__init__(template, settings, name)
 
-    @abstractmethod
     def num_tuning_trials(self) -> int:
         """Return the number of tuning trials; an upper bound while results decide."""
+        return self.size
 
     def record_tuned(self, record: TrialRecord) -> list[TrialSpec]:
         """Receive the last tuning record of a configuration; return the retrainings that are decided by now."""
-        if record.spec.number is None:
-            raise ValueError(f"{record.spec.describe()} has no number")
         self._tuned[record.spec.number] = record
         trials = []
         while (tuned := self._tuned.get(self._num_ranked)) is not None:

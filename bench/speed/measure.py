@@ -31,9 +31,8 @@ def measure(setting: Setting, device: torch.device) -> dict[str, Any]:
     """Measure milliseconds per step of MAP and DE ELBo with each prior, their ratio, and a plain PyTorch baseline.
 
     Every round times some steps of each variant in turn, so that other work on the machine affects all alike; a ratio
-    is the median over rounds of the ratios within a round. The steps are those of `deelbo.fit`, on synthetic images,
-    with augmentation. First of all, loss and gradients of the fast path are compared with a plain float32 path. If the
-    baseline or the profiler fails after that, the result has its error, and all the times.
+    is the median over rounds of the ratios within a round. The steps are those of `deelbo.fit`, on synthetic images.
+    First of all, loss and gradients of the fast path are compared with a plain float32 path.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(setting.threads)
@@ -127,9 +126,7 @@ def _measure_baseline(setting: Setting, runs: dict[str, TrainingRun], device: to
 def _summary(
     setting: Setting, device: torch.device, deviation: Deviation, weights: int, times: Times, memory: dict[str, float]
 ) -> dict[str, Any]:
-    def ratio(prior: str) -> list[float]:
-        return [a / b for a, b in zip(times[f"de-elbo {prior}"], times[f"map {prior}"], strict=True)]
-
+    pairs = {prior: zip(times[f"de-elbo {prior}"], times[f"map {prior}"], strict=True) for prior in setting.priors}
     result = {
         "environment": _environment(device, setting.threads),
         "setting": asdict(setting),
@@ -137,7 +134,7 @@ def _summary(
         "weights": weights,
         "deviation_from_plain": asdict(deviation),
         **_rates(times, setting),
-        "de_elbo_over_map": {prior: _spread(ratio(prior)) for prior in setting.priors},
+        "de_elbo_over_map": {prior: _spread([elbo / map_ for elbo, map_ in pairs[prior]]) for prior in pairs},
     }
     if memory:
         shares = {prior: memory[f"de-elbo {prior}"] / memory[f"map {prior}"] for prior in setting.priors}

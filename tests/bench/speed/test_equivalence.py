@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.speed.equivalence import BOUNDS, Deviation, measure_deviation
 from bench.speed.measure import measure
@@ -39,6 +40,14 @@ def test_float32_deviates_by_rounding_alone() -> None:
     assert found.loss < 1e-5
     assert found.gradient < 1e-3
     assert found.rho < 1e-3
+
+
+def test_a_network_that_is_stabilized_keeps_its_prior_mean() -> None:
+    """The last BatchNorm of a ResNet's branch is scaled before both paths take L2-SP's mean from the weights."""
+    parts = {"conv": nn.Conv2d(1, 4, 3), "bn3": nn.BatchNorm2d(4), "flat": nn.Flatten(), "head": nn.Linear(144, 10)}
+    model = nn.Sequential(OrderedDict(parts))
+    found = measure_deviation(model, "head", torch.randn(16, 1, 8, 8), torch.arange(16) % 10, 50, Numerics())
+    assert found.exceeds(Deviation(1e-5, 1e-3, 1e-3)) == []
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
