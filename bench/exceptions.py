@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from bench.utils.text import single_line
 
-__all__ = ["ConfigError", "FormatError", "RecordError", "RunAborted", "StorageError", "UnreachableError"]
-
 
 class ConfigError(ValueError):
     """Bad input: what is wrong, what was expected, what to do."""

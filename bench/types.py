@@ -6,24 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-__all__ = [
-    "DEFAULT_LEARNING_RATES",
-    "Count",
-    "Flag",
-    "Fraction",
-    "LearningRates",
-    "Name",
-    "NotNegative",
-    "Number",
-    "Positive",
-    "Prior",
-    "Seed",
-    "StrictModel",
-    "Unique",
-    "check_unique",
-    "parse_number",
-]
-
 
 def parse_number(value: Any) -> Any:
     """Convert a text to a number: YAML 1.1 reads 1e-4 as text. Pydantic checks everything else."""

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from bench.cli.arguments import Subparsers
     from bench.doctor.cluster_report import CheckResult
 
-__all__ = ["add_parser", "raise_first_failure"]
-
-
 PIPE_WIDTH = 100
 COLORS = {"ok": "green", "note": "yellow", "fail": "bold red"}
 

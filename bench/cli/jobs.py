@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from bench.cli.arguments import Subparsers
     from bench.jobs.client import Cluster, Job
 
-__all__ = ["add_parser", "follow_job"]
-
-
 PROGRESS_LINE = re.compile(r"^\d+/\d+ done, .*")
 INTERRUPTED = 130
 STATES = {"PENDING": "waits", "RUNNING": "runs", "SUCCEEDED": "done", "FAILED": "failed", "STOPPED": "stopped"}

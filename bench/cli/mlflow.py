@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from bench.cli.arguments import Subparsers
     from bench.storage.records import RecordStore
 
-__all__ = ["add_parser", "send"]
-
-
 T = TypeVar("T")
 
 

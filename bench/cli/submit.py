@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from bench.config.benchmark import Benchmark
     from bench.jobs.client import Cluster, Job
 
-__all__ = ["add_parser"]
-
-
 IDENTITY_OPTIONS = ("only", "env", "from-source", "install", "tracking-uri")
 """Options that a second `submit` must share with the first to mean the same job."""
 

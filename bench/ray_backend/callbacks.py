@@ -10,8 +10,6 @@ from ray.tune.schedulers import FIFOScheduler
 
 from bench.ray_backend.searcher import UNKNOWN_REASON, QueueSearcher
 
-__all__ = ["ResultForwarder", "StartedActorFirstScheduler"]
-
 
 class ResultForwarder(tune.Callback):
     """Tell the searcher that a trial has started, and its result while that can still be changed."""

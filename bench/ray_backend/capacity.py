@@ -8,9 +8,6 @@ from collections.abc import Iterable, Mapping
 from bench.config.benchmark import Benchmark
 from bench.config.sections import Resources
 
-__all__ = ["ACCELERATOR", "accelerator_conflict", "no_fit_message", "trial_resources", "trials_per_node"]
-
-
 ACCELERATOR = "accelerator_type:"
 """Prefix of the resource by which Ray names a node's type of accelerator; a node has 1 of it."""
 ACCELERATOR_SHARE = 0.001

@@ -21,9 +21,6 @@ from bench.ray_backend.environment import configure_ray
 from bench.utils.signals import preserve_handlers
 from bench.utils.text import redact_url, single_line
 
-__all__ = ["count_slots", "ray_session", "token_refused"]
-
-
 MAX_NODE_WAIT_MINUTES = 30
 """A node of a cloud takes minutes to start; an autoscaler asks again and again for one that its cloud refuses."""
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["configure_ray"]
-
-
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the command line shows the progress itself

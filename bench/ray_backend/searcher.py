@@ -23,9 +23,6 @@ from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from bench.utils.text import single_line
 
-__all__ = ["UNKNOWN_REASON", "QueueSearcher"]
-
-
 T = TypeVar("T")
 UNKNOWN_REASON = "its process ended without an error message"
 MIN_RETRIES_BEFORE_START = 3

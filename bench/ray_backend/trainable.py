@@ -22,9 +22,6 @@ from bench.utils.text import single_line
 from deelbo.pretrained.embedded import Pretrained
 from deelbo.training.checkpoint import Checkpoint, Handover
 
-__all__ = ["TrialRunner", "TrialTrainable", "WorkerSettings", "shares_storage"]
-
-
 TrialRunner = Callable[..., tuple[TrialRecord, Series]]
 """`bench.execution.run_trial.run_trial`, or a substitute in tests and measurements."""
 

@@ -33,9 +33,6 @@ from bench.utils.signals import interrupt_on_signals
 from deelbo.data import data_folder
 from deelbo.pretrained.embedded import Pretrained
 
-__all__ = ["BenchmarkRun"]
-
-
 SCRATCH_PREFIX = "deelbo-tune-"
 TUNE_NAMES = {"CPU": "cpu", "GPU": "gpu"}
 

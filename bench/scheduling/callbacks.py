@@ -6,8 +6,6 @@ from bench.scheduling.queue import TrialQueue
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 
-__all__ = ["RunCallback"]
-
 
 class RunCallback:
     """Base class of observers of a run. Every method must return at once: the scheduler waits for it."""

@@ -13,9 +13,6 @@ from bench.exceptions import ConfigError
 from bench.utils.text import describe_error
 from deelbo.training.schedule import Schedule
 
-__all__ = ["Throughput", "Work", "count_work"]
-
-
 FORWARD_SHARE = 1 / 3
 """Cost of a forward pass relative to forward and backward, by the usual count of multiplications."""
 PUBLISHED_IMAGES_PER_SECOND = {"resnet50": 320.0}

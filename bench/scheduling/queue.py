@@ -12,9 +12,6 @@ from bench.methods.base import Method
 from bench.trials.record import TrialRecord
 from bench.trials.spec import Cell, TrialSpec
 
-__all__ = ["FinishedCells", "TrialQueue", "split_finished"]
-
-
 MIN_CHOOSING_SECONDS = 0.002
 """A method that takes less to choose a trial has looked it up in a list; that is not counted as its cost."""
 

@@ -10,8 +10,6 @@ from typing import NamedTuple
 from bench.trials.record import TrialRecord
 from bench.utils.text import format_duration
 
-__all__ = ["FinishedTrial", "RunSummary", "summarize_run"]
-
 
 class FinishedTrial(NamedTuple):
     """Part of a trial's record that a summary needs; whole records would stay in memory for the whole run.

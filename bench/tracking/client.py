@@ -9,9 +9,6 @@ from bench.config.places import check_database, check_tracking_uri
 from bench.exceptions import ConfigError
 from bench.storage.records import RecordStore
 
-__all__ = ["MLFLOW_CLIENT_ENV", "connect", "is_gone", "is_refusal", "tracking_uri"]
-
-
 MLFLOW_CLIENT_ENV = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the caller retries, and then looks for what the failed request did
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds

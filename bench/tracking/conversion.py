@@ -20,20 +20,6 @@ from bench.exceptions import RecordError
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 
-__all__ = [
-    "Content",
-    "clip_text",
-    "dataset_inputs",
-    "final_status",
-    "milliseconds",
-    "record_mark",
-    "round_digits",
-    "run_content",
-    "run_name",
-    "run_params",
-]
-
-
 MAX_NAME_CHARS, MAX_PARAM_CHARS, MAX_TAG_CHARS, MAX_ERROR_CHARS = 250, 6000, 8000, 4000
 MAX_DATASET_NAME_CHARS, MAX_DIGEST_CHARS, MAX_INPUT_TAG_CHARS = 500, 36, 500
 MAX_OPTIONS = 40  # MLflow takes 100 parameters a request

@@ -10,9 +10,6 @@ from bench.config.benchmark import Benchmark
 from bench.labels import PRIOR_NAMES, dataset_name, method_name
 from bench.tracking.views import CHOSEN, METHODS, TRIALS, link
 
-__all__ = ["NOTE", "experiment_note", "is_replaceable", "run_note"]
-
-
 NOTE = "mlflow.note.content"
 SIGNATURE = "*Written by `deelbo-bench`, which leaves a description without this line as it is.*"
 MAX_CHARS = 4500  # of the 5,000 that a tag may have in some of MLflow's stores

@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 
-__all__ = ["monitor_gpus"]
-
 
 def monitor_gpus(uri: str, run_id: str) -> None:
     """Start MLflow's monitor, unless it runs or there is no GPU that it can read.

@@ -28,9 +28,6 @@ from bench.tracking.runs import MARK, MLflowRuns
 from bench.trials.spec import TrialSpec
 from bench.utils.text import redact_url, single_line
 
-__all__ = ["MLflowMirror", "Target"]
-
-
 NUM_THREADS = 4
 MAX_FAILURES = 2 * NUM_THREADS  # one after the other: the server does not answer
 

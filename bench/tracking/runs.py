@@ -16,9 +16,6 @@ from bench.tracking.views import saved_views
 from bench.trials.spec import TrialSpec
 from bench.utils.text import redact_url
 
-__all__ = ["CHOSEN", "COST", "MARK", "MLflowRuns", "TrialRun", "role_filter"]
-
-
 MAX_BATCH_SIZE = 1000
 PAGE_SIZE = 200  # runs, of 20 kB and more each
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # opens the page that lists training runs

@@ -17,9 +17,6 @@ from bench.tracking.mirror import MLflowMirror, Target
 from bench.tracking.runs import MLflowRuns, role_filter
 from bench.utils.text import redact_url
 
-__all__ = ["RUN_METRICS", "log_report", "sync"]
-
-
 PAUSE_SECONDS = (1, 2, 4, 8, 16, 30)
 """Between passes that get no further: a minute, in which a server restarts."""
 NUM_FIRST_PAUSES = 3  # of these, for a server that never answered

@@ -16,9 +16,6 @@ from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from bench.utils.text import redact_url, single_line
 
-__all__ = ["MLflowTracker"]
-
-
 MAX_PAUSE_SECONDS, MAX_LAST_PAUSE_SECONDS = 10.0, 1.0
 TRIALS_SHARE = 0.6  # of the seconds of a killed run, for trials; the rest is for closing their runs
 MAX_PROBLEM_CHARS = 200

@@ -12,9 +12,6 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["CHOSEN", "METHODS", "PREFIX", "TRIALS", "link", "saved_views"]
-
-
 PREFIX = "mlflow.sharedViewState."
 TRIALS, CHOSEN, METHODS = "deelbo-trials", "deelbo-chosen", "deelbo-methods"
 SAVED_MILLISECONDS = 1_760_000_000_000  # constant, so that an unchanged view is an unchanged tag
