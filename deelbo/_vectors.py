@@ -11,19 +11,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "add",
-    "add_to_gradients_",
-    "dot",
-    "flatten",
-    "flatten_gradients",
-    "set_gradients",
-    "squared_norms",
-    "views",
-    "write",
-]
-
-
 CHUNK = 1 << 18  # elements
 
 

@@ -19,9 +19,6 @@ from torch import nn
 from deelbo._vectors import flatten
 from deelbo.priors import GaussianPrior, Isotropic
 
-__all__ = ["GROUPINGS", "Group", "backbone_prior", "find_module", "layer_groups", "make_groups", "split_at_head"]
-
-
 GROUPINGS = ("backbone+head", "layer")
 
 

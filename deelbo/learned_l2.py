@@ -13,8 +13,6 @@ from deelbo.groups import make_groups
 from deelbo.objectives.elbo import DataEmphasizedELBO
 from deelbo.priors import GaussianPrior
 
-__all__ = ["LearnedL2"]
-
 
 class LearnedL2(DataEmphasizedELBO):
     """Learns the strength of L2 regularization while the model trains, from all the data, in one run.

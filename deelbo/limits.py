@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["MAX_WEIGHT_DECAY", "MIN_SIGMA", "MIN_WEIGHT_DECAY"]
-
-
 MIN_SIGMA = 1e-12
 """Least standard deviation of the posterior: below it sigma^2 is lost in float32."""
 MIN_WEIGHT_DECAY, MAX_WEIGHT_DECAY = 1e-8, 1.0

@@ -22,8 +22,6 @@ from torch import Tensor, nn
 from deelbo._vectors import add, dot, flatten, flatten_gradients, write
 from deelbo.limits import MIN_SIGMA
 
-__all__ = ["Draw", "IsotropicPosterior"]
-
 
 @dataclass
 class Draw:

@@ -23,9 +23,6 @@ from torch import Tensor
 
 from deelbo._vectors import dot
 
-__all__ = ["GaussianPrior", "Isotropic", "KLTerm", "LowRank"]
-
-
 CHUNK = 1 << 20  # weights
 
 

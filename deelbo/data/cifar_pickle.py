@@ -9,27 +9,17 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-__all__ = ["Batch", "read_batch", "read_pickle"]
-
 
 PIXELS = 3 * 32 * 32
 DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 
 
-class Batch(NamedTuple):
-    """One file. ``pixels``: (n, 3072), red, green and blue planes of 32 x 32 (officially uint8); ``labels``: from 0."""
-
-    pixels: npt.NDArray[Any]
-    labels: list[int]
-
-
-def read_batch(path: Path) -> Batch:
-    """Return the images and labels of a batch.
+def read_batch(path: Path) -> tuple[npt.NDArray[Any], list[int]]:
+    """Return the pixels (n, 3072), red, green and blue planes of 32 x 32 (officially uint8), and the labels from 0.
 
     Raises:
         pickle.UnpicklingError, EOFError: not a pickle, or one that names anything but the parts of an array.
@@ -44,7 +34,7 @@ def read_batch(path: Path) -> Batch:
     array = pixels.array()
     if array.ndim != 2 or array.shape[1] != PIXELS:
         raise ValueError(f"data of {path.name} has shape {array.shape}, expected (n, {PIXELS})")
-    return Batch(array, labels)
+    return array, labels
 
 
 def read_pickle(path: Path) -> dict[str, Any]:

@@ -12,9 +12,6 @@ import torch
 from deelbo.data.images import Geometry, Images, Normalization
 from deelbo.data.splits import balanced_draw, check_size, stratified_subset, validation_fifth
 
-__all__ = ["Split", "Task"]
-
-
 HASHED_BYTES = 2**26  # at most so many pixels of a pool, and of a test set
 
 

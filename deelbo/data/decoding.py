@@ -6,7 +6,6 @@ images that have changed are decoded again. It may be deleted at any time.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -23,9 +22,6 @@ from PIL import Image
 from torch import Tensor
 
 from deelbo.data.integrity import DataError
-
-__all__ = ["CACHE", "Listing", "decode", "load_decoded", "open_image"]
-
 
 CACHE = "deelbo-cache"
 """The folder of decoded images, below that of the datasets."""
@@ -49,9 +45,8 @@ class Listing:
         for files, labels in ((self.training, self.training_labels), (self.test, self.test_labels)):
             digest.update(f"{len(files)}\n".encode())
             for file, label in zip(files, labels, strict=True):
-                stat = file.stat()
-                line = f"{file.relative_to(folder).as_posix()} {stat.st_size} {stat.st_mtime_ns} {label}\n"
-                digest.update(line.encode())
+                stat, name = file.stat(), file.relative_to(folder).as_posix()
+                digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns} {label}\n".encode())
         return digest.hexdigest()[:16]
 
 
@@ -62,11 +57,7 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def decode(files: Sequence[Path], side: int) -> Tensor:
-    """Return the images in RGB, resized as torchvision resizes a PIL image; uint8 (n, 3, side, side).
-
-    Raises:
-        DataError: a file cannot be decoded; the message has its path.
-    """
+    """Return the images in RGB, resized as torchvision resizes a PIL image; uint8 (n, 3, side, side)."""
     pixels = torch.empty(len(files), 3, side, side, dtype=torch.uint8)
 
     def decode_one(i: int) -> None:
@@ -94,8 +85,7 @@ def load_decoded(listing: Listing, side: int, name: str, root: Path, folder: Pat
     """
     path = root / CACHE / f"{name}-{side}-{listing.digest(folder)}.pt"
     shapes = {"training": (len(listing.training), 3, side, side), "test": (len(listing.test), 3, side, side)}
-    pixels = _read(path, shapes)
-    if pixels is None:
+    if (pixels := _read(path, shapes)) is None:
         pixels = {"training": decode(listing.training, side), "test": decode(listing.test, side)}
         if _write(path, pixels, like=listing.training[0]):
             pixels = _read(path, shapes) or pixels
@@ -113,20 +103,16 @@ def _read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor
 
 def _write(path: Path, pixels: dict[str, Tensor], like: Path) -> bool:
     """Write a file, as a whole or not at all, with the permissions of ``like``; return whether it could be written."""
-    temporary = None
     try:
         path.parent.mkdir(exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            torch.save(pixels, file)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.copymode(like, temporary)
-        temporary.replace(path)
+        with tempfile.TemporaryDirectory(dir=path.parent, suffix=".part") as folder:
+            temporary = Path(folder) / path.name
+            with temporary.open("wb") as file:
+                torch.save(pixels, file)
+                file.flush()
+                os.fsync(file.fileno())
+            shutil.copymode(like, temporary)
+            temporary.replace(path)
     except (OSError, RuntimeError):  # read-only or full; torch reports a full disk as RuntimeError
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
         return False
     return True

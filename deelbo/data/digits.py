@@ -14,9 +14,6 @@ from torch.nn.functional import interpolate
 
 from deelbo.data.images import Images
 
-__all__ = ["load_mnist", "load_uci"]
-
-
 TEST_IMAGES = 1000
 
 

@@ -9,9 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Geometry", "Images", "Normalization", "resize_side"]
-
-
 CHUNK = 512  # images in floating point at one time
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CIFAR10", "FLOWERS", "PET", "DataError", "DatasetFiles", "as_data_error"]
+UNVERIFIED = ", or take it with `verify_data: false`"
 
 
 class DataError(ValueError):
@@ -48,79 +48,54 @@ class DatasetFiles:
             f" holds a whole {self.folder}"
         )
 
-    def check_files(self, root: Path, checksums: Mapping[str, str]) -> None:
-        """Raise DataError unless the folder exists, is unpacked and contains its files.
+    def error(self, problem: str, alternative: str = "") -> DataError:
+        """Return the error "dataset ``problem``: `remedy` ``alternative``"."""
+        return DataError(f"{self.name} {problem}: {self.remedy}{alternative}")
 
-        Args:
-            root: the folder of the datasets.
-            checksums: MD5 sums by file below ``folder``; they are compared once all files exist.
-        """
+    def check_files(self, root: Path, checksums: Mapping[str, str]) -> None:
+        """Raise DataError unless the folder exists, is unpacked and contains its files, with these MD5 sums."""
         folder = root / self.folder
         for archive, becomes in self.archives:
             if (root / archive).is_file() and not (root / becomes).exists():
-                raise DataError(
-                    f"{self.name} is not unpacked: {root / archive} exists, {root / becomes} does not: unpack it with"
-                    f" `tar -xf`, or {self.remedy}"
-                )
+                found = f"{root / archive} exists, {root / becomes} does not"
+                raise DataError(f"{self.name} is not unpacked: {found}: unpack it with `tar -xf`, or {self.remedy}")
         if not folder.is_dir():
             if root.name == self.folder and root.is_dir():
                 raise DataError(
                     f"{self.name} was searched below {root}, which is its own folder: set `data` / $DEELBO_DATA to the"
                     f" folder above it, {root.parent}"
                 )
-            raise DataError(f"{self.name} was not found: {root} has no folder {self.folder}: {self.remedy}")
-        missing = [file for file in self.files if not (folder / file).is_file()]
-        if missing:
-            raise DataError(
-                f"{self.name} is incomplete: {len(missing)} of {len(self.files)} files are missing in {folder}, the"
-                f" first {missing[0]}: {self.remedy}"
-            )
+            raise self.error(f"was not found: {root} has no folder {self.folder}")
+        if missing := [file for file in self.files if not (folder / file).is_file()]:
+            count = f"{len(missing)} of {len(self.files)}"
+            raise self.error(f"is incomplete: {count} files are missing in {folder}, the first {missing[0]}")
         for file, expected in checksums.items():
-            found = _md5(folder / file)
+            with (folder / file).open("rb") as content:
+                found = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
             if found != expected:
-                raise DataError(
-                    f"{self.name} is another version: {folder / file} has MD5 {found}, the official one {expected}:"
-                    f" {self.remedy}, or take it with `verify_data: false`"
-                )
+                problem = f"is another version: {folder / file} has MD5 {found}, the official one {expected}"
+                raise self.error(problem, UNVERIFIED)
 
     def check_images(self, root: Path, images: Sequence[Path]) -> None:
         """Raise DataError where listed images are missing or empty."""
-        missing = [image for image in images if not image.is_file() or not image.stat().st_size]
-        if missing:
-            raise DataError(
-                f"{self.name} is incomplete: {len(missing)} of {len(images)} listed images are missing or empty in"
-                f" {root / self.folder}, the first {missing[0].name}: {self.remedy}"
-            )
+        if missing := [image for image in images if not image.is_file() or not image.stat().st_size]:
+            where = f"missing or empty in {root / self.folder}, the first {missing[0].name}"
+            raise self.error(f"is incomplete: {len(missing)} of {len(images)} listed images are {where}")
 
     def check_labels(self, root: Path, training: Sequence[int], test: Sequence[int], verify: bool) -> None:
-        """Raise DataError for an impossible label or a class without training image.
-
-        With ``verify``, also where the number of images is not the official one.
-        """
+        """Raise DataError for an impossible label, a class without image or, with ``verify``, an unofficial number."""
+        folder, classes = root / self.folder, self.num_classes
         for split, labels, official in (("training", training, self.training_images), ("test", test, self.test_images)):
-            wrong = [label for label in labels if not 0 <= label < self.num_classes]
-            if wrong:
-                raise DataError(
-                    f"{self.name} is another version: label {wrong[0]} among the {split} images of"
-                    f" {root / self.folder}, expected 0 to {self.num_classes - 1}: {self.remedy}"
-                )
+            if wrong := [label for label in labels if not 0 <= label < classes]:
+                found = f"label {wrong[0]} among the {split} images of {folder}"
+                raise self.error(f"is another version: {found}, expected 0 to {classes - 1}")
             if verify and len(labels) != official:
-                raise DataError(
-                    f"{self.name} is another version: {len(labels)} {split} images in {root / self.folder}, officially"
-                    f" {official}: {self.remedy}, or take it with `verify_data: false`"
-                )
-        absent = sorted(set(range(self.num_classes)) - set(training))
+                found = f"{len(labels)} {split} images in {folder}"
+                raise self.error(f"is another version: {found}, officially {official}", UNVERIFIED)
+        absent = sorted(set(range(classes)) - set(training))
         if absent or not test:
             missing = f"training image of class {absent[0]}" if absent else "test image"
-            raise DataError(
-                f"{self.name} is incomplete: no {missing} in {root / self.folder}, expected {self.num_classes} classes:"
-                f" {self.remedy}"
-            )
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            raise self.error(f"is incomplete: no {missing} in {folder}, expected {classes} classes")
 
 
 @contextmanager

@@ -14,9 +14,6 @@ from deelbo.data.integrity import CIFAR10, FLOWERS, PET, DatasetFiles
 if TYPE_CHECKING:
     from deelbo.data.dataset import Task
 
-__all__ = ["TASKS", "TaskEntry", "check_task", "crop_size", "data_folder", "download_task", "load_task"]
-
-
 DIGIT_SIZE = 16  # pixels
 PET_IMAGES_PER_CLASS = 93  # in the smallest class of the official trainval split
 
@@ -71,21 +68,20 @@ TASKS = {
 }
 
 
-def data_folder() -> Path:
-    """Return the default folder of the datasets: $DEELBO_DATA, or ``data`` in the cache folder of deelbo."""
-    if folder := os.environ.get("DEELBO_DATA"):
-        return Path(folder)
+def cache_folder() -> Path:
+    """Return the folder of pretrained weights and datasets: $DEELBO_CACHE, or ``deelbo`` in the user's cache folder."""
     if folder := os.environ.get("DEELBO_CACHE"):
-        return Path(folder) / "data"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deelbo" / "data"
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deelbo"
+
+
+def data_folder() -> Path:
+    """Return the default folder of the datasets: $DEELBO_DATA, or ``data`` in `cache_folder`."""
+    return Path(os.environ.get("DEELBO_DATA") or cache_folder() / "data")
 
 
 def crop_size(name: str, image_size: int | None = None) -> int:
-    """Return the side in pixels of what the network sees; ``image_size`` None: the dataset's default.
-
-    Raises:
-        ValueError: an unknown name, or a size that the dataset does not have.
-    """
+    """Return the side in pixels of what the network sees: the dataset's default, or a possible ``image_size``."""
     entry = _entry(name)
     if image_size is None:
         return entry.image_size
@@ -122,11 +118,7 @@ def load_task(
 
 
 def check_task(name: str, root: str | os.PathLike[str] | None = None, verify: bool = True) -> None:
-    """Check that `load_task` will find complete data, without decoding an image; takes about a second.
-
-    Raises:
-        ValueError: as `load_task`, except for images that cannot be decoded.
-    """
+    """Raise what `load_task` would raise, except for images that cannot be decoded. Takes about a second."""
     files = _entry(name).files
     if files is not None:
         from deelbo.data import torchvision_datasets
@@ -137,10 +129,7 @@ def check_task(name: str, root: str | os.PathLike[str] | None = None, verify: bo
 def download_task(name: str, root: str | os.PathLike[str] | None = None) -> Path:
     """Download what is missing of the named dataset below ``root``, and return its folder.
 
-    Nothing is downloaded for a dataset that comes with an installed package.
-
-    Raises:
-        ValueError: an unknown name, or a download that failed; one line.
+    Nothing is downloaded for a dataset that comes with an installed package. A failed download raises ValueError.
     """
     files = _entry(name).files
     if files is None:

@@ -7,9 +7,6 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["balanced_draw", "check_size", "stratified_subset", "validation_fifth"]
-
-
 Indices: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
 
 

@@ -21,9 +21,6 @@ from deelbo.data.decoding import Listing, load_decoded
 from deelbo.data.images import Geometry, Images, resize_side
 from deelbo.data.integrity import CIFAR10, FLOWERS, PET, DataError, DatasetFiles, as_data_error
 
-__all__ = ["check", "checksums", "download", "list_images", "load", "read_cifar10"]
-
-
 IMAGE_FOLDERS = {PET.name: "images", FLOWERS.name: "jpg"}
 READERS: dict[str, Any] = {
     CIFAR10.name: datasets.CIFAR10,
@@ -42,18 +39,9 @@ def _reader(name: str, is_complete: Callable[[str | Path], bool]) -> Any:
 
 
 def load(files: DatasetFiles, root: Path, image_size: int, verify: bool, images_per_class: int | None = None) -> Task:
-    """Read a dataset. CIFAR-10 is stored at 32 x 32 and resized on the device; the others are stored resized.
+    """Read a dataset; the arguments are those of `deelbo.data.load_task` and `Task`.
 
-    Args:
-        files: `CIFAR10`, `PET` or `FLOWERS` of `deelbo.data.integrity`.
-        root: the folder of the datasets.
-        image_size: side in pixels of what the network sees.
-        verify: whether checksums (where torchvision has them) and numbers of images must be the official ones. If not,
-            everything in the right format is accepted.
-        images_per_class: as in `Task`.
-
-    Raises:
-        DataError: the data are missing, incomplete, another version, or cannot be read.
+    CIFAR-10 is stored at 32 x 32 and resized on the device; the others are stored resized.
     """
     side = resize_side(image_size)
     if files.name == CIFAR10.name:
@@ -78,9 +66,6 @@ def download(files: DatasetFiles, root: Path) -> Path:
     """Download what is missing of a dataset, check it, and return its folder.
 
     An archive that is complete is unpacked and not downloaded again.
-
-    Raises:
-        DataError: it cannot be downloaded or written.
     """
 
     def is_complete(root: str | Path) -> bool:
@@ -119,13 +104,11 @@ def read_cifar10(files: DatasetFiles, root: Path, verify: bool) -> tuple[Images,
         parts = []
         for names in (datasets.CIFAR10.train_list, datasets.CIFAR10.test_list):
             batches = [read_batch(folder / name) for name, _ in names]
-            pixels = np.concatenate([batch.pixels for batch in batches])
-            labels = [label for batch in batches for label in batch.labels]
+            pixels = np.concatenate([pixels for pixels, _ in batches])
+            labels = [label for _, labels in batches for label in labels]
             if pixels.dtype != np.uint8 or len(pixels) != len(labels):
-                raise DataError(
-                    f"{files.name} cannot be read in {folder}: {len(labels)} labels and {len(pixels)} images of"
-                    f" {pixels.dtype}, expected one label an image, uint8: {files.remedy}"
-                )
+                found = f"{len(labels)} labels and {len(pixels)} images of {pixels.dtype}"
+                raise files.error(f"cannot be read in {folder}: {found}, expected one label an image, uint8")
             parts.append((pixels.reshape(-1, 3, 32, 32), labels))
         if "label_names" not in read_pickle(folder / datasets.CIFAR10.meta["filename"]):
             raise KeyError("label_names")
@@ -136,12 +119,11 @@ def read_cifar10(files: DatasetFiles, root: Path, verify: bool) -> tuple[Images,
 
 def list_images(files: DatasetFiles, root: Path, verify: bool) -> Listing:
     """Return the image files and labels of Pet or Flowers-102 in the official order. All files exist. See `load`."""
-    training, test = ("trainval", "test") if files.name == PET.name else ("train", "test")
     with as_data_error(f"{files.name} cannot be read in {root / files.folder}", files.remedy):
         files.check_files(root, checksums(files) if verify else {})
         reader = _reader(files.name, lambda _: True)
         listed = []
-        for split in (training, test):
+        for split in ("trainval" if files.name == PET.name else "train", "test"):
             dataset = reader(str(root), split)
             listed += [dataset._images if files.name == PET.name else dataset._image_files, dataset._labels]
         listing = Listing(*listed)
@@ -159,13 +141,9 @@ def _check_listing(files: DatasetFiles, root: Path, listing: Listing) -> None:
     images = root / files.folder / IMAGE_FOLDERS[files.name]
     for file in (*listing.training, *listing.test):
         if file.parent != images or not file.name.isprintable() or "\\" in file.name:
-            raise DataError(
-                f"{files.name} cannot be read in {root / files.folder}: its lists name {str(file)[-60:]!r}, expected"
-                f" names of images in {images}: {files.remedy}"
-            )
+            found = f"its lists name {str(file)[-60:]!r}, expected names of images in {images}"
+            raise files.error(f"cannot be read in {root / files.folder}: {found}")
     for label in (*listing.training_labels, *listing.test_labels):
         if type(label) is not int:
-            raise DataError(
-                f"{files.name} cannot be read in {root / files.folder}: label {str(label)[:60]!r}, expected a whole"
-                f" number: {files.remedy}"
-            )
+            found = f"label {str(label)[:60]!r}, expected a whole number"
+            raise files.error(f"cannot be read in {root / files.folder}: {found}")

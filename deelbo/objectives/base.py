@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from deelbo._vectors import flatten
 from deelbo.groups import Group
 
-__all__ = ["Objective", "TrainingContext"]
-
 
 class TrainingContext(Protocol):
     """The attributes of a training run that an objective's `adapt`, `warm_up` and `selection_metrics` read.

@@ -26,9 +26,6 @@ from deelbo.objectives.base import Objective
 from deelbo.posterior import Draw, IsotropicPosterior
 from deelbo.priors import Isotropic, KLTerm
 
-__all__ = ["ELBO", "DataEmphasizedELBO"]
-
-
 MAX_SEPARATE_GROUPS = 3  # up to so many groups, each is computed by launches of its own
 
 

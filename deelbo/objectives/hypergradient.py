@@ -28,9 +28,6 @@ from deelbo.limits import MAX_WEIGHT_DECAY, MIN_WEIGHT_DECAY
 from deelbo.objectives.base import TrainingContext
 from deelbo.objectives.map import MAP
 
-__all__ = ["HypergradientMAP"]
-
-
 TRAVEL = 2 * math.log(MAX_WEIGHT_DECAY / MIN_WEIGHT_DECAY)  # nats: through the range and back
 BETAS = (0.9, 0.99)
 

@@ -36,9 +36,6 @@ from deelbo.objectives.base import TrainingContext
 from deelbo.objectives.map import MAP
 from deelbo.priors import Isotropic
 
-__all__ = ["Curvature", "LaplaceMAP", "empirical_fisher", "log_marginal_likelihood"]
-
-
 MAX_GRADIENT_NUMBERS = 1 << 27
 """Bound on images times weights of the gradients that are held at one time."""
 MAX_IMAGES = 250  # per batch

@@ -13,8 +13,6 @@ from deelbo._vectors import add_to_gradients_, flatten
 from deelbo.groups import Group
 from deelbo.objectives.base import Objective
 
-__all__ = ["MAP"]
-
 
 class MAP(Objective):
     """Mean NLL + sum_g (alpha_g / 2) d_g^T Sigma_g^-1 d_g, with d_g the deviation from the prior's mean.

@@ -11,18 +11,11 @@ from deelbo._random import seeded
 from deelbo.groups import find_module
 from deelbo.pretrained.registry import PATCH_SIZE, find_backbone, vit_image_size
 
-__all__ = ["build_backbone", "check_head", "replace_head", "shapes_only"]
-
-
 EMBEDDING = "encoder.pos_embedding"  # the one weight whose shape depends on the image size, vit_b_16's
 
 
 def replace_head(model: nn.Module, head: str, num_classes: int) -> None:
-    """Replace the head by a new linear layer with torch's default initialization.
-
-    Raises:
-        ValueError: no such submodule, or not a linear layer.
-    """
+    """Replace the head, which must be a linear layer, by a new one with torch's default initialization."""
     old = find_module(model, head)
     if not isinstance(old, nn.Linear):
         raise ValueError(f"the head {head!r} must be a Linear layer, got {type(old).__name__}: name the last layer")
@@ -58,24 +51,18 @@ def build_backbone(
     entry = find_backbone(name, image_size)
     head = entry.head if head is None else head
     with seeded(seed):
-        if name == "digits-resnet":
-            model = entry.build(None)
+        if weights is not None and name != "digits-resnet":
+            model = _load(name, weights, head, image_size)
+        else:
+            model = entry.build(image_size)
             if weights is not None:
                 model.load_state_dict(weights)
-        elif weights is None:
-            model = entry.build(image_size)
-        else:
-            model = _load(name, weights, head, image_size)
         replace_head(model, head, num_classes)
     return model, head
 
 
 def shapes_only(name: str, image_size: int | None = None) -> tuple[nn.Module, str]:
-    """Return the named network on the device "meta" (names and shapes without numbers), and its head's name.
-
-    Raises:
-        ValueError: an unknown name, or an impossible image size.
-    """
+    """Return the named network on the device "meta" (names and shapes without numbers), and its head's name."""
     entry = find_backbone(name, image_size)
     with torch.device("meta"):
         return entry.build(image_size), entry.head
@@ -91,7 +78,11 @@ def _load(name: str, weights: Mapping[str, Tensor], head: str, image_size: int |
 
     It is built on "meta" first, as random numbers for a large network take a second and would be overwritten.
     """
-    state = {key: _copy(tensor) for key, tensor in weights.items() if not key.startswith(f"{head}.")}
+    state = {}
+    for key, tensor in weights.items():
+        if not key.startswith(f"{head}."):
+            dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            state[key] = tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
     if image_size is None and EMBEDDING in state:
         image_size = vit_image_size(state[EMBEDDING].shape[1] - 1)
     model, _ = shapes_only(name, image_size)
@@ -109,8 +100,3 @@ def _load(name: str, weights: Mapping[str, Tensor], head: str, image_size: int |
         first = f"{missing[0]} is missing" if missing else f"{unknown[0]} is unknown"
         raise ValueError(f"the weights do not fit {name}: {first}")
     return model
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["DigitsResNet"]
-
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with BatchNorm around a skip connection (He et al. 2016)."""

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from deelbo.data.images import Geometry, Images, Normalization
-from deelbo.data.registry import DIGIT_SIZE
+from deelbo.data.registry import DIGIT_SIZE, cache_folder
 from deelbo.groups import split_at_head
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.pretrained.swag import SWAG, recompute_batchnorm
-
-__all__ = ["Pretrained", "Recipe", "cache_folder", "load_pretrained", "pretrain"]
 
 
 @dataclass(frozen=True)
@@ -79,15 +77,8 @@ class Recipe:
     seed: int = 0
 
 
-def cache_folder() -> Path:
-    """Return the folder of pretrained weights: $DEELBO_CACHE, or ``deelbo`` in the user's cache folder."""
-    if folder := os.environ.get("DEELBO_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deelbo"
-
-
 def cache_path(recipe: Recipe) -> Path:
-    """Return the recipe's file, named after what determines its content: recipe, network's shapes, torch's version."""
+    """Return the recipe's file, named after all that determines its content."""
     model, _ = build_backbone(recipe.backbone, 10)
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     content = json.dumps([asdict(recipe), shapes, torch.__version__], sort_keys=True)
@@ -97,12 +88,7 @@ def cache_path(recipe: Recipe) -> Path:
 def load_pretrained(recipe: Recipe | None = None, say: Callable[[str], object] | None = None) -> Pretrained:
     """Return the embedded backbone pretrained by ``recipe``, from the user's cache or trained now and cached.
 
-    Args:
-        recipe: None: the default.
-        say: called with one line if it has to be trained.
-
-    Raises:
-        ValueError: the cached file is damaged.
+    ``say`` is called with one line if it has to be trained. A damaged cached file raises ValueError.
     """
     recipe = recipe or Recipe()
     path = cache_path(recipe)
@@ -117,10 +103,10 @@ def load_pretrained(recipe: Recipe | None = None, say: Callable[[str], object] |
         say(f"pretraining {recipe.backbone} on its source task, once for this user")
     pretrained = pretrain(recipe)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    with os.fdopen(handle, "wb") as file:
-        torch.save({name: getattr(pretrained, name) for name in Pretrained.__dataclass_fields__}, file)
-    Path(temporary).replace(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, suffix=".part") as folder:
+        temporary = Path(folder) / path.name
+        torch.save({field.name: getattr(pretrained, field.name) for field in fields(pretrained)}, temporary)
+        temporary.replace(path)
     return pretrained
 
 
@@ -159,9 +145,8 @@ def _pretrain(recipe: Recipe, source: Images) -> Pretrained:
         train_epoch()
         for _ in range(steps_per_epoch):
             cosine.step()
-    weights = _copy_state(model)
-    backbone, _ = split_at_head(model, head)
-    swag = SWAG(backbone, recipe.rank)
+    weights = copy.deepcopy(model.state_dict())
+    swag = SWAG(split_at_head(model, head)[0], recipe.rank)
     for group in optimizer.param_groups:
         group["lr"] = recipe.swag_learning_rate
     for _ in range(recipe.swag_epochs):
@@ -169,8 +154,4 @@ def _pretrain(recipe: Recipe, source: Images) -> Pretrained:
         swag.collect()
     swag.load_mean()
     recompute_batchnorm(model, normalize(source.pixels).split(256))
-    return Pretrained(weights, _copy_state(model), swag.variance, swag.factor)
-
-
-def _copy_state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    return Pretrained(weights, copy.deepcopy(model.state_dict()), swag.variance, swag.factor)

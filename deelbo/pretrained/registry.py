@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BACKBONES", "IMAGENET_VERSIONS", "PATCH_SIZE", "BackboneEntry", "find_backbone", "vit_image_size"]
-
-
 IMAGENET_VERSIONS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
 """Weights of torchvision that may be named. vit_b_16 has others, whose license excludes commercial use."""
 PATCH_SIZE = 16  # pixels; of vit_b_16
@@ -45,8 +42,7 @@ def _torchvision(name: str, head: str, patch_size: int | None = None) -> Backbon
     def build(image_size: int | None) -> nn.Module:
         from torchvision import models  # takes a second or more
 
-        settings = {} if patch_size is None else {"image_size": image_size or 224}
-        network: nn.Module = models.get_model(name, **settings)
+        network: nn.Module = models.get_model(name, **({} if patch_size is None else {"image_size": image_size or 224}))
         return network
 
     return BackboneEntry(build, head, patch_size=patch_size)
@@ -61,26 +57,17 @@ BACKBONES = {
 
 
 def find_backbone(name: str, image_size: int | None = None) -> BackboneEntry:
-    """Return the entry of ``name``.
-
-    Raises:
-        ValueError: the name is unknown, or the network cannot take images of ``image_size`` pixels.
-    """
+    """Return the entry of ``name``, if it takes images of ``image_size`` pixels; else raise ValueError."""
     if name not in BACKBONES:
         raise ValueError(f"backbone must be one of {', '.join(sorted(BACKBONES))}, got {name!r}")
-    entry = BACKBONES[name]
-    patch = entry.patch_size
+    patch = BACKBONES[name].patch_size
     if image_size is not None and patch is not None and (image_size < 1 or image_size % patch):
         raise ValueError(f"{name} needs an image size that is a multiple of {patch}, got {image_size}")
-    return entry
+    return BACKBONES[name]
 
 
 def vit_image_size(patches: int) -> int:
-    """Return the side in pixels of the images that vit_b_16 cuts into ``patches`` patches.
-
-    Raises:
-        ValueError: ``patches`` is not a square number.
-    """
+    """Return the side in pixels of the images that vit_b_16 cuts into ``patches`` patches, a square number."""
     side = isqrt(max(patches, 0))
     if side < 1 or side * side != patches:
         raise ValueError(f"vit_b_16 cuts images into a square of patches, and {patches:,} is not a square number")

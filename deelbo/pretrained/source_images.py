@@ -8,13 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-
-__all__ = ["SourceImages"]
-
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, with which torchvision's weights were trained
-Key = tuple[int, int]
 Item = tuple[Tensor, int] | str
 
 
@@ -40,20 +36,18 @@ class SourceImages(Dataset[Item]):
             raise ValueError(f"{folder} is not a folder: give one that contains a folder of images for each class")
         try:
             found = ImageFolder(str(folder))
-        except (FileNotFoundError, OSError) as error:  # its message lists all suffixes
+        except OSError as error:  # its message lists all suffixes
             raise ValueError(f"{str(error).split('. ')[0]}: give a folder of images for each class") from error
         if len(found.classes) < 2:
             raise ValueError(f"{folder} has one class, {found.classes[0]}: SWAG needs images of at least two classes")
-        self.samples: list[tuple[str, int]] = found.samples
-        self.num_classes = len(found.classes)
+        self.samples, self.num_classes = found.samples, len(found.classes)
         crop, flip = transforms.RandomResizedCrop(image_size), transforms.RandomHorizontalFlip()
-        scale, normalize = transforms.ToTensor(), transforms.Normalize(MEAN, STD)
-        self._transform: Any = transforms.Compose([crop, flip, scale, normalize])
+        self._transform = transforms.Compose([crop, flip, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: Key) -> Item:
+    def __getitem__(self, key: tuple[int, int]) -> Item:
         """Return the image and its class, or the error message, which an exception would not carry out of a worker."""
         from deelbo.data.decoding import open_image
 
@@ -110,11 +104,6 @@ class SourceImages(Dataset[Item]):
             yield batch
 
 
-def _collate(items: list[Item]) -> tuple[Tensor, Tensor] | str:
-    images, labels = [], []
-    for item in items:
-        if isinstance(item, str):
-            return item
-        images.append(item[0])
-        labels.append(item[1])
-    return torch.stack(images), torch.tensor(labels)
+def _collate(items: list[Item]) -> Any:
+    """Return a batch, or the first error message among the items."""
+    return next((item for item in items if isinstance(item, str)), None) or default_collate(items)

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from deelbo._vectors import flatten, write
 
-__all__ = ["SWAG", "recompute_batchnorm"]
-
 
 class SWAG:
     """Running statistics of the iterates of a list of weights.

@@ -8,7 +8,7 @@ of the backbone without its head, in the order of ``split_at_head(model, head)[0
 from __future__ import annotations
 
 import os
-import stat
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,6 @@ from deelbo.groups import split_at_head
 from deelbo.pretrained.backbones import EMBEDDING, shapes_only
 from deelbo.pretrained.registry import vit_image_size
 from deelbo.pretrained.tensor_files import read_file, read_tensors
-
-__all__ = ["RANK", "SwagPosterior", "SwagSource", "check_target", "read_swag", "weights_at_mean", "write_swag"]
-
 
 RANK = 5  # K of PTYL's prior
 PARTS = ("mean", "variance", "factor")
@@ -87,9 +84,8 @@ def _read_parts(source: SwagSource) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors by name, and the file of each part."""
     if isinstance(source, Mapping):
         if set(source) != set(PARTS):
-            raise ValueError(
-                f"SWAG in several files is {', '.join(PARTS)}, got {', '.join(map(str, source)) or 'none'}"
-            )
+            names = ", ".join(map(str, source)) or "none"
+            raise ValueError(f"SWAG in several files is {', '.join(PARTS)}, got {names}")
         return {part: _only_tensor(source[part], part) for part in PARTS}, {p: str(source[p]) for p in PARTS}
     tensors = read_tensors(source)
     if missing := [part for part in PARTS if part not in tensors]:
@@ -110,10 +106,8 @@ def _only_tensor(path: str | Path, part: str) -> Tensor:
 
 def _vector(tensor: Tensor, what: str) -> Tensor:
     if not tensor.is_floating_point() or tensor.ndim not in (1, 2) or tensor.numel() != max(tensor.shape):
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise ValueError(
-            f"{what} has shape {tuple(tensor.shape)} of {kind}, expected (D,), (D, 1) or (1, D) of float32"
-        )
+        found = f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+        raise ValueError(f"{what} has shape {found}, expected (D,), (D, 1) or (1, D) of float32")
     return tensor.reshape(-1)
 
 
@@ -151,17 +145,13 @@ def _check_buffers(buffers: dict[str, Tensor], model: nn.Module, where: str) -> 
 
 
 def weights_at_mean(weights: Mapping[str, Tensor], posterior: SwagPosterior, backbone: str) -> dict[str, Tensor]:
-    """Return the state dict ``weights`` with the backbone's weights, and the buffers, replaced by the posterior's.
-
-    No memory is shared with the posterior.
-    """
+    """Return ``weights`` with copies of the posterior's mean and buffers in place of the backbone's."""
     model, head = shapes_only(backbone, posterior.image_size)
     parameters = split_at_head(model, head)[0]
     names = {parameter: name for name, parameter in model.named_parameters()}
-    pieces = zip(parameters, views(posterior.mean, parameters), strict=True)
+    pieces = zip([names[parameter] for parameter in parameters], views(posterior.mean, parameters), strict=True)
     # copies, as a view of a long vector is pickled with the whole vector
-    at_mean = {names[parameter]: piece.clone() for parameter, piece in pieces}
-    return {**weights, **at_mean, **{name: buffer.clone() for name, buffer in posterior.buffers.items()}}
+    return {**weights, **{name: piece.clone() for name, piece in [*pieces, *posterior.buffers.items()]}}
 
 
 def check_target(out: str | Path) -> Path:
@@ -183,27 +173,18 @@ def check_target(out: str | Path) -> Path:
 
 
 def write_swag(out: str | Path, mean: Tensor, variance: Tensor, factor: Tensor, buffers: Mapping[str, Tensor]) -> Path:
-    """Write a posterior for `read_swag`, as a whole or not at all.
-
-    Raises:
-        ValueError: as `check_target`.
-    """
+    """Write a posterior for `read_swag`, as a whole or not at all. Raises as `check_target`."""
     out = check_target(out)
     parts = {"mean": mean, "variance": variance, "factor": factor}
     parts |= {BUFFERS + name: buffer for name, buffer in buffers.items()}
     parts = {name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
-    temporary.touch()
-    mode = stat.S_IMODE(temporary.stat().st_mode)
-    try:
+    with tempfile.TemporaryDirectory(dir=out.parent, suffix=".part") as folder:
+        temporary = Path(folder) / out.name
         if out.suffix == ".safetensors":
-            from safetensors.torch import save_file
+            from safetensors.torch import save  # save_file makes files that only their owner can read
 
-            save_file(parts, temporary)
-            temporary.chmod(mode)  # safetensors makes files that only their owner can read
+            temporary.write_bytes(save(parts))
         else:
             torch.save(parts, temporary)
         temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
     return out

@@ -19,8 +19,6 @@ from deelbo.pretrained.swag import SWAG, recompute_batchnorm
 from deelbo.pretrained.swag_files import RANK, check_target, write_swag
 from deelbo.pretrained.weights import read_weights
 
-__all__ = ["SwagConfig", "fit_swag"]
-
 
 @dataclass(frozen=True)
 class SwagConfig:
@@ -79,7 +77,7 @@ def fit_swag(
     device: torch.device | str | None = None,
     say: Callable[[str], object] | None = None,
 ) -> Path:
-    """Run SGD from the pretrained weights, collect its iterates, and write their SWAG posterior to ``out``.
+    """Run SGD from the pretrained weights, write the SWAG posterior of its iterates to ``out``, and return ``out``.
 
     The pretrained head is kept where it has as many classes as ``folder``, else a new one is trained; the posterior
     does not include it. BatchNorm's statistics are recomputed at the mean. On one kind of machine the same seed gives
@@ -93,9 +91,6 @@ def fit_swag(
         weights: initial weights, see `deelbo.pretrained.weights.read_weights`.
         device: device to train on; None: the GPU if there is one.
         say: called with one line of progress at a time.
-
-    Returns:
-        ``out``.
 
     Raises:
         ValueError: no such weights, unusable images, a file that cannot be written, too few iterates for the rank, or
@@ -137,7 +132,6 @@ def _collect_iterates(
     config: SwagConfig,
     say: Callable[[str], object],
 ) -> None:
-    """Train by SGD and collect the iterates in ``swag``."""
     rate, device = config.learning_rate, swag.weights[0].device
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=config.weight_decay)
     steps = len(images) // min(config.batch_size, len(images))
@@ -163,11 +157,9 @@ def _posterior_at_mean(
     model: nn.Module, swag: SWAG, images: SourceImages, generator: torch.Generator, config: SwagConfig
 ) -> dict[str, Any]:
     """Move the model to SWAG's mean and return the posterior with the network's buffers there."""
-    device = swag.weights[0].device
+    device, size = swag.weights[0].device, config.batch_size
     swag.load_mean()
-    batches = images.batches(
-        config.batch_size, generator, config.workers, config.statistics_images, pin=device.type == "cuda"
-    )
+    batches = images.batches(size, generator, config.workers, config.statistics_images, pin=device.type == "cuda")
     recompute_batchnorm(model, (x.to(device, non_blocking=True) for x, _ in batches))
     parts = {"mean": swag.mean, "variance": swag.variance, "factor": swag.factor}
     buffers: dict[str, Tensor] = dict(model.named_buffers())

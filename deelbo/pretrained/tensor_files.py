@@ -11,9 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["SUFFIXES", "one_line", "read_file", "read_tensors"]
-
-
 SUFFIXES = (".pt", ".pth", ".safetensors")
 
 

@@ -16,9 +16,6 @@ from deelbo.pretrained.registry import IMAGENET_VERSIONS, find_backbone, vit_ima
 from deelbo.pretrained.swag_files import SwagSource, read_swag, weights_at_mean
 from deelbo.pretrained.tensor_files import one_line, read_tensors
 
-__all__ = ["download_weights", "imagenet_file", "load_backbone", "read_tensors", "read_weights"]
-
-
 RENAMED = {"mlp.linear_1.": "mlp.0.", "mlp.linear_2.": "mlp.3."}  # names in the published vit_b_16 file
 
 
@@ -63,14 +60,10 @@ def load_backbone(
 def imagenet_file(backbone: str, version: str) -> Path:
     """Return the path at which torchvision caches these weights, after a check of the file. Never downloads.
 
-    Args:
-        backbone: resnet50, vit_b_16 or convnext_tiny.
-        version: IMAGENET1K_V1 or, where torchvision has it, IMAGENET1K_V2.
-
     Raises:
         ValueError: no such weights, or the file is missing or does not have the SHA-256 hash that its name ends with.
     """
-    path, _ = _published(backbone, version)
+    path, _, prefix = _published(backbone, version)
     if not path.is_file():
         raise ValueError(
             f"the {version} weights of {backbone} are not at {path}: run `deelbo-bench prepare CONFIG` where there is "
@@ -78,7 +71,7 @@ def imagenet_file(backbone: str, version: str) -> Path:
         )
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if not digest.startswith(_hash_prefix(path)):
+    if not digest.startswith(prefix):
         raise ValueError(f"{path} is half-downloaded or changed: delete it and run `deelbo-bench prepare CONFIG`")
     return path
 
@@ -89,11 +82,11 @@ def download_weights(backbone: str, version: str) -> Path:
     Raises:
         ValueError: as `imagenet_file`, or the download failed.
     """
-    path, url = _published(backbone, version)
+    path, url, prefix = _published(backbone, version)
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), _hash_prefix(path))
+            torch.hub.download_url_to_file(url, str(path), prefix)
         except (OSError, RuntimeError, HTTPException) as error:
             raise ValueError(
                 f"{url} could not be downloaded to {path} ({one_line(error)}): try again where there is a network, "
@@ -102,7 +95,8 @@ def download_weights(backbone: str, version: str) -> Path:
     return imagenet_file(backbone, version)
 
 
-def _published(backbone: str, version: str) -> tuple[Path, str]:
+def _published(backbone: str, version: str) -> tuple[Path, str, str]:
+    """Return torchvision's path and URL of these weights, and the first digits of their SHA-256 hash."""
     find_backbone(backbone)
     if backbone == "digits-resnet":
         raise ValueError("digits-resnet has no published weights: deelbo pretrains it itself")
@@ -111,11 +105,8 @@ def _published(backbone: str, version: str) -> tuple[Path, str]:
     known = {entry.name: entry.url for entry in get_model_weights(backbone) if entry.name in IMAGENET_VERSIONS}
     if version not in known:
         raise ValueError(f"{backbone} has the weights {', '.join(known)}, or those of a local file; got {version!r}")
-    return Path(torch.hub.get_dir()) / "checkpoints" / known[version].rpartition("/")[2], known[version]
-
-
-def _hash_prefix(path: Path) -> str:
-    return path.stem.rpartition("-")[2]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / known[version].rpartition("/")[2]
+    return path, known[version], path.stem.rpartition("-")[2]
 
 
 def read_weights(backbone: str, source: str | Path | None = None) -> dict[str, Tensor]:
@@ -136,7 +127,9 @@ def read_weights(backbone: str, source: str | Path | None = None) -> dict[str, T
     model, head = shapes_only(backbone)
     if str(source).startswith("IMAGENET1K_") and not Path(source).suffix:
         source = imagenet_file(backbone, str(source))
-    tensors = {_current_name(name): tensor for name, tensor in read_tensors(source).items()}
+    tensors = read_tensors(source)
+    for old, new in RENAMED.items():
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     own, differences, weights = model.state_dict(), [], {}
@@ -164,12 +157,6 @@ def _check_weights(source: str | Path, backbone: str, differences: list[str], we
     for name, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{source}: {name} holds NaN or infinity: give weights that are finite")
-
-
-def _current_name(name: str) -> str:
-    for old, new in RENAMED.items():
-        name = name.replace(old, new)
-    return name
 
 
 def _difference(name: str, tensor: Tensor, expected: Tensor, in_head: bool) -> str | None:

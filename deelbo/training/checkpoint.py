@@ -23,9 +23,6 @@ from torch import Tensor
 from deelbo.training.clock import PhaseClock
 from deelbo.training.run import TrainingRun, form_of
 
-__all__ = ["Checkpoint", "Handover", "deserialize", "fingerprint", "restore", "serialize"]
-
-
 DIGEST_BYTES = 32  # a SHA-256 at the end, as torch's own format does not notice a flipped bit
 HASHED_IMAGES = 512  # images copied to the host at one time
 

@@ -9,9 +9,6 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["PHASES", "PhaseClock"]
-
-
 PHASES = ("setup", "warmup", "train", "adapt", "evaluate", "select", "monitor", "test", "checkpoint")
 """A method needs train, adapt (learning strengths between steps: curvature, hypergradients), evaluate (validation after
 the last step) and select (posterior passes, evidence). ``monitor``, the evaluations on the way, and ``test`` are the

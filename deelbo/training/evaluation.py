@@ -9,9 +9,6 @@ from torch.nn import functional as F
 from deelbo.data.images import Geometry, Images, Normalization
 from deelbo.training.numerics import Numerics
 
-__all__ = ["evaluate"]
-
-
 BATCH_SIZE = 500
 
 

@@ -19,9 +19,6 @@ from deelbo.training.numerics import Numerics
 from deelbo.training.run import OptimizerFactory, TrainingRun
 from deelbo.training.schedule import Schedule
 
-__all__ = ["FitResult", "fit"]
-
-
 Row = dict[str, float]
 OnEpoch = Callable[[Row], None]
 

@@ -10,9 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PRECISIONS", "Numerics"]
-
-
 PRECISIONS = ("float32", "tf32", "bf16")
 
 

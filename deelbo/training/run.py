@@ -20,9 +20,6 @@ from deelbo.training.evaluation import evaluate
 from deelbo.training.numerics import Numerics
 from deelbo.training.schedule import Schedule
 
-__all__ = ["OptimizerFactory", "TrainingRun", "form_of"]
-
-
 OptimizerFactory = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 """Makes an optimizer of the trained parameters, given the learning rate at which the cosine starts."""
 WARMUP_STEPS = 2

@@ -90,10 +90,10 @@ def test_a_batch_of_python_2_is_read(tmp_path: Path) -> None:
     text = b"\x80\x02}(U\x06labels](I7\nI3\neU\x04data" + array + state + b"u."
     (tmp_path / "old").write_bytes(text)
     expected = pickle.loads(text, encoding="latin1")  # noqa: S301
-    batch = read_batch(tmp_path / "old")
-    assert batch.labels == expected["labels"] == [7, 3]
-    assert batch.pixels.dtype == np.uint8
-    np.testing.assert_array_equal(batch.pixels, pixels)
+    found, labels = read_batch(tmp_path / "old")
+    assert labels == expected["labels"] == [7, 3]
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, pixels)
     np.testing.assert_array_equal(expected["data"], pixels)
 
 
@@ -134,7 +134,7 @@ def test_arrays_of_any_byte_order(tmp_path: Path) -> None:
         for order in ("C", "F"):
             pixels = np.asarray(np.arange(2 * 3072).reshape(2, 3072) % 100, dtype=kind, order=order)  # type: ignore[call-overload]
             (tmp_path / "a").write_bytes(pickle.dumps({"data": pixels, "labels": [0, 1]}, protocol=2))
-            found = read_batch(tmp_path / "a").pixels
+            found = read_batch(tmp_path / "a")[0]
             np.testing.assert_array_equal(found, pixels)
             assert found.dtype == pixels.dtype
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from deelbo.data.digits import load_uci
 from deelbo.data.images import Normalization
+from deelbo.data.registry import cache_folder
 from deelbo.groups import split_at_head
 from deelbo.pretrained.backbones import build_backbone
-from deelbo.pretrained.embedded import Pretrained, Recipe, cache_folder, load_pretrained, pretrain
+from deelbo.pretrained.embedded import Pretrained, Recipe, load_pretrained, pretrain
 from tests.helpers.refusals import Bomb
 
 TINY = Recipe(epochs=1, swag_epochs=5)
