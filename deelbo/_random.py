@@ -10,10 +10,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Seed the global generators of the CPU and of a CUDA ``device`` inside the block, then restore them.
-
-    `torch.manual_seed` would reseed every GPU, and only those that are named here are restored.
-    """
+    """Seed the generators of the CPU and of a CUDA ``device`` (no other GPU's) in the block, then restore them."""
     cuda = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.default_generator.manual_seed(seed)

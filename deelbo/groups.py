@@ -24,19 +24,12 @@ GROUPINGS = ("backbone+head", "layer")
 
 @dataclass(frozen=True)
 class Group:
-    """Weights that share one prior.
+    """Weights that share one prior."""
 
-    Attributes:
-        name: "backbone", "head", or a layer's.
-        weights: the weights; ``prior.dim`` elements together.
-        prior: their prior.
-        part: "backbone" for one of its layers; None for a group that is a whole part.
-    """
-
-    name: str
-    weights: tuple[nn.Parameter, ...]
+    name: str  # "backbone", "head", or a layer's
+    weights: tuple[nn.Parameter, ...]  # ``prior.dim`` elements together
     prior: GaussianPrior
-    part: str | None = None
+    part: str | None = None  # "backbone" for one of its layers; None for a group that is a whole part
 
     def __post_init__(self) -> None:
         size = sum(p.numel() for p in self.weights)
@@ -72,15 +65,7 @@ def make_groups(
 
 
 def backbone_prior(prior: str | GaussianPrior, weights: list[nn.Parameter]) -> GaussianPrior:
-    """Return the backbone's prior.
-
-    Args:
-        prior: ``"l2-zero"`` (mean 0), ``"l2-sp"`` (mean: the current weights), or a prior object.
-        weights: the backbone's weights.
-
-    Raises:
-        ValueError: another name, or a prior over another number of weights.
-    """
+    """Return the backbone's prior: ``"l2-zero"`` (mean 0), ``"l2-sp"`` (mean: the current weights), or an object."""
     if isinstance(prior, GaussianPrior):
         size = sum(p.numel() for p in weights)
         if prior.dim != size:
@@ -97,16 +82,11 @@ def layer_groups(model: nn.Module, head: str | None, prior: object) -> list[Grou
     """Return one group per module that holds trained backbone weights itself, in the order of ``parameters()``.
 
     A group has the module's dotted name. The model's own weights are called ``model``, and a name that is taken, such
-    as "head", gets the prefix ``model.``.
-
-    Raises:
-        ValueError: the prior is neither "l2-zero" nor "l2-sp", the only ones that separate into layers.
+    as "head", gets the prefix ``model.``. Only the priors "l2-zero" and "l2-sp" separate into layers.
     """
     if prior not in ("l2-zero", "l2-sp"):
-        found = repr(prior) if isinstance(prior, str) else type(prior).__name__
-        raise ValueError(
-            f"groups by layer need the prior 'l2-zero' or 'l2-sp', got {found}: use 'backbone+head' with it"
-        )
+        found = f"got {prior!r}" if isinstance(prior, str) else f"got {type(prior).__name__}"
+        raise ValueError(f"groups by layer need the prior 'l2-zero' or 'l2-sp', {found}: use 'backbone+head' with it")
     seen = set() if head is None else set(find_module(model, head).parameters())
     names = {"backbone", "head"}
     groups = []
@@ -123,13 +103,7 @@ def layer_groups(model: nn.Module, head: str | None, prior: object) -> list[Grou
 
 
 def split_at_head(model: nn.Module, head: str | None) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the trained weights of ``model`` as (backbone, head), each weight once.
-
-    A weight that the head shares with the backbone counts as head.
-
-    Raises:
-        ValueError: the model has no submodule called ``head``.
-    """
+    """Return the trained weights as (backbone, head), each once; one that both share counts as head."""
     head_weights = [] if head is None else [p for p in find_module(model, head).parameters() if p.requires_grad]
     in_head = set(head_weights)
     backbone = [p for p in model.parameters() if p.requires_grad and p not in in_head]

@@ -96,13 +96,11 @@ class LearnedL2(DataEmphasizedELBO):
             ValueError: the state is of another model.
         """
         for group in self.groups:
-            mean = state["means"].get(group.name)
-            if mean is None or mean.shape != group.prior.mean.shape:
-                found = "nothing" if mean is None else f"shape {tuple(mean.shape)}"
-                raise ValueError(
-                    f"the state holds {found} for the prior mean of {group.name!r}, "
-                    f"expected shape {tuple(group.prior.mean.shape)}: was it saved from another model?"
-                )
+            mean, expected = state["means"].get(group.name), tuple(group.prior.mean.shape)
+            if mean is None or mean.shape != expected:
+                found = f"{'nothing' if mean is None else f'shape {tuple(mean.shape)}'} for the prior mean"
+                problem = f"the state holds {found} of {group.name!r}, expected shape {expected}"
+                raise ValueError(f"{problem}: was it saved from another model?")
         with torch.no_grad():
             self.posterior.rho.copy_(state["rho"])
             for group in self.groups:

@@ -25,17 +25,14 @@ from deelbo.limits import MIN_SIGMA
 
 @dataclass
 class Draw:
-    """One draw from q. The vectors are valid until the next draw.
+    """One draw from q. The vectors (D,) are valid until the next draw.
 
-    Attributes:
-        mean: theta_bar; shape (D,).
-        shift: sigma eps; shape (D,).
-        gradient: after the block, a copy of dL/dtheta_bar, shape (D,), which an objective may complete in place and
-            make the weights' gradients; None if ``backward`` did not run.
+    After the block, ``gradient`` is a copy of dL/dtheta_bar, which an objective may complete in place and make the
+    weights' gradients; None if ``backward`` did not run.
     """
 
-    mean: Tensor
-    shift: Tensor
+    mean: Tensor  # theta_bar
+    shift: Tensor  # sigma eps
     gradient: Tensor | None = None
 
 
@@ -103,8 +100,7 @@ class IsotropicPosterior:
         if self._is_sampling:
             raise RuntimeError("sample() was entered inside sample(): leave the first block before drawing again")
         self._clear_gradients()
-        if self._buffers is None:
-            self._buffers = self._allocate()
+        self._buffers = self._buffers or self._allocate()
         mean, shift = flatten(self.weights, out=self._buffers[0]), self._buffers[1]
         sigma = self.sigma
         torch.randn(shift.shape, generator=self.generator, out=shift).mul_(sigma)

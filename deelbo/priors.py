@@ -28,21 +28,13 @@ CHUNK = 1 << 20  # weights
 
 @dataclass(frozen=True)
 class KLTerm:
-    """KL(q || p) of one group at s = s*, with the gradient that an optimizer step needs. Scalars are 0-dimensional.
+    """KL(q || p) of one group at s = s*, with the gradient that an optimizer step needs. Scalars are 0-dimensional."""
 
-    Attributes:
-        prior: p.
-        sigma: standard deviation of q.
-        scale: s*.
-        precision_d: Sigma^-1 d; shape (D,).
-        squared_distance: d^T Sigma^-1 d.
-    """
-
-    prior: GaussianPrior
-    sigma: Tensor
-    scale: Tensor
-    precision_d: Tensor
-    squared_distance: Tensor
+    prior: GaussianPrior  # p
+    sigma: Tensor  # standard deviation of q
+    scale: Tensor  # s*
+    precision_d: Tensor  # Sigma^-1 d; (D,)
+    squared_distance: Tensor  # d^T Sigma^-1 d
 
     @property
     def value(self) -> Tensor:
@@ -61,17 +53,11 @@ class KLTerm:
 
 
 class GaussianPrior(ABC):
-    """N(mu, s Sigma) over a vector of D weights. A subclass defines Sigma.
+    """N(mu, s Sigma) over a vector of D weights. A subclass defines Sigma."""
 
-    Attributes:
-        mean: mu; shape (D,).
-        trace_precision: tr(Sigma^-1).
-        log_det: log|Sigma|.
-    """
-
-    mean: Tensor
-    trace_precision: float
-    log_det: float
+    mean: Tensor  # mu; (D,)
+    trace_precision: float  # tr(Sigma^-1)
+    log_det: float  # log|Sigma|
 
     @property
     def dim(self) -> int:
@@ -100,13 +86,7 @@ class GaussianPrior(ABC):
         return self._kl(s, sigma) + 0.5 * self.dim * (best / s - 1)
 
     def kl_term(self, weights: Tensor, sigma: Tensor, out: Tensor | None = None) -> KLTerm:
-        """Return KL at s* and its gradient, from one product with Sigma^-1.
-
-        Args:
-            weights: w_bar, shape (D,).
-            sigma: standard deviation of q, 0-dimensional.
-            out: memory (D,) for d, which the result may share; None: new memory.
-        """
+        """Return KL at s* and its gradient, from one product with Sigma^-1; ``out`` is memory (D,) it may share."""
         d = torch.sub(weights, self.mean, out=out)
         precision_d = self.precision_times(d)
         squared_distance = dot(d, precision_d)

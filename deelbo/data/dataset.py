@@ -28,15 +28,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """A dataset in memory.
+    """A dataset in memory; ``pool`` has all training images.
 
-    Attributes:
-        name: its name in `deelbo.data.TASKS`.
-        pool: all training images.
-        test: the test images.
-        geometry: resizing, cropping and flipping of its images.
-        images_per_class: if given, the N images of a seed are taken from so many images of each class, which the seed
-            draws from ``pool``; at most as many as the smallest class has.
+    With ``images_per_class``, the N images of a seed are taken from so many images of each class, which the seed draws
+    from the pool; at most as many as the smallest class has.
     """
 
     name: str
@@ -70,11 +65,7 @@ class Task:
         return digest.hexdigest()[:16]
 
     def split(self, n: int, seed: int, validation: bool) -> Split:
-        """Return the N training images of a seed; with ``validation``, a fifth of them is held out.
-
-        Raises:
-            ValueError: N is larger than the pool, or cannot be stratified.
-        """
+        """Return the N training images of a seed, of which ``validation`` holds out a fifth; raises as `check_size`."""
         check_size(n, self.pool_size, self.pool.num_classes)
         labels = self.pool.labels.numpy()
         available = np.arange(len(labels))

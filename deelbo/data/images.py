@@ -51,12 +51,7 @@ class Normalization:
 
     @classmethod
     def of(cls, images: Images, chosen: Tensor | None = None) -> Normalization:
-        """Return the mean over images of each image's channel mean, and of its channel standard deviation.
-
-        Args:
-            images: the whole set.
-            chosen: indices of the images that count; None: all.
-        """
+        """Return the mean over the ``chosen`` images, or all, of each one's channel mean and standard deviation."""
         means, stds = images.contrast  # cached for all images, as the next split needs others of them
         rows = slice(None) if chosen is None else chosen
         return cls(means[rows].mean(0), stds[rows].mean(0).clamp_min(1e-6))
@@ -105,30 +100,23 @@ class Geometry:
         With `flip` a third row has 1 for images to be mirrored, else 0.
         """
         places = torch.randint(0, self.slack + 1, (2, count), generator=generator)
-        if not self.flip:
-            return places
-        return torch.cat([places, torch.randint(0, 2, (1, count), generator=generator)])
+        return torch.cat([places, torch.randint(0, 2, (1, count), generator=generator)]) if self.flip else places
 
     def training(self, pixels: Tensor, drawn: Tensor) -> Tensor:
-        """Crop every image of the batch at its own position.
+        """Crop uint8 images (B, C, H, W), each by its column of `draw`, to (B, C, crop, crop).
 
-        Args:
-            pixels: uint8 (B, C, H, W) as stored.
-            drawn: the images' columns of `draw`, on their device.
-
-        Returns:
-            (B, C, crop, crop), from 0 to 255; uint8, or float32 if the images were resized.
+        The result is from 0 to 255; uint8, or float32 if the images were resized.
         """
         pixels = self._resize(pixels)
         if self.pad:
             pixels = F.pad(pixels, (self.pad,) * 4)
         if not self.slack and not self.flip:
             return pixels
-        batch, ahead = len(pixels), torch.arange(self.crop, device=pixels.device)
+        ahead = torch.arange(self.crop, device=pixels.device)
         rows, columns = drawn[0, :, None] + ahead, drawn[1, :, None] + ahead
         if self.flip:
             columns = torch.where(drawn[2, :, None] > 0, columns.flip(1), columns)
-        image = torch.arange(batch, device=pixels.device)[:, None, None]
+        image = torch.arange(len(pixels), device=pixels.device)[:, None, None]
         # one gather of whole pixels for the batch; the result is channels_last in memory
         return pixels.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 

@@ -20,25 +20,15 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class DatasetFiles:
-    """The files and the size of a dataset.
-
-    Attributes:
-        name: the dataset's name.
-        folder: its folder below the root, which is the folder of all datasets.
-        files: files besides the images that it must contain; paths below ``folder``.
-        archives: each archive's file and what unpacking it creates; both below the root.
-        num_classes: labels are 0 to ``num_classes - 1``.
-        training_images: number of images in the official split that training images are taken from.
-        test_images: number of images in the official test split.
-    """
+    """The files and the size of a dataset."""
 
     name: str
-    folder: str
-    files: tuple[str, ...]
-    archives: tuple[tuple[str, str], ...]
-    num_classes: int
-    training_images: int
-    test_images: int
+    folder: str  # below the root, which is the folder of all datasets
+    files: tuple[str, ...]  # files besides the images that it must contain; paths below ``folder``
+    archives: tuple[tuple[str, str], ...]  # each archive and what unpacking it creates; both below the root
+    num_classes: int  # labels are 0 to ``num_classes - 1``
+    training_images: int  # number of images in the official split that training images are taken from
+    test_images: int  # number of images in the official test split
 
     @property
     def remedy(self) -> str:

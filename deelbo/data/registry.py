@@ -20,25 +20,15 @@ PET_IMAGES_PER_CLASS = 93  # in the smallest class of the official trainval spli
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """A dataset's sizes, from which a configuration is checked without reading an image.
+    """A dataset's sizes, from which a configuration is checked without reading an image."""
 
-    Attributes:
-        load: reads the dataset, given (folder of the datasets, side of the crop, whether to verify).
-        pool_size: the largest N.
-        test_size: number of test images.
-        num_classes: number of classes.
-        channels: 1 for grey images, 3 for RGB.
-        image_size: side in pixels of what the network sees by default.
-        files: its files on disk; None where the images come with an installed package.
-    """
-
-    load: Callable[[Path, int, bool], Task]
-    pool_size: int
-    test_size: int
+    load: Callable[[Path, int, bool], Task]  # given (folder of the datasets, side of the crop, whether to verify)
+    pool_size: int  # the largest N
+    test_size: int  # number of test images
     num_classes: int
-    channels: int
-    image_size: int
-    files: DatasetFiles | None = None
+    channels: int  # 1: grey, 3: RGB
+    image_size: int  # side in pixels of what the network sees by default
+    files: DatasetFiles | None = None  # None: the images come with an installed package
 
 
 def _mnist_digits(_root: Path, image_size: int, _verify: bool) -> Task:
@@ -86,9 +76,8 @@ def crop_size(name: str, image_size: int | None = None) -> int:
     if image_size is None:
         return entry.image_size
     if entry.files is None and image_size != entry.image_size:
-        raise ValueError(
-            f"image_size of {name} must be {entry.image_size}, the size of its images, got {image_size}: leave it out"
-        )
+        expected = f"{entry.image_size}, the size of its images"
+        raise ValueError(f"image_size of {name} must be {expected}, got {image_size}: leave it out")
     if image_size < 1:
         raise ValueError(f"image_size must be at least 1 pixel, got {image_size}: {entry.image_size} is usual")
     return image_size
@@ -111,16 +100,13 @@ def load_task(
         ValueError: an unknown name, a size that the dataset does not have, or data that are missing, incomplete,
             another version or unreadable; one line.
     """
-    crop = crop_size(name, image_size)
-    if TASKS[name].files is None:
-        return _load_once(name, Path(), crop, True)  # the same for every folder
-    return _load_once(name, _absolute(root), crop, verify)
+    crop, embedded = crop_size(name, image_size), TASKS[name].files is None  # embedded: the same for every folder
+    return _load_once(name, Path() if embedded else _absolute(root), crop, embedded or verify)
 
 
 def check_task(name: str, root: str | os.PathLike[str] | None = None, verify: bool = True) -> None:
     """Raise what `load_task` would raise, except for images that cannot be decoded. Takes about a second."""
-    files = _entry(name).files
-    if files is not None:
+    if (files := _entry(name).files) is not None:
         from deelbo.data import torchvision_datasets
 
         torchvision_datasets.check(files, _absolute(root), verify)
@@ -131,8 +117,7 @@ def download_task(name: str, root: str | os.PathLike[str] | None = None) -> Path
 
     Nothing is downloaded for a dataset that comes with an installed package. A failed download raises ValueError.
     """
-    files = _entry(name).files
-    if files is None:
+    if (files := _entry(name).files) is None:
         return _absolute(root)
     from deelbo.data import torchvision_datasets
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+import numpy as np
 
-if TYPE_CHECKING:
-    import numpy as np
-
-Indices: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
+Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 def check_size(n: int, pool: int, num_classes: int) -> None:
@@ -15,14 +12,11 @@ def check_size(n: int, pool: int, num_classes: int) -> None:
     if n > pool:
         raise ValueError(f"n = {n} is larger than the pool of {pool} training images: choose n <= {pool}")
     if n < pool and n % num_classes:
-        lower = max(n // num_classes, 5) * num_classes
-        raise ValueError(
-            f"n = {n} is not a multiple of the {num_classes} classes, as stratification needs: try {lower}"
-        )
+        lower, found = max(n // num_classes, 5) * num_classes, f"not a multiple of the {num_classes} classes"
+        raise ValueError(f"n = {n} is {found}, as stratification needs: try {lower}")
     if n // 5 < num_classes:
-        raise ValueError(
-            f"n = {n} leaves {n // 5} validation images for {num_classes} classes: choose n >= {5 * num_classes}"
-        )
+        found = f"{n // 5} validation images for {num_classes} classes"
+        raise ValueError(f"n = {n} leaves {found}: choose n >= {5 * num_classes}")
 
 
 def balanced_draw(labels: Indices, images_per_class: int, num_classes: int, seed: int) -> Indices:
@@ -30,23 +24,14 @@ def balanced_draw(labels: Indices, images_per_class: int, num_classes: int, seed
 
     One ``numpy.random.RandomState(seed)`` draws from the indices of class 0 without replacement, then from those of
     class 1, and so on. The result has this order.
-
-    Raises:
-        ValueError: a class has fewer images.
     """
-    import numpy as np
-
     random = np.random.RandomState(seed)
     by_class = [np.flatnonzero(labels == c) for c in range(num_classes)]
-    for c, indices in enumerate(by_class):
-        if len(indices) < images_per_class:
-            raise ValueError(f"class {c} has {len(indices)} images, {images_per_class} were to be drawn: draw fewer")
     return np.concatenate([random.choice(indices, images_per_class, replace=False) for indices in by_class])
 
 
 def stratified_subset(labels: Indices, n: int, seed: int) -> Indices:
     """Return the indices of N training images; all of them, in order, where N is the whole pool."""
-    import numpy as np
     from sklearn.model_selection import train_test_split  # takes a second to import
 
     indices = np.arange(len(labels))
@@ -58,7 +43,6 @@ def stratified_subset(labels: Indices, n: int, seed: int) -> Indices:
 
 def validation_fifth(indices: Indices, labels: Indices, seed: int) -> tuple[Indices, Indices]:
     """Split ``indices`` (N,) into training and int(N/5) validation indices. ``labels`` are the whole pool's."""
-    import numpy as np
     from sklearn.model_selection import train_test_split
 
     size = len(indices) // 5

@@ -134,10 +134,7 @@ def list_images(files: DatasetFiles, root: Path, verify: bool) -> Listing:
 
 
 def _check_listing(files: DatasetFiles, root: Path, listing: Listing) -> None:
-    """Raise DataError where a list contains anything but names of images in the dataset's folder and whole numbers.
-
-    A name with a path in it could be that of any file of this machine.
-    """
+    """Raise DataError for a label that is no whole number or a name with a path, which could be that of any file."""
     images = root / files.folder / IMAGE_FOLDERS[files.name]
     for file in (*listing.training, *listing.test):
         if file.parent != images or not file.name.isprintable() or "\\" in file.name:

@@ -17,28 +17,17 @@ from deelbo.groups import Group
 
 
 class TrainingContext(Protocol):
-    """The attributes of a training run that an objective's `adapt`, `warm_up` and `selection_metrics` read.
+    """The attributes of a training run that an objective's `adapt`, `warm_up` and `selection_metrics` read."""
 
-    Attributes:
-        model: the network, in training mode between steps.
-        split: training and validation images, their geometry and normalization (`deelbo.data.Split`).
-        numerics: precision and memory layout (`deelbo.training.numerics.Numerics`).
-        device: device of the weights.
-        batch_size: images per step.
-        total_steps: steps of the whole run.
-    """
-
-    model: nn.Module
-    split: Any
-    numerics: Any
-    device: torch.device
-    batch_size: int
-    total_steps: int
+    model: nn.Module  # in training mode between steps
+    split: Any  # a `deelbo.data.Split`
+    numerics: Any  # a `deelbo.training.numerics.Numerics`
+    device: torch.device  # of the weights
+    batch_size: int  # images per step
+    total_steps: int  # of the whole run
 
     @property
-    def objective(self) -> Objective:
-        """The objective that the run minimizes."""
-        ...
+    def objective(self) -> Objective: ...
 
 
 class Objective(ABC):
@@ -102,12 +91,14 @@ class Objective(ABC):
     def learned_state(self) -> dict[str, Tensor]:
         """Return what `adapt` has learned and what its next calls depend on, for a checkpoint; without `parameters`.
 
-        Names, shapes and types are the same throughout a run. The tensors may be the objective's own.
+        Names, shapes and types are the same throughout a run. The tensors are the objective's own.
         """
         return {}
 
-    def load_learned_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - most objectives have nothing to do
-        """Continue from a `learned_state`, whose tensors may be on any device and are copied."""
+    def load_learned_state(self, state: Mapping[str, Tensor]) -> None:
+        """Copy a `learned_state`, whose tensors may be on any device, into the objective's own tensors."""
+        for name, tensor in self.learned_state().items():
+            tensor.copy_(state[name])
 
     @abstractmethod
     def step(self) -> AbstractContextManager[object]:
@@ -132,10 +123,7 @@ class Objective(ABC):
         return state | self._describe_parts(state)
 
     def _describe_parts(self, state: Mapping[str, float]) -> dict[str, float]:
-        """Summarize the layers of a part: sums of what adds up, and prior variance and strength of the whole part.
-
-        The variance is the mean over the part's weights, and the strength belongs to that variance.
-        """
+        """Summarize the layers of a part: sums, its weights' mean prior variance, and that variance's strength."""
         summary: dict[str, float] = {}
         for part in dict.fromkeys(group.part for group in self.groups if group.part):
             layers = [group.name for group in self.groups if group.part == part]

@@ -20,9 +20,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from deelbo._vectors import flatten
 from deelbo.groups import Group
 from deelbo.limits import MAX_WEIGHT_DECAY, MIN_WEIGHT_DECAY
 from deelbo.objectives.base import TrainingContext
@@ -71,9 +72,8 @@ class HypergradientMAP(MAP):
         self.rate, self.every = rate, every
         starts = torch.tensor([self._strengths[group.name] for group in self.groups], dtype=torch.float64)
         self._log = starts.clamp(MIN_WEIGHT_DECAY, MAX_WEIGHT_DECAY).log()  # on the host, as `step` needs floats
-        self._first, self._second = torch.zeros_like(self._log), torch.zeros_like(self._log)
+        self._first, self._second, self._sum = (torch.zeros_like(self._log) for _ in range(3))
         self._calls = torch.zeros((), dtype=torch.int64)
-        self._sum = torch.zeros_like(self._log)
         self._set_strengths()
 
     def should_adapt(self, steps_done: int) -> bool:
@@ -83,13 +83,9 @@ class HypergradientMAP(MAP):
         self.adapt(run)
 
     def adapt(self, run: TrainingContext) -> None:
-        """Move the strengths once, by the next validation batch.
-
-        Raises:
-            ValueError: the run has no validation images.
-        """
-        calls = max(run.total_steps // self.every, 1)
-        self.move(self.directions(self._validation_gradient(run)), self.rate or TRAVEL / calls)
+        """Move the strengths once, by the next validation batch; a run without validation images raises ValueError."""
+        rate = self.rate or TRAVEL / max(run.total_steps // self.every, 1)
+        self.move(self.directions(self._validation_gradient(run)), rate)
 
     def hypergradient(self, validation_gradient: Sequence[Tensor], eta: float) -> dict[str, float]:
         """Return dL_val(theta') / dlog alpha_g by group, with theta' the weights after a step from theta.
@@ -99,7 +95,7 @@ class HypergradientMAP(MAP):
             eta: the step's rate: the learning rate times the factor of clipping and, with Nesterov momentum mu, times
                 1 + mu, the share of a gradient that takes effect in its own step.
         """
-        pulls = zip(self.groups, self._pulls(), self._pieces(_vector(validation_gradient)), strict=True)
+        pulls = zip(self.groups, self._pulls(), self._pieces(flatten(validation_gradient)), strict=True)
         return {
             group.name: -eta * self._strengths[group.name] * float(torch.dot(pull.double(), slope.double()))
             for group, pull, slope in pulls
@@ -122,8 +118,7 @@ class HypergradientMAP(MAP):
         return {name: getattr(self, f"_{name}") for name in ("log", "calls", "first", "second", "sum")}
 
     def load_learned_state(self, state: Mapping[str, Tensor]) -> None:
-        for name, tensor in self.learned_state().items():
-            tensor.copy_(state[name])
+        super().load_learned_state(state)
         self._set_strengths()
 
     def mean_strengths(self) -> dict[str, float]:
@@ -132,7 +127,6 @@ class HypergradientMAP(MAP):
         return {group.name: mean for group, mean in zip(self.groups, means, strict=True)}
 
     def describe(self) -> dict[str, float]:
-        """Add ``mean_weight_decay_GROUP``, see `mean_strengths`, to the state of `MAP`."""
         return super().describe() | {f"mean_weight_decay_{name}": mean for name, mean in self.mean_strengths().items()}
 
     def _set_strengths(self) -> None:
@@ -147,7 +141,7 @@ class HypergradientMAP(MAP):
 
     def directions(self, validation_gradient: Sequence[Tensor]) -> Tensor:
         """Return minus the cosine between pull and validation gradient, (G,) on the host; 0 where either is 0."""
-        pairs = zip(self._pulls(), self._pieces(_vector(validation_gradient)), strict=True)
+        pairs = zip(self._pulls(), self._pieces(flatten(validation_gradient)), strict=True)
         cosines = [-F.cosine_similarity(pull, slope, dim=0, eps=1e-30) for pull, slope in pairs]
         return torch.stack(cosines).double().cpu().nan_to_num()
 
@@ -170,7 +164,3 @@ class HypergradientMAP(MAP):
         number, batch = divmod(int(self._calls), count // size)
         order = torch.randperm(count, generator=torch.Generator().manual_seed(number))
         return order[batch * size : (batch + 1) * size]
-
-
-def _vector(gradients: Sequence[Tensor]) -> Tensor:
-    return nn.utils.parameters_to_vector([gradient.contiguous() for gradient in gradients])

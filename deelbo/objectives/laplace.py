@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -44,26 +45,15 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's
 
 @dataclass(frozen=True)
 class Curvature:
-    """The quantities of a network at its current weights that the marginal likelihood depends on.
+    """The quantities of a network at its current weights that the marginal likelihood depends on."""
 
-    Attributes:
-        nll: summed over the training images, in nats.
-        diagonal: H of each group, each (D_g,).
-        squared_distance: ||theta_g - mu_g||^2 of each group.
-    """
-
-    nll: float
-    diagonal: tuple[Tensor, ...]
-    squared_distance: tuple[float, ...]
+    nll: float  # summed over the training images, in nats
+    diagonal: tuple[Tensor, ...]  # H of each group, each (D_g,)
+    squared_distance: tuple[float, ...]  # ||theta_g - mu_g||^2 of each group
 
 
 def log_marginal_likelihood(curvature: Curvature, log_precision: Tensor) -> tuple[float, Tensor]:
-    """Return log p(data | delta) in nats and its slope in log delta, (G,).
-
-    Args:
-        curvature: at the current weights.
-        log_precision: log delta of each group, float64 (G,), on the CPU.
-    """
+    """Return log p(data | delta) in nats and its slope in log delta, for log delta in float64 (G,) on the CPU."""
     rows = []
     for diagonal, precision in zip(curvature.diagonal, log_precision.exp().tolist(), strict=True):
         log_ratio = torch.log1p(diagonal / precision).sum(dtype=torch.float64)
@@ -77,28 +67,20 @@ def log_marginal_likelihood(curvature: Curvature, log_precision: Tensor) -> tupl
 def empirical_fisher(run: TrainingContext, max_batches: int | None = None) -> Curvature:
     """Return the curvature over the run's training images, not augmented, with the network in evaluation mode.
 
-    It is computed in the weights' own precision, the only one in which `torch.func` supports BatchNorm. Model,
-    gradients and random numbers stay unchanged.
-
-    Args:
-        run: the training run.
-        max_batches: number of batches of images to use; None: all.
-
-    Raises:
-        ImportError: laplace-torch or curvlinops is not installed.
+    It is computed in the weights' own precision, the only one in which `torch.func` supports BatchNorm, from at most
+    ``max_batches`` batches of images. Model, gradients and random numbers stay unchanged.
     """
     backend_class = _backend_class()
-    groups, images = run.objective.groups, run.split.train
-    weights = run.objective.weights
+    groups, weights, images = run.objective.groups, run.objective.weights, run.split.train
     batch = max(min(MAX_GRADIENT_NUMBERS // run.objective.dim, MAX_IMAGES), 1)
     with _evaluation_mode(run.model):
         backend = backend_class(run.model, "classification")
         nll = torch.zeros((), dtype=torch.float64, device=run.device)
         total = torch.zeros(sum(p.numel() for p in backend.params), dtype=weights[0].dtype, device=run.device)
-        for start in range(0, len(images), batch)[:max_batches]:
-            pixels = run.split.geometry.evaluation(images.pixels[start : start + batch])
-            x = run.numerics.to_memory_format(run.split.normalization(pixels).to(weights[0].dtype))
-            loss, diagonal = backend.diag(x, images.labels[start : start + batch], N=len(images))
+        batches = zip(images.pixels.split(batch), images.labels.split(batch), strict=True)
+        for pixels, labels in islice(batches, max_batches):
+            x = run.split.normalization(run.split.geometry.evaluation(pixels)).to(weights[0].dtype)
+            loss, diagonal = backend.diag(run.numerics.to_memory_format(x), labels, N=len(images))
             nll += loss.double()
             total += diagonal
     pieces = total.split([p.numel() for p in backend.params])
@@ -166,17 +148,14 @@ class LaplaceMAP(MAP):
         super().__init__(groups, num_examples, {group.name: 0.0 for group in groups})
         for group in self.groups:
             if not isinstance(group.prior, Isotropic):
-                raise ValueError(
-                    f"laplace's Hessian is a diagonal, so priors must be isotropic, got {type(group.prior).__name__} "
-                    f"for {group.name!r}: use l2-zero or l2-sp"
-                )
+                found = f"{type(group.prior).__name__} for {group.name!r}"
+                problem = f"laplace's Hessian is a diagonal, so priors must be isotropic, got {found}"
+                raise ValueError(f"{problem}: use l2-zero or l2-sp")
         if not (0 < every <= 1 and 0 <= burn_in < 1):
             raise ValueError(f"every must be in (0, 1] and burn_in in [0, 1), got {every} and {burn_in}")
         if hyper_steps < 1 or total_steps < 1 or not 0 < hyper_rate < math.inf or not 0 < precision < math.inf:
-            raise ValueError(
-                "hyper_steps and total_steps must be at least 1, hyper_rate and precision positive numbers, "
-                f"got {hyper_steps}, {total_steps}, {hyper_rate} and {precision}"
-            )
+            expected = "hyper_steps and total_steps must be at least 1, hyper_rate and precision positive numbers"
+            raise ValueError(f"{expected}, got {hyper_steps}, {total_steps}, {hyper_rate} and {precision}")
         self.every, self.burn_in, self.hyper_steps, self.hyper_rate = every, burn_in, hyper_steps, hyper_rate
         self.update_steps = _update_steps(total_steps, every, burn_in)
         size = len(self.groups)
@@ -205,13 +184,10 @@ class LaplaceMAP(MAP):
         return {"objective": -value / self.num_examples}
 
     def learned_state(self) -> dict[str, Tensor]:
-        """Return log delta and Adam's averages, float64 (G,), and its count of steps (1,)."""
-        names = ("log_precision", "first", "second", "count")
-        return {name: getattr(self, f"_{name}") for name in names}
+        return {name: getattr(self, f"_{name}") for name in ("log_precision", "first", "second", "count")}
 
     def load_learned_state(self, state: Mapping[str, Tensor]) -> None:
-        for name, tensor in self.learned_state().items():
-            tensor.copy_(state[name])
+        super().load_learned_state(state)
         self._set_strengths()
 
     def _adam_step(self, slope: Tensor) -> None:

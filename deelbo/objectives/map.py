@@ -49,17 +49,13 @@ class MAP(Objective):
         if self._deviation is None:
             self._deviation = torch.empty(self.dim, dtype=self.weights[0].dtype, device=self.weights[0].device)
         for group, piece in zip(self.groups, self._pieces(self._deviation), strict=True):
-            strength = self._strengths[group.name]
-            if strength:
+            if strength := self._strengths[group.name]:
                 deviation = flatten(group.weights, out=piece).sub_(group.prior.mean)
                 add_to_gradients_(group.weights, group.prior.precision_times(deviation), strength)
 
     def regularizer(self) -> Tensor:
-        terms = [
-            0.5 * self._strengths[group.name] * group.prior.squared_distance(flatten(group.weights))
-            for group in self.groups
-        ]
-        return torch.stack(terms).sum()
+        pairs = [(self._strengths[group.name], group) for group in self.groups]
+        return torch.stack([0.5 * alpha * g.prior.squared_distance(flatten(g.weights)) for alpha, g in pairs]).sum()
 
     def weight_decay(self) -> dict[str, float]:
         return dict(self._strengths)

@@ -74,10 +74,7 @@ def check_head(name: str, head: str) -> None:
 
 
 def _load(name: str, weights: Mapping[str, Tensor], head: str, image_size: int | None) -> nn.Module:
-    """Return the network with copies of the weights and an uninitialized head.
-
-    It is built on "meta" first, as random numbers for a large network take a second and would be overwritten.
-    """
+    """Return the network with copies of the weights, built on "meta" to save initialization, and an empty head."""
     state = {}
     for key, tensor in weights.items():
         if not key.startswith(f"{head}."):
@@ -95,8 +92,7 @@ def _load(name: str, weights: Mapping[str, Tensor], head: str, image_size: int |
         missing, unknown = model.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
         raise ValueError(f"the weights do not fit {name}: {str(error).splitlines()[-1].strip()}") from error
-    missing = [key for key in missing if not key.startswith(f"{head}.")]
-    if missing or unknown:
-        first = f"{missing[0]} is missing" if missing else f"{unknown[0]} is unknown"
-        raise ValueError(f"the weights do not fit {name}: {first}")
+    problems = [f"{key} is missing" for key in missing if not key.startswith(f"{head}.")]
+    if problems := [*problems, *(f"{key} is unknown" for key in unknown)]:
+        raise ValueError(f"the weights do not fit {name}: {problems[0]}")
     return model

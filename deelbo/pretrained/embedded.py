@@ -24,19 +24,12 @@ from deelbo.pretrained.swag import SWAG, recompute_batchnorm
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pretrained network. State dicts are of the whole network, vectors are over the backbone's weights in order.
+    """A pretrained network. State dicts are of the whole network, vectors are over the backbone's weights in order."""
 
-    Attributes:
-        weights: the result of ordinary training, from which L2-zero and L2-SP start.
-        swag_weights: SWAG's mean with BatchNorm's statistics there, from which PTYL starts; None without SWAG.
-        variance: SWAG's s; shape (D_w,); None without SWAG.
-        factor: SWAG's Q; shape (D_w, K); None without SWAG.
-    """
-
-    weights: dict[str, Tensor]
-    swag_weights: dict[str, Tensor] | None = None
-    variance: Tensor | None = None
-    factor: Tensor | None = None
+    weights: dict[str, Tensor]  # the result of ordinary training, from which L2-zero and L2-SP start
+    swag_weights: dict[str, Tensor] | None = None  # SWAG's mean with BatchNorm's statistics, from which PTYL starts
+    variance: Tensor | None = None  # SWAG's s; (D_w,)
+    factor: Tensor | None = None  # SWAG's Q; (D_w, K)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -45,13 +38,12 @@ class Pretrained:
         return _hash([*self.weights.values(), *(self.swag_weights or {}).values(), *vectors])
 
     @cached_property
-    def weights_fingerprint(self) -> str:
-        """A hash of ``weights``, from which runs with another prior than PTYL start."""
+    def _weights_fingerprint(self) -> str:
         return _hash(self.weights.values())
 
     def fingerprint_for(self, prior: str) -> str:
         """Return a hash of everything that a run with that prior starts from."""
-        return self.fingerprint if prior == "ptyl" else self.weights_fingerprint
+        return self.fingerprint if prior == "ptyl" else self._weights_fingerprint
 
 
 def _hash(tensors: Iterable[Tensor]) -> str:

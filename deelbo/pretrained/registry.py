@@ -17,19 +17,12 @@ PATCH_SIZE = 16  # pixels; of vit_b_16
 
 @dataclass(frozen=True)
 class BackboneEntry:
-    """A network that can be built by name.
+    """A network that can be built by name."""
 
-    Attributes:
-        build: builds it, given the side of its images in pixels (None: the usual one).
-        head: dotted name of its last linear layer.
-        channels: channels of its images.
-        patch_size: pixels; the image size must be a positive multiple of it. None: any image size.
-    """
-
-    build: Callable[[int | None], nn.Module]
-    head: str
-    channels: int = 3
-    patch_size: int | None = None
+    build: Callable[[int | None], nn.Module]  # given the side of its images in pixels (None: the usual one)
+    head: str  # dotted name of its last linear layer
+    channels: int = 3  # of its images
+    patch_size: int | None = None  # pixels; the image size must be a positive multiple of it. None: any image size
 
 
 def _digits_resnet(_image_size: int | None) -> nn.Module:

@@ -15,17 +15,11 @@ Item = tuple[Tensor, int] | str
 
 
 class SourceImages(Dataset[Item]):
-    """The images of a folder with the training transforms of ImageNet; only their paths are held in memory.
+    """The images of a folder, which contains one folder per class, as torchvision's ImageFolder.
 
-    The transforms are a random resized crop, a random horizontal flip and ImageNet's normalization (torchvision's
-    reference training). The crops depend on the generator that `batches` is given, not on the number of workers.
-
-    Args:
-        folder: contains one folder per class, as torchvision's ImageFolder; classes are numbered in alphabetical order.
-        image_size: side of the crops in pixels.
-
-    Raises:
-        ValueError: no such folder, an empty one, or fewer than two classes.
+    They get the transforms of torchvision's reference training: a random resized crop to ``image_size`` pixels, a
+    random horizontal flip and ImageNet's normalization. The crops depend on the generator that `batches` is given, not
+    on the number of workers. No such folder, an empty one and fewer than two classes raise ValueError.
     """
 
     def __init__(self, folder: str | Path, image_size: int) -> None:
@@ -79,9 +73,6 @@ class SourceImages(Dataset[Item]):
             workers: processes that decode; 0: this one.
             max_images: number of images after which the pass ends, but at least one batch; None: all.
             pin: whether batches lie in pinned memory.
-
-        Raises:
-            ValueError: an image cannot be decoded; the message has its path.
         """
         batch_size = min(batch_size, len(self))
         order = torch.randperm(len(self), generator=generator)

@@ -17,15 +17,7 @@ from deelbo._vectors import flatten, write
 
 
 class SWAG:
-    """Running statistics of the iterates of a list of weights.
-
-    Args:
-        weights: the weights, D elements together.
-        rank: K >= 2, number of deviations that are kept.
-
-    Attributes:
-        count: T, number of iterates so far.
-    """
+    """Running statistics of the ``count`` iterates so far of weights with D elements; K = ``rank`` >= 2."""
 
     def __init__(self, weights: list[nn.Parameter], rank: int = 5) -> None:
         if rank < 2:
@@ -55,11 +47,7 @@ class SWAG:
 
     @property
     def factor(self) -> Tensor:
-        """Q, the last K deviations, newest last; shape (D, K).
-
-        Raises:
-            ValueError: fewer than K iterates were collected.
-        """
+        """Q, the last K deviations, newest last; shape (D, K)."""
         if len(self._deviations) < self.rank:
             raise ValueError(f"SWAG of rank {self.rank} needs as many iterates, {len(self._deviations)} were collected")
         return torch.stack(list(self._deviations), 1)
@@ -71,10 +59,7 @@ class SWAG:
 
 @torch.no_grad()
 def recompute_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Recompute every BatchNorm's running statistics at the current weights: the plain average over ``batches``.
-
-    Without BatchNorm nothing is done, and no batch is read.
-    """
+    """Recompute every BatchNorm's running statistics at the current weights: the plain average over ``batches``."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return

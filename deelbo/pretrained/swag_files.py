@@ -31,31 +31,20 @@ SwagSource = str | Path | Mapping[str, str | Path]
 
 @dataclass(frozen=True)
 class SwagPosterior:
-    """N(mean, 1/2 diag(variance) + Q Q^T / (2K - 2)) over a backbone's weights, K = 5.
+    """N(mean, 1/2 diag(variance) + Q Q^T / (2K - 2)) over a backbone's weights, K = 5."""
 
-    Attributes:
-        mean: shape (D_w,).
-        variance: s; shape (D_w,).
-        factor: Q, newest column last; shape (D_w, K).
-        buffers: BatchNorm's statistics at the mean by name; empty if the file has none.
-        image_size: side in pixels of the images that it was fitted to, where D_w depends on it (vit_b_16).
-    """
-
-    mean: Tensor
-    variance: Tensor
-    factor: Tensor
-    buffers: dict[str, Tensor]
-    image_size: int | None
+    mean: Tensor  # (D_w,)
+    variance: Tensor  # s; (D_w,)
+    factor: Tensor  # Q, newest column last; (D_w, K)
+    buffers: dict[str, Tensor]  # BatchNorm's statistics at the mean by name; empty if the file has none
+    image_size: int | None  # side in pixels of the images that it was fitted to, where D_w depends on it (vit_b_16)
 
 
 def read_swag(source: SwagSource, backbone: str) -> SwagPosterior:
     """Read and check a posterior; its tensors are float32 and share no memory.
 
     Mean and variance may also have the shape (D_w, 1) or (1, D_w), the factor (K, D_w); its last 5 columns are used.
-
-    Raises:
-        ValueError: a file is missing or damaged, or a part is missing, has another length or rank than this backbone
-            needs, is not finite, or is a negative variance.
+    A missing or damaged file, and a part that does not fit the backbone or is not finite, raise ValueError.
     """
     tensors, where = _read_parts(source)
     mean, variance = (_vector(tensors[part], f"{where[part]}: {part}") for part in PARTS[:2])
@@ -64,10 +53,9 @@ def read_swag(source: SwagSource, backbone: str) -> SwagPosterior:
     size = sum(p.numel() for p in split_at_head(model, head)[0])
     for part, vector in (("mean", mean), ("variance", variance)):
         if vector.numel() != size:
-            raise ValueError(
-                f"{where[part]}: {part} has {vector.numel():,} numbers, expected {size:,}, the weights of a {backbone} "
-                f"without its head: give the SWAG files of a {backbone}"
-            )
+            found, expected = f"{part} has {vector.numel():,} numbers", f"the weights of a {backbone} without its head"
+            remedy = f"give the SWAG files of a {backbone}"
+            raise ValueError(f"{where[part]}: {found}, expected {size:,}, {expected}: {remedy}")
     factor = _columns(tensors["factor"], size, f"{where['factor']}: factor")
     mean, variance = (vector.to(torch.float32, copy=True) for vector in (mean, variance))
     if bool((variance < 0).any()):

@@ -38,9 +38,6 @@ class SwagConfig:
         statistics_images: maximum number of images from which BatchNorm's statistics are recomputed.
         workers: processes that decode images; 0: this process does. They do not change the result.
         seed: of the new head, the order of the images and their crops.
-
-    Raises:
-        ValueError: a number out of its range.
     """
 
     epochs: int = 10
@@ -93,12 +90,9 @@ def fit_swag(
         say: called with one line of progress at a time.
 
     Raises:
-        ValueError: no such weights, unusable images, a file that cannot be written, too few iterates for the rank, or
-            a run that diverged.
+        ValueError: unusable weights, images or ``out``, too few iterates for the rank, or a run that diverged.
     """
-    say = say or (lambda _: None)
-    config = config or SwagConfig()
-    out = check_target(out)
+    say, config, out = say or (lambda _: None), config or SwagConfig(), check_target(out)
     if backbone == "digits-resnet":
         raise ValueError("digits-resnet has its SWAG posterior from deelbo itself: fit SWAG to another backbone")
     images = SourceImages(folder, config.image_size)

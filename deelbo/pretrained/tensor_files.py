@@ -18,8 +18,7 @@ def read_file(path: str | Path) -> object:
     """Return the content of a .pt, .pth or .safetensors file, on the CPU.
 
     Raises:
-        ValueError: no such file, another suffix, a damaged file, one with more than tensors and plain values, or a
-            .safetensors file where safetensors is not installed.
+        ValueError: no such file, another suffix, damage, or content that is more than tensors and plain values.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -27,7 +26,7 @@ def read_file(path: str | Path) -> object:
     if not path.is_file():
         raise ValueError(f"{path} does not exist or is not a file: give the path of a {path.suffix} file")
     try:
-        return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
+        return _load(path)
     except ModuleNotFoundError as error:
         raise ValueError(f"{path} needs {error.name}: pip install {error.name}") from error
     except Exception as error:  # torch.load raises whatever the bytes lead to, KeyError for example
@@ -41,17 +40,14 @@ def read_file(path: str | Path) -> object:
         raise ValueError(f"{path} is damaged or not a {path.suffix} file ({one_line(error)}): copy it again") from error
 
 
-def _load_torch(path: Path) -> object:
+def _load(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its error, if any, says enough
-        loaded: object = torch.load(path, map_location="cpu", weights_only=True)
-    return loaded
-
-
-def _load_safetensors(path: Path) -> object:
-    from safetensors.torch import load_file
-
-    return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def one_line(error: Exception) -> str:
@@ -63,11 +59,7 @@ def one_line(error: Exception) -> str:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name, also where they are under "state_dict" or "model".
-
-    Raises:
-        ValueError: as `read_file`, or the file holds anything but tensors by name.
-    """
+    """Return a file's tensors by name, also where they are under "state_dict" or "model". Raises as `read_file`."""
     held = read_file(path)
     for wrapper in ("state_dict", "model"):
         if isinstance(held, dict) and isinstance(held.get(wrapper), dict):
@@ -79,6 +71,6 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds nothing: give a state dict")
     for name, tensor in held.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            kind = type(tensor).__name__
-            raise ValueError(f"{path}: {reprlib.repr(name)} is a {kind}, expected a tensor: give a state dict")
+            found = f"{reprlib.repr(name)} is a {type(tensor).__name__}"
+            raise ValueError(f"{path}: {found}, expected a tensor: give a state dict")
     return {name: tensor.detach() for name, tensor in held.items()}

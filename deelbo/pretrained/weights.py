@@ -77,11 +77,7 @@ def imagenet_file(backbone: str, version: str) -> Path:
 
 
 def download_weights(backbone: str, version: str) -> Path:
-    """Download the file of `imagenet_file` from torchvision's server if it is missing, and return its path.
-
-    Raises:
-        ValueError: as `imagenet_file`, or the download failed.
-    """
+    """Download the file of `imagenet_file` from torchvision's server if it is missing, and return its path."""
     path, url, prefix = _published(backbone, version)
     if not path.exists():
         try:
@@ -120,8 +116,7 @@ def read_weights(backbone: str, source: str | Path | None = None) -> dict[str, T
             square number of patches.
 
     Raises:
-        ValueError: the file is missing or damaged, its weights do not agree with this network's in names and shapes, or
-            a number is not finite.
+        ValueError: no such file, damage, names or shapes of another network, or a number that is not finite.
     """
     source = "IMAGENET1K_V1" if source is None else source
     model, head = shapes_only(backbone)

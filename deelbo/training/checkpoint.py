@@ -194,13 +194,12 @@ def serialize(content: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def deserialize(data: bytes) -> dict[str, Any]:
+def deserialize(data: bytes) -> Any:
     """Return what `serialize` was given, its tensors on the CPU. Damaged bytes raise some Exception."""
     body = memoryview(data)[:-DIGEST_BYTES]
     if hashlib.sha256(body).digest() != data[-DIGEST_BYTES:]:
         raise ValueError("damaged")
-    content: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    return content
+    return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
 
 
 def restore(data: bytes, expected: str, run: TrainingRun) -> dict[str, float] | None:

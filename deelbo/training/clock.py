@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -27,8 +27,7 @@ class PhaseClock:
     """
 
     def __init__(self, device: torch.device | None = None, now: Callable[[], float] = time.perf_counter) -> None:
-        self._synchronize = device is not None and device.type == "cuda"
-        self._device = device
+        self._gpu = device if device is not None and device.type == "cuda" else None
         self._now = now
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._stack: list[str | None] = []
@@ -39,26 +38,18 @@ class PhaseClock:
         """Seconds by phase up to the last change of phase."""
         return dict(self._seconds)
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> AbstractContextManager[None]:
         """Book the block's seconds under ``name``, one of `PHASES`."""
         if name not in self._seconds:
             raise ValueError(f"a phase must be one of {', '.join(PHASES)}, got {name!r}")
-        with self._enter(name):
-            yield
+        return self._enter(name)
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> AbstractContextManager[None]:
         """Book the block's seconds nowhere, for example those of a callback."""
-        with self._enter(None):
-            yield
+        return self._enter(None)
 
     def carry(self, seconds: Mapping[str, float]) -> None:
-        """Add the seconds by phase of an earlier process whose run this one continues.
-
-        Raises:
-            ValueError: an unknown phase, or seconds that are negative or not finite. Nothing is added then.
-        """
+        """Add the seconds by phase of an earlier process whose run this one continues; all of them, or ValueError."""
         for name, value in seconds.items():
             if name not in self._seconds or not 0 <= value < math.inf:
                 raise ValueError(f"the seconds of a phase must be a number >= 0, got {name!r}: {value!r}")
@@ -82,8 +73,8 @@ class PhaseClock:
 
     def _book(self) -> None:
         """Add the time since the last call to the current phase."""
-        if self._synchronize:
-            torch.cuda.synchronize(self._device)
+        if self._gpu is not None:
+            torch.cuda.synchronize(self._gpu)
         now = self._now()
         if self._stack and (current := self._stack[-1]) is not None:
             self._seconds[current] += now - self._since

@@ -33,14 +33,11 @@ def evaluate(
     numerics, device = numerics or Numerics(), images.labels.device
     nll = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros(images.num_classes, dtype=torch.float64, device=device)
-    for start in range(0, len(images), BATCH_SIZE):
-        labels = images.labels[start : start + BATCH_SIZE]
-        pixels = images.pixels[start : start + BATCH_SIZE]
+    for pixels, labels in zip(images.pixels.split(BATCH_SIZE), images.labels.split(BATCH_SIZE), strict=True):
         x = numerics.to_memory_format(normalization(pixels if geometry is None else geometry.evaluation(pixels)))
         with numerics.autocast(device):
             logits = model(x).float()
         nll += F.cross_entropy(logits, labels, reduction="sum").double()
         correct.index_add_(0, labels, (logits.argmax(1) == labels).double())
     count = torch.bincount(images.labels, minlength=images.num_classes)
-    balanced_accuracy = (correct / count)[count > 0].mean()
-    return float(nll) / len(images), float(balanced_accuracy)
+    return float(nll) / len(images), float((correct / count)[count > 0].mean())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -102,7 +102,7 @@ def fit(
         series, diverged = _train(run, clock, on_epoch, checkpoint)
         if handover is not None and until < 1 and not diverged:
             handover.save(run, clock)
-        run.end()
+        run.set_optimizer_mode("eval")  # the model keeps the weights that the optimizer evaluates
         metrics, state = _collect_metrics(run, clock, series[-1], test, until == 1)
     completed = not diverged and all(math.isfinite(value) for value in metrics.values())
     return FitResult(
@@ -112,22 +112,16 @@ def fit(
 
 def _to_device(split: Split, device: torch.device, test: bool) -> Split:
     """Return the split on the device; the test images only where they will be used."""
-    return replace(
-        split,
-        train=split.train.to(device),
-        validation=None if split.validation is None else split.validation.to(device),
-        test=split.test.to(device) if test else split.test,
-        normalization=Normalization(split.normalization.mean.to(device), split.normalization.std.to(device)),
-    )
+    validation = None if split.validation is None else split.validation.to(device)
+    normalization = Normalization(split.normalization.mean.to(device), split.normalization.std.to(device))
+    test_images = split.test.to(device) if test else split.test
+    return Split(split.train.to(device), validation, test_images, normalization, split.geometry)
 
 
 def _train(
     run: TrainingRun, clock: PhaseClock, on_epoch: OnEpoch | None, checkpoint: Checkpoint | None
 ) -> tuple[list[Row], bool]:
-    """Train from where the run is to its last epoch; return the series, and whether the loss stopped being finite.
-
-    No step waits for the device.
-    """
+    """Train from where the run is to its last epoch; return the series, and whether the loss stopped being finite."""
     evaluation_epochs = run.evaluation_epochs()
     with clock.phase("train"):
         for epoch in range(run.steps_done // run.steps_per_epoch + 1, run.last_epoch + 1):
@@ -174,7 +168,6 @@ def _evaluate(run: TrainingRun, clock: PhaseClock, epoch: int, on_epoch: OnEpoch
 def _collect_metrics(
     run: TrainingRun, clock: PhaseClock, last: Row, test: bool, whole: bool
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the metrics and the objective's state at the end of a whole run, or of one that stops early."""
     metrics: Row = {name: last[name] for name in ("train_nll", "val_nll", "val_acc") if name in last}
     objective = run.objective
     with clock.phase("monitor"):

@@ -31,11 +31,8 @@ class TrainingRun:
     """One training run.
 
     Attributes:
-        steps_done: optimizer steps so far.
         series: one row per evaluation so far, see `deelbo.FitResult`.
         nll_sum, nll_steps: sum of the batches' mean NLL since the last evaluation (on the device), and their number.
-        last_rate: learning rate of the last step.
-        last_norm: norm of the last step's gradient before clipping, on the device; None before the first step.
         last_epoch: the epoch after which training stops, which may be before the schedule's last one.
         earlier_seconds: training seconds of the earlier segments of this run, where a `deelbo.Handover` continued them.
         optimizer_form: `form_of` the optimizer's state dict after a step. Set by `warm_up`.
@@ -78,15 +75,14 @@ class TrainingRun:
             )
         else:
             self.optimizer = self._optimizer_factory(self.trained, rate)
-        self._set_optimizer_mode("train")
+        self.set_optimizer_mode("train")
         self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=self.total_steps)
         self.steps_done = 0
         self.last_rate = rate
-        self.last_norm: Tensor | None = None
         self.series: list[dict[str, float]] = []
         self.nll_sum, self.nll_steps = torch.zeros((), device=self.device), 0
 
-    def _set_optimizer_mode(self, name: str) -> None:
+    def set_optimizer_mode(self, name: str) -> None:
         """Call the optimizer's ``train`` or ``eval``, which those that average weights have (schedule-free)."""
         if (switch := getattr(self.optimizer, name, None)) is not None:
             switch()
@@ -99,17 +95,13 @@ class TrainingRun:
             return
         weights = flatten(self.objective.weights)
         learned = [parameter.detach().clone() for parameter in self.objective.parameters()]
-        self._set_optimizer_mode("eval")
+        self.set_optimizer_mode("eval")
         try:
             yield
         finally:
-            self._set_optimizer_mode("train")  # restores the trained weights up to rounding
+            self.set_optimizer_mode("train")  # restores the trained weights up to rounding
             write(self.objective.weights, weights)
             _copy_into(self.objective.parameters(), learned)
-
-    def end(self) -> None:
-        """Leave the model with the weights that the optimizer evaluates. No step may follow."""
-        self._set_optimizer_mode("eval")
 
     def evaluation_epochs(self) -> set[int]:
         """The epochs after which the whole run is evaluated: evenly spaced, the last one included."""
@@ -138,7 +130,7 @@ class TrainingRun:
             with self.numerics.autocast(self.device):
                 loss = F.cross_entropy(self.forward(x).float(), labels)
             loss.backward()
-        self.last_norm = nn.utils.clip_grad_norm_(self.trained, self.schedule.clip_norm)
+        nn.utils.clip_grad_norm_(self.trained, self.schedule.clip_norm)
         self.last_rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         self.cosine.step()
@@ -147,27 +139,19 @@ class TrainingRun:
 
     def warm_up(self) -> None:
         """Take a few steps, so that first-call costs (libraries, kernels, memory) are paid, then restore everything."""
-        weights = copy.deepcopy(self.model.state_dict())
-        parameters = [parameter.detach().clone() for parameter in self.objective.parameters()]
-        learned_state = {name: tensor.clone() for name, tensor in self.objective.learned_state().items()}
-        random_states = [generator.get_state() for generator in self._generators()]
+        start = copy.deepcopy(self.state())
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             self.model.train()
             for _ in range(WARMUP_STEPS):
                 self.step(self.batches()[0])
             self.objective.warm_up(self)
         self.optimizer_form = form_of(self.optimizer.state_dict())
-        self.model.load_state_dict(weights)
-        self.objective.load_learned_state(learned_state)
-        _copy_into(self.objective.parameters(), parameters)
-        for generator, state in zip(self._generators(), random_states, strict=True):
-            generator.set_state(state)
         for parameter in self.trained:
             parameter.grad = None
         self._start()
+        self.load(start)
 
     def _generators(self) -> list[torch.Generator]:
-        """The generators that this run draws from beside torch's global ones."""
         return [generator for generator in (self.generator, self.objective.generator) if generator is not None]
 
     def state(self) -> dict[str, Any]:
@@ -211,12 +195,11 @@ class TrainingRun:
 
     def nll_under_posterior(self) -> float:
         """Estimate E_q of the mean NLL of the training images, not augmented, with one draw of the weights per pass."""
-        passes = self.schedule.posterior_passes
         total = 0.0
-        for _ in range(passes):
+        for _ in range(self.schedule.posterior_passes):
             with self.objective.step():
                 total += self.evaluate(self.split.train)[0]
-        return total / passes
+        return total / self.schedule.posterior_passes
 
 
 @torch.no_grad()

@@ -52,15 +52,7 @@ class Schedule:
 
 
 def stop_epoch(until: float, epochs: int) -> int:
-    """Return ceil(until * epochs), at least 1: the epoch at which a run of ``epochs`` epochs stops.
-
-    Args:
-        until: fraction of the run that is trained.
-        epochs: epochs of the whole run.
-
-    Raises:
-        ValueError: ``until`` is not above 0 and at most 1.
-    """
+    """Return ceil(until * epochs), at least 1: the epoch at which the fraction ``until`` of a run is trained."""
     if not 0 < until <= 1:
         raise ValueError(f"until must be a fraction of the run's epochs, above 0 and at most 1, got {until}")
     return max(math.ceil(until * epochs - 1e-9), 1)  # in floating point 0.3 * 10 is more than 3

@@ -198,7 +198,7 @@ def test_a_damaged_cache_is_replaced(images: Path, listing: Listing, decodings: 
 
 
 @pytest.mark.parametrize(
-    "call", ["pathlib.Path.mkdir", "tempfile.mkstemp", "torch.save", "os.fsync", "pathlib.Path.replace"]
+    "call", ["pathlib.Path.mkdir", "tempfile.mkdtemp", "torch.save", "os.fsync", "pathlib.Path.replace"]
 )
 def test_an_unwritable_folder(
     monkeypatch: pytest.MonkeyPatch, images: Path, listing: Listing, decodings: list[int], call: str
