@@ -116,6 +116,5 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
         return model.get_submodule(name)
     except AttributeError:
         children = ", ".join(child for child, _ in model.named_children()) or "no submodules"
-        raise ValueError(
-            f"{type(model).__name__} has no submodule {name!r}: give head= the dotted name of one; it has {children}"
-        ) from None
+        remedy = f"give head= the dotted name of one; it has {children}"
+        raise ValueError(f"{type(model).__name__} has no submodule {name!r}: {remedy}") from None

@@ -68,11 +68,7 @@ class LearnedL2(DataEmphasizedELBO):
 
         With one variance per layer: their mean over the backbone's weights. `scales` has each layer's own.
         """
-        scales = self.scales()
-        layers = {group.name: group.prior.dim for group in self.groups if group.part == "backbone"}
-        if not layers:
-            return scales.get("backbone", math.nan)
-        return sum(dim * scales[name] for name, dim in layers.items()) / sum(layers.values())
+        return self.describe().get("scale_backbone", math.nan)
 
     @property
     def tau(self) -> float:

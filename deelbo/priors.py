@@ -33,7 +33,7 @@ class KLTerm:
     prior: GaussianPrior  # p
     sigma: Tensor  # standard deviation of q
     scale: Tensor  # s*
-    precision_d: Tensor  # Sigma^-1 d; (D,)
+    precision_d: Tensor  # Sigma^-1 d = s* dKL/dw_bar; (D,)
     squared_distance: Tensor  # d^T Sigma^-1 d
 
     @property
@@ -45,11 +45,6 @@ class KLTerm:
     def gradient_sigma(self) -> Tensor:
         """dKL/dsigma = sigma tr(Sigma^-1) / s* - D / sigma."""
         return self.sigma * self.prior.trace_precision / self.scale - self.prior.dim / self.sigma
-
-    @property
-    def gradient_mean(self) -> Tensor:
-        """dKL/dw_bar = Sigma^-1 d / s*; shape (D,)."""
-        return self.precision_d / self.scale
 
 
 class GaussianPrior(ABC):

@@ -1,7 +1,4 @@
-"""Image datasets in memory: training pool, test set, and the split of a given N and seed.
-
-The registry needs no torch; the classes of images are imported on first use.
-"""
+"""Image datasets in memory. The registry needs no torch; the classes of images are imported on first use."""
 
 from __future__ import annotations
 

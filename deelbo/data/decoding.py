@@ -72,8 +72,7 @@ def decode(files: Sequence[Path], side: int) -> Tensor:
 
     # threads suffice, as Pillow releases the interpreter lock while it decodes and resizes
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(decode_one, range(len(files))):
-            pass
+        list(pool.map(decode_one, range(len(files))))
     return pixels
 
 

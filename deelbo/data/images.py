@@ -26,11 +26,8 @@ class Images:
     @cached_property
     def contrast(self) -> tuple[Tensor, Tensor]:
         """Channel means and channel standard deviations of each image, with pixels scaled to [0, 1]; both (n, C)."""
-        means, stds = [], []
-        for part in self.pixels.split(CHUNK):
-            pixels = part.float().div_(255).flatten(2)
-            means.append(pixels.mean(2))
-            stds.append(pixels.std(2))
+        chunks = (part.float().div_(255).flatten(2) for part in self.pixels.split(CHUNK))
+        means, stds = zip(*((pixels.mean(2), pixels.std(2)) for pixels in chunks), strict=True)
         return torch.cat(means), torch.cat(stds)
 
     def take(self, indices: Tensor) -> Images:
@@ -72,18 +69,12 @@ class Geometry:
     """Resizing, padding, cropping and flipping of images, on their device. Sizes are in pixels.
 
     Pixels are normalized afterwards: resizing and normalizing commute, as a resized pixel is a weighted mean.
-
-    Attributes:
-        side: images of another size are resized to side x side, bilinear, without keeping their aspect ratio.
-        crop: side of what the network sees: a random crop of training images, the center in evaluation.
-        pad: width of the black border around training images before they are cropped.
-        flip: whether a random half of the training images is mirrored left to right.
     """
 
-    side: int
-    crop: int
-    pad: int = 0
-    flip: bool = False
+    side: int  # images of another size are resized to side x side, bilinear, without keeping their aspect ratio
+    crop: int  # side of what the network sees: a random crop of training images, the center in evaluation
+    pad: int = 0  # width of the black border around training images before they are cropped
+    flip: bool = False  # whether a random half of the training images is mirrored left to right
 
     def __post_init__(self) -> None:
         if not 1 <= self.crop <= self.side or self.pad < 0:

@@ -51,10 +51,8 @@ class DatasetFiles:
                 raise DataError(f"{self.name} is not unpacked: {found}: unpack it with `tar -xf`, or {self.remedy}")
         if not folder.is_dir():
             if root.name == self.folder and root.is_dir():
-                raise DataError(
-                    f"{self.name} was searched below {root}, which is its own folder: set `data` / $DEELBO_DATA to the"
-                    f" folder above it, {root.parent}"
-                )
+                remedy = f"set `data` / $DEELBO_DATA to the folder above it, {root.parent}"
+                raise DataError(f"{self.name} was searched below {root}, which is its own folder: {remedy}")
             raise self.error(f"was not found: {root} has no folder {self.folder}")
         if missing := [file for file in self.files if not (folder / file).is_file()]:
             count = f"{len(missing)} of {len(self.files)}"

@@ -47,6 +47,7 @@ class Objective(ABC):
     """
 
     generator: torch.Generator | None = None
+    is_bayesian = False  # whether `step` trains draws from a posterior
 
     def __init__(self, groups: Sequence[Group], num_examples: int) -> None:
         if not groups:
@@ -65,11 +66,6 @@ class Objective(ABC):
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the optimizer must train in addition to the module's own weights."""
         return []
-
-    @property
-    def is_bayesian(self) -> bool:
-        """True if `step` trains draws from a posterior."""
-        return False
 
     def should_adapt(self, steps_done: int) -> bool:
         """Return whether to call `adapt` after optimizer step ``steps_done``, without waiting for the device."""
@@ -132,8 +128,8 @@ class Objective(ABC):
                 if f"{quantity}_{layers[0]}" in state:
                     summary[f"{quantity}_{part}"] = sum(state[f"{quantity}_{layer}"] for layer in layers)
             strengths = [state[f"weight_decay_{layer}"] for layer in layers]
-            variances = [dim / alpha if alpha else math.inf for dim, alpha in zip(dims, strengths, strict=True)]
-            summary[f"weight_decay_{part}"] = sum(dims) / sum(variances) if sum(variances) else math.inf
+            variance = sum(d / alpha if alpha else math.inf for d, alpha in zip(dims, strengths, strict=True))
+            summary[f"weight_decay_{part}"] = sum(dims) / variance if variance else math.inf
             if f"scale_{layers[0]}" in state:
                 scales = [state[f"scale_{layer}"] for layer in layers]
                 summary[f"scale_{part}"] = sum(d * s for d, s in zip(dims, scales, strict=True)) / sum(dims)

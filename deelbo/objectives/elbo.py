@@ -44,6 +44,8 @@ class ELBO(Objective):
         ValueError: kappa is not positive, a weight is frozen or in two groups, or as `IsotropicPosterior`.
     """
 
+    is_bayesian = True
+
     def __init__(
         self,
         groups: Sequence[Group],
@@ -58,10 +60,8 @@ class ELBO(Objective):
         self.kappa, self.generator = float(kappa), generator
         self.posterior = IsotropicPosterior(self.weights, sigma, generator)
         if self.posterior.dim != self.dim:
-            raise ValueError(
-                f"the groups hold {self.dim} weights of which {self.posterior.dim} are distinct and not frozen: "
-                "every weight must be trained and in exactly one group"
-            )
+            found = f"the groups hold {self.dim} weights of which {self.posterior.dim} are distinct and not frozen"
+            raise ValueError(f"{found}: every weight must be trained and in exactly one group")
         self._dims: Tensor | None = None
         if len(groups) > MAX_SEPARATE_GROUPS and all(isinstance(group.prior, Isotropic) for group in groups):
             dims = [float(group.prior.dim) for group in groups]
@@ -69,10 +69,6 @@ class ELBO(Objective):
 
     def parameters(self) -> list[nn.Parameter]:
         return [self.posterior.rho]
-
-    @property
-    def is_bayesian(self) -> bool:
-        return True
 
     @contextmanager
     def step(self) -> Iterator[None]:

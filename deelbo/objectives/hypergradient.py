@@ -39,11 +39,10 @@ class HypergradientMAP(MAP):
     Adam is given the hypergradient's direction only: minus the cosine of the angle between the pull Sigma_g^-1 d_g and
     the group's validation gradient. The hypergradient itself is proportional to eta alpha_g, and both change by orders
     of magnitude in a run, which Adam's averages could not follow. While the sign stays the same, log alpha_g moves by
-    ``rate`` per call. The weights' learning rate, momentum and clipping have no influence, so any optimizer may train
-    them.
+    ``rate`` per call. The weights' learning rate has no influence, so any optimizer may train them.
 
-    A call uses one validation batch of the size of the training batch, in evaluation mode, and costs about one training
-    step. The validation images are used in passes, each in a new order and without its last partial batch.
+    A call uses one validation batch of the size of the training batch, in evaluation mode. The validation images are
+    used in passes, each in a new order and without its last partial batch.
 
     Args:
         groups, num_examples: as in `Objective`.
@@ -51,9 +50,6 @@ class HypergradientMAP(MAP):
         rate: step of log alpha_g in nats; None: such that the calls of a whole run of any length can move it through
             its range and back.
         every: training steps between two calls.
-
-    Raises:
-        ValueError: a ``rate`` or an ``every`` that is not positive, or as in `MAP`.
     """
 
     def __init__(
@@ -86,20 +82,6 @@ class HypergradientMAP(MAP):
         """Move the strengths once, by the next validation batch; a run without validation images raises ValueError."""
         rate = self.rate or TRAVEL / max(run.total_steps // self.every, 1)
         self.move(self.directions(self._validation_gradient(run)), rate)
-
-    def hypergradient(self, validation_gradient: Sequence[Tensor], eta: float) -> dict[str, float]:
-        """Return dL_val(theta') / dlog alpha_g by group, with theta' the weights after a step from theta.
-
-        Args:
-            validation_gradient: grad L_val(theta'), with the shapes of ``weights``.
-            eta: the step's rate: the learning rate times the factor of clipping and, with Nesterov momentum mu, times
-                1 + mu, the share of a gradient that takes effect in its own step.
-        """
-        pulls = zip(self.groups, self._pulls(), self._pieces(flatten(validation_gradient)), strict=True)
-        return {
-            group.name: -eta * self._strengths[group.name] * float(torch.dot(pull.double(), slope.double()))
-            for group, pull, slope in pulls
-        }
 
     @torch.no_grad()
     def move(self, directions: Tensor, rate: float) -> None:

@@ -12,9 +12,8 @@ squared gradient of the image's NLL.
 Source: Immer, Bauer, Fortuin, Raetsch, Khan 2021, "Scalable Marginal Likelihood Estimation for Model Selection in Deep
 Learning", Algorithm 1; effective number of weights: MacKay 1992, "Bayesian Interpolation".
 
-Of laplace-torch's backends for the empirical Fisher only `CurvlinopsEF` is usable. It differentiates one image at a
-time by `torch.func`, which any network in evaluation mode allows. BackPACK's hooks fail at in-place ReLUs, which
-ResNets have, and ASDL's hooks return a quarter of the squared gradients of some convolutions of digits-resnet.
+Of laplace-torch's backends for the empirical Fisher only `CurvlinopsEF` is usable: BackPACK's hooks fail at in-place
+ReLUs, which ResNets have, and ASDL's return a quarter of the squared gradients of some convolutions of digits-resnet.
 """
 
 from __future__ import annotations
@@ -116,8 +115,7 @@ class LaplaceMAP(MAP):
     """MAP whose strengths alpha_g = delta_g / N are learned during the run, one precision delta_g per group.
 
     At regular intervals the curvature is computed at the current weights, and Adam takes a few steps on log delta to
-    raise the marginal likelihood. In between, training is MAP's. Adam's averages continue from one update to the next,
-    as in the paper.
+    raise the marginal likelihood. Adam's averages continue from one update to the next, as in the paper.
 
     Args:
         groups, num_examples: as in `deelbo.objectives.map.MAP`; every prior must be isotropic.
@@ -129,9 +127,6 @@ class LaplaceMAP(MAP):
         hyper_rate: Adam's learning rate on log delta; a strength changes by a factor of at most
             exp(hyper_steps * hyper_rate) per update.
         precision: initial delta of every group.
-
-    Raises:
-        ValueError: a prior is not isotropic, or a setting is out of its range.
     """
 
     def __init__(

@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
 
 from deelbo.data.images import Geometry, Images, Normalization
 from deelbo.data.registry import DIGIT_SIZE, cache_folder
 from deelbo.groups import split_at_head
 from deelbo.pretrained.backbones import build_backbone
-from deelbo.pretrained.swag import SWAG, recompute_batchnorm
+from deelbo.pretrained.swag import SWAG
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,8 @@ def load_pretrained(recipe: Recipe | None = None, say: Callable[[str], object] |
         try:
             return Pretrained(**torch.load(path, weights_only=True))
         except Exception as error:
-            raise ValueError(
-                f"{path} cannot be read ({type(error).__name__}): delete it, and it will be made again"
-            ) from error
+            remedy = "delete it, and it will be made again"
+            raise ValueError(f"{path} cannot be read ({type(error).__name__}): {remedy}") from error
     if say is not None:
         say(f"pretraining {recipe.backbone} on its source task, once for this user")
     pretrained = pretrain(recipe)
@@ -145,5 +145,5 @@ def _pretrain(recipe: Recipe, source: Images) -> Pretrained:
         train_epoch()
         swag.collect()
     swag.load_mean()
-    recompute_batchnorm(model, normalize(source.pixels).split(256))
+    update_bn(normalize(source.pixels).split(256), model)
     return Pretrained(weights, copy.deepcopy(model.state_dict()), swag.variance, swag.factor)

@@ -1,4 +1,4 @@
-"""SWAG: a Gaussian from the iterates of SGD at a constant learning rate, and BatchNorm's statistics at its mean.
+"""SWAG: a Gaussian from the iterates of SGD at a constant learning rate.
 
 SWAG (Maddox et al. 2019, "A Simple Baseline for Bayesian Uncertainty in Deep Learning") fits N(mean, 1/2 diag(s) +
 Q Q^T / (2K - 2)) to the iterates w_1..w_T of SGD at a constant learning rate: mean = 1/T sum w_t; s = 1/T sum w_t^2 -
@@ -8,7 +8,6 @@ mean^2; the columns of Q are w_t - (mean of the first t iterates) for the last K
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -17,33 +16,28 @@ from deelbo._vectors import flatten, write
 
 
 class SWAG:
-    """Running statistics of the ``count`` iterates so far of weights with D elements; K = ``rank`` >= 2."""
+    """Running statistics, such as the ``mean`` (D,), of the ``count`` iterates so far of weights; K = ``rank`` >= 2."""
 
     def __init__(self, weights: list[nn.Parameter], rank: int = 5) -> None:
         if rank < 2:
             raise ValueError(f"SWAG's rank must be at least 2, got {rank}")
         self.weights, self.rank, self.count = weights, rank, 0
-        self._mean = torch.zeros_like(flatten(weights))
-        self._square = torch.zeros_like(self._mean)
+        self.mean = torch.zeros_like(flatten(weights))
+        self._square = torch.zeros_like(self.mean)
         self._deviations: deque[Tensor] = deque(maxlen=rank)
 
     def collect(self) -> None:
         """Add the current weights as an iterate."""
         now = flatten(self.weights)
         self.count += 1
-        self._mean.add_((now - self._mean) / self.count)
+        self.mean.add_((now - self.mean) / self.count)
         self._square.add_((now.square() - self._square) / self.count)
-        self._deviations.append(now - self._mean)
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the iterates; shape (D,)."""
-        return self._mean.clone()
+        self._deviations.append(now - self.mean)
 
     @property
     def variance(self) -> Tensor:
         """s, not negative; shape (D,)."""
-        return (self._square - self._mean.square()).clamp_min(0)
+        return (self._square - self.mean.square()).clamp_min(0)
 
     @property
     def factor(self) -> Tensor:
@@ -54,21 +48,4 @@ class SWAG:
 
     def load_mean(self) -> None:
         """Set the weights to the mean, after which BatchNorm's statistics need to be recomputed."""
-        write(self.weights, self._mean)
-
-
-@torch.no_grad()
-def recompute_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Recompute every BatchNorm's running statistics at the current weights: the plain average over ``batches``."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    model.train()
-    for batch in batches:
-        model(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+        write(self.weights, self.mean)

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
 
 from deelbo._random import seeded
 from deelbo.groups import split_at_head
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.pretrained.source_images import SourceImages
-from deelbo.pretrained.swag import SWAG, recompute_batchnorm
+from deelbo.pretrained.swag import SWAG
 from deelbo.pretrained.swag_files import RANK, check_target, write_swag
 from deelbo.pretrained.weights import read_weights
 
@@ -26,30 +27,18 @@ class SwagConfig:
 
     The defaults are those with which Maddox et al. 2019 ("A Simple Baseline for Bayesian Uncertainty in Deep Learning")
     ran SWAG on ImageNet, except for the batch size.
-
-    Attributes:
-        epochs: passes over the source images.
-        batch_size: images per step; all of them where there are fewer.
-        learning_rate: constant learning rate of SGD, whose momentum is 0.9.
-        weight_decay: the optimizer's.
-        rank: K, number of deviations that are kept; at least 5, PTYL's rank.
-        collect_every: steps from one iterate to the next; None: one epoch.
-        image_size: side of the crops in pixels. A vit_b_16 posterior is for this size only.
-        statistics_images: maximum number of images from which BatchNorm's statistics are recomputed.
-        workers: processes that decode images; 0: this process does. They do not change the result.
-        seed: of the new head, the order of the images and their crops.
     """
 
-    epochs: int = 10
-    batch_size: int = 128
-    learning_rate: float = 0.001
+    epochs: int = 10  # passes over the source images
+    batch_size: int = 128  # images per step; all of them where there are fewer
+    learning_rate: float = 0.001  # constant learning rate of SGD, whose momentum is 0.9
     weight_decay: float = 1e-4
-    rank: int = RANK
-    collect_every: int | None = None
-    image_size: int = 224
-    statistics_images: int = 10_000
-    workers: int = 0
-    seed: int = 0
+    rank: int = RANK  # K, number of deviations that are kept; at least 5, PTYL's rank
+    collect_every: int | None = None  # steps from one iterate to the next; None: one epoch
+    image_size: int = 224  # side of the crops in pixels; a vit_b_16 posterior is for this size only
+    statistics_images: int = 10_000  # maximum number of images from which BatchNorm's statistics are recomputed
+    workers: int = 0  # processes that decode images; 0: this process does. They do not change the result
+    seed: int = 0  # of the new head, the order of the images and their crops
 
     def __post_init__(self) -> None:
         if self.rank < RANK:
@@ -99,10 +88,8 @@ def fit_swag(
     steps = len(images) // min(config.batch_size, len(images))
     iterates = config.epochs * steps // (config.collect_every or steps)
     if iterates < config.rank:
-        raise ValueError(
-            f"SWAG of rank {config.rank} needs as many iterates, {config.epochs} epochs of {steps} steps give "
-            f"{iterates}: raise epochs or lower collect_every"
-        )
+        found = f"{config.epochs} epochs of {steps} steps give {iterates}: raise epochs or lower collect_every"
+        raise ValueError(f"SWAG of rank {config.rank} needs as many iterates, {found}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pretrained = read_weights(backbone, weights)
     model, head = build_backbone(backbone, images.num_classes, pretrained, config.seed, image_size=config.image_size)
@@ -154,7 +141,7 @@ def _posterior_at_mean(
     device, size = swag.weights[0].device, config.batch_size
     swag.load_mean()
     batches = images.batches(size, generator, config.workers, config.statistics_images, pin=device.type == "cuda")
-    recompute_batchnorm(model, (x.to(device, non_blocking=True) for x, _ in batches))
+    update_bn(batches, model, device)
     parts = {"mean": swag.mean, "variance": swag.variance, "factor": swag.factor}
     buffers: dict[str, Tensor] = dict(model.named_buffers())
     if not all(bool(part.isfinite().all()) for part in [*parts.values(), *buffers.values()]):

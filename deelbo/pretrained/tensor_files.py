@@ -32,11 +32,9 @@ def read_file(path: str | Path) -> object:
     except Exception as error:  # torch.load raises whatever the bytes lead to, KeyError for example
         text = str(error)
         if isinstance(error, pickle.UnpicklingError | RuntimeError) and re.search("GLOBAL|TorchScript", text):
-            what = re.search(r"GLOBAL ([\w.]+)", text)
-            raise ValueError(
-                f"{path} holds {what[1][:60] if what else 'a program'}, which is not read as it could run code: save "
-                f"its state dict alone, torch.save(model.state_dict(), path)"
-            ) from error
+            name = re.search(r"GLOBAL ([\w.]+)", text)
+            found = f"{path} holds {name[1][:60] if name else 'a program'}, which is not read as it could run code"
+            raise ValueError(f"{found}: save its state dict alone, torch.save(model.state_dict(), path)") from error
         raise ValueError(f"{path} is damaged or not a {path.suffix} file ({one_line(error)}): copy it again") from error
 
 

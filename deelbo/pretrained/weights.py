@@ -29,13 +29,11 @@ def load_backbone(
     """Return the named backbone's pretrained weights and, with ``ptyl``, its SWAG posterior. Never downloads.
 
     Args:
-        name: a key of `deelbo.pretrained.registry.BACKBONES`. digits-resnet is pretrained by
-            `deelbo.pretrained.embedded`.
+        name: a key of `deelbo.pretrained.registry.BACKBONES`.
         weights: as for `read_weights`; None: IMAGENET1K_V1.
         ptyl: files as for `deelbo.pretrained.swag_files.read_swag`; None: no SWAG posterior.
         say: called with one line if digits-resnet has to be pretrained now.
-        image_size: side of the training images, if known. A vit_b_16 posterior must be of that size, as its variance
-            cannot be interpolated.
+        image_size: side of the training images, if known; a vit_b_16 posterior must be of that size.
 
     Raises:
         ValueError: an unknown name, or a file that is missing, damaged or of another network.
@@ -50,10 +48,8 @@ def load_backbone(
         return Pretrained(state)
     posterior = read_swag(ptyl, name)
     if image_size is not None and posterior.image_size not in (None, image_size):
-        raise ValueError(
-            f"the PTYL files of {name} are for images of {posterior.image_size} px, this task has {image_size} px: "
-            f"fit SWAG again with image_size {image_size}"
-        )
+        found = f"the PTYL files of {name} are for images of {posterior.image_size} px, this task has {image_size} px"
+        raise ValueError(f"{found}: fit SWAG again with image_size {image_size}")
     return Pretrained(state, weights_at_mean(state, posterior, name), posterior.variance, posterior.factor)
 
 
@@ -65,10 +61,8 @@ def imagenet_file(backbone: str, version: str) -> Path:
     """
     path, _, prefix = _published(backbone, version)
     if not path.is_file():
-        raise ValueError(
-            f"the {version} weights of {backbone} are not at {path}: run `deelbo-bench prepare CONFIG` where there is "
-            f"a network, or set `weights` to a local file"
-        )
+        remedy = "run `deelbo-bench prepare CONFIG` where there is a network, or set `weights` to a local file"
+        raise ValueError(f"the {version} weights of {backbone} are not at {path}: {remedy}")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not digest.startswith(prefix):
@@ -84,10 +78,8 @@ def download_weights(backbone: str, version: str) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), prefix)
         except (OSError, RuntimeError, HTTPException) as error:
-            raise ValueError(
-                f"{url} could not be downloaded to {path} ({one_line(error)}): try again where there is a network, "
-                f"or set `weights` to a local file"
-            ) from error
+            remedy = "try again where there is a network, or set `weights` to a local file"
+            raise ValueError(f"{url} could not be downloaded to {path} ({one_line(error)}): {remedy}") from error
     return imagenet_file(backbone, version)
 
 

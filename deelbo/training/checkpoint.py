@@ -47,10 +47,8 @@ class _Snapshot:
                 _warn(f"{self._name} could not be read ({error}): training starts from the beginning")
                 return {}
             if data is not None and (seconds := restore(data, self._fingerprint, run)) is None:
-                _warn(
-                    f"{self._name} is damaged, belongs to another run or is past the end of this one: training starts "
-                    "from the beginning"
-                )
+                problem = "is damaged, belongs to another run or is past the end of this one"
+                _warn(f"{self._name} {problem}: training starts from the beginning")
         if seconds is not None:
             self.resumed_at_step = run.steps_done
         return seconds or {}
@@ -72,8 +70,7 @@ class Checkpoint(_Snapshot):
     The clock's seconds continue from the checkpoint's; only warm-up is paid for again.
 
     Attributes:
-        every: seconds from the start of training, or from the last checkpoint, after which the next end of an epoch
-            writes one. 0: every epoch does.
+        every: seconds from the start of training, or from the last checkpoint, to the next end of an epoch that writes.
         write: stores the bytes in place of the earlier ones, as a whole or not at all.
         read: returns the bytes that were stored last; None: there are none.
         now: returns the time in seconds; tests replace it.

@@ -19,11 +19,7 @@ class PhaseClock:
     """Books wall-clock seconds under phases. A phase inside another one takes its time out of the outer one.
 
     The device is synchronized when the phase changes, so that queued work is booked where it was queued, and never in
-    between, so that the clock costs a training step nothing.
-
-    Args:
-        device: device to synchronize; only CUDA needs it.
-        now: returns the time in seconds; tests replace it.
+    between, so that the clock costs a training step nothing. Tests replace ``now``, which returns seconds.
     """
 
     def __init__(self, device: torch.device | None = None, now: Callable[[], float] = time.perf_counter) -> None:

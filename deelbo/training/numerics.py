@@ -44,9 +44,8 @@ class Numerics:
         try:
             before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
         except RuntimeError as error:
-            raise ValueError(
-                "torch's fp32_precision flags were set before: leave them unset and give fit a Numerics instead"
-            ) from error
+            remedy = "leave them unset and give fit a Numerics instead"
+            raise ValueError(f"torch's fp32_precision flags were set before: {remedy}") from error
         inherited = getattr(matmul, "fp32_precision", None) == "none"
         matmul.allow_tf32 = cudnn.allow_tf32 = self.precision != "float32"
         cudnn.benchmark = True

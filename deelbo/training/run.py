@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deelbo._vectors import flatten, write
 from deelbo.data.dataset import Split
 from deelbo.data.images import Images
 from deelbo.objectives.base import Objective
@@ -93,15 +92,13 @@ class TrainingRun:
         if not hasattr(self.optimizer, "eval"):
             yield
             return
-        weights = flatten(self.objective.weights)
-        learned = [parameter.detach().clone() for parameter in self.objective.parameters()]
+        trained = [parameter.detach().clone() for parameter in self.trained]
         self.set_optimizer_mode("eval")
         try:
             yield
         finally:
             self.set_optimizer_mode("train")  # restores the trained weights up to rounding
-            write(self.objective.weights, weights)
-            _copy_into(self.objective.parameters(), learned)
+            _copy_into(self.trained, trained)
 
     def evaluation_epochs(self) -> set[int]:
         """The epochs after which the whole run is evaluated: evenly spaced, the last one included."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deelbo import Handover, Schedule, make_groups
+from deelbo._vectors import flatten
 from deelbo.data import Split
 from deelbo.limits import MAX_WEIGHT_DECAY, MIN_WEIGHT_DECAY
 from deelbo.objectives.hypergradient import HypergradientMAP
@@ -46,7 +47,9 @@ def test_a_hypergradient_is_the_finite_difference(problem: Any) -> None:
         return objective, F.cross_entropy(problem.model(x), y)
 
     objective, loss = after_a_step(strengths)
-    found = objective.hypergradient(torch.autograd.grad(loss, objective.weights), ETA)
+    slopes = objective._pieces(flatten(torch.autograd.grad(loss, objective.weights)))
+    products = [float(pull @ slope) for pull, slope in zip(objective._pulls(), slopes, strict=True)]
+    found = {g.name: -ETA * strengths[g.name] * product for g, product in zip(groups, products, strict=True)}
     for name in strengths:
         ends = [
             float(after_a_step(strengths | {name: strengths[name] * math.exp(h)})[1].detach()) for h in (1e-4, -1e-4)

@@ -1,16 +1,14 @@
-"""Tests of SWAG against numpy, and of BatchNorm's statistics at its mean."""
+"""Tests of SWAG against numpy."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deelbo import LowRank
-from deelbo.pretrained.swag import SWAG, recompute_batchnorm
+from deelbo.pretrained.swag import SWAG
 
 
 def walk(steps: int, rank: int) -> tuple[SWAG, np.ndarray[tuple[int, int], np.dtype[np.float64]]]:
@@ -81,26 +79,3 @@ def test_load_mean() -> None:
     assert [tuple(w.shape) for w in swag.weights] == [(2, 3), (4,)]
     found = np.concatenate([w.detach().numpy().ravel() for w in swag.weights])
     np.testing.assert_allclose(found, seen.mean(0), rtol=1e-10)
-
-
-def test_batchnorm_is_the_plain_average_over_batches() -> None:
-    """Running statistics become the mean over batches of each batch's own; momentum stays."""
-    norm = nn.BatchNorm1d(3, momentum=0.3)
-    with torch.no_grad():
-        norm.running_mean.fill_(9)
-        norm.num_batches_tracked.fill_(5)
-    batches = [torch.randn(n, 3) * n + n for n in (4, 6, 5)]
-    recompute_batchnorm(nn.Sequential(norm), batches)
-    torch.testing.assert_close(norm.running_mean, torch.stack([x.mean(0) for x in batches]).mean(0))
-    torch.testing.assert_close(norm.running_var, torch.stack([x.var(0) for x in batches]).mean(0))
-    assert norm.momentum == 0.3
-
-
-def test_without_batchnorm_no_batch_is_read() -> None:
-    """A network without BatchNorm costs no pass over the images."""
-
-    def batches() -> Iterator[Tensor]:
-        raise AssertionError("a batch was asked for")
-        yield torch.zeros(1)
-
-    recompute_batchnorm(nn.Linear(2, 2), batches())

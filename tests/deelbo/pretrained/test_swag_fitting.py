@@ -154,7 +154,7 @@ def test_the_pretrained_head_is_kept_where_it_fits(
     torch.save(torch.load(weights, weights_only=True) | head, tmp_path / "three.pt")
     heads: list[Tensor] = []
     monkeypatch.setattr(
-        swag_fitting, "recompute_batchnorm", lambda model, _: heads.append(model.get_parameter("fc.weight").detach())
+        swag_fitting, "update_bn", lambda _, model, device: heads.append(model.get_parameter("fc.weight").detach())
     )
     said: list[str] = []
     for path in (weights, tmp_path / "three.pt"):
