@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from bench.cli.arguments import add_address, add_command, add_job_arguments
@@ -14,9 +14,6 @@ from bench.utils.text import single_line
 if TYPE_CHECKING:
     from bench.cli.arguments import Subparsers
     from bench.doctor.cluster_report import CheckResult
-
-PIPE_WIDTH = 100
-COLORS = {"ok": "green", "note": "yellow", "fail": "bold red"}
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -39,6 +36,7 @@ def _doctor(options: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
+    from bench.cli.console import console
     from bench.config.loading import load_benchmark
     from bench.config.validation import check
     from bench.doctor.cluster_report import DoctorRequest
@@ -58,40 +56,22 @@ def _doctor(options: argparse.Namespace) -> int:
         findings = [{("verdict" if k == "status" else k): v for k, v in asdict(result).items()} for result in results]
         print(json.dumps({"facts": asdict(report), "findings": findings}, indent=1))
     else:
-        _print_table(results)
+        _print_results(results)
+        failed, noted = (sum(result.status == status for result in results) for status in ("fail", "note"))
+        console.print(f"{len(results)} checks: {failed} failed, {noted} to note")
     return int(any(result.status == "fail" for result in results))
 
 
 def raise_first_failure(results: Sequence[CheckResult]) -> None:
     """Raise ConfigError with the first failure, if there is one; print the other failures and the notes."""
-    from bench.cli.console import console
-
     failures = [result for result in results if result.status == "fail"]
-    for result in results:
-        if result.status != "ok" and result not in failures[:1]:
-            console.print(f"{result.status:5} {single_line(result.describe())}")
+    _print_results(result for result in results if result.status != "ok" and result not in failures[:1])
     if failures:
         raise ConfigError(failures[0].describe())
 
 
-def _print_table(results: Sequence[CheckResult]) -> None:
-    """Print a table that is as wide as the terminal, or `PIPE_WIDTH` if there is none."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
+def _print_results(results: Iterable[CheckResult]) -> None:
     from bench.cli.console import console
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("check", no_wrap=True)
-    table.add_column("found", ratio=3, overflow="fold")
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("what to do", ratio=2, overflow="fold")
     for result in results:
-        status = Text(result.status, style=COLORS[result.status])
-        table.add_row(result.check, single_line(result.found), status, single_line(result.todo))
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH
-    console.print(table, soft_wrap=False)
-    failed, noted = (sum(result.status == status for result in results) for status in ("fail", "note"))
-    console.print(f"{len(results)} checks: {failed} failed, {noted} to note")
+        console.print(f"{result.status:5} {single_line(result.describe())}")

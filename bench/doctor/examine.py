@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
+import os
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +14,15 @@ from urllib.parse import urlsplit
 from bench.config.benchmark import EMBEDDED, Benchmark
 from bench.config.places import check_no_password, check_tracking_uri
 from bench.config.sections import Resources
+from bench.doctor.checks import check_cluster
 from bench.doctor.cluster_report import CheckResult, ClusterReport, DoctorRequest, minor_version
-from bench.doctor.software_checks import check_cluster
 from bench.exceptions import ConfigError
 from bench.jobs.package import is_relative, job_environment, list_weight_files
 from bench.probe import MARKER, REQUEST_FILE
 from bench.probe.cluster import inspect_cluster
-from bench.probe.node import check_weight_file, installed_version
+from bench.probe.node import installed_version
 from bench.utils.text import redact_url, single_line
 from bench.utils.urls import local_folder
-
-__all__ = ["examine"]
-
 
 PROBE_FILES = ("bench/__init__.py", "bench/probe/*.py", "bench/utils/*.py")
 """Files of this package that are sent to a cluster, which may lack it."""
@@ -51,25 +47,20 @@ def examine(
         check_no_password(request.storage)
     if request.tracking is not None:
         check_tracking_uri(request.tracking)
+    probe_request = _probe_request(request)
     if address is not None and urlsplit(address).scheme not in ("http", "https"):
-        report = _inspect_from_inside(address, _probe_request(request, by_job=False) | {"tracking": request.tracking})
+        report = _inspect_from_inside(address, {**probe_request, "tracking": request.tracking})
         return report, check_cluster(report, replace(request, from_source=False))
     env = job_environment(request.tracking, env_names)
-    report = _inspect_by_job(address, _probe_request(request, by_job=True), env, request.from_source)
-    weights = list(report.driver.get("weights") or [])
-    if request.benchmark is not None:
-        packed = [file for file in _weight_files(request.benchmark) if is_relative(file.get("file", "/"))]
-        weights += [{**check_weight_file(file), "here": True} for file in packed]
-    report = replace(report, driver={**report.driver, "weights": weights})
+    report = _inspect_by_job(address, probe_request, env, request.from_source)
     return report, check_cluster(report, request)
 
 
-def _probe_request(request: DoctorRequest, by_job: bool) -> dict[str, Any]:
+def _probe_request(request: DoctorRequest) -> dict[str, Any]:
     """Return the request to `bench.probe.cluster.inspect_cluster`."""
     benchmark, storage = request.benchmark, request.storage
     folder = None if storage is None else local_folder(storage)
-    probe_request: dict[str, Any] = {
-        "packages": ["ray", "torch", *_required_packages()],
+    probe_request = {
         "storage": None if folder is not None and is_relative(folder) else storage,
         "seconds": NODE_SECONDS,
     }
@@ -80,32 +71,19 @@ def _probe_request(request: DoctorRequest, by_job: bool) -> dict[str, Any]:
         "datasets": list(benchmark.datasets),
         "data": benchmark.data,
         "verify": benchmark.verify_data,
-        "weights": [file for file in _weight_files(benchmark) if not (by_job and is_relative(file.get("file", "/")))],
+        "weights": _weight_files(benchmark),
         "cuda": bool(benchmark.resources.gpus_per_trial),
     }
 
 
-def _weight_files(benchmark: Benchmark) -> list[dict[str, str]]:
-    """Return the weight files that the driver will read."""
+def _weight_files(benchmark: Benchmark) -> list[tuple[str, ...]]:
+    """Return backbones and versions, or paths, of weights on the driver's node; a job brings relative ones."""
     from deelbo.pretrained.registry import IMAGENET_VERSIONS
 
     names = [name for name in benchmark.backbones if name != EMBEDDED]  # which deelbo itself pretrains
-    versions = {name: benchmark.backbones[name].weights or IMAGENET_VERSIONS[0] for name in names}
-    files = [
-        {"backbone": name, "version": version} for name, version in versions.items() if version in IMAGENET_VERSIONS
-    ]
-    return files + [{"backbone": key.split(".")[1], "file": file} for key, file in list_weight_files(benchmark)]
-
-
-def _required_packages() -> list[str]:
-    """Return the packages that deelbo[bench] needs, as it is installed here."""
-    try:
-        requirements = importlib.metadata.requires("deelbo") or []
-    except importlib.metadata.PackageNotFoundError:
-        return []
-    needed = [line for line in requirements if "extra ==" not in line or re.search(r"extra == ['\"]bench['\"]", line)]
-    names = {match[0].lower() for line in needed if (match := re.match(r"[A-Za-z0-9._-]+", line))}
-    return sorted(names - {"ray", "torch"})
+    versions = [(name, benchmark.backbones[name].weights or IMAGENET_VERSIONS[0]) for name in names]
+    files = [(path,) for _, path in list_weight_files(benchmark) if not is_relative(path)]
+    return [*(pair for pair in versions if pair[1] in IMAGENET_VERSIONS), *files]
 
 
 def _client_versions() -> dict[str, str | None]:
@@ -147,5 +125,5 @@ def _inspect_from_inside(address: str, probe_request: Mapping[str, Any]) -> Clus
         raise ConfigError(f"--address {address}: expected http://HOST:8265, or HOST:PORT on a machine of the cluster")
     with ray_session(Resources(), address):
         found = inspect_cluster(probe_request)
-    mode, versions = found["driver"]["token_mode"], _client_versions()
+    mode, versions = os.environ.get("RAY_AUTH_MODE", "disabled").lower(), _client_versions()
     return ClusterReport(redact_url(address), mode, versions["ray"], versions, **found)

@@ -15,7 +15,7 @@ def main():  # type: ignore[no-untyped-def]
         report = inspect_own_cluster(json.loads(Path(REQUEST_FILE).read_text(encoding="utf-8")))
     else:
         python = "%d.%d.%d" % sys.version_info[:3]  # noqa: UP031
-        report = {"problem": "Python " + python + " is too old", "python": python, "driver": {}, "nodes": []}
+        report = {"problem": "Python " + python + " is too old, use a cluster of 3.11 or later", "nodes": []}
     print("\n" + MARKER + json.dumps(report), flush=True)
     return 0
 

@@ -1,27 +1,26 @@
-"""Ask every node of a Ray cluster for its facts; each node answers in a Ray task of its own."""
+"""Facts about a Ray cluster: those of its nodes, each of which answers in a Ray task, and of the driver's machine."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
-import platform
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import bench
-from bench.probe.driver import check_mlflow, has_autoscaler, token_mode
 from bench.probe.node import Facts, collect_node_info, missing_markers, read_datasets, remove_marker
-from bench.utils.text import describe_error
+from bench.utils.text import connection_problem, describe_error, redact_url, single_line
 from bench.utils.urls import TRACKING_URI_VARIABLE
-
-__all__ = ["inspect_cluster", "inspect_own_cluster"]
-
 
 MAX_STORAGE_SECONDS = 30.0
 """Time for a node to read what the others wrote, and again to remove its own file."""
-ACCELERATOR_PREFIX = "accelerator_type:"
+MLFLOW_SECONDS = 20.0
+UNMANAGED_PREFIX = "node_"
+"""Start of the type that Ray gives to nodes that no autoscaler started."""
+OTHER_SERVER = "the answer is not MLflow's"
 
 
 def inspect_own_cluster(request: Mapping[str, Any]) -> Facts:
@@ -32,17 +31,17 @@ def inspect_own_cluster(request: Mapping[str, Any]) -> Facts:
         ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
         return inspect_cluster(request)
     except Exception as error:
-        return {"problem": describe_error(error), "python": platform.python_version(), "driver": {}, "nodes": []}
+        return {"problem": describe_error(error), "nodes": []}
 
 
 def inspect_cluster(request: Mapping[str, Any]) -> Facts:
     """Inspect the cluster that this process has joined: all nodes at once, and the driver's machine.
 
     Args:
-        request: ``packages`` and ``modules`` to look for; ``datasets``, ``data`` and ``verify`` as
-            `deelbo.data.check_task` takes them; ``weights``, a list of ``{"backbone", "version" or "file"}`` that the
-            driver reads; ``storage``, a folder or URL; ``tracking``, MLflow's URI; ``cuda``, true to test the GPUs
-            with torch; ``seconds`` for a node to answer, and again to read its data. None means: not checked.
+        request: ``modules``, packages to look for; ``datasets``, ``data`` and ``verify`` as `deelbo.data.check_task`
+            takes them; ``weights``, files or pairs of a backbone and a version that the driver reads; ``storage``, a
+            folder or URL; ``tracking``, MLflow's URI; ``cuda``, true to test the GPUs with torch; ``seconds`` for a
+            node to answer, and again to read its data. None means: not checked.
     """
     import ray
     from ray import cloudpickle
@@ -52,8 +51,8 @@ def inspect_cluster(request: Mapping[str, Any]) -> Facts:
     nodes = [_describe_node(node, driver_id) for node in ray.nodes() if node["Alive"]]
     token = uuid.uuid4().hex[:12]
     markers = {node["id"]: f".deelbo-doctor-{token}-{i}" for i, node in enumerate(nodes)}
-    of_driver, of_others = dict(request), {**request, "weights": None}
-    arguments = {node: (of_driver if node == driver_id else of_others, name) for node, name in markers.items()}
+    arguments = {node: ({**request, "weights": None}, marker) for node, marker in markers.items()}
+    arguments[driver_id] = (dict(request), markers[driver_id])
     answers = _run_on_nodes(collect_node_info, arguments, float(request["seconds"]))
     for node in nodes:
         node.update(answers[node["id"]])
@@ -61,51 +60,43 @@ def inspect_cluster(request: Mapping[str, Any]) -> Facts:
     if request.get("storage"):
         _compare_storages(nodes, request["storage"], markers)
     driver = {
-        "token_mode": token_mode(),
         "grows": has_autoscaler(),
         "mlflow": check_mlflow(request.get("tracking") or os.environ.get(TRACKING_URI_VARIABLE)),
-        "weights": [file for node in nodes for file in node.pop("weights", [])],
+        "weights": next((node.pop("weights") for node in nodes if node["driver"] and node["problem"] is None), {}),
     }
-    return {"problem": None, "python": platform.python_version(), "driver": driver, "nodes": nodes}
+    return {"problem": None, "driver": driver, "nodes": nodes}
 
 
 def _compare_storages(nodes: Sequence[Facts], url: str, markers: Mapping[str, str]) -> None:
     """Add to each node the nodes whose files it does not find in the storage; then remove the files."""
-    written = {node["id"]: markers[node["id"]] for node in nodes if node.get("storage", {}).get("wrote")}
-    missing = _run_on_nodes(missing_markers, dict.fromkeys(written, (url, written)), MAX_STORAGE_SECONDS)
-    # a node that answered too late may have written nevertheless
-    to_clean = [node["id"] for node in nodes if node["id"] in written or node["problem"] is not None]
-    _run_on_nodes(remove_marker, {node: (url, markers[node]) for node in to_clean}, MAX_STORAGE_SECONDS)
-    for node in nodes:
-        if node["id"] in written:
-            node["storage"].update(missing[node["id"]])
+    storages = {node["id"]: node["storage"] for node in nodes if node["problem"] is None}
+    written = {node: markers[node] for node, storage in storages.items() if storage["problem"] is None}
+    answers = _run_on_nodes(missing_markers, dict.fromkeys(written, (url, written)), MAX_STORAGE_SECONDS)
+    for node, answer in answers.items():
+        storages[node].update(answer)
+    # also from a node that answered too late: it may have written nevertheless
+    _run_on_nodes(remove_marker, {node: (url, marker) for node, marker in markers.items()}, MAX_STORAGE_SECONDS)
 
 
 def _read_datasets(nodes: Sequence[Facts], request: Mapping[str, Any]) -> None:
     """Let the nodes that answered read their data: separately, as reading may take long."""
-    answered = [node for node in nodes if node["problem"] is None]
-    arguments = {node["id"]: (dict(request),) for node in answered if request.get("datasets")}
+    datasets, answered = request.get("datasets") or [], [node for node in nodes if node["problem"] is None]
+    arguments = {node["id"]: (dict(request),) for node in answered if datasets}
     answers = _run_on_nodes(read_datasets, arguments, float(request["seconds"]))
     for node in answered:
-        answer = answers.get(node["id"], {"data": {}})
-        node["data"] = answer.get("data", {})
-        node["unread"] = None if "data" in answer else {"problem": answer["problem"], "late": bool(answer.get("late"))}
+        answer = answers.get(node["id"], {})
+        node["unread"] = answer.get("late") and f"not read ({answer['problem']})"
+        node["data"] = answer.get("data") or dict.fromkeys(datasets, answer.get("problem"))
 
 
 def _describe_node(node: Mapping[str, Any], driver_id: str) -> Facts:
     """Return what Ray itself knows about a node."""
-    resources = node["Resources"]
     return {
         "id": node["NodeID"],
         "ip": node["NodeManagerAddress"],
         "host": node.get("NodeManagerHostname") or node["NodeManagerAddress"],
-        "head": "node:__internal_head__" in resources,
         "driver": node["NodeID"] == driver_id,
-        "cpus": resources.get("CPU", 0.0),
-        "gpus": resources.get("GPU", 0.0),
-        "accelerators": sorted(
-            name.removeprefix(ACCELERATOR_PREFIX) for name in resources if name.startswith(ACCELERATOR_PREFIX)
-        ),
+        "resources": node["Resources"],
         "problem": None,
     }
 
@@ -134,3 +125,54 @@ def _run_on_nodes(
         with contextlib.suppress(Exception):
             ray.cancel(task, force=True)
     return answers
+
+
+def has_autoscaler() -> bool | None:
+    """Return True if an autoscaler may start nodes: its nodes have types with names; None if Ray does not say."""
+    try:
+        import ray
+        from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+        from ray.autoscaler.v2.sdk import get_cluster_status
+        from ray.autoscaler.v2.utils import is_autoscaler_v2
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        if is_autoscaler_v2():
+            status = get_cluster_status(ray.get_runtime_context().gcs_address)
+            types = [node.ray_node_type_name or UNMANAGED_PREFIX for node in [*status.active_nodes, *status.idle_nodes]]
+        else:
+            report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}").get("autoscaler_report") or {}
+            types = list(report.get("active_nodes", {}))
+        return any(not name.startswith(UNMANAGED_PREFIX) for name in types)
+    except Exception:
+        return None
+
+
+def check_mlflow(uri: str | None) -> Facts | None:
+    """Send a request to MLflow's API as its client does: /health answers even where the API refuses with 403.
+
+    Returns:
+        The status, if there is one, and the problem or None; None without the URI of a server.
+    """
+    import requests
+
+    if not uri or not uri.startswith(("http://", "https://")):
+        return None
+    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
+    user, token = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_TOKEN")
+    try:
+        response = requests.post(
+            f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search",
+            json={"max_results": 1},
+            timeout=MLFLOW_SECONDS,
+            verify=not insecure and (os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True),
+            auth=(user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None,  # else the user of the URI
+            headers={"Authorization": f"Bearer {token}"} if token and not user else None,
+        )
+    except Exception as error:
+        return {"status": None, "problem": connection_problem(error)}
+    problem = None
+    if not response.ok:
+        problem = single_line(redact_url(response.text[:1000])) or "no message"
+    elif not response.text.lstrip().startswith("{"):  # a JSON object
+        problem = OTHER_SERVER
+    return {"status": response.status_code, "problem": problem}

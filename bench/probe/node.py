@@ -10,7 +10,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.utils.text import describe_error
+from bench.utils.text import describe_error, single_line
 from bench.utils.urls import local_folder
 
 MARKER_CONTENT = b"deelbo"
@@ -37,21 +36,20 @@ def collect_node_info(request: Mapping[str, Any], marker: str) -> Facts:
     devices = _list_gpus()
     facts: Facts = {
         "python": platform.python_version(),
-        "executable": sys.executable,
         "deelbo": installed_version("deelbo"),
-        "packages": {
-            **{package: installed_version(package) for package in request.get("packages") or []},
-            **{module: _find_module(module) for module in request.get("modules") or []},
-        },
+        "torch": installed_version("torch"),
+        "missing": [name for name in request.get("modules") or [] if importlib.util.find_spec(name) is None],
         "devices": devices,
-        "free": {"temporary files": _free_bytes(tempfile.gettempdir())},
+        "free": {"temporary files": shutil.disk_usage(tempfile.gettempdir()).free},
         "cuda": _cuda_problem() if request.get("cuda") and devices else None,
-        "weights": [check_weight_file(file) for file in request.get("weights") or []],
+        "weights": {" ".join(file): _find_problem(_open_weights, *file) for file in request.get("weights") or []},
     }
     if url:
-        facts["storage"] = _write_marker(url, marker)
-        if (folder := local_folder(url)) is not None:
-            facts["free"]["the storage"] = _free_bytes(folder)
+        problem = _find_problem(_write_marker, url, marker)
+        facts["storage"] = {"problem": problem and problem.replace(f"/{marker}", "")}  # the same on all nodes
+        folder = local_folder(url)
+        if folder is not None and problem is None:
+            facts["free"]["the storage"] = shutil.disk_usage(_existing_parent(folder)).free
     return facts
 
 
@@ -63,52 +61,36 @@ def read_datasets(request: Mapping[str, Any]) -> Facts:
 
 
 def installed_version(package: str) -> str | None:
-    """Return a package's version, deelbo's from the files that would be imported; None if it is not installed."""
+    """Return a package's version, deelbo's from the files that are imported; None if it is not installed."""
     try:
-        if package != "deelbo":
-            return importlib.metadata.version(package)
-        spec = importlib.util.find_spec(package)
-        text = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
-        match = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
-        return match.group(1) if match else None
-    except (ImportError, OSError, ValueError):
+        if package == "deelbo":
+            return str(importlib.import_module(package).__version__)
+        return importlib.metadata.version(package)
+    except (ImportError, AttributeError):
         return None
 
 
-def _find_module(module: str) -> str | None:
-    """Return "there" for a module that exists, without importing it."""
-    with contextlib.suppress(ImportError, ValueError):
-        return "there" if importlib.util.find_spec(module) is not None else None
-    return None
-
-
-def _list_gpus() -> list[Facts]:
-    """Return the GPUs that nvidia-smi lists, with memory and driver; none without nvidia-smi."""
-    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+def _list_gpus() -> list[str]:
+    """Return the models and memory of the GPUs that nvidia-smi lists; none without nvidia-smi."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": NVIDIA_SMI_TIMEOUT_SECONDS}
     try:
         output = subprocess.run(command, check=True, **options).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [[cell.strip() for cell in line.split(",")] for line in output.splitlines()]
-    return [{"name": row[0], "mib": row[1], "driver": row[2]} for row in rows if len(row) == 3]
+    return [line.replace(",", "") for line in output.splitlines()]
 
 
 def _cuda_problem() -> str:
-    """Return why torch cannot use the GPUs, "" if it can; in a process of its own, which releases them."""
-    script = "import torch; print(torch.cuda.is_available(), torch.version.cuda, sep='|')"
+    """Return the error of torch about the GPUs, "" if there is none; in a process of its own, which releases them."""
+    command = [sys.executable, "-c", "import torch; torch.cuda.init()"]
     env = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}  # Ray hides the GPUs
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": TORCH_TIMEOUT_SECONDS, "env": env}
     try:
-        run = subprocess.run([sys.executable, "-c", script], check=False, **options)
+        process = subprocess.run(command, check=False, **options)
     except (OSError, subprocess.SubprocessError) as error:
         return describe_error(error)
-    available, _, cuda = run.stdout.strip().rpartition("\n")[2].partition("|")
-    if available == "True":
-        return ""
-    if available != "False":
-        return "torch cannot be imported"
-    return "torch is built for CPUs alone" if cuda == "None" else f"torch is built for CUDA {cuda}"
+    return "" if process.returncode == 0 else single_line(process.stderr.strip().rpartition("\n")[2]) or "torch failed"
 
 
 def _find_problem(check: Callable[..., object], *arguments: Any) -> str | None:
@@ -126,44 +108,22 @@ def _check_dataset(dataset: str, folder: str | None, verify: bool) -> None:
     check_task(dataset, folder, verify)
 
 
-def check_weight_file(file: Mapping[str, str]) -> Facts:
-    """Add to a weight file, a local one or torchvision's of a version, why it is missing, or None."""
-    return {**file, "missing": _find_problem(_open_weights, file)}
-
-
-def _open_weights(file: Mapping[str, str]) -> None:
-    if "version" in file:
+def _open_weights(backbone_or_path: str, version: str | None = None) -> None:
+    if version is not None:
         from deelbo.pretrained.weights import imagenet_file
 
-        imagenet_file(file["backbone"], file["version"])
-    elif not Path(file["file"]).is_file():
-        raise ValueError(f"there is no file {Path(file['file']).absolute()}")
+        imagenet_file(backbone_or_path, version)
+    elif not Path(backbone_or_path).is_file():
+        raise ValueError("there is no such file")
 
 
-class _RemoteFile:
-    """A file behind a URL, with the methods of `pathlib.Path` that are used here."""
-
-    def __init__(self, url: str, name: str) -> None:
-        import fsspec
-
-        self.fs, root = fsspec.core.url_to_fs(url)
-        self.path = f"{root.rstrip('/')}/{name}"
-
-    def write_bytes(self, content: bytes) -> None:
-        self.fs.pipe_file(self.path, content)
-
-    def read_bytes(self) -> bytes:
-        self.fs.invalidate_cache()
-        return bytes(self.fs.cat_file(self.path))
-
-    def unlink(self) -> None:
-        self.fs.rm_file(self.path)
-
-
-def _open_marker(url: str, name: str) -> Path | _RemoteFile:
+def _marker_file(url: str, name: str) -> tuple[Any, str]:
     """Return a file in the storage; if its folder does not exist yet, in the closest parent that does."""
+    import fsspec
+
     folder = local_folder(url)
-    return _RemoteFile(url, name) if folder is None else _existing_parent(folder) / name
+    fs, root = fsspec.core.url_to_fs(url if folder is None else str(_existing_parent(folder)))
+    return fs, f"{root.rstrip('/')}/{name}"
 
 
 def _existing_parent(folder: str) -> Path:
@@ -171,13 +131,9 @@ def _existing_parent(folder: str) -> Path:
     return next(existing for existing in (path, *path.parents) if existing.exists())
 
 
-def _write_marker(url: str, name: str) -> Facts:
-    """Write a file into the storage; report success, or the error."""
-    try:
-        _open_marker(url, name).write_bytes(MARKER_CONTENT)
-    except Exception as error:
-        return {"wrote": False, "why": describe_error(error).replace(f"/{name}", "")}  # the same on all nodes
-    return {"wrote": True, "why": None}
+def _write_marker(url: str, name: str) -> None:
+    fs, path = _marker_file(url, name)
+    fs.pipe_file(path, MARKER_CONTENT)
 
 
 def missing_markers(url: str, markers: Mapping[str, str]) -> Facts:
@@ -192,20 +148,15 @@ def missing_markers(url: str, markers: Mapping[str, str]) -> Facts:
 
 
 def _check_marker(url: str, name: str) -> None:
-    if _open_marker(url, name).read_bytes() != MARKER_CONTENT:
+    fs, path = _marker_file(url, name)
+    fs.invalidate_cache()
+    if fs.cat_file(path) != MARKER_CONTENT:
         raise ValueError("another content")
 
 
 def remove_marker(url: str, name: str) -> Facts:
     """Remove this node's file from the storage."""
     with contextlib.suppress(Exception):
-        _open_marker(url, name).unlink()
+        fs, path = _marker_file(url, name)
+        fs.rm_file(path)
     return {}
-
-
-def _free_bytes(folder: str) -> int | None:
-    """Return the free space at a folder, or at the closest parent that exists."""
-    try:
-        return shutil.disk_usage(_existing_parent(folder)).free
-    except OSError:
-        return None

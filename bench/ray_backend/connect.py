@@ -15,7 +15,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from bench.config.benchmark import Benchmark
 from bench.config.sections import Resources
 from bench.exceptions import ConfigError
-from bench.probe.driver import has_autoscaler
+from bench.probe.cluster import has_autoscaler
 from bench.ray_backend.capacity import accelerator_conflict, no_fit_message, trial_resources, trials_per_node
 from bench.ray_backend.environment import configure_ray
 from bench.utils.signals import preserve_handlers

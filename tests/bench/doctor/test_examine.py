@@ -177,7 +177,6 @@ def test_problems_are_found_by_one_job(two: Two, tmp_path: Path) -> None:
     facts = json.loads(said)["facts"]
     assert f"refuses the driver (status 403): {INVALID}" in found["MLflow"][0]["found"]
     assert facts["driver"]["mlflow"]["status"] == 403
-    assert INVALID in facts["driver"]["mlflow"]["words"]
     assert list(two.private.iterdir()) == []
 
 
@@ -189,8 +188,8 @@ def test_inspection_from_a_machine_of_the_cluster(two: Two, tmp_path: Path) -> N
     where = ["--address", two.gcs, "--storage", str(two.private)]
     code, found, _ = doctor(tmp_path, "quickstart", *where, *change)
     assert code == 1
-    assert failed(found) == {"storage", "GPUs"}
-    assert found["GPUs"][0]["found"] == "none, and each trial takes 1"
+    assert failed(found) == {"storage", "room"}
+    assert found["room"][0]["found"].startswith("no trial fits: it takes 1 CPU and 1 GPU")
     assert found["access"][0]["found"].endswith("wants a token")
 
 
@@ -210,28 +209,27 @@ def test_cluster_of_another_ray(capsys: pytest.CaptureFixture[str], monkeypatch:
         assert main(["doctor", "--address", address]) == 1
         report, results = examine(address, DoctorRequest())
     assert (report.ray, report.nodes) == ("2.9.3", ())
-    assert [(result.check, result.status) for result in results] == [("access", "ok"), ("Ray", "fail")]
+    assert [(result.check, result.status) for result in results] == [("access", "note"), ("Ray", "fail")]
     assert len(requests) == 4
     out = capsys.readouterr().out
-    assert max(map(len, out.splitlines())) <= 100
-    assert f"{ray.__version__} here, 2.9.3 on the cluster" in " ".join(out.split())
+    assert out.splitlines()[-1] == "2 checks: 1 failed, 1 to note"
+    assert f"fail  Ray: {ray.__version__} here, 2.9.3 on the cluster" in out
 
 
-OLD = {"problem": "old", "python": "3.9.1", "driver": {}, "nodes": []}
+OLD = {"problem": "Python 3.9.1 is too old", "nodes": []}
 
 
 @pytest.mark.parametrize(
-    ("code", "log", "check", "found"),
+    ("code", "log", "found"),
     [
-        (0, f"noise\n{MARKER}{json.dumps(OLD)}\n", "Python", "3.9.1 on the cluster"),
-        (2, "a\n\nb\n", "nodes", "a small job ended with 2 and no result (b)"),
-        (None, "", "nodes", "a small job did not end in 600 s (no output)"),
+        (0, f"noise\n{MARKER}{json.dumps(OLD)}\n", OLD["problem"]),
+        (2, "a\n\nb\n", "a small job ended with 2 and no result (b)"),
+        (None, "", "a small job did not end in 600 s (no output)"),
     ],
 )
 def test_end_of_the_job(
     code: int | None,
     log: str,
-    check: str,
     found: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -242,7 +240,7 @@ def test_end_of_the_job(
     monkeypatch.setattr(Cluster, "connect", lambda _: cluster)
     assert main(["doctor", "--address", cluster.address, "--json"]) == 1
     last = json.loads(capsys.readouterr().out)["findings"][-1]
-    assert (last["check"], last["found"], last["verdict"]) == (check, found, "fail")
+    assert (last["check"], last["found"], last["verdict"]) == ("nodes", found, "fail")
     assert last["todo"]
 
 
@@ -252,7 +250,7 @@ def test_packages_of_methods_are_requested(monkeypatch: pytest.MonkeyPatch) -> N
 
     def inspect(address: str, request: dict[str, Any]) -> ClusterReport:
         modules.append(request["modules"])
-        return ClusterReport(address, None, None, {"python": "3", "ray": None, "torch": None, "deelbo": None})
+        return ClusterReport(address, "token", None, {"python": "3", "ray": None, "torch": None, "deelbo": None})
 
     monkeypatch.setattr("bench.doctor.examine._inspect_from_inside", inspect)
     for preset in ("digits", "quickstart"):
