@@ -51,9 +51,8 @@ def check_settings(store: RecordStore, benchmark: Benchmark) -> None:
         return
     before = dict(flatten_settings(stored.identity_settings()))
     now = dict(flatten_settings(benchmark.identity_settings()))
-    if changed := [
-        f"{name} was {before[name]!r} and is now {now[name]!r}" for name in now if now[name] != before[name]
-    ]:
+    changed = [f"{name} was {old!r} and is now {now[name]!r}" for name, old in before.items() if now[name] != old]
+    if changed:
         raise _refusal(store, "holds another benchmark", "; ".join(changed))
 
 
@@ -65,8 +64,8 @@ def check_same_inputs(
     Args:
         store: storage of the records.
         records: records that this run would reuse.
-        data: hash of the local images by dataset; a dataset that is not in it is not compared.
-        starts: local pretrained weights by backbone; a backbone that is not in it is not compared.
+        data: hash of the local images by dataset.
+        starts: local pretrained weights by backbone. Datasets and backbones that are not available are not compared.
     """
     for record in records:
         if record.succeeded and (difference := _incompatibility(record, data, starts)) is not None:

@@ -85,7 +85,7 @@ class Storage:
         return self._read(self._fs, self.path(name))
 
     def read_files(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """Yield name and content of those files that exist, in order; from an object store several are read at once."""
+        """Yield name and content of the files that exist, in order; from an object store several are read at once."""
         fs, root = self._fs_and_root  # once: looking it up for each of thousands of files takes half of the time
         names = list(names)
         with ThreadPoolExecutor(MAX_READERS) as pool:
@@ -100,7 +100,7 @@ class Storage:
                 raise
 
     def stop_waiting(self) -> None:
-        """Stop retrying; pending and future calls fail immediately during an outage."""
+        """Let pending and future calls fail immediately during an outage."""
         self.outage_timer.cancel()
 
     def write_file(self, name: str, content: bytes) -> None:
@@ -157,26 +157,17 @@ class Storage:
             self.remove(name)
         return target
 
-    def remove_partial_files(self, folders: Iterable[str]) -> None:
-        """Remove the temporary files of processes that were killed. Nobody else may be writing."""
-        if self.local:
-            for name in (name for folder in folders for name in self.names(folder) if name.endswith(PARTIAL)):
-                self.remove(name)
-
     def _read(self, fs: Any, path: str) -> bytes | None:
-        try:
+        with suppress(FileNotFoundError, NotADirectoryError):
             if isinstance(fs, LocalFileSystem) and not stat.S_ISREG(Path(path).stat().st_mode):
                 return b""  # a folder or a named pipe, reading which might block: invalid content for any reader
             return bytes(self._call(fs.cat_file, path))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return None
 
     def _type(self, path: str) -> str | None:
-        """Return "file" or "directory"; None if there is nothing."""
-        try:
+        with suppress(FileNotFoundError, NotADirectoryError):
             return str(self._call_uncached(self._fs.info, path)["type"])
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return None
 
     def _call_uncached(self, call: Callable[..., T], *arguments: Any) -> T:
         self._fs.invalidate_cache()  # fsspec's cached listings miss what other processes have written since

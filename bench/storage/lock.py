@@ -38,7 +38,6 @@ class Lease:
     """A `run` that uses, or used, a storage; of an unreadable file the number alone.
 
     Attributes:
-        host: its machine's name, for messages.
         machine, pid, started: its process: booted kernel and namespace of processes, number, and start in clock ticks.
         token: identifies its invocation; workers that find it share the driver's storage.
         since, heartbeat: when it claimed the storage and last rewrote this file, by its own clock, seconds since 1970.
@@ -85,15 +84,13 @@ class Lease:
         return _ADAPTER.dump_json(self)
 
     def describe(self) -> str:
-        """Return process, host, start and last heartbeat, for messages."""
         since, last = (f"{datetime.fromtimestamp(t, UTC):%Y-%m-%d %H:%M:%S} UTC" for t in (self.since, self.heartbeat))
         return f"process {self.pid} on {single_line(self.host, 100)}, since {since}, last heartbeat {last}"
 
     def is_in_use(self, store: RecordStore, say: Callable[[str], object]) -> bool:
         """Return True if its owner is at work.
 
-        A process of this machine is looked up. Another machine's is at work if its lease changes within two minutes of
-        this process's own monotonic clock: the clocks of two machines are never compared.
+        Another machine's lease is watched for two minutes of this one's monotonic clock: two clocks are never compared.
         """
         if self.machine and self.machine == _machine():
             return self.started == _start_time(self.pid)
@@ -110,18 +107,15 @@ _ADAPTER = TypeAdapter(Lease)
 
 
 def _machine() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
-    except OSError:
-        return ""
+    with suppress(OSError):
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    return ""
 
 
 def _start_time(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+    return ""
 
 
 class StorageLock:

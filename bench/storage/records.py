@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from bench.config.benchmark import Benchmark
 from bench.config.loading import parse_benchmark
 from bench.exceptions import FormatError, RecordError
-from bench.storage.files import Storage
+from bench.storage.files import PARTIAL, Storage
 from bench.trials.json_fields import Numbers, describe_problem, to_json_number
 from bench.trials.record import FORMAT, TrialRecord
 from bench.utils.text import redact_url, short_repr, single_line
@@ -44,17 +44,14 @@ class RecordStore(Storage):
         """Return the configuration; None if the storage does not exist, is empty, or has records without one.
 
         Raises:
-            FormatError: an earlier version wrote it.
-            RecordError: it is damaged, or the storage holds something else.
+            RecordError: it is damaged, or the storage holds something else; FormatError: an earlier version wrote it.
         """
         content = self.read_file("benchmark.json")
         if content is None:
             names = {name for name in self.names() if not name.startswith("lease-")}
-            if not ("records" in names or names <= OWN_NAMES) or self.is_file():
-                raise RecordError(
-                    f"{self.url} exists and holds no benchmark: choose another --storage, or an empty folder"
-                )
-            return None
+            if ("records" in names or names <= OWN_NAMES) and not self.is_file():
+                return None
+            raise RecordError(f"{self.url} exists and holds no benchmark: choose another --storage, or an empty folder")
         try:
             settings = _load_json(content, dict)
             version = settings.pop("format", 1 if "methods" in settings else None)
@@ -96,13 +93,10 @@ class RecordStore(Storage):
         return None if content is None else self._parse(name, content)
 
     def records(self, damaged: list[str] | None = None) -> Iterator[TrialRecord]:
-        """Yield every record, in the order of their keys.
+        """Yield every record, in the order of their keys. Raises FormatError if an earlier version wrote them.
 
         Args:
             damaged: takes one line for each file that is not a record; without it the first one raises RecordError.
-
-        Raises:
-            FormatError: an earlier version wrote the records.
         """
         for _, record in self._read_records():
             if isinstance(record, TrialRecord):
@@ -117,11 +111,10 @@ class RecordStore(Storage):
 
         Returns:
             the records that are valid and whose series is, and one line for each other trial, by key.
-
-        Raises:
-            FormatError: an earlier version wrote the records.
         """
-        self.remove_partial_files(("", *FOLDERS))
+        for name in [name for folder in ("", *FOLDERS) if self.local for name in self.names(folder)]:
+            if name.endswith(PARTIAL):  # a temporary file of a process that was killed
+                self.remove(name)
         records, damaged = [], dict[str, str]()
         for name, record in self._read_records():
             if isinstance(record, TrialRecord):
@@ -143,7 +136,6 @@ class RecordStore(Storage):
         return [record for record in records if record.key not in lines], lines
 
     def _read_records(self) -> Iterator[tuple[str, TrialRecord | RecordError]]:
-        """Yield the name of each record's file, and its record or what is wrong with it."""
         for name, content in self.read_files(self._json_names("records")):
             try:
                 yield name, self._parse(name, content)
@@ -190,10 +182,8 @@ class RecordStore(Storage):
         return record
 
     def _format_error(self) -> FormatError:
-        url = redact_url(self.url)
-        return FormatError(
-            f"{url} is of format 1, expected {FORMAT}: an earlier version wrote it, choose another --storage"
-        )
+        problem = f"{redact_url(self.url)} is of format 1, expected {FORMAT}"
+        return FormatError(f"{problem}: an earlier version wrote it, choose another --storage")
 
     def _json_names(self, folder: str) -> list[str]:
         return [name for name in self.names(folder) if name.endswith(".json")]
@@ -203,7 +193,6 @@ class RecordStore(Storage):
 
 
 def _load_json(content: bytes, kind: type[T]) -> T:
-    """Return the JSON content of a file. Raises ValueError if it is not of this kind."""
     try:
         value = json.loads(content)
     except RecursionError as error:

@@ -28,13 +28,11 @@ class TrialRecord:
             kept in ``error``; the next run tries again).
         metrics: see `deelbo.FitResult`.
         state: the objective at the end: learned scales, sigma, weight decay, squared distances, D.
-        seconds: wall-clock seconds by phase of the clock, and ``total`` for the whole trial.
+        seconds: by phase of the clock, and ``total`` for the whole trial.
         started, finished: seconds since 1970, UTC.
-        attempt: 1 unless earlier attempts died.
-        lost_seconds: what earlier attempts ran in vain before they died; in no phase of ``seconds``.
-        timed: whether the seconds are fit to be compared: the benchmark may say ``timed: false``.
         concurrency: how many trials may have run at once.
-        hardware, versions: where and with what it ran.
+        lost_seconds: how long attempts before this one ran; in no phase of ``seconds``.
+        timed: false if the seconds are no measurement.
     """
 
     spec: TrialSpec
@@ -91,10 +89,9 @@ class TrialRecord:
             _check(record)
         except FormatError:
             raise
-        except ValidationError as error:
-            raise ValueError(f"not a trial record ({single_line(describe_problem(error), 200)})") from None
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"not a trial record ({describe_error(error, 200)})") from None
+            problem = describe_problem(error) if isinstance(error, ValidationError) else describe_error(error)
+            raise ValueError(f"not a trial record ({single_line(problem, 200)})") from None
         if (key := content["key"]) != record.key:
             raise ValueError(f"the record's key {short_repr.repr(key)} does not fit its content ({record.key})")
         return record

@@ -107,13 +107,12 @@ class TrialSpec:
         if self.weight_decay == self.head_weight_decay:
             strengths.pop()
         settings = [f"{name} {value:g}" for name, value in strengths if value is not None]
-        settings += [f"no. {self.number}"] if self.number is not None else []
-        settings += (
-            [f"{100 * self.since:g}% to {100 * self.until:g}%"] if (self.since, self.until) != (0.0, 1.0) else []
-        )
-        where = f"{self.dataset} {self.backbone} {self.prior} n={self.n} seed={self.seed}"
-        text = f"{where} {self.method} {self.stage} lr {self.learning_rate:g}"
-        return " ".join([text, *settings])
+        if self.number is not None:
+            settings.append(f"no. {self.number}")
+        if (self.since, self.until) != (0.0, 1.0):
+            settings.append(f"{100 * self.since:g}% to {100 * self.until:g}%")
+        cell = f"{self.dataset} {self.backbone} {self.prior} n={self.n} seed={self.seed}"
+        return " ".join([f"{cell} {self.method} {self.stage} lr {self.learning_rate:g}", *settings])
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,7 @@ class TrialTemplate:
     """Fields that all trials of one cell share.
 
     Attributes:
-        cell: dataset, backbone, prior, number of training images and split seed.
-        head: name of the backbone's classification layer; the backbone's own default where None.
+        head: name of the backbone's classification layer; None: the backbone's own default.
         training: the fields of `TrialSpec` that the configuration sets under ``training``.
     """
 
@@ -131,14 +129,7 @@ class TrialTemplate:
     training: Mapping[str, Any]
 
     def make(self, method: str, stage: str, learning_rate: float, **settings: Any) -> TrialSpec:
-        """Return a trial.
-
-        Args:
-            method: name of the configured method that asks for it.
-            stage: "tune", "retrain" or "run", see `TrialSpec`.
-            learning_rate: initial learning rate.
-            settings: other fields of `TrialSpec`; ``options`` may be a mapping.
-        """
+        """Return a trial with these fields of `TrialSpec`; ``options`` may be a mapping."""
         values: dict[str, Any] = dict.fromkeys(("weight_decay", "head_weight_decay", "prior_scale", "kappa"))
         values |= {**self.training, **settings}
         if isinstance(options := values.get("options"), dict):

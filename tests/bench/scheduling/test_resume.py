@@ -56,27 +56,22 @@ def test_a_benchmark_may_be_extended(store: RecordStore, tiny: Benchmark, conten
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"resources": {"cpus_per_trial": 2}}, ["resources.cpus_per_trial was 1 and is now 2"]),
-        ({"name": "other"}, ["name was 'tiny' and is now 'other'"]),
-        ({"training": {"steps": 8, "batch_size": 50}}, ["(training.steps was 4 and is now 8)"]),
+        ({"resources": {"cpus_per_trial": 2}}, "(resources.cpus_per_trial was 1 and is now 2)"),
         (
-            {"name": "b", "training": {"steps": 4, "batch_size": 50, "precision": "bf16"}},
-            ["name was 'tiny' and is now 'b'; training.precision was 'float32' and is now 'bf16'"],
-        ),
-        (
-            {"training": {"steps": 4, "batch_size": 50, "image_size": 16}},
-            ["training.image_size was None and is now 16"],
+            {"name": "b", "training": {"steps": 8, "batch_size": 50, "image_size": 16}},
+            "(name was 'tiny' and is now 'b'; training.steps was 4 and is now 8; "
+            "training.image_size was None and is now 16)",
         ),
     ],
 )
 def test_another_benchmark_is_kept_out(
-    store: RecordStore, tiny: Benchmark, content: dict[str, Any], change: dict[str, Any], words: list[str]
+    store: RecordStore, tiny: Benchmark, content: dict[str, Any], change: dict[str, Any], words: str
 ) -> None:
     """A storage that holds another benchmark, or one trained otherwise, is refused with all that differs."""
     store.write_benchmark(tiny.content())
     with pytest.raises(RecordError, match="change that back, or take another --storage") as refused:
         check_settings(store, parse_benchmark(content | change, "x"))
-    assert all(word in str(refused.value) for word in words)
+    assert words in str(refused.value)
 
 
 def start(weight: float, *swag: float) -> Pretrained:
@@ -228,14 +223,6 @@ def test_records_without_a_configuration_are_loaded(storage: RecordStore, tiny: 
     """Without benchmark.json the records, which name all that they depend on, still count."""
     storage.remove("benchmark.json")
     assert len(load_for_resume(storage, tiny, lambda line: None)[0]) == 9
-
-
-def test_other_things_are_left_alone(tmp_path: Path, tiny: Benchmark) -> None:
-    """A folder with files of somebody else's is refused, and nothing in it is moved."""
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(RecordError, match="holds no benchmark"):
-        load_for_resume(RecordStore(str(tmp_path)), tiny, print)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder"])

@@ -40,31 +40,20 @@ def test_attempts_without_a_result_add_up(store: RecordStore, now: list[float]) 
         now.append(now[-1] + seconds)
         attempts.fail(key)
         now.append(now[-1] + 1000)  # time between two attempts does not count
-    assert attempts.next("a") == (3, 15.0)
-    assert attempts.next("b") == (2, 100.0)
+    for log in (attempts, AttemptLog(store)):  # also as another driver reads it
+        assert (log.next("a"), log.next("b")) == ((3, 15.0), (2, 100.0))
 
 
-def test_another_driver_reads_the_log(store: RecordStore, now: list[float]) -> None:
-    """The log is in the storage: another driver continues it."""
-    attempts = AttemptLog(store)
-    attempts.begin("a")
-    now.append(1007.0)
-    attempts.fail("a")
-    assert AttemptLog(store).next("a") == (2, 7.0)
-
-
-def test_a_dead_driver_s_attempts_ended_with_it(store: RecordStore, now: list[float]) -> None:
-    """Attempts of a driver that was killed ended with its last heartbeat, not when the next driver started."""
+@pytest.mark.parametrize(("died", "damaged", "wasted"), [(1030.0, [], 30.0), (990.0, [], 0.0), (1030.0, ["a"], 0.0)])
+def test_a_dead_driver_s_attempts_ended_with_it(
+    store: RecordStore, now: list[float], died: float, damaged: list[str], wasted: float
+) -> None:
+    """Attempts of a driver that was killed ended with its last heartbeat, not when the next driver started; those that
+    began later, or whose result was damaged, wasted no time."""
     AttemptLog(store).begin("a")
     now.append(90_000.0)
-    assert AttemptLog(store, died=1030.0).next("a") == (2, 30.0)
-    assert AttemptLog(store, died=80_000.0).next("a") == (2, 30.0)
-
-
-def test_an_attempt_after_the_last_heartbeat_wasted_nothing(store: RecordStore, now: list[float]) -> None:
-    """An attempt that began after the last heartbeat has no known duration."""
-    AttemptLog(store).begin("a")
-    assert AttemptLog(store, died=990.0).next("a") == (2, 0.0)
+    assert AttemptLog(store, quarantined=damaged, died=died).next("a") == (2, wasted)
+    assert AttemptLog(store, died=80_000.0).next("a") == (2, wasted)
 
 
 def test_trials_with_a_result_are_left_alone(store: RecordStore, now: list[float], tiny: Benchmark, play: Any) -> None:
@@ -74,12 +63,6 @@ def test_trials_with_a_result_are_left_alone(store: RecordStore, now: list[float
     before = store.read_file(f"attempts/{record.key}.1.json")
     AttemptLog(store, [record], died=1030.0)
     assert store.read_file(f"attempts/{record.key}.1.json") == before
-
-
-def test_an_attempt_whose_result_was_damaged_wasted_nothing(store: RecordStore, now: list[float]) -> None:
-    """If a result was damaged later, the time from its attempt to the driver's death does not count."""
-    AttemptLog(store).begin("a")
-    assert AttemptLog(store, quarantined=["a"], died=1030.0).next("a") == (2, 0.0)
 
 
 def test_a_failed_record_made_its_attempts(store: RecordStore, tiny: Benchmark, play: Any, fake: Any) -> None:
