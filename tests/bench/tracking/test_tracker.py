@@ -95,9 +95,10 @@ def test_a_dead_server_delays_nothing(
 
     requests.before = fail
     record = next(iter(storage.records()))
+    queue = TrialQueue(make_methods(tiny))
     tracker = MLflowTracker(MLflowMirror(uri, tiny, storage), interval_seconds=0.05, grace_seconds=0.3)
     calls: list[Callable[[], None]] = [
-        lambda: tracker.on_run_start(TrialQueue(make_methods(tiny)), 2),
+        lambda: tracker.on_run_start(queue, 2),
         lambda: tracker.on_trial_start(record.spec),
         lambda: tracker.on_trial_end(record),
     ]
