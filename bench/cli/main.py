@@ -11,8 +11,7 @@ from bench.cli import doctor, jobs, mlflow, plan, prepare, replay, report, run, 
 from bench.utils.signals import ignore_signals, interrupt_on_signals
 from bench.utils.text import single_line
 
-COMMANDS = (run, plan, prepare, swag, report, mlflow, replay, submit, doctor, jobs, speed)
-"""In the order of `--help`."""
+COMMANDS = (run, plan, prepare, swag, report, mlflow, replay, submit, doctor, jobs, speed)  # in the order of `--help`
 MAX_MESSAGE_CHARS = 1000
 
 

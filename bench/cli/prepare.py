@@ -37,8 +37,7 @@ def _prepare(options: argparse.Namespace) -> int:
             if not benchmark.verify_data:  # the official data are not what was asked for
                 raise
             console.print(f"{name}: {missing}")
-            folder = download_task(name, benchmark.data)
-            console.print(f"{name}: downloaded to {short(folder)}")
+            console.print(f"{name}: downloaded to {short(download_task(name, benchmark.data))}")
         task = load_task(name, benchmark.data, benchmark.training.image_size, benchmark.verify_data)
         for n in benchmark.datasets[name]:
             check_size(n, task.pool_size, task.pool.num_classes)

@@ -16,8 +16,7 @@ from bench.trials.spec import TrialSpec
 from bench.utils.text import format_duration
 
 LINE_INTERVAL_SECONDS = 10.0
-RATE_WINDOW_TRIALS = 200
-"""Number of latest trials from which the trials per second are estimated."""
+RATE_WINDOW_TRIALS = 200  # latest trials, from which the trials per second are estimated
 
 
 class ProgressDisplay(RunCallback):

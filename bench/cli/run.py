@@ -7,8 +7,7 @@ import time
 
 from bench.cli.arguments import Subparsers, add_command, add_config, add_only, add_set, add_tracking_uri
 
-STARTED = time.time()
-"""Of the process, about: the command line imports this module early."""
+STARTED = time.time()  # of the process, about: the command line imports this module early
 
 
 def add_parser(subparsers: Subparsers) -> None:

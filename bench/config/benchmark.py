@@ -14,8 +14,7 @@ from bench.trials.spec import Cell, TrialTemplate
 from bench.types import Count, Flag, Name, Positive, Prior, Seed, StrictModel, Unique, check_unique
 from bench.utils.text import short_repr
 
-EMBEDDED = "digits-resnet"
-"""The backbone that is trained by this package, which also fits its SWAG posterior."""
+EMBEDDED = "digits-resnet"  # trained by this package, which also fits its SWAG posterior
 MAX_TRIALS = 100_000  # 17 times the paper's; each takes 10 microseconds and 3 KB before anything runs
 SHORT_FORMS = {"datasets": ("dataset", "n"), "backbones": ("backbone", "head")}
 """A single dataset or backbone may be given by these keys instead of a mapping."""
@@ -79,10 +78,7 @@ else:
 
 
 class Benchmark(StrictModel):
-    """A whole benchmark. Each (dataset, n, backbone, prior, seed) is a cell in which all methods compete.
-
-    docs/config.md describes the settings; `SHORT_FORMS` may be used in a file.
-    """
+    """A whole benchmark: each (dataset, n, backbone, prior, seed) is a cell for all methods; see docs/config.md."""
 
     name: Name
     datasets: Annotated[dict[str, Annotated[tuple[Count, ...], Unique]], Unique]

@@ -11,8 +11,7 @@ from bench.config.benchmark import SHORT_FORMS, Benchmark
 from bench.methods import METHODS, method_named
 from bench.utils.text import short_repr, single_line
 
-BRANCHES = ("function-", "tuple[", "dict[", "literal[")
-"""Beginnings of pydantic's names for the branches of a union, which are no keys."""
+BRANCHES = ("function-", "tuple[", "dict[", "literal[")  # of unions, as pydantic names them: not keys
 MESSAGES = {
     "tuple_type": "must be a list, [...]",
     "string_pattern_mismatch": "expected up to 64 letters, digits, dots, dashes, underscores, a letter or digit first",

@@ -15,8 +15,7 @@ from bench.config.error_messages import describe_problem
 from bench.exceptions import ConfigError
 from bench.utils.text import single_line
 
-MAX_CHARACTERS = 50_000
-"""A benchmark takes about 1,000; PyYAML reads some 25,000 a second."""
+MAX_CHARACTERS = 50_000  # a benchmark takes about 1,000; PyYAML reads some 25,000 a second
 MAX_MERGED, MAX_MERGED_KEYS = 10, 1_000
 PRESETS = Path(__file__).parent / "presets"
 

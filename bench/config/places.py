@@ -12,8 +12,7 @@ from bench.utils.text import has_credentials, redact_url
 from bench.utils.urls import local_folder
 
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
-BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss")
-"""Schemes of object stores, whose URLs begin with a bucket."""
+BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss")  # URLs begin with a bucket
 
 
 def resolve_storage(storage: str) -> str:

@@ -11,10 +11,7 @@ KEYS = ("method", "dataset", "backbone", "prior", "n", "seed")
 
 
 def filter_methods(methods: Sequence[Method], only: str | None) -> list[Method]:
-    """Return those of ``methods`` that match ``only``, KEY=VALUE,KEY=VALUE,..., in order; all if it is None.
-
-    A key given twice allows both values; different keys must all match.
-    """
+    """Return those of ``methods`` that match KEY=VALUE,KEY=VALUE,...: for each key one of its values; all if None."""
     if only is None:
         return list(methods)
     wanted: dict[str, set[str]] = {}

@@ -15,8 +15,7 @@ from deelbo.objectives.map import MAP
 from deelbo.pretrained.embedded import Pretrained
 from deelbo.priors import GaussianPrior, LowRank
 
-POSTERIOR_STREAM = 1_000_003
-"""Added to a trial's seed for the noise of the posterior, so that it differs from the numbers of the data order."""
+POSTERIOR_STREAM = 1_000_003  # added to a trial's seed for the posterior's noise; the seed itself orders the data
 
 
 def make_objective(

@@ -21,10 +21,8 @@ from torch import nn
 from deelbo.training.run import OptimizerFactory
 
 OPTIMIZERS = ("sgd", "prodigy", "schedule-free")
-RHO_RATE = 0.1
-"""Adam's learning rate for rho."""
-PRODIGY_D0 = 1e-3
-"""Initial value of Prodigy's estimate, which only grows; from its default, 1e-6, it overshoots in 200 steps."""
+RHO_RATE = 0.1  # Adam's learning rate for rho
+PRODIGY_D0 = 1e-3  # of Prodigy's estimate, which only grows; from its default, 1e-6, it overshoots in 200 steps
 Optimizer = torch.optim.Optimizer
 
 

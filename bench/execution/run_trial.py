@@ -31,8 +31,7 @@ Series = list[dict[str, float]]
 class TrialContext:
     """The circumstances of a trial, beside what its spec determines.
 
-    The checkpoint saves this trial while it runs, and resumes it. The handover loads the end of the segment of the run
-    that was trained before, and saves that of this one; without it the trial trains from the start of the run.
+    Without a handover, which loads the end of the segment before, it trains from the start of the run.
     """
 
     device: torch.device

@@ -14,7 +14,7 @@ from bench.methods.hypergradient import Hypergradient
 from bench.methods.laplace import Laplace
 from bench.methods.random_search import RandomSearch
 
-METHODS: tuple[type[Method], ...] = (
+METHODS: tuple[type[Method], ...] = (  # in the order of tables and legends
     MAPGridSearch,
     DEELBo,
     ELBo,
@@ -26,7 +26,6 @@ METHODS: tuple[type[Method], ...] = (
     DEELBoHalving,
     DEELBoLRFree,
 )
-"""In the order in which tables and legends list them."""
 
 
 def method_named(name: str) -> type[Method]:

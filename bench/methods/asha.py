@@ -70,8 +70,8 @@ class ASHA(SequentialMethod):
     """The stopping variant: each configuration is evaluated at every rung of its run, and continues or stops.
 
     It waits for, and is compared with, the configurations of lower number that reached the rung: the trials depend on
-    results, never on which came first. The schedule of the learning rate is one cosine over the whole run, so at an
-    early rung validation NLL favors configurations that do well under a high rate's noise. Nothing here corrects that.
+    results, never on which came first. One cosine over the whole run is the schedule of the learning rate, so an early
+    rung favors configurations that do well under a high rate's noise. Nothing here corrects that.
     """
 
     name = "asha"
@@ -82,10 +82,9 @@ class ASHA(SequentialMethod):
     def __init__(self, template: TrialTemplate, settings: ASHASettings, name: str | None = None) -> None:
         self.levels = (*settings.rungs, 1.0)
         self._points = sample_configurations(settings, template.cell)
+        # records by level and configuration number; None for those that stopped before
         self._at_level: list[dict[int, TrialRecord | None]] = [{} for _ in self.levels]
-        """For each level the records by configuration number; None for those that stopped before it."""
         self._num_decided = [0] * len(settings.rungs)
-        """For each rung the number of configurations that are decided."""
         super().__init__(template, settings, name)
 
     def initial_trials(self) -> Iterable[TrialSpec]:

@@ -20,14 +20,11 @@ if TYPE_CHECKING:
 
 
 class MethodSettings(StrictModel):
-    """Settings of one configured method, an entry under ``methods``; runs on all priors if ``priors`` is None.
-
-    ``packages`` are import names of packages that it needs beside the benchmark's own requirements.
-    """
+    """Settings of one configured method, an entry under ``methods``; runs on all priors if ``priors`` is None."""
 
     method: str
     priors: Annotated[tuple[Prior, ...], Unique] | None = None
-    packages: ClassVar[tuple[str, ...]] = ()
+    packages: ClassVar[tuple[str, ...]] = ()  # import names of those that it needs beside the benchmark's own
 
     def runs_on(self, prior: str) -> bool:
         return self.priors is None or prior in self.priors

@@ -26,16 +26,11 @@ def _box(box: Any) -> Any:
 
 
 Box = Annotated[tuple[Positive, Positive], AfterValidator(_box)]
-Axis = tuple[float, ...]
-"""Lower and upper bound of a range; or the points of a grid, rising."""
+Axis = tuple[float, ...]  # lower and upper bound of a range; or the points of a grid, rising
 
 
 class BayesianOptimizationSettings(SequentialSettings):
-    """Search of the logarithms of learning rate and strengths in ranges [min, max], or of a ``grid``.
-
-    alpha is the strength of the backbone, for PTYL lambda, the scale of its prior; beta is that of the head, alpha too
-    if they are ``tied``. The first ``startup`` configurations are random.
-    """
+    """Search of the logarithms of the learning rate, backbone's alpha (PTYL: lambda) and head's beta, or of a grid."""
 
     method: Literal["bo"] = "bo"
     packages: ClassVar[tuple[str, ...]] = ("optuna",)
@@ -94,10 +89,8 @@ def suggest(
 ) -> Point:
     """Return the next point by a new Optuna study with that history; a function of the arguments only.
 
-    On a grid each axis is the index of a value in its list. A point that was tried is replaced by the nearest that was
-    not: by the sum of steps over the axes, ties going to the values that are first in the lists.
-
-    A diverged run counts as worse than the worst by a tenth of the range seen. Optuna would ignore a failed trial and
+    On a grid a point that was tried is replaced by the nearest that was not: by the sum of steps over the axes. A
+    diverged run counts as worse than the worst by a tenth of the range seen. Optuna would ignore a failed trial and
     could return to where runs diverge; an infinite or huge value would hide all differences among the others.
     """
     import optuna

@@ -34,7 +34,7 @@ class Grid(MethodSettings):
     ptyl_lambdas: LearningRates = tuple(10.0**i for i in range(10))
 
     def points(self, prior: str) -> Iterable[dict[str, float]]:
-        """Yield the configurations with that prior, each as fields of `TrialSpec`, in the order of the lists."""
+        """Yield the configurations, each as fields of `TrialSpec`, in the order of the lists."""
         backbone = self.ptyl_lambdas if prior == "ptyl" else self.weight_decays
         separate = prior == "ptyl" or prior in self.untied
         pairs = product(backbone, self.weight_decays) if separate else zip(backbone, backbone, strict=True)

@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 
 
 class HypergradientSettings(TunedRateSettings):
-    """One-step implicit differentiation of the validation NLL by the log strengths of backbone and head.
-
-    Both are ``start`` at first, and updated after ``every`` training steps, by ``rate`` nats of log alpha.
-    """
+    """One-step implicit differentiation of the validation NLL by the log strengths of backbone and head."""
 
     method: Literal["hypergradient"] = "hypergradient"
     start: Annotated[float, Number, Field(ge=MIN_WEIGHT_DECAY, le=MAX_WEIGHT_DECAY)] = 1e-4
@@ -40,8 +37,7 @@ class HypergradientSettings(TunedRateSettings):
 class Hypergradient(Method):
     """Run each learning rate on 4/5 of the data, and retrain the run with the lowest validation NLL.
 
-    The retraining is MAP on all N images with the geometric mean of the strengths over the run: their last values say
-    little. Its number links it to its tuning run, which started from other strengths.
+    The retraining is MAP on all N images with the geometric mean of the strengths over the run: the last say little.
     """
 
     name = "hypergradient"

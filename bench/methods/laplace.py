@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 
 
 class LaplaceSettings(TunedRateSettings):
-    """Settings of the diagonal Laplace approximation, see `deelbo.objectives.laplace`.
-
-    ``every`` and ``burn_in``: shares of the run between two updates of the strengths, and before the first.
-    """
+    """Settings of the diagonal Laplace approximation, see `deelbo.objectives.laplace`; ``every`` is a share."""
 
     method: Literal["laplace"] = "laplace"
     packages: ClassVar[tuple[str, ...]] = ("laplace", "curvlinops")

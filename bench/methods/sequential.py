@@ -22,11 +22,7 @@ def derived_rng(seed: int, cell: Cell, *more: Any) -> random.Random:
 
 
 class SequentialSettings(Grid):
-    """Settings of methods that try configurations in order.
-
-    ``retrain`` on all N images "incumbents", each the best of all up to itself, so that the curve is known at every k;
-    "best", the best of all; or "all", those that were tuned to the end. The seed is combined with the cell.
-    """
+    """Settings of methods that try configurations in order, an incumbent being the best of all up to itself."""
 
     trials: Count = 12
     retrain: Literal["incumbents", "best", "all"] = "incumbents"

@@ -102,16 +102,13 @@ def _measure_rounds(runs: dict[str, TrainingRun], setting: Setting, device: torc
 
 
 def _measure_baseline(setting: Setting, runs: dict[str, TrainingRun], device: torch.device) -> dict[str, Any]:
-    """Measure the baseline under torch's default flags, and the fast run beside it in every round.
-
-    The batches that its loader has prefetched are used up first, as they would hide half of the work.
-    """
+    """Measure the baseline under torch's default flags, and the fast run beside it in every round."""
     times: Times = defaultdict(list)
     ratios: Times = defaultdict(list)
     for method in METHODS:
         run, baseline = runs.get(f"{method} l2-sp"), baseline_run(setting, method, device)
         for _ in range(BASELINE_ROUNDS):
-            for _ in range(max(2 * setting.workers, 1)):
+            for _ in range(max(2 * setting.workers, 1)):  # prefetched batches would hide half of the work
                 baseline.step()
             seconds = _seconds_per_step(baseline.step, setting.naive_steps, device)
             times[method].append(seconds)

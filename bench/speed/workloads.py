@@ -26,11 +26,7 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class Setting:
-    """Settings of a measurement, as `deelbo-bench speed --help` describes them.
-
-    Images of another side, ``stored``, are resized to 8/7 of ``size``, cropped at random and flipped, as CIFAR-10 is;
-    without it they are shifted by one pixel, as the digits are.
-    """
+    """Settings of a measurement, as `deelbo-bench speed --help` describes them."""
 
     backbone: str = "digits-resnet"
     batch: int = 50
@@ -48,7 +44,7 @@ class Setting:
 
 
 def make_split(setting: Setting, device: torch.device) -> Split:
-    """Return one batch of random images, on the device."""
+    """Return one batch of random images, shifted by one pixel; those of another side are cropped and flipped."""
     random = torch.Generator().manual_seed(0)
     side = setting.stored or setting.size
     channels = setting.channels or (1 if setting.backbone == "digits-resnet" else 3)
