@@ -17,11 +17,10 @@ from bench.utils.text import short_repr
 EMBEDDED = "digits-resnet"  # trained by this package, which also fits its SWAG posterior
 MAX_TRIALS = 100_000  # 17 times the paper's; each takes 10 microseconds and 3 KB before anything runs
 SHORT_FORMS = {"datasets": ("dataset", "n"), "backbones": ("backbone", "head")}
-"""A single dataset or backbone may be given by these keys instead of a mapping."""
 
 
 def _expand_short_form(content: dict[str, Any], key: str) -> None:
-    """Replace the short form of ``key`` in ``content`` by the mapping that it stands for."""
+    """Replace the short form of ``key``, for a single dataset or backbone, by the mapping that it stands for."""
     name_key, setting = SHORT_FORMS[key]
     given = [k for k in (name_key, setting) if k in content]
     if given and key in content:

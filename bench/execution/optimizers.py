@@ -23,7 +23,6 @@ from deelbo.training.run import OptimizerFactory
 OPTIMIZERS = ("sgd", "prodigy", "schedule-free")
 RHO_RATE = 0.1  # Adam's learning rate for rho
 PRODIGY_D0 = 1e-3  # of Prodigy's estimate, which only grows; from its default, 1e-6, it overshoots in 200 steps
-Optimizer = torch.optim.Optimizer
 
 
 def make_optimizer(name: str) -> OptimizerFactory | None:
@@ -46,10 +45,10 @@ def _import_class(package: str, name: str, optimizer: str) -> Any:
         raise ImportError(f"{optimizer} needs the package {package}: pip install 'deelbo[methods]'") from error
 
 
-class WeightsAndScalars(Optimizer):
+class WeightsAndScalars(torch.optim.Optimizer):
     """One optimizer for weights, and Adam at ``rate`` times `RHO_RATE` for scalars such as rho; state is shared."""
 
-    def __init__(self, parameters: list[nn.Parameter], rate: float, make: Callable[..., Optimizer]) -> None:
+    def __init__(self, parameters: list[nn.Parameter], rate: float, make: Callable[..., torch.optim.Optimizer]) -> None:
         scalars = [p for p in parameters if p.numel() == 1]
         self.weights = make([p for p in parameters if p.numel() > 1])
         self.scalars = torch.optim.Adam(scalars, lr=RHO_RATE * rate) if scalars else None
