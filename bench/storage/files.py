@@ -64,11 +64,13 @@ class Storage:
 
     def exists(self, name: str = "") -> bool:
         """Return True if there is such a file or folder; without a name, the storage itself."""
-        return self._type(self.path(name).rstrip("/")) is not None
+        return self.kind(name) is not None
 
-    def is_file(self) -> bool:
-        """Return True if the storage's own path is that of a file."""
-        return self._type(self.root) not in (None, "directory")
+    def kind(self, name: str = "") -> str | None:
+        """Return "file" or "directory", or "other" if it is neither; None if there is nothing."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return str(self._call_uncached(self._fs.info, self.path(name).rstrip("/"))["type"])
+        return None
 
     def names(self, folder: str = "") -> list[str]:
         """Return the sorted names of what is in a folder; none if there is no such folder."""
@@ -162,11 +164,6 @@ class Storage:
             if isinstance(fs, LocalFileSystem) and not stat.S_ISREG(Path(path).stat().st_mode):
                 return b""  # a folder or a named pipe, reading which might block: invalid content for any reader
             return bytes(self._call(fs.cat_file, path))
-        return None
-
-    def _type(self, path: str) -> str | None:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            return str(self._call_uncached(self._fs.info, path)["type"])
         return None
 
     def _call_uncached(self, call: Callable[..., T], *arguments: Any) -> T:

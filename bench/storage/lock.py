@@ -175,7 +175,6 @@ class StorageLock:
             return
 
     def _claim(self) -> list[Lease]:
-        """Create this run's lease; return all leases, this one last."""
         while True:
             found = Lease.read_all(self.store)
             self.predecessor = found[-1] if found else None

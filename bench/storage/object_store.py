@@ -84,7 +84,8 @@ def call_with_retry(url: str, timer: OutageTimer, call: Callable[..., T], *argum
         try:
             answer = call(*arguments)
         except Exception as error:
-            if isinstance(error, FileNotFoundError | NotADirectoryError) and not _is_missing_bucket(error):
+            has_bucket = _response(error).get("Error", {}).get("Code") != "NoSuchBucket"
+            if isinstance(error, FileNotFoundError | NotADirectoryError) and has_bucket:
                 timer.reset()
                 raise
             message = f"{redact_url(url)} does not answer ({_cause(error)}): retrying for up to a minute"
@@ -103,10 +104,6 @@ def http_status(error: BaseException | None) -> int | None:
 
 def _response(error: BaseException | None) -> dict[str, Any]:
     return getattr(getattr(error, "__cause__", None), "response", None) or {}
-
-
-def _is_missing_bucket(error: Exception) -> bool:
-    return bool(_response(error).get("Error", {}).get("Code") == "NoSuchBucket")
 
 
 def _is_permanent(error: Exception) -> bool:

@@ -1,16 +1,4 @@
-"""A benchmark's storage: the single source of truth.
-
-benchmark.json        the configuration, and the format of all files
-records/KEY.json      one trial each, written once and atomically
-series/KEY.json       its rows over the epochs
-attempts/KEY.1.json   when an attempt at it began and, if it gave no result, when it ended
-checkpoints/KEY.pt    state from which an interrupted trial resumes
-rungs/KEY.pt          state of a trial that stopped early, from which it continues if it is promoted
-runs/TIME.json        one for each `run`: where its wall-clock time went
-damaged/              quarantined files
-id                    identifies the storage, wherever it is moved to
-lock, lease-K.json    which `run` uses it
-"""
+"""A benchmark's storage, the single source of truth; docs/records.md lists its files."""
 
 from __future__ import annotations
 
@@ -49,7 +37,7 @@ class RecordStore(Storage):
         content = self.read_file("benchmark.json")
         if content is None:
             names = {name for name in self.names() if not name.startswith("lease-")}
-            if ("records" in names or names <= OWN_NAMES) and not self.is_file():
+            if ("records" in names or names <= OWN_NAMES) and self.kind() in (None, "directory"):
                 return None
             raise RecordError(f"{self.url} exists and holds no benchmark: choose another --storage, or an empty folder")
         try:
@@ -121,7 +109,7 @@ class RecordStore(Storage):
                 records.append(record)
             else:
                 damaged[name] = str(record)
-        for name, content in self.read_files(self._json_names("series")):
+        for name, content in self._read_json_files("series"):
             try:
                 _load_json(content, list)  # rows are checked when they are used
             except ValueError as error:
@@ -136,7 +124,7 @@ class RecordStore(Storage):
         return [record for record in records if record.key not in lines], lines
 
     def _read_records(self) -> Iterator[tuple[str, TrialRecord | RecordError]]:
-        for name, content in self.read_files(self._json_names("records")):
+        for name, content in self._read_json_files("records"):
             try:
                 yield name, self._parse(name, content)
             except FormatError:
@@ -157,7 +145,7 @@ class RecordStore(Storage):
     def runs(self, damaged: list[str] | None = None) -> list[dict[str, Any]]:
         """Return the summaries of all `run`s, oldest first. ``damaged``: as for `records`."""
         summaries = []
-        for name, content in self.read_files(self._json_names("runs")):
+        for name, content in self._read_json_files("runs"):
             try:
                 summary = _load_json(content, dict)
                 if not isinstance(summary.get("account", ""), str):
@@ -185,8 +173,8 @@ class RecordStore(Storage):
         problem = f"{redact_url(self.url)} is of format 1, expected {FORMAT}"
         return FormatError(f"{problem}: an earlier version wrote it, choose another --storage")
 
-    def _json_names(self, folder: str) -> list[str]:
-        return [name for name in self.names(folder) if name.endswith(".json")]
+    def _read_json_files(self, folder: str) -> Iterator[tuple[str, bytes]]:
+        return self.read_files(name for name in self.names(folder) if name.endswith(".json"))
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         self.write_file(name, json.dumps(content, indent=1).encode())

