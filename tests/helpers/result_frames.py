@@ -1,4 +1,4 @@
-"""Synthetic results of many methods, in the schema of the records: what each tried, by hand or by a random rule."""
+"""Synthetic results of many methods, in the columns of the records."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from bench.results.curves import compute_curves
 from bench.results.frame import COLUMNS
 from bench.results.paper import find_paper_de_elbo
 from bench.results.tables import compute_overview, compute_table2, compute_table3
-
-__all__ = ["frame_made", "many_methods", "overview", "replayed", "trial"]
 
 TRIAL: dict[str, Any] = {
     "source": "",
@@ -34,21 +32,21 @@ TRIAL: dict[str, Any] = {
 
 
 def trial(method: str, stage: str, value: float, seconds: float, **more: Any) -> dict[str, Any]:
-    """A run: ``value`` is what it is judged by, or of a retraining its test accuracy."""
-    judged = {"tune": "val_nll", "retrain": "test_acc", "run": "objective"}[stage]
+    """Make a run; ``value`` is the metric that ranks it, or of a retraining its test accuracy."""
+    metric = {"tune": "val_nll", "retrain": "test_acc", "run": "objective"}[stage]
     full = {"evaluate_seconds": 0.0, "select_seconds": 0.0, "adapt_seconds": 0.0, "train_seconds": seconds}
-    return TRIAL | full | {"method": method, "stage": stage, judged: value} | more
+    return full | {"method": method, "stage": stage, metric: value} | more
 
 
-def frame_made(*rows: dict[str, Any]) -> pd.DataFrame:
-    """Runs as `bench.storage.records.RecordStore.frame` would give them."""
-    filled = [dict.fromkeys(COLUMNS) | {"key": f"{i:05d}"} | row for i, row in enumerate(rows)]
-    frame = pd.DataFrame(filled, columns=list(COLUMNS))
+def make_frame(*rows: dict[str, Any], **shared: Any) -> pd.DataFrame:
+    """Make a table of trials from the columns that matter, those shared by all rows, and the defaults of `TRIAL`."""
+    filled = [dict.fromkeys(COLUMNS) | TRIAL | {"key": f"{i:05d}"} | shared | row for i, row in enumerate(rows)]
+    frame = pd.DataFrame(filled, columns=None if filled else list(COLUMNS))
     return frame.astype({name: kind for name, kind in COLUMNS.items() if kind != "str"})
 
 
 def overview(frame: pd.DataFrame, published: Collection[str] = ()) -> pd.DataFrame:
-    """Table 3 as the report's page shows it."""
+    """Compute table 3 as the report's page shows it."""
     paper = find_paper_de_elbo(compute_curves(frame), published)
     return compute_overview(frame, compute_table2(frame), compute_table3(frame), paper)
 
@@ -56,8 +54,7 @@ def overview(frame: pd.DataFrame, published: Collection[str] = ()) -> pd.DataFra
 def many_methods(
     priors: tuple[str, ...] = ("l2-zero", "l2-sp", "ptyl"), sizes: tuple[int, ...] = (100, 1000), seeds: int = 3
 ) -> pd.DataFrame:
-    """Results of a dozen entries as a benchmark of all methods would leave them: a grid that was trained again as a
-    whole (PTYL: its best alone), sequential searches, halvings, runs that learn their strength."""
+    """Make results of a dozen methods: a grid, sequential searches, halvings, and runs that learn their strength."""
     random = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
     for prior in priors:
@@ -66,8 +63,8 @@ def many_methods(
                 where = {"prior": prior, "n": n, "seed": seed}
                 best = 0.80 + 0.15 * (n > 100) + 0.01 * random.normal()
                 rows += _grid(random, where, best)
-                for name, size, luck in (("random", 12, 0.0), ("bo", 36, 0.006), ("bo-tpe", 36, 0.004)):
-                    rows += _search(random, where, name, size, best + luck)
+                for name, size, gain in (("random", 12, 0.0), ("bo", 36, 0.006), ("bo-tpe", 36, 0.004)):
+                    rows += _search(random, where, name, size, best + gain)
                 rows += _halving(random, where, best)
                 for name, rates, gain in (
                     ("de-elbo", 4, 0.004),
@@ -80,10 +77,10 @@ def many_methods(
                 ):
                     for rate in range(rates):
                         loss = abs(random.normal()) * (0.02 + 0.1 * rate)
-                        took = {"learning_rate": 10.0**-rate, "test_acc": max(best + gain - loss, 0.1)}
-                        took |= {"select_seconds": 0.1, "adapt_seconds": 1.5 if name == "laplace" else 0.0}
-                        rows.append(trial(name, "run", loss, 1.6 + 0.1 * random.random(), **where, **took))
-    return frame_made(*rows)
+                        result = {"learning_rate": 10.0**-rate, "test_acc": max(best + gain - loss, 0.1)}
+                        result |= {"select_seconds": 0.1, "adapt_seconds": 1.5 if name == "laplace" else 0.0}
+                        rows.append(trial(name, "run", loss, 1.6 + 0.1 * random.random(), **where, **result))
+    return make_frame(*rows)
 
 
 def _grid(random: np.random.Generator, where: dict[str, Any], best: float) -> list[dict[str, Any]]:
@@ -108,7 +105,7 @@ def _grid(random: np.random.Generator, where: dict[str, Any], best: float) -> li
 
 
 def _search(random: np.random.Generator, where: dict[str, Any], name: str, size: int, best: float) -> list[Any]:
-    """Trials one after the other, whoever is the best so far being trained again."""
+    """Make a sequential search that retrains each best configuration so far."""
     rows, least = [], np.inf
     for number in range(size):
         settings = {"learning_rate": random.random(), "weight_decay": random.random(), "number": number}
@@ -122,7 +119,7 @@ def _search(random: np.random.Generator, where: dict[str, Any], name: str, size:
 
 
 def _halving(random: np.random.Generator, where: dict[str, Any], best: float) -> list[dict[str, Any]]:
-    """Four runs, of which the better half goes on, twice."""
+    """Make four runs, of which the better half is continued, twice."""
     losses = np.sort(np.abs(random.normal(size=4))) * 0.1
     rows = []
     for i, loss in enumerate(losses):
@@ -137,23 +134,23 @@ def _halving(random: np.random.Generator, where: dict[str, Any], best: float) ->
 
 
 def replayed(frame: pd.DataFrame, repetitions: int = 20) -> pd.DataFrame:
-    """Random search replayed on the grid of a `many_methods` frame, as the replayer writes it."""
+    """Replay random search on the grid of a `many_methods` frame."""
     random = np.random.default_rng(1)
     rows = []
-    grid = frame[(frame["method"] == "map-gs") & (frame["prior"] != "ptyl")]
     where = ["source", "dataset", "backbone", "prior", "n", "seed"]
-    for cell, of in grid.groupby(where):
-        tuned = of[of["stage"] == "tune"].reset_index(drop=True)
+    for cell, of in frame[(frame["method"] == "map-gs") & (frame["prior"] != "ptyl")].groupby(where):
         settings = ["learning_rate", "weight_decay"]
-        again = tuned[settings].merge(of.loc[of["stage"] == "retrain", [*settings, "test_acc", "train_seconds"]])
+        retrained = of.loc[of["stage"] == "retrain", [*settings, "test_acc", "train_seconds"]]
+        runs = (
+            of[of["stage"] == "tune"]
+            .drop(columns="test_acc")
+            .merge(retrained, on=settings, suffixes=("", "_retrained"))
+        )
         for repetition in range(repetitions):
-            order = random.permutation(len(tuned))[:12]
-            seconds = 0.0
-            for number, _ in enumerate(order):
-                seconds += tuned["train_seconds"].iloc[order[number]]
-                best = tuned["val_nll"].iloc[order[: number + 1]].idxmin()
-                hours = (seconds + again["train_seconds"].iloc[best]) / 3600
-                known = {"method": "random", "repetition": repetition, "number": number, "cost": "full"}
-                found = {"hours": hours, "test_acc": again["test_acc"].iloc[best]}
-                rows.append(dict(zip(where, cell, strict=True)) | known | found)
+            drawn = runs.iloc[random.permutation(len(runs))[:12]].reset_index(drop=True)
+            for number, spent in enumerate(drawn["train_seconds"].cumsum()):
+                best = drawn.loc[drawn["val_nll"][: number + 1].idxmin()]
+                result = {"hours": (spent + best["train_seconds_retrained"]) / 3600, "test_acc": best["test_acc"]}
+                place = {"method": "random", "repetition": repetition, "number": number, "cost": "full"}
+                rows.append(dict(zip(where, cell, strict=True)) | place | result)
     return pd.DataFrame(rows)

@@ -7,7 +7,7 @@ import pandas as pd
 from bench.report.all_methods import MethodComparison, compare_all_methods
 from bench.results.curves import compute_curves
 from bench.results.paired_tests import select_results
-from tests.helpers.result_frames import frame_made, trial
+from tests.helpers.result_frames import make_frame, trial
 
 
 def compare(frame: pd.DataFrame) -> MethodComparison | None:
@@ -19,7 +19,7 @@ def test_a_source_without_full_cost_is_left_out() -> None:
     rows = [trial(m, "run", 1.0, 1.0, test_acc=0.5) for m in ("map-gs", "x")]
     bare = dict.fromkeys(("evaluate_seconds", "select_seconds", "adapt_seconds"))
     comparison = compare(
-        frame_made(*(row | {"source": "a"} for row in rows), *(row | bare | {"source": "b"} for row in rows))
+        make_frame(*(row | {"source": "a"} for row in rows), *(row | bare | {"source": "b"} for row in rows))
     )
     assert comparison is not None
     assert set(comparison.anytime["source"]) == {"a"}
@@ -30,7 +30,7 @@ def test_a_source_without_full_cost_is_left_out() -> None:
 def test_a_method_that_lacks_a_split_is_not_compared() -> None:
     """A method that lacks a split is drawn and not compared, with a note; the paper's methods alone are not."""
     rows = [trial(m, "run", 1.0, 1.0, seed=seed, test_acc=0.5) for m in ("map-gs", "x") for seed in (1, 2)]
-    frame = frame_made(*rows, trial("y", "run", 1.0, 1.0, test_acc=0.9))
+    frame = make_frame(*rows, trial("y", "run", 1.0, 1.0, test_acc=0.9))
     comparison = compare(frame)
     assert comparison is not None
     (note,) = comparison.notes

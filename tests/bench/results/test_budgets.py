@@ -1,4 +1,4 @@
-"""Who is best at which budget, and how soon each is near the best: by hand on small curves."""
+"""Best method at each budget, and time to the best accuracy, by hand on small curves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from bench.report.all_methods import best_methods_table, relative_accuracy_table, time_to_target_table
 from bench.results.budgets import compute_budgets, compute_run_seconds, compute_time_to_target
 from tests.bench.results.test_anytime import CELL, Curve, stepped
-from tests.helpers.result_frames import frame_made, trial
+from tests.helpers.result_frames import make_frame, trial
 
 pytestmark = pytest.mark.filterwarnings("error")
 INF, NAN = math.inf, math.nan
@@ -22,7 +22,7 @@ def key(**more: Any) -> tuple[Any, ...]:
 
 
 def problem(curves: dict[str, list[Curve]], **more: Any) -> pd.DataFrame:
-    """Steps of several methods in one problem, a curve a seed."""
+    """Make the steps of several methods in one problem, a curve per seed."""
     return pd.concat([stepped(*parts, method=name, **more) for name, parts in curves.items()], ignore_index=True)
 
 
@@ -34,9 +34,8 @@ CURVES = {
 TEN = {key(): 10.0}
 
 
-def test_time_to_come_near_the_best() -> None:
-    """The least time at which the mean over splits is within 0.5 points of the best final mean; never, where it is
-    not; its ratio to a run."""
+def test_time_to_target() -> None:
+    """It is the first time at which the mean is within 0.5 points of the best final mean, or infinite."""
     table = compute_time_to_target(problem(CURVES), TEN).set_index("method")
     assert set(table["target_acc"].round(6)) == {0.795}
     assert table["seconds"].to_dict() == {"map-gs": 40.0, "de-elbo": 44.0, "bo": INF}
@@ -46,7 +45,7 @@ def test_time_to_come_near_the_best() -> None:
 
 
 def test_a_method_that_lacks_a_split_is_not_compared() -> None:
-    """It neither sets the target nor has a time, and has no place at any budget; another problem is not concerned."""
+    """It neither sets the target nor has a time or a budget, except in problems where it has all splits."""
     curves = CURVES | {"lucky": [[(1.0, 1.0)]], "lost": [[(1.0, NAN)], [(1.0, 0.9)]]}
     times = compute_time_to_target(problem(curves), TEN).set_index("method")
     assert times["target_acc"].round(6).eq(0.795).all()
@@ -58,7 +57,7 @@ def test_a_method_that_lacks_a_split_is_not_compared() -> None:
 
 
 def test_budgets_by_hand() -> None:
-    """At 1, 2, 4 ... runs and 10 % more: the mean of each that has a result, its share of the grid's end, the best."""
+    """At 1, 2, 4, ... runs and 10 % more there is the mean of each method with a result, and the best is marked."""
     made = compute_budgets(problem(CURVES), TEN)
     found = {
         runs: {row["method"]: (round(row["test_acc"], 4), row["best"]) for row in group.to_dict("records")}
@@ -76,9 +75,8 @@ def test_budgets_by_hand() -> None:
     assert made["budget_seconds"].tolist() == pytest.approx((11 * made["budget_runs"]).tolist())
 
 
-def test_the_mean_over_problems_needs_all_of_them() -> None:
-    """Relative accuracies are averaged over problems, of methods that have a result in every one by then; over those of
-    each prior too."""
+def test_means_over_problems() -> None:
+    """Relative accuracies are averaged over problems in which a method has a result in every one, and by prior."""
     tables = [problem(CURVES), problem({"map-gs": [[(10.0, 0.5)]], "x": [[(10.0, 0.6)]]}, prior="ptyl")]
     tables += [problem({"map-gs": [[(40.0, 0.4)]], "x": [[(10.0, 0.3)]]}, prior="ptyl", n=7)]
     units = TEN | {key(prior="ptyl"): 10.0, key(prior="ptyl", n=7): 10.0}
@@ -92,8 +90,8 @@ def test_the_mean_over_problems_needs_all_of_them() -> None:
     assert "l2-sp" not in total.index.get_level_values("prior")  # one problem is no mean
 
 
-def test_without_a_grid_the_best_is_the_measure() -> None:
-    """Where no grid was run, accuracies are relative to the best final one; ties are all best."""
+def test_without_a_grid_the_best_method_is_the_reference() -> None:
+    """Without a grid, accuracies are relative to the best final one; ties are all best."""
     made = compute_budgets(problem({"a": [[(10.0, 0.4)]], "b": [[(10.0, 0.8)]], "c": [[(11.0, 0.8)]]}), TEN)
     assert made["relative_acc"].tolist() == [0.5, 1, 1]
     assert made["best"].tolist() == [False, True, True]
@@ -101,8 +99,8 @@ def test_without_a_grid_the_best_is_the_measure() -> None:
     assert row["1 run"] == "b = c 80.0"
 
 
-def test_a_run_is_the_grids_tuning_run() -> None:
-    """Mean seconds over splits of the grid's tuning runs at the cost asked for; of whole runs without a grid."""
+def test_mean_seconds_of_a_run() -> None:
+    """They are of the grid's tuning runs at a cost, or without a grid of runs that were trained to their end."""
     rows = [
         trial("map-gs", "tune", 1.0, 3.0, evaluate_seconds=1.0),
         trial("map-gs", "tune", 1.0, 5.0, seed=2, evaluate_seconds=1.0),
@@ -111,12 +109,12 @@ def test_a_run_is_the_grids_tuning_run() -> None:
         trial("de-elbo", "run", 1.0, 8.0, n=7),
         trial("halving", "run", 1.0, 1.0, n=7, until=0.1),
     ]
-    assert compute_run_seconds(frame_made(*rows)) == {key(): 5.0, key(n=7): 8.0}
-    assert compute_run_seconds(frame_made(*rows), "train")[key()] == 4.0
+    assert compute_run_seconds(make_frame(*rows)) == {key(): 5.0, key(n=7): 8.0}
+    assert compute_run_seconds(make_frame(*rows), "train")[key()] == 4.0
 
 
-def test_tables_for_people() -> None:
-    """Winners a row a problem, shares a row a method with a star at the best, times in seconds and runs."""
+def test_tables_of_the_page() -> None:
+    """They have the best methods per problem, relative accuracies with a star at the best, and times in runs."""
     tables = pd.concat([problem(CURVES), problem(CURVES, n=1000)])
     units = TEN | {key(n=1000): 10.0}
     made = compute_budgets(tables, units)
@@ -130,7 +128,7 @@ def test_tables_for_people() -> None:
     assert "never" in near.values()
 
 
-def test_nothing_gives_no_rows() -> None:
+def test_no_steps_give_no_rows() -> None:
     """Without steps, or without a known run, the tables are empty and have their columns."""
     empty = problem(CURVES).iloc[:0]
     for table in (compute_budgets(empty, {}), compute_budgets(problem(CURVES), {}), compute_time_to_target(empty, {})):

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bench.results.curves import COLUMNS as CURVE_COLUMNS
-from bench.results.frame import COLUMNS
 from bench.results.grid_comparison import compare_at_equal_compute, compare_regularization
 from bench.results.paper import find_paper_de_elbo
 from deelbo.groups import make_groups
 from deelbo.objectives.elbo import DataEmphasizedELBO
+from tests.helpers.result_frames import make_frame
 
 pytestmark = pytest.mark.filterwarnings("error")
 CELL: dict[str, Any] = {"dataset": "d", "backbone": "b", "prior": "l2-sp", "n": 100, "split_seed": 1, "source": ""}
@@ -29,13 +29,13 @@ PAPER = {"dataset": "CIFAR-10", "backbone": "resnet50", "n": 50000, "split_seed"
 
 
 def curve(method: str, hours: list[float], accuracy: list[float], first: int = 1, **cell: Any) -> pd.DataFrame:
-    """A curve as `bench.results.curves.compute_curves` gives it, from its numbers."""
+    """Make a curve as `bench.results.curves.compute_curves` returns it."""
     found = {"k": range(first, first + len(hours)), "expected_hours": hours, "expected_test_acc": accuracy}
     return pd.DataFrame(found).assign(method=method, **(CELL | {"cost": "train"} | cell)).reindex(columns=CURVE_COLUMNS)
 
 
 def meet(*curves: pd.DataFrame, published: Sequence[str] = ()) -> dict[str, Any]:
-    """The single row that results from these curves."""
+    """Compare curves, and return the single row."""
     (row,) = compare(pd.concat(curves, ignore_index=True), published).to_dict("records")
     return {str(name): value for name, value in row.items()}
 
@@ -47,43 +47,27 @@ def compare(curves: pd.DataFrame, published: Sequence[str] = ()) -> pd.DataFrame
 FOUR = curve("map-gs", [1, 2, 3, 4], [0.5, 0.6, 0.7, 0.8])
 
 
-def test_by_hand() -> None:
-    """Two configurations fit into 2.5 hours, with 0.6 and not 0.65 between two steps; 0.65 is reached after 3 hours."""
-    row = meet(FOUR, curve("de-elbo", [1, 2.5], [0.9, 0.65]))
-    assert [row[name] for name in ("de_elbo_from", "de_elbo_hours", "de_elbo_acc")] == ["run", 2.5, 0.65]
-    assert [row[name] for name in GRID] == [0.6, 2, 3, 1.2]
-
-
-def test_equal_is_enough() -> None:
-    """Hours that are just paid for count, and so does an accuracy that is just reached."""
-    row = meet(FOUR, curve("de-elbo", [2], [0.7]))
-    assert [row[name] for name in GRID] == [0.6, 2, 3, 1.5]
-
-
-def test_an_accuracy_that_is_never_reached() -> None:
-    """It takes infinitely long, and the grid's accuracy in the same time stands."""
-    row = meet(FOUR, curve("de-elbo", [5], [0.81]))
-    assert [row[name] for name in GRID] == [0.8, 4, math.inf, math.inf]
-
-
-def test_not_one_configuration_can_be_paid_for() -> None:
-    """No accuracy in that time, of no configuration; how long the grid needs is known all the same."""
-    row = meet(FOUR, curve("de-elbo", [0.5], [0.4]))
-    assert math.isnan(row["grid_acc"])
-    assert [row[name] for name in GRID[1:]] == [0, 1, 2]
-
-
-def test_a_curve_with_holes_says_nothing() -> None:
-    """Where a curve begins above k = 1, what fewer configurations cost is not known: the grid's numbers are missing."""
-    row = meet(curve("map-gs", [1, 2], [0.5, 0.6], first=3), curve("de-elbo", [1.5], [0.55]))
-    assert all(math.isnan(row[name]) for name in GRID)
-    assert (row["de_elbo_hours"], row["de_elbo_acc"]) == (1.5, 0.55)
-
-
-def test_more_configurations_may_cost_less_and_test_worse() -> None:
-    """The most configurations that can be paid for count, and the least hours at which the accuracy is there."""
-    row = meet(curve("map-gs", [5, 4, 6, 9], [0.5, 0.8, 0.6, 0.8]), curve("de-elbo", [6], [0.7]))
-    assert [row[name] for name in GRID] == [0.6, 3, 4, 4 / 6]
+@pytest.mark.parametrize(
+    ("grid", "de_elbo", "expected"),
+    [
+        (FOUR, ([1, 2.5], [0.9, 0.65]), [0.6, 2, 3, 1.2]),
+        (FOUR, ([2], [0.7]), [0.6, 2, 3, 1.5]),
+        (FOUR, ([5], [0.81]), [0.8, 4, math.inf, math.inf]),
+        (FOUR, ([0.5], [0.4]), [math.nan, 0, 1, 2]),
+        (curve("map-gs", [1, 2], [0.5, 0.6], first=3), ([1.5], [0.55]), [math.nan] * 4),
+        (curve("map-gs", [5, 4, 6, 9], [0.5, 0.8, 0.6, 0.8]), ([6], [0.7]), [0.6, 3, 4, 4 / 6]),
+        (curve("map-gs", [1, 2], [0.1, 0.3]), ([1], [0.1 + 0.2]), [0.1, 1, 2, 2]),
+    ],
+    ids=["between", "equal", "never reached", "none affordable", "unknown", "falling", "rounding"],
+)
+def test_by_hand(grid: pd.DataFrame, de_elbo: tuple[list[float], list[float]], expected: list[float]) -> None:
+    """The most affordable configurations count, and the fewest hours at which the grid's accuracy is no lower."""
+    row = meet(grid, curve("de-elbo", *de_elbo))
+    assert [row[name] for name in ("de_elbo_from", "de_elbo_hours", "de_elbo_acc")] == [
+        "run",
+        *(values[-1] for values in de_elbo),
+    ]
+    np.testing.assert_equal([row[name] for name in GRID], expected)
 
 
 ACCURACIES = st.integers(0, 5000).map(lambda right: right / 5000)
@@ -94,8 +78,8 @@ ACCURACIES = st.integers(0, 5000).map(lambda right: right / 5000)
     st.lists(st.tuples(st.floats(0.1, 9), ACCURACIES), min_size=1, max_size=6),
     st.tuples(st.floats(0.1, 9), ACCURACIES),
 )
-def test_it_is_what_a_plain_loop_finds(grid: list[tuple[float, float]], ours: tuple[float, float]) -> None:
-    """On any curve, the order of whose rows does not matter."""
+def test_comparison_agrees_with_a_loop(grid: list[tuple[float, float]], ours: tuple[float, float]) -> None:
+    """On any curve the result is that of a plain loop; the order of rows does not matter."""
     acc, k, hours = math.nan, 0, math.inf
     for i, (paid, reached) in enumerate(grid, start=1):
         acc, k = (reached, i) if paid <= ours[0] else (acc, k)
@@ -111,8 +95,8 @@ def test_equal_but_for_rounding_is_equal() -> None:
     assert (row["grid_hours"], row["times_as_long"]) == (2, 2)
 
 
-def test_the_papers_numbers_stand_in() -> None:
-    """In the paper's own CIFAR-10, ResNet-50, N = 50000, seed 1001: 2 h 36 min and 96.8 %, as it prints them."""
+def test_printed_numbers_replace_runs() -> None:
+    """For the paper's files, CIFAR-10, N = 50000, seed 1001, the printed 2 h 36 min and 96.8 % are used."""
     row = meet(curve("map-gs", [1, 2, 3], [0.96, 0.967, 0.969], **PAPER), published=["theirs"])
     assert [row[name] for name in ("de_elbo_from", "de_elbo_hours", "de_elbo_acc")] == ["paper", 2.6, 0.968]
     assert [row[name] for name in GRID] == [0.967, 2, 3, pytest.approx(3 / 2.6)]
@@ -132,20 +116,20 @@ def test_the_papers_numbers_stand_in() -> None:
         {"source": "ours"},
     ],
 )
-def test_the_papers_numbers_stand_in_nowhere_else(other: dict[str, Any]) -> None:
-    """Not where the paper prints accuracy alone, nor for a cost that it does not measure, nor beside runs of others."""
+def test_printed_numbers_are_used_nowhere_else(other: dict[str, Any]) -> None:
+    """They are not used for another cell, cost or source."""
     assert compare(curve("map-gs", [1, 2], [0.5, 0.6], **(PAPER | other)), ["theirs"]).empty
 
 
-def test_a_run_is_preferred_to_the_paper() -> None:
-    """Where the cell has a DE ELBo of its own, the paper's is not used."""
+def test_runs_are_preferred_to_printed_numbers() -> None:
+    """Where the cell has a DE ELBo run, the printed one is not used."""
     row = meet(curve("map-gs", [1], [0.5], **PAPER), curve("de-elbo", [3], [0.6], **PAPER), published=["theirs"])
     assert (row["de_elbo_from"], row["de_elbo_hours"]) == ("run", 3)
 
 
 @pytest.mark.parametrize("other", [{"dataset": "e"}, {"n": 10}, {"split_seed": 2}, {"source": "s"}, {"cost": "full"}])
 def test_only_the_same_cell_is_compared(other: dict[str, Any]) -> None:
-    """A DE ELBo of another cell, source or cost gives no row; so does a DE ELBo without a grid, or an ELBo with one."""
+    """A DE ELBo of another cell, source or cost gives no row, nor does one method alone."""
     ours = curve("de-elbo", [1], [0.9], **other)
     assert compare(pd.concat([FOUR, ours], ignore_index=True)).empty
     assert compare(ours).empty
@@ -153,7 +137,7 @@ def test_only_the_same_cell_is_compared(other: dict[str, Any]) -> None:
 
 
 def test_every_cell_has_its_own_row() -> None:
-    """One row a cell, source and cost, each from its own two curves, in the papers' order."""
+    """There is one row per cell, source and cost, each from its own two curves, in order."""
     cells = [
         {"prior": prior, "source": source, "cost": cost}
         for prior in ("l2-zero", "l2-sp")
@@ -169,18 +153,13 @@ def test_every_cell_has_its_own_row() -> None:
     assert table["grid_hours"].tolist() == [2 + i for i in range(8)]
 
 
-ROW: dict[str, Any] = {"source": "", "dataset": "d", "backbone": "b", "prior": "l2-sp", "n": 200, "seed": 1}
-ROW |= {"status": "completed", "train_seconds": 1.0}
-
-
 def results(*rows: dict[str, Any]) -> pd.DataFrame:
-    """Results in the schema of the records, from the few columns that matter, with the learned state as given."""
-    filled = [dict.fromkeys(COLUMNS) | ROW | {"key": str(i)} | row for i, row in enumerate(rows)]
-    return pd.DataFrame(filled).astype({name: kind for name, kind in COLUMNS.items() if kind != "str"})
+    """Make a table of trials with N = 200."""
+    return make_frame(*rows, n=200, train_seconds=1.0)
 
 
 def learned(prior: str = "l2-sp", kappa: float | None = None, seed: int = 0) -> tuple[DataEmphasizedELBO, nn.Module]:
-    """A DE ELBo over a small network whose weights have moved since they were pretrained."""
+    """Make a DE ELBo over a small network whose weights have moved since they were pretrained."""
     torch.manual_seed(seed)
     net = nn.Sequential(OrderedDict(body=nn.Linear(3, 4), head=nn.Linear(4, 2))).double()
     objective = DataEmphasizedELBO(make_groups(net, "head", prior), num_examples=200, kappa=kappa, sigma=0.05)
@@ -191,7 +170,7 @@ def learned(prior: str = "l2-sp", kappa: float | None = None, seed: int = 0) -> 
 
 
 def single(objective: DataEmphasizedELBO, value: float, **more: Any) -> dict[str, Any]:
-    """A run of that objective, which came to ``value``."""
+    """Make a run of an objective with a final value."""
     state = {f"state_{name}": number for name, number in objective.describe().items()}
     return {"method": "de-elbo", "stage": "run", "objective": value, "learning_rate": 0.1} | state | more
 
@@ -201,9 +180,8 @@ def tune(rate: float, nll: float, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("prior", "kappa"), [("l2-zero", None), ("l2-sp", None), ("l2-sp", 3.0)])
-def test_what_was_learned(prior: str, kappa: float | None) -> None:
-    """lambda* = sigma^2 + |d|^2 / D_w, tau* = sigma^2 + |v|^2 / D_v, alpha = 1/(D lambda*) and beta = 1/(D tau*); with
-    another kappa than D/N, 1/(kappa N lambda*) and 1/(kappa N tau*)."""
+def test_learned_regularization(prior: str, kappa: float | None) -> None:
+    """lambda* = sigma^2+|d|^2/D_w, tau* = sigma^2+|v|^2/D_v, alpha = 1/(kappa N lambda*), beta = 1/(kappa N tau*)."""
     objective, net = learned(prior, kappa)
     (row,) = compare_regularization(results(single(objective, 1.0))).to_dict("records")
     numbers = np.concatenate([weights.detach().numpy().ravel() for weights in net.parameters()])
@@ -216,12 +194,13 @@ def test_what_was_learned(prior: str, kappa: float | None) -> None:
     assert row["learned_kappa"] == pytest.approx(strength / 200)
 
 
-def test_what_the_grid_chose() -> None:
-    """The weight decays of the least validation NLL; a retraining and a diverged run are not asked."""
+def test_regularization_of_the_grid() -> None:
+    """It is that of the lowest validation NLL; retrained, diverged and failed runs do not count."""
     rows = [
         tune(0.1, 2.0, weight_decay=0.3, head_weight_decay=0.4),
         tune(0.2, 1.0, weight_decay=0.5, head_weight_decay=0.6),
         tune(0.3, 0.1, weight_decay=0.7, head_weight_decay=0.8, status="diverged"),
+        tune(0.4, 0.1, weight_decay=0.7, head_weight_decay=0.8, status="failed"),
         tune(0.2, 0.1, weight_decay=0.5, head_weight_decay=0.6, stage="retrain"),
     ]
     (row,) = compare_regularization(results(*rows)).to_dict("records")
@@ -230,21 +209,15 @@ def test_what_the_grid_chose() -> None:
     assert all(math.isnan(row[f"learned_{name}"]) for name in ("alpha", "beta", "lambda", "tau", "sigma", "rate"))
 
 
-def test_a_failed_run_is_no_choice() -> None:
-    """A run that failed is passed over, whatever was kept of it."""
-    rows = [tune(0.1, 0.5, weight_decay=0.7, status="failed"), tune(0.2, 1.0, weight_decay=0.5)]
-    assert compare_regularization(results(*rows))["grid_alpha"].tolist() == [0.5]
-
-
-def test_lambda_is_a_weight_decay() -> None:
+def test_lambda_of_ptyl_as_weight_decay() -> None:
     """PTYL's grid has lambda in place of alpha: alpha = 1/(N lambda) = 1/(200 x 0.5)."""
     row = tune(0.1, 1.0, prior="ptyl", prior_scale=0.5, head_weight_decay=0.6)
     (found,) = compare_regularization(results(row)).to_dict("records")
     assert [found[f"grid_{name}"] for name in ("alpha", "lambda", "beta")] == [pytest.approx(0.01), 0.5, 0.6]
 
 
-def test_the_run_with_the_least_objective_is_shown() -> None:
-    """Of the DE ELBo's runs the one that it chooses, not the one that tests best; a diverged one is not chosen."""
+def test_the_run_with_the_lowest_objective_is_shown() -> None:
+    """It is the DE ELBo's run with the lowest objective; a diverged one is not chosen."""
     objectives = [learned(seed=seed)[0] for seed in range(3)]
     rows = [single(one, value, test_acc=value) for one, value in zip(objectives, (3.0, 1.0, 2.0), strict=True)]
     rows.append(single(learned(seed=3)[0], 0.0, status="diverged"))
@@ -253,13 +226,13 @@ def test_the_run_with_the_least_objective_is_shown() -> None:
 
 
 def test_a_diverged_run_has_learned_nothing() -> None:
-    """Where every run diverged, what the first was left with is no regularization."""
+    """Where every run diverged, the learned strengths are missing."""
     (row,) = compare_regularization(results(single(learned()[0], 1.0, status="diverged"))).to_dict("records")
     assert all(math.isnan(row[f"learned_{name}"]) for name in ("alpha", "beta", "lambda", "tau", "sigma"))
 
 
-def test_both_stand_in_one_row() -> None:
-    """A cell's two methods share a row, sources, seeds and N do not; the ELBo has none."""
+def test_both_methods_share_a_row() -> None:
+    """A cell's two methods share a row; sources, seeds and N do not; the ELBo has none."""
     objective, _ = learned()
     rows = [tune(0.1, 1.0, weight_decay=0.3), single(objective, 1.0), single(objective, 1.0, method="elbo")]
     rows += [

@@ -1,4 +1,4 @@
-"""The authors' result files, changed by somebody: a report, or one line for each problem, and no traceback."""
+"""Damaged result files of the authors: a table, or one line per problem, and no traceback."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ def changed(pair: tuple[Path, Path], garbled: Any) -> st.SearchStrategy[tuple[by
     return st.tuples(st.just(tuned) | both[0], both[1]) | st.tuples(both[0], st.just(retrained))
 
 
-def test_a_table_or_one_line(pair: tuple[Path, Path], changed: st.SearchStrategy[Any], fuzz: Any) -> None:
-    """Whatever the files hold, they are a table of whole cells, or a ValueError; each problem is one short line."""
+def test_damaged_files_give_a_table_or_an_error(
+    pair: tuple[Path, Path], changed: st.SearchStrategy[Any], fuzz: Any
+) -> None:
+    """Any content gives a table of whole cells or a ValueError, and each problem is one short line."""
     told = set()
 
     def read(contents: tuple[bytes, bytes]) -> None:
@@ -57,14 +59,14 @@ def test_a_table_or_one_line(pair: tuple[Path, Path], changed: st.SearchStrategy
 
 
 @pytest.mark.usefixtures("sketch")
-def test_a_report_or_one_line(
+def test_report_of_damaged_files_returns_an_exit_code(
     pair: tuple[Path, Path],
     changed: st.SearchStrategy[Any],
     fuzz: Any,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Whatever the files hold, `report` says 0, 1 or 2, with a short line for each problem."""
+    """For any content `report` returns 0, 1 or 2, with a short line for each problem."""
 
     def shown(contents: tuple[bytes, bytes]) -> None:
         for path, content in zip(pair, contents, strict=True):

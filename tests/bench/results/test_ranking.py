@@ -1,4 +1,4 @@
-"""Ranks by hand, their bootstrap against all draws there are, Friedman's test against scipy's."""
+"""Ranks by hand, their bootstrap against all possible draws, Friedman's test against scipy's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 def results(table: dict[str, list[float | None]], seeds: int = 1, **more: Any) -> pd.DataFrame:
-    """Final accuracies of methods; every ``seeds`` values in a row are the splits of one problem."""
+    """Make final accuracies of methods; every ``seeds`` values in a row are the splits of one problem."""
     rows = [
         {"source": "", "dataset": "d", "backbone": "b", "prior": "l2-sp", "n": 100 + i // seeds, "seed": i % seeds}
         | {"method": method, "test_acc": accuracy, "total_seconds": 1.0}
@@ -29,7 +29,7 @@ def results(table: dict[str, list[float | None]], seeds: int = 1, **more: Any) -
 
 
 def test_mean_ranks_by_hand() -> None:
-    """1 is the most accurate, ties are averaged, also those that differ in the last bit alone."""
+    """1 is the most accurate; ties, also those but for rounding, are averaged."""
     table = compute_ranking(results({"a": [0.9, 0.3, 0.1 + 0.2], "b": [0.8, 0.3, 0.3], "c": [0.7, 0.9, 0.2]}), draws=50)
     assert table.set_index("method")["mean_rank"].to_dict() == {
         "a": pytest.approx((1 + 2.5 + 1.5) / 3),
@@ -40,8 +40,7 @@ def test_mean_ranks_by_hand() -> None:
 
 
 def test_the_bootstrap_draws_problems_with_their_splits() -> None:
-    """Interval, p_first and the pairs' chances are those over all 3^3 ways to draw three problems, each with both its
-    splits, within the sampling error of 10,000 draws."""
+    """Interval, p_first and pairs agree with all 3^3 draws of three problems, within the sampling error."""
     table = {
         "a": [0.9, 0.8, 0.3, 0.4, 0.6, 0.5],
         "b": [0.8, 0.9, 0.6, 0.5, 0.5, 0.4],
@@ -72,7 +71,7 @@ DRAWS = [*product(range(3), repeat=3)]
 
 
 def test_splits_of_one_problem_are_not_evidence() -> None:
-    """Twenty splits of one problem leave no draw but that one: the interval is a point, whatever its cells say."""
+    """Twenty splits of one problem leave only one draw: the interval is a point."""
     random = np.random.default_rng(0)
     table = compute_ranking(results({"a": list(random.random(20)), "b": list(random.random(20))}, seeds=20))
     assert (table["rank_low"] == table["rank_high"]).all()
@@ -80,9 +79,8 @@ def test_splits_of_one_problem_are_not_evidence() -> None:
     assert table["friedman_p"].isna().all()
 
 
-def test_friedman_is_scipys_over_means_of_splits() -> None:
-    """p is that of scipy's test on the means over the splits of each problem; missing with two methods or one
-    problem, and where all are equal."""
+def test_friedmans_test() -> None:
+    """p is that of scipy on means over splits; missing with two methods or one problem, or if all are equal."""
     random = np.random.default_rng(1)
     table: dict[str, list[float | None]] = {name: list(random.random(10)) for name in "abcd"}
     means = [np.reshape(values, (5, 2)).mean(axis=1) for values in table.values()]
@@ -93,17 +91,16 @@ def test_friedman_is_scipys_over_means_of_splits() -> None:
     assert compute_ranking(results({name: [0.5, 0.5] for name in "abc"}))["friedman_p"].isna().all()
 
 
-def test_the_better_everywhere_is_sure() -> None:
-    """Who is better in every cell is first in every draw; two that are equal everywhere are as likely."""
+def test_a_method_that_is_always_better_is_always_first() -> None:
+    """It is first in every draw; two methods that are equal everywhere are equally likely."""
     table = results({"a": [0.9] * 4, "b": [0.5] * 4, "c": [0.5] * 4})
     assert compute_ranking(table)["p_first"].tolist() == [1, 0, 0]
     pairs = compute_rank_pairs(table).set_index(["method", "against"])["p_better"]
     assert (pairs["a", "b"], pairs["b", "a"], pairs["b", "c"]) == (1, 0, 0.5)
 
 
-def test_who_lacks_cells_is_ranked_in_a_line_of_its_own() -> None:
-    """Over all cells only those rank that have all, the others are left out by name; then all over the cells that they
-    share; who shares none is left out of that too."""
+def test_methods_that_lack_cells() -> None:
+    """They are left out over all cells, and ranked over the cells that all methods share."""
     table = results({"a": [0.9, 0.8, 0.7], "b": [0.8, 0.9, 0.6], "c": [None, 0.95, 0.9]})
     found = compute_ranking(table)
     groups = {over: group.set_index("method") for over, group in found.groupby("over")}
@@ -115,8 +112,8 @@ def test_who_lacks_cells_is_ranked_in_a_line_of_its_own() -> None:
     assert apart.empty
 
 
-def test_priors_are_ranked_apart_too() -> None:
-    """All together, then each; a method that another prior does not have ranks among those of its own."""
+def test_each_prior_is_ranked() -> None:
+    """All priors are ranked together, then each with the methods that it has."""
     both = [results({"a": [0.9, 0.8], "b": [0.7, 0.6]}), results({"a": [0.1], "b": [0.2], "c": [0.3]}, prior="ptyl")]
     found = compute_ranking(pd.concat(both)).set_index(["prior", "over", "method"])["mean_rank"]
     assert found["l2-sp", "all cells"].to_dict() == {"a": 1, "b": 2}
