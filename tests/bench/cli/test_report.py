@@ -1,4 +1,4 @@
-"""What shows what ran: `report` and `sync`, called as a user calls them."""
+"""The commands `report`, `sync` and `ui`, called as a user calls them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.usefixtures("sketch")
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands run where nothing else is."""
+    """Run commands in an empty folder."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, list[str], list[str]]]:
-    """Runs a command: its exit code, and its lines on stdout and stderr."""
+    """Return a function that runs a command, and returns its exit code and its lines on stdout and stderr."""
 
     def run(*arguments: object) -> tuple[int, list[str], list[str]]:
         code = main([str(argument) for argument in arguments])
@@ -42,27 +42,25 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, list[st
 
 @pytest.fixture
 def other(tmp_path: Path, tiny: Benchmark, play: Any, fill: Any) -> RecordStore:
-    """A second storage of the same benchmark."""
+    """Return a second storage of the same benchmark."""
     store: RecordStore = fill(RecordStore(str(tmp_path / "other")), tiny, play(tiny))
     return store
 
 
 def files() -> list[str]:
-    """Every file below the working folder."""
+    """Return every file below the working folder."""
     return sorted(str(path) for path in Path().rglob("*") if path.is_file())
 
 
-def test_what_shows_needs_no_torch() -> None:
-    """Neither the commands that show nor the report import torch, which takes seconds."""
-    code = (
-        "import sys, bench, bench.cli.report, bench.report.build, bench.results.sources; print('torch' in sys.modules)"
-    )
+def test_report_does_not_import_torch() -> None:
+    """Neither the command nor the report imports torch, which takes seconds."""
+    code = "import sys, bench.cli.report, bench.report.build, bench.results.sources; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "False\n"
 
 
 def test_a_report_lies_in_its_storage(storage: RecordStore, call: Any) -> None:
-    """Without --out the report of one storage is in its folder, every file of it is named, and the exit code is 0."""
+    """Without --out the report of one storage is in its folder, and every file is printed."""
     code, out, error = call("report", storage.url)
     assert (code, error) == (0, [])
     there = {path.name for path in Path(storage.path("report")).iterdir()}
@@ -71,9 +69,8 @@ def test_a_report_lies_in_its_storage(storage: RecordStore, call: Any) -> None:
     assert files() == []
 
 
-def test_several_origins_lie_here(storage: RecordStore, other: RecordStore, publish: Publish, call: Any) -> None:
-    """The report of two storages and the authors' files lies in ./report, with all three sources in it; the options
-    of subsamples and slots reach it."""
+def test_report_of_several_sources(storage: RecordStore, other: RecordStore, publish: Publish, call: Any) -> None:
+    """It is in ./report, with all sources; the options of subsamples and slots are used."""
     options = ["--subsamples", 3, "--seed", 5, "--what-if", "concurrency=4"]
     code, _, error = call("report", storage.url, other.url, "--published", *publish(), *options)
     assert (code, error) == (0, [])
@@ -91,26 +88,16 @@ def test_published_files_alone(publish: Publish, call: Any) -> None:
     assert set(pd.read_csv("pages/table2.csv")["dataset"]) == {"CIFAR-10", "Pet"}
 
 
-PARTS = {
-    "no file": lambda good, bad, _: ([good, "--published", "a.csv", "b.csv"], ["a.csv cannot be read"]),
-    "all of it": lambda good, bad, spoilt: (
-        ["nowhere", good, "--published", *bad, "--published", *spoilt],
-        ["nowhere holds no benchmark", "has no column", "left out: l2-sp, N = 100, seed 1"],
-    ),
-}
-
-
-@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
-def test_what_cannot_be_used_is_left_out(part: Any, storage: RecordStore, publish: Publish, call: Any) -> None:
-    """Input that cannot be used is a line each on stderr and on the page, the rest is reported, and the exit code
-    is 1."""
+def test_unusable_input_is_left_out(storage: RecordStore, publish: Publish, call: Any) -> None:
+    """It is a line each on stderr and on the page, the rest is reported, and the exit code is 1."""
     bad = Path("tuned_bad.csv"), Path("retrained_bad.csv")
     for path in bad:
         path.write_text("color,shape\nred,round\n")
     spoilt = publish(cells=[(100, 1), (100, 2)], runtime=-1.0)
-    arguments, expected = part(storage.url, bad, spoilt)
-    code, out, error = call("report", *arguments, "--out", "pages")
+    pairs = ["--published", *bad, "--published", *spoilt]
+    code, out, error = call("report", "nowhere", storage.url, *pairs, "--out", "pages")
     assert code == 1
+    expected = ["nowhere holds no benchmark", "has no column", "left out: l2-sp, N = 100, seed 1"]
     assert len(error) == len(expected)
     page = Path("pages", "report.html").read_text()
     for line, words in zip(error, expected, strict=True):
@@ -121,18 +108,15 @@ def test_what_cannot_be_used_is_left_out(part: Any, storage: RecordStore, publis
 
 
 def test_a_failed_trial_is_named(tiny: Benchmark, fake: Any, play: Any, fill: Any, tmp_path: Path, call: Any) -> None:
-    """A trial that failed is a line on stderr with its error, the rest is reported, and the exit code is 1."""
+    """It is a line on stderr with its error, the rest is reported, and the exit code is 1."""
     records = play(tiny, lambda spec: fake(spec, "failed" if spec.learning_rate == 0.1 else "completed"))
     store = fill(RecordStore(str(tmp_path / "s")), tiny, records)
     code, _, error = call("report", store.url, "--out", "pages")
     assert code == 1
     assert len(error) == sum(record.status == "failed" for record in records) > 0
     assert all(line.startswith("left out: failed: ") and "RuntimeError: out of luck" in line for line in error)
-    assert pd.read_csv("pages/table2.csv").set_index("method")["num_runs"].to_dict() == {
-        "map-gs": 2,
-        "de-elbo": 1,
-        "elbo": 1,
-    }
+    runs = pd.read_csv("pages/table2.csv").set_index("method")["num_runs"]
+    assert runs.to_dict() == {"map-gs": 2, "de-elbo": 1, "elbo": 1}
 
 
 REFUSED = {
@@ -150,7 +134,7 @@ REFUSED = {
 def test_bad_input_is_one_line(
     arguments: list[str], words: str, storage: RecordStore, other: RecordStore, publish: Publish, call: Any
 ) -> None:
-    """Where nothing can be made the exit code is 2, one line says why, and nothing is written or printed."""
+    """Where nothing can be reported the exit code is 2, one line says why, and nothing is written."""
     Path("bad.csv").write_text("color,shape\nred,round\n")
     tuned, retrained = publish()
     given = {"storage": storage.url, "other": other.url, "tuned": tuned, "retrained": retrained}
@@ -164,7 +148,7 @@ def test_bad_input_is_one_line(
 
 
 def artifacts(uri: str, benchmark: Benchmark, folder: str = "report") -> set[str]:
-    """What the benchmark's run in MLflow has in a folder."""
+    """Return the files of the benchmark's MLflow run in a folder."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(uri)
@@ -175,8 +159,7 @@ def artifacts(uri: str, benchmark: Benchmark, folder: str = "report") -> set[str
 
 
 def test_a_report_is_logged_to_its_run(storage: RecordStore, tiny: Benchmark, uri: str, call: Any) -> None:
-    """After `sync`, `report --tracking-uri` adds the report's files to the benchmark's run, and none that lay in the
-    folder before."""
+    """`report --tracking-uri` adds the report's files to the benchmark's run, and no other files of the folder."""
     assert call("sync", storage.url, "--tracking-uri", uri)[0] == 0
     assert artifacts(uri, tiny) == set()
     Path("pages").mkdir()
@@ -188,8 +171,8 @@ def test_a_report_is_logged_to_its_run(storage: RecordStore, tiny: Benchmark, ur
     assert {path.name for path in Path("pages").iterdir()} == names | {"diary.txt"}
 
 
-def test_a_report_without_a_run_says_so(storage: RecordStore, other: RecordStore, uri: str, call: Any) -> None:
-    """Where MLflow has no run of this storage, be it that it has another's, one line says so and names `sync`."""
+def test_a_report_without_a_run_is_refused(storage: RecordStore, other: RecordStore, uri: str, call: Any) -> None:
+    """Where MLflow has no run of this storage, one line says so and names `sync`."""
     for _ in range(2):
         code, _, error = call("report", storage.url, "--out", "pages", "--tracking-uri", uri)
         assert code == 2
@@ -199,17 +182,15 @@ def test_a_report_without_a_run_says_so(storage: RecordStore, other: RecordStore
 
 
 def test_sync_sends_the_report_of_the_storage(storage: RecordStore, tiny: Benchmark, uri: str, call: Any) -> None:
-    """`sync` counts the trials, and takes the report along that lies in the storage."""
+    """`sync` counts the trials, and logs the report of the storage."""
     assert call("report", storage.url)[0] == 0
     code, out, error = call("sync", storage.url, "--tracking-uri", uri)
     assert (code, out, error) == (0, ["9 trials of tiny are in MLflow"], [])
     assert "report/report.html" in artifacts(uri, tiny)
 
 
-def test_sync_sends_the_report_of_a_storage_that_is_no_folder(
-    tiny: Benchmark, play: Any, fill: Any, uri: str, call: Any
-) -> None:
-    """Where `run` left it behind a URL, too; nothing of it stays here."""
+def test_sync_sends_the_report_of_a_remote_storage(tiny: Benchmark, play: Any, fill: Any, uri: str, call: Any) -> None:
+    """A report behind a URL is logged too, without local files."""
     store = fill(RecordStore("memory://viewed/a"), tiny, play(tiny))
     assert call("sync", store.url, "--tracking-uri", uri)[0] == 0
     assert artifacts(uri, tiny) == set()
@@ -219,10 +200,8 @@ def test_sync_sends_the_report_of_a_storage_that_is_no_folder(
     assert files() == []
 
 
-def test_sync_that_is_stopped_says_so(
-    storage: RecordStore, uri: str, call: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With exit code 130, and what the same command will do."""
+def test_an_interrupted_sync(storage: RecordStore, uri: str, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exit code is 130, and a line says that the same command continues."""
 
     def interrupted(*arguments: Any) -> int:
         raise KeyboardInterrupt
@@ -233,8 +212,8 @@ def test_sync_that_is_stopped_says_so(
     assert out == ["stopped: what MLflow has stays, and the same command sends the rest"]
 
 
-def test_a_page_of_mlflow_needs_its_database(storage: RecordStore, call: Any) -> None:
-    """`ui` on a storage without an MLflow database is one line that names the command which makes it."""
+def test_ui_needs_a_database(storage: RecordStore, call: Any) -> None:
+    """`ui` on a storage without an MLflow database names the command that makes it."""
     code, out, error = call("ui", storage.url)
     assert (code, out) == (2, [])
     (line,) = error
@@ -242,9 +221,8 @@ def test_a_page_of_mlflow_needs_its_database(storage: RecordStore, call: Any) ->
     assert f"sync {storage.url}" in line
 
 
-def test_the_page_opens_at_the_trials(storage: RecordStore, call: Any, monkeypatch: Any) -> None:
-    """`ui` names the place of the page where the benchmark's trials are, and the front page in a database that does
-    not know that view."""
+def test_ui_opens_the_trials(storage: RecordStore, call: Any, monkeypatch: Any) -> None:
+    """`ui` prints the address of the benchmark's trials, or the front page in a database without that view."""
     assert call("sync", storage.url)[0] == 0
     served: list[list[str]] = []
 

@@ -82,15 +82,8 @@ def test_lost_runs_are_shown_if_there_are_any() -> None:
 
 def test_a_table_without_rows_keeps_its_columns() -> None:
     """An empty table shows its columns, except those that are hidden if all rows agree."""
-    assert [name for name, *_ in visible_columns(TABLE.iloc[:0])] == [
-        "n",
-        "prior",
-        "method",
-        "mean",
-        "total_seconds",
-        "published_mean",
-        "zebra",
-    ]
+    names = " ".join(name for name, *_ in visible_columns(TABLE.iloc[:0]))
+    assert names == "n prior method mean total_seconds published_mean zebra"
 
 
 def test_headings_are_all_different() -> None:

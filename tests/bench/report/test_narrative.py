@@ -39,9 +39,10 @@ def tried(unit: str, cells: int, **more: Any) -> dict[str, Any]:
     return shared | {"unit": unit, "cells": cells} | more
 
 
-def describe(*runs: dict[str, Any], overview: Any = (), met: Any = (), tests: Any = ()) -> list[str]:
+def describe(*runs: dict[str, Any], overview: Any = (), met: Any = (), tests: Any = (), **more: Any) -> list[str]:
     return describe_findings(
-        {
+        more
+        | {
             "results": pd.DataFrame(runs, columns=[*CELL, "seed", "method", "test_acc", "total_seconds"]),
             "overview": pd.DataFrame(overview, columns=SHOWN),
             "equal_compute": pd.DataFrame(met, columns=EQUAL),
@@ -150,22 +151,14 @@ def test_sources_are_distinguished() -> None:
         assert text in sentence
 
 
-def best(steps: pd.DataFrame, units: dict[Any, float]) -> list[str]:
-    """Return the findings about budgets alone."""
-    empty = {name: pd.DataFrame(columns=columns) for name, columns in (("overview", SHOWN), ("equal_compute", EQUAL))}
-    empty["results"] = pd.DataFrame(columns=[*CELL, "seed", "method", "test_acc", "total_seconds"])
-    empty["paired_tests"] = pd.DataFrame(columns=TESTED)
-    return describe_findings(empty | {"budgets": compute_budgets(steps, units)})
-
-
 def test_best_at_each_budget() -> None:
     """Budgets with the same best method are joined; of several problems the mean decides."""
-    assert best(problem(CURVES), TEN) == [
+    assert describe(budgets=compute_budgets(problem(CURVES), TEN)) == [
         "Best at each budget over 1 combination of dataset, N and Model: DE ELBo (1-2 runs), MAP + GS (4-32 runs)."
     ]
-    assert best(problem(CURVES).iloc[:0], {}) == []
+    assert describe(budgets=compute_budgets(problem(CURVES).iloc[:0], {})) == []
     late: dict[str, list[Curve]] = {"map-gs": [[(40.0, 0.5)]], "x": [[(40.0, 0.6)]]}
     steps = pd.concat([problem(late), problem(late | {"laplace": [[(40.0, 0.7)]]}, n=7)])
-    assert best(steps, TEN | {key(n=7): 10.0}) == [
+    assert describe(budgets=compute_budgets(steps, TEN | {key(n=7): 10.0})) == [
         "Best at each budget over 2 combinations of dataset, N and Model: x (4 runs)."
     ]

@@ -18,6 +18,7 @@ from bench.results.curves import compute_curves, exact_curve, sampled_curve, sel
 from bench.results.frame import to_frame
 from bench.results.published import read_published
 from bench.trials.record import TrialRecord
+from tests.helpers.result_frames import make_frame, trial
 
 Fake = Callable[..., TrialRecord]
 PUBLISHED = Path(__file__).resolve().parents[4] / "shared" / "published"
@@ -67,12 +68,8 @@ def assert_within_sampling_error(found: Configurations, subsamples: int = 500) -
 
 
 def test_sampled_curve_agrees() -> None:
-    """500 subsamples, as published, and the exact curve agree within sampling error."""
+    """500 subsamples agree with the exact curve within sampling error; with all configurations drawn there is none."""
     assert_within_sampling_error(made(24, seed=3))
-
-
-def test_sampled_curve_ends_exactly() -> None:
-    """With all configurations drawn there is one subset: no error, no spread."""
     found = made(5)
     last, exact = sampled_curve(found, 10).iloc[-1], exact_curve(found).iloc[-1]
     assert last["expected_test_acc"] == pytest.approx(exact["expected_test_acc"]) == found.accuracy[0]
@@ -133,13 +130,10 @@ def test_a_grid_is_ranked_by_validation_nll(content: dict[str, Any], fake: Fake,
     assert full.retraining_seconds.tolist() == [102, 202, 302, 402]
 
 
-def test_an_elbo_is_ranked_by_its_objective(content: dict[str, Any], fake: Fake, play: Any) -> None:
+def test_an_elbo_is_ranked_by_its_objective() -> None:
     """A method without tuning is ranked by its objective, tested by the same runs, and retrains nothing."""
-
-    def judge(spec: Any) -> TrialRecord:
-        return fake(spec, metrics={"objective": 1 - spec.learning_rate, "test_acc": spec.learning_rate, "val_nll": 0.0})
-
-    found = the(grid(content, play, judge), "de-elbo")
+    rows = [trial("de-elbo", "run", 1 - rate, 1.0, learning_rate=rate, test_acc=rate) for rate in (0.01, 0.1)]
+    found = the(make_frame(*rows), "de-elbo")
     assert found.accuracy.tolist() == [0.1, 0.01]
     assert found.retraining_seconds.tolist() == [0, 0]
 
@@ -178,17 +172,10 @@ def test_ties_are_broken_as_in_the_grid_search(nll: float, content: dict[str, An
     assert ends == [[4]] * 6
 
 
-def test_failed_runs_are_left_out(content: dict[str, Any], fake: Fake, play: Any) -> None:
+def test_failed_runs_are_left_out() -> None:
     """The curve is that of the runs that did not fail."""
-
-    def judge(spec: Any) -> TrialRecord:
-        return fake(spec, "failed" if spec.stage == "tune" and spec.weight_decay == 0 else "completed")
-
-    frame = grid(content, play, judge)
-    found = the(frame, "map-gs")
-    assert len(found) == 2
-    assert frame.loc[found.selection_rows, "weight_decay"].tolist() == [0.01, 0.01]
-    assert frame.loc[found.selection_rows, "train_seconds"].tolist() == found.tuning_seconds.tolist()
+    rows = [trial("map-gs", "tune", 1.0, 3.0, learning_rate=0.1), trial("map-gs", "tune", 0.5, 9.0, status="failed")]
+    assert the(make_frame(*rows), "map-gs").tuning_seconds.tolist() == [3.0]
 
 
 def test_rows_of_ranked_and_tested_runs(content: dict[str, Any], play: Any) -> None:

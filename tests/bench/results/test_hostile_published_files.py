@@ -38,7 +38,7 @@ def test_damaged_files_give_a_table_or_an_error(
     pair: tuple[Path, Path], changed: st.SearchStrategy[Any], fuzz: Any
 ) -> None:
     """Any content gives a table of whole cells or a ValueError, and each problem is one short line."""
-    told = set()
+    problems_found = set()
 
     def read(contents: tuple[bytes, bytes]) -> None:
         for path, content in zip(pair, contents, strict=True):
@@ -50,12 +50,12 @@ def test_damaged_files_give_a_table_or_an_error(
             assert (frame["train_seconds"] > 0).all()
         except ValueError as error:
             lines = [str(error)]
-        told.add(bool(lines))
+        problems_found.add(bool(lines))
         assert all(line.isprintable() and len(line) < 1000 for line in lines)
 
     read((pair[0].read_bytes(), pair[1].read_bytes()))
     fuzz(60, changed, read)
-    assert told == {True, False}
+    assert problems_found == {True, False}
 
 
 @pytest.mark.usefixtures("sketch")

@@ -48,7 +48,12 @@ def test_the_bootstrap_draws_problems_with_their_splits() -> None:
     }
     values = np.array(list(table.values())).T
     ranks = (-values).argsort(axis=1).argsort(axis=1) + 1.0
-    means = np.array([np.concatenate([ranks[2 * i : 2 * i + 2] for i in drawn]).mean(axis=0) for drawn in DRAWS])
+    means = np.array(
+        [
+            np.concatenate([ranks[2 * i : 2 * i + 2] for i in drawn]).mean(axis=0)
+            for drawn in product(range(3), repeat=3)
+        ]
+    )
     found = compute_ranking(results(table, seeds=2)).set_index("method")
     first = means == means.min(axis=1, keepdims=True)
     np.testing.assert_allclose(found["p_first"], (first / first.sum(axis=1, keepdims=True)).mean(axis=0), atol=0.02)
@@ -65,9 +70,6 @@ def test_the_bootstrap_draws_problems_with_their_splits() -> None:
             expected = np.mean((means[:, i] < means[:, j]) + 0.5 * (means[:, i] == means[:, j]))
             assert pairs[one, other] == pytest.approx(expected, abs=0.02)
             assert pairs[one, other] + pairs[other, one] == pytest.approx(1)
-
-
-DRAWS = [*product(range(3), repeat=3)]
 
 
 def test_splits_of_one_problem_are_not_evidence() -> None:

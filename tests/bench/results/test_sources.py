@@ -1,4 +1,4 @@
-"""Where a report's results come from: what is taken, what is left out and named, and what is said of it."""
+"""Sources of a report: what is loaded, what is left out and named, and the notes about it."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ Publish = Callable[..., tuple[Path, Path]]
 
 @pytest.fixture
 def other(tmp_path: Path, tiny: Benchmark, play: Any, fill: Any) -> RecordStore:
-    """A second storage of the same benchmark."""
+    """Return a second storage of the same benchmark."""
     store: RecordStore = fill(RecordStore(str(tmp_path / "other")), tiny, play(tiny))
     return store
 
 
-LABELS = [
-    (["a"], ["a"]),
-    (["runs/a", "runs/b/"], ["a", "b"]),
-    (["x/a", "y/a"], ["x/a", "y/a"]),
-    (["x/1/a", "y/1/a", "b"], ["x/1/a", "y/1/a", "b"]),
-    (["x/a", "a"], ["x/a", "a"]),
-    (["memory://x/a", "/y/a"], ["x/a", "y/a"]),
-]
-
-
-@pytest.mark.parametrize(("storages", "expected"), LABELS)
+@pytest.mark.parametrize(
+    ("storages", "expected"),
+    [
+        (["a"], ["a"]),
+        (["runs/a", "runs/b/"], ["a", "b"]),
+        (["x/1/a", "y/1/a", "b"], ["x/1/a", "y/1/a", "b"]),
+        (["x/a", "a"], ["x/a", "a"]),
+        (["memory://x/a", "/y/a"], ["x/a", "y/a"]),
+    ],
+)
 def test_labels_are_short_and_unique(storages: list[str], expected: list[str]) -> None:
-    """A label is as much of the end of a path as tells all apart."""
+    """A label is as much of the end of a path as distinguishes it from the others."""
     assert label_sources(storages) == expected
 
 
 def test_a_storage_twice_is_refused(storage: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same storage twice is refused, however it is spelled: it would stand beside itself."""
+    """The same storage twice is refused, however it is spelled or linked."""
     monkeypatch.chdir(Path(storage.path()).parent)
-    for again in (storage.url, storage.url + "/", "storage", "./storage"):
+    Path("link").symlink_to(storage.path())
+    for again in (storage.url, storage.url + "/", "storage", "./storage", "link"):
         with pytest.raises(ValueError, match="a storage is given twice"):
             load_results([storage.url, again], [])
 
@@ -81,25 +81,21 @@ def test_a_storage_and_published_files(storage: RecordStore, publish: Publish) -
 
 
 def test_a_storage_may_be_called_published(storage: RecordStore, publish: Publish) -> None:
-    """A folder of that name beside the authors' files is told apart from them."""
+    """A folder of that name gets another label than the authors' files."""
     folder = Path(storage.path()).rename(Path(storage.path()).with_name("published"))
     (ours, theirs), _ = load_results([str(folder)], [publish()])
     assert ours.label != theirs.label
 
 
 class Locked(MemoryFileSystem):  # type: ignore[misc]
-    """A store that lets nobody in."""
+    """A store that refuses all access."""
 
     protocol = "locked"
 
-    def info(self, path: str, **_: Any) -> dict[str, Any]:
+    def info(self, path: str, *_: Any, **__: Any) -> Any:
         raise PermissionError(f"{path}: not yours")
 
-    def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-        raise PermissionError(f"{path}: not yours")
-
-    def cat_file(self, path: str, *_: Any, **__: Any) -> bytes:
-        raise PermissionError(f"{path}: not yours")
+    ls = cat_file = info
 
 
 fsspec.register_implementation("locked", Locked, clobber=True)
@@ -115,8 +111,8 @@ fsspec.register_implementation("unheard", "no_such_module.Unheard", clobber=True
         ("locked://x", "not yours"),
     ],
 )
-def test_the_good_are_reported_without_the_bad(storage: RecordStore, bad: str, words: str) -> None:
-    """A storage that is not there, or cannot be reached, is left out and named, and the other is reported."""
+def test_unreadable_storages_are_left_out(storage: RecordStore, bad: str, words: str) -> None:
+    """A storage that is missing or unreachable is left out and named, and the other is reported."""
     for order in ([bad, storage.url], [storage.url, bad]):
         (good,), left_out = load_results(order, [])
         assert (len(good.frame), good.left_out) == (9, [])
@@ -124,9 +120,8 @@ def test_the_good_are_reported_without_the_bad(storage: RecordStore, bad: str, w
         assert len(left_out[0].splitlines()) == 1
 
 
-def test_bad_files_beside_a_good_storage(storage: RecordStore, publish: Publish, tmp_path: Path) -> None:
-    """Files that cannot be read are left out and named, one line each, and the storage is reported; and the other way
-    round."""
+def test_unreadable_files_are_left_out(storage: RecordStore, publish: Publish, tmp_path: Path) -> None:
+    """They are named, one line each, and the storage is reported; and the other way round."""
     (tmp_path / "ragged.csv").write_text("a,b\n1,2,3\n1,2,3,4\n")
     for missing in ("missing.csv", "ragged.csv"):
         (good,), left_out = load_results([storage.url], [(tmp_path / missing, tmp_path / missing)])
@@ -138,14 +133,14 @@ def test_bad_files_beside_a_good_storage(storage: RecordStore, publish: Publish,
     assert ["nowhere holds no benchmark" in line for line in left_out] == [True]
 
 
-def test_nothing_good_is_refused(tmp_path: Path) -> None:
+def test_no_readable_source_is_refused(tmp_path: Path) -> None:
     """Where nothing can be read the first problem is the error."""
     with pytest.raises(ValueError, match="first holds no benchmark"):
         load_results([str(tmp_path / "first"), str(tmp_path / "second")], [(tmp_path / "a.csv", tmp_path / "b.csv")])
 
 
 def test_pairs_of_several_datasets(publish: Publish, tmp_path: Path) -> None:
-    """A pair for each dataset makes one source; a bad pair, or a second one of a dataset, is left out and named."""
+    """A pair per dataset makes one source; a bad pair, or a second one of a dataset, is left out and named."""
     good, pet, bad = publish("CIFAR-10"), publish("Pet", cells=[(370, 1)]), (tmp_path / "x.csv", tmp_path / "y.csv")
     found = load_published([good, bad, pet, good])
     assert set(found.frame["dataset"]) == {"CIFAR-10", "Pet"}
@@ -158,14 +153,14 @@ def test_pairs_of_several_datasets(publish: Publish, tmp_path: Path) -> None:
 
 
 def test_rows_that_cannot_be_used_are_named(publish: Publish) -> None:
-    """A cell that a bad row takes out of the published files is named, and the other cells are there."""
+    """A cell that an unusable row removes is named, and the other cells are loaded."""
     found = load_published([publish(cells=[(100, 1), (100, 2)], runtime=-1.0)])
     assert set(found.frame["seed"]) == {2}
     assert ["left out: l2-sp, N = 100, seed 1" in line for line in found.left_out] == [True]
 
 
 def test_a_damaged_record_is_left_out(storage: RecordStore, tiny: Benchmark) -> None:
-    """A record that cannot be read is named; what its method found in the cell is not shown, the rest is."""
+    """A damaged record is named; the cell of its method is not shown, the rest is."""
     record = next(record for record in storage.records() if record.spec.stage == "tune")
     path = Path(storage.path("records", f"{record.key}.json"))
     path.write_text("{")
@@ -175,8 +170,8 @@ def test_a_damaged_record_is_left_out(storage: RecordStore, tiny: Benchmark) -> 
     assert "map-gs mnist-digits digits-resnet l2-sp N = 100 seed 1001" in found.notes[0]
 
 
-def test_a_storage_of_damaged_records_says_so(storage: RecordStore) -> None:
-    """Where no record can be read the refusal says that they are damaged, not that the trials have to run on."""
+def test_a_storage_of_damaged_records_is_refused(storage: RecordStore) -> None:
+    """Where no record can be read the error says that they are damaged."""
     for path in Path(storage.path("records")).iterdir():
         path.write_text("{")
     with pytest.raises(RecordError, match="is damaged"):
@@ -184,8 +179,8 @@ def test_a_storage_of_damaged_records_says_so(storage: RecordStore) -> None:
 
 
 @pytest.mark.parametrize("damage", ["[1]", "{"])
-def test_a_damaged_account_costs_no_trial(storage: RecordStore, damage: str) -> None:
-    """An account of a call that cannot be read is left out and named: no trial is lost with it."""
+def test_a_damaged_invocation_log_is_left_out(storage: RecordStore, damage: str) -> None:
+    """A log of an invocation that cannot be read is named, and no trial is lost."""
     storage.write_run("20250101", {"account": "x"})
     Path(storage.path("runs", "20250101.json")).write_text(damage)
     found = load_storage(storage)
@@ -194,7 +189,7 @@ def test_a_damaged_account_costs_no_trial(storage: RecordStore, damage: str) -> 
 
 
 def test_nothing_to_report_is_refused(tiny: Benchmark, fake: Fake, play: Any, fill: Any, tmp_path: Path) -> None:
-    """A storage without a benchmark, without records, with failed ones alone, or half a grid, is refused with why."""
+    """A storage without benchmark or records, with only failed ones, or half a grid, is refused with the reason."""
     with pytest.raises(RecordError, match="holds no benchmark"):
         load_storage(RecordStore(str(tmp_path / "a")))
     failed = play(tiny, lambda spec: fake(spec, "failed"))
@@ -205,8 +200,8 @@ def test_nothing_to_report_is_refused(tiny: Benchmark, fake: Fake, play: Any, fi
             load_storage(store)
 
 
-def test_only_the_winner_retrained_is_said(storage: RecordStore, publish: Publish) -> None:
-    """Where the best alone was trained again, or not even that, or some, the notes say what is missing, and where."""
+def test_missing_retraining_is_noted(storage: RecordStore, publish: Publish) -> None:
+    """Where none, only the best or some configurations were retrained, the notes say it, with the cells."""
     (note,) = load_storage(storage).notes
     assert "MAP + GS, L2-SP: only the best configuration was retrained" in note
     assert note.endswith("(N = 100 seed 1001).")
@@ -222,10 +217,10 @@ def test_only_the_winner_retrained_is_said(storage: RecordStore, publish: Publis
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed"])
-def test_what_went_wrong_is_said(
+def test_diverged_and_failed_runs_are_noted(
     status: str, tiny: Benchmark, fake: Fake, play: Any, fill: Any, tmp_path: Path
 ) -> None:
-    """Diverged and failed runs are counted for each method, and said to count or not."""
+    """They are counted for each method, with their effect."""
 
     def judge(spec: Any) -> TrialRecord:
         return fake(spec, status if spec.stage == "tune" and spec.learning_rate == 0.1 else "completed")
@@ -240,8 +235,8 @@ def test_what_went_wrong_is_said(
     assert not any("DE ELBo, L2-SP" in note for note in notes)
 
 
-def test_an_unfinished_grid_is_said(tiny: Benchmark, play: Any, fill: Any, tmp_path: Path) -> None:
-    """A grid whose best was not trained again yet is not shown, and named with how much is left."""
+def test_an_unfinished_grid_is_noted(tiny: Benchmark, play: Any, fill: Any, tmp_path: Path) -> None:
+    """A grid whose best was not retrained yet is not shown, and named with the trials that are left."""
     records = [record for record in play(tiny) if record.spec.stage != "retrain"]
     found = load_storage(fill(RecordStore(str(tmp_path / "s")), tiny, records))
     assert set(found.frame["method"]) == {"de-elbo", "elbo"}
@@ -250,7 +245,7 @@ def test_an_unfinished_grid_is_said(tiny: Benchmark, play: Any, fill: Any, tmp_p
 
 
 def test_a_whole_benchmark_needs_no_notes(content: dict[str, Any], play: Any, fill: Any, tmp_path: Path) -> None:
-    """Where everything ran and was trained again there is nothing to say."""
+    """Where everything ran and was retrained there are no notes."""
     content["methods"]["map-gs"]["retrain"] = "all"
     benchmark = parse_benchmark(content, "x")
     found = load_storage(fill(RecordStore(str(tmp_path / "s")), benchmark, play(benchmark)))
@@ -258,10 +253,8 @@ def test_a_whole_benchmark_needs_no_notes(content: dict[str, Any], play: Any, fi
     assert parse_benchmark(yaml.safe_load(found.config), "x") == benchmark
 
 
-def test_what_ran_where_is_said_and_no_node_named(
-    tiny: Benchmark, fake: Fake, play: Any, fill: Any, tmp_path: Path
-) -> None:
-    """A line for each kind of machine, with how many nodes, trials at once, and when; all versions; no node's name."""
+def test_hardware_and_versions(tiny: Benchmark, fake: Fake, play: Any, fill: Any, tmp_path: Path) -> None:
+    """There is a line per kind of machine with nodes and times, and all versions, without names of nodes."""
     count = iter(range(100))
 
     def judge(spec: Any) -> TrialRecord:
@@ -286,23 +279,18 @@ def test_what_ran_where_is_said_and_no_node_named(
     assert not any("secret" in line for line in about)
 
 
-def test_records_without_facts_are_reported(tiny: Benchmark, fake: Fake, play: Any, fill: Any, tmp_path: Path) -> None:
-    """Records that hold neither hardware nor versions are reported all the same, and that is said."""
+def test_records_without_hardware_and_versions(
+    tiny: Benchmark, fake: Fake, play: Any, fill: Any, tmp_path: Path
+) -> None:
+    """Records without hardware and versions are reported, and that is noted."""
     records = play(tiny, lambda spec: fake(spec, hardware={}, versions={}))
     about = load_storage(fill(RecordStore(str(tmp_path / "s")), tiny, records)).about
     assert any(line.startswith("unknown: 9 trials on 1 node,") for line in about)
     assert "Versions were not recorded." in about
 
 
-def test_a_storage_by_another_path_is_the_same(storage: RecordStore, tmp_path: Path) -> None:
-    """A link to a storage is that storage: together they are refused."""
-    (tmp_path / "link").symlink_to(storage.path())
-    with pytest.raises(ValueError, match="a storage is given twice"):
-        load_results([storage.url, str(tmp_path / "link")], [])
-
-
-def test_records_that_are_not_asked_for_are_said(storage: RecordStore, content: dict[str, Any]) -> None:
-    """Records that the configuration no longer asks for do not vanish in silence; those of unfinished cells are."""
+def test_records_of_other_trials_are_noted(storage: RecordStore, content: dict[str, Any]) -> None:
+    """Records that the configuration no longer has are counted in a note."""
     assert not any("not asked for" in note for note in load_storage(storage).notes)
     content["methods"] = {"de-elbo": {"learning_rates": [0.1]}, "elbo": {"learning_rates": [0.1, 0.01, 0.001]}}
     storage.write_benchmark(parse_benchmark(content, "x").content())

@@ -1,4 +1,4 @@
-"""Figure 2 with all methods, by what is drawn; and that every method can be told from the others without color."""
+"""The figure of all methods, by its artists; and styles that differ by more than color."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def entries(figure: Figure) -> list[str]:
 
 
 def test_a_method_is_a_step_line_that_ends_in_a_marker() -> None:
-    """The mean as steps, its band, a marker at its end; a method of one result is a marker alone; percent."""
+    """The mean is drawn as steps with a band and a marker at its end; a single result is a marker."""
     figure = draw(
         stepped([(3600, 0.5), (14400, 0.75)], [(3600, 0.6), (14400, 0.8)], method="x"),
         stepped([(7200, 0.7)], method="y"),
@@ -58,7 +58,7 @@ def test_a_method_is_a_step_line_that_ends_in_a_marker() -> None:
 
 
 def test_a_panel_for_each_problem() -> None:
-    """A row a dataset and N, a column a prior; a row shares its limits; a combination that was not run stays empty."""
+    """There is a row per dataset and N with shared limits, and a column per prior; missing ones stay empty."""
     parts = [stepped([(1, 0.5), (8, 0.9)], prior=prior, n=n) for prior, n in (("ptyl", 9), ("l2-sp", 9), ("l2-sp", 99))]
     figure = draw(*parts, stepped([(64, 0.6)], method="z", prior="ptyl", n=9))
     titles = [axis.get_title() for axis in panels(figure)]
@@ -69,7 +69,7 @@ def test_a_panel_for_each_problem() -> None:
     assert len(figure.axes) == 4
 
 
-def test_every_end_is_seen_that_is_near_the_best() -> None:
+def test_ends_near_the_best_are_visible() -> None:
     """No end of a curve is cut unless it lies 25 points below the highest."""
     figure = draw(*[stepped([(1, 0.1), (2 + i, 0.95 - i / 50)], method=f"m{i}") for i in range(12)])
     (axis,) = panels(figure)
@@ -79,8 +79,8 @@ def test_every_end_is_seen_that_is_near_the_best() -> None:
     assert all(left < x < right and low < y < high for x, y in ends)
 
 
-def test_all_methods_fit() -> None:
-    """With a dozen methods, live and replayed, legend, titles, panels and labels keep clear of each other."""
+def test_nothing_overlaps() -> None:
+    """With a dozen methods, run and replayed, legend, titles, panels and labels do not overlap."""
     live = compute_anytime(compute_steps(compute_curves(many_methods(("l2-sp", "ptyl"), (100,), 2))))
     again = live[live["method"] == "random"].assign(method="random" + REPLAY_SUFFIX, curves=50)
     figure = draw_anytime(pd.concat([live, again], ignore_index=True))
@@ -95,13 +95,13 @@ def test_all_methods_fit() -> None:
 
 
 def marks(look: dict[str, Any]) -> tuple[str, str, str]:
-    """All but color and size."""
+    """Return all of a style but color and size."""
     return str(look["linestyle"]), str(look["marker"]), str(look.get("markerfacecolor"))
 
 
 @pytest.mark.parametrize("count", [14, 45])
 def test_no_two_methods_differ_by_color_alone(count: int) -> None:
-    """Whatever entries there are, every two differ in line or marker, replayed ones from themselves too."""
+    """Any two entries, replayed ones too, differ in line or marker."""
     names = [*(method.name for method in METHODS), *(f"entry-{i}" for i in range(count - len(METHODS)))]
     names += [name + REPLAY_SUFFIX for name in names]
     found = method_styles(names)
@@ -109,9 +109,8 @@ def test_no_two_methods_differ_by_color_alone(count: int) -> None:
     assert len({marks(look) for look in found.values()}) == len(names)
 
 
-def test_a_method_keeps_its_look() -> None:
-    """A method looks the same whatever else is drawn, the paper's as in figure 2; entries of other names depend on
-    their order alone."""
+def test_a_method_keeps_its_style() -> None:
+    """A method has the same style whatever else is drawn; other entries depend on their order only."""
     alone = {method.name: method_styles([method.name])[method.name] for method in METHODS}
     together = method_styles(["x", *(method.name for method in reversed(METHODS)), "y"])
     assert {name: together[name] for name in alone} == alone
@@ -119,8 +118,8 @@ def test_a_method_keeps_its_look() -> None:
     assert method_styles(["x", "y"]) == {name: together[name] for name in ("x", "y")}
 
 
-def test_grey_is_enough_for_the_colors_in_use() -> None:
-    """No color of a line is so light that it is lost on white paper."""
+def test_colors_are_dark_enough() -> None:
+    """No color of a line is too light for white paper."""
     from matplotlib.colors import to_rgb
 
     for look in method_styles(f"entry-{i}" for i in range(14)).values():

@@ -1,4 +1,4 @@
-"""Figure 1: its formula against real objectives and dense Gaussians, its runs, and what is drawn."""
+"""Figure 1: its formula against real objectives and dense Gaussians, its runs, and its artists."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from torch import nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from bench.report.figures.bounds import compute_best_scale, compute_bound, draw_bounds, select_bound_runs
-from bench.results.frame import COLUMNS, to_frame
+from bench.results.frame import to_frame
 from deelbo._vectors import flatten
 from deelbo.groups import make_groups
 from deelbo.objectives.elbo import ELBO, DataEmphasizedELBO
 from deelbo.priors import LowRank
+from tests.helpers.result_frames import make_frame
 
 pytestmark = pytest.mark.filterwarnings("error")
 N = 7
 D = 25
-ROW: dict[str, Any] = {"source": "", "dataset": "d", "backbone": "b", "prior": "l2-sp", "n": N, "seed": 1}
-ROW |= {"stage": "run", "status": "completed", "test_acc": 0.5, "train_seconds": 1.0, "nll_under_q": 1.25}
+ROW: dict[str, Any] = {"n": N, "nll_under_q": 1.25}
 KINDS = ["l2-zero", "l2-sp", "ptyl"]
 
 
@@ -55,21 +55,20 @@ class Learned:
         self.method, self.prior = method, prior
 
     def row(self, objective: float = 0.0, **more: Any) -> dict[str, Any]:
-        """The run as a row of the records."""
+        """Return the run as a row of the table of trials."""
         state = {f"state_{name}": value for name, value in self.objective.describe().items()}
         return ROW | {"method": self.method, "prior": self.prior, "objective": objective} | state | more
 
 
 def results(*rows: dict[str, Any]) -> pd.DataFrame:
-    """Results in the schema of the records."""
-    filled = [dict.fromkeys(COLUMNS) | {"key": str(i)} | row for i, row in enumerate(rows)]
-    return pd.DataFrame(filled).astype({name: kind for name, kind in COLUMNS.items() if kind != "str"})
+    """Make a table of trials of a network with D weights."""
+    return make_frame(*rows, n=N, test_acc=0.5, train_seconds=1.0, nll_under_q=1.25, stage="run")
 
 
 @pytest.mark.parametrize("prior", KINDS)
 @pytest.mark.parametrize(("method", "kappa"), [("elbo", 1.0), ("de-elbo", D / N)])
-def test_its_kl_is_the_objectives(method: str, kappa: float, prior: str) -> None:
-    """Each group alone, at its own closed-form scale: together what the objective itself adds to the NLL."""
+def test_kl_agrees_with_the_objective(method: str, kappa: float, prior: str) -> None:
+    """At each group's closed-form scale the KL terms add up to the objective's regularizer."""
     learned = Learned(method, prior)
     total = 0.0
     for name, other in (("backbone", "head"), ("head", "backbone")):
@@ -81,8 +80,8 @@ def test_its_kl_is_the_objectives(method: str, kappa: float, prior: str) -> None
 
 @pytest.mark.parametrize("prior", KINDS)
 @pytest.mark.parametrize("kappa", [1.0, D / N])
-def test_its_kl_is_that_of_dense_gaussians(prior: str, kappa: float) -> None:
-    """At any lambda = tau: torch's KL of N(w, sigma^2 I) from N(mu, s Sigma), of N(v, sigma^2 I) from N(0, s I)."""
+def test_kl_agrees_with_dense_gaussians(prior: str, kappa: float) -> None:
+    """At any lambda = tau the KL is torch's of N(w, sigma^2 I) from N(mu, s Sigma), and of the head."""
     learned = Learned("elbo", prior)
     body, head = learned.objective.groups
     w, v, eye = flatten(body.weights), flatten(head.weights), torch.eye(19, dtype=torch.float64)
@@ -98,7 +97,7 @@ def test_its_kl_is_that_of_dense_gaussians(prior: str, kappa: float) -> None:
 @pytest.mark.parametrize("prior", KINDS)
 @pytest.mark.parametrize("kappa", [1.0, D / N])
 def test_the_best_scale_is_the_optimum(prior: str, kappa: float) -> None:
-    """A numerical search for the highest bound ends at the closed form, whatever kappa is."""
+    """A numerical search for the highest bound ends at the closed form, for any kappa."""
     run = pd.Series(Learned("de-elbo", prior).row())
     search = minimize_scalar(
         lambda x: -compute_bound(run, np.exp([x]), kappa).item(), bounds=(-10, 10), options={"xatol": 1e-9}
@@ -106,45 +105,36 @@ def test_the_best_scale_is_the_optimum(prior: str, kappa: float) -> None:
     assert compute_best_scale(run) == pytest.approx(math.exp(search.x), rel=1e-5)
 
 
-def test_the_best_scale_lies_between_those_of_the_groups() -> None:
-    """It is the mean of lambda* and tau*, each counted by its weights."""
-    learned = Learned("de-elbo")
-    scales = learned.objective.scales()
-    assert compute_best_scale(pd.Series(learned.row())) == pytest.approx(
-        (19 * scales["backbone"] + 6 * scales["head"]) / D
-    )
-
-
 BOTH = [Learned("elbo", seed=1).row(), Learned("de-elbo", seed=2).row()]
 
 
-def test_a_pair_is_both_methods_chosen_runs() -> None:
-    """Of each method's runs in a cell the one with the least objective; a grid beside them has no q."""
+def test_chosen_runs_of_both_methods() -> None:
+    """They are the runs with the lowest objective of each method in a cell; a grid is left out."""
     rows = [Learned(name, seed=s).row(objective=(5.0, 3.0, 4.0)[s]) for name in ("elbo", "de-elbo") for s in range(3)]
-    grid = ROW | {"method": "map-gs", "stage": "tune", "val_nll": 0.0}
+    grid = {"method": "map-gs", "stage": "tune", "val_nll": 0.0}
     found = select_bound_runs(results(*rows, grid))
     assert found["method"].tolist() == ["de-elbo", "elbo"]
     assert found["objective"].tolist() == [3, 3]
-    assert found["key"].tolist() == ["4", "1"]
+    assert found["key"].tolist() == ["00004", "00001"]
 
 
 @pytest.mark.parametrize("other", [{"seed": 2}, {"n": 8}, {"dataset": "e"}, {"backbone": "c"}, {"source": "s"}])
-def test_a_cell_needs_both(other: dict[str, Any]) -> None:
-    """Where one of the two methods is missing there is no pair, and runs of two cells or sources are none."""
+def test_a_cell_needs_both_methods(other: dict[str, Any]) -> None:
+    """A cell without one of the two methods is left out; cells and sources are not mixed."""
     alone = Learned("de-elbo", kappa=D / other.get("n", N)).row()
     assert len(select_bound_runs(results(*BOTH))) == 2
     assert select_bound_runs(results(BOTH[0], alone | other)).empty
-    assert sorted(select_bound_runs(results(*BOTH, alone | other))["key"]) == ["0", "1"]
+    assert sorted(select_bound_runs(results(*BOTH, alone | other))["key"]) == ["00000", "00001"]
 
 
 @pytest.mark.parametrize("kappa", [1.0, 0.99 * D / N, 2 * D / N])
-def test_another_kappa_is_another_method(kappa: float) -> None:
-    """A DE ELBo trained with another kappa than D/N gives no pair."""
+def test_another_kappa_is_left_out(kappa: float) -> None:
+    """A DE ELBo trained with another kappa than D/N is left out."""
     assert select_bound_runs(results(BOTH[0], Learned("de-elbo", kappa=kappa).row())).empty
 
 
-def test_a_diverged_run_has_no_q() -> None:
-    """A cell whose only run of a method diverged gives no pair, with or without a state; a better one is shown."""
+def test_diverged_runs_are_left_out() -> None:
+    """A cell whose only run of a method diverged is left out, with or without a state."""
     lost = [BOTH[1] | {"status": "diverged"}, BOTH[1] | {"nll_under_q": math.nan}, BOTH[1] | {"state_sigma": math.inf}]
     for one in lost:
         assert select_bound_runs(results(BOTH[0], one)).empty
@@ -152,15 +142,15 @@ def test_a_diverged_run_has_no_q() -> None:
 
 
 def test_published_runs_give_no_figure() -> None:
-    """Files without a learned state, and no results at all, give no pair."""
-    published = ROW | {"method": "map-gs", "stage": "tune", "val_nll": 0.0}
+    """Runs without a learned state, and no results at all, give no figure."""
+    published = {"method": "map-gs", "stage": "tune", "val_nll": 0.0}
     assert select_bound_runs(results(published)).empty
     assert select_bound_runs(results(published, *BOTH[:1])).empty
     assert select_bound_runs(to_frame([])).empty
 
 
-def drawn(*rows: dict[str, Any]) -> tuple[Figure, pd.DataFrame]:
-    """The figure, its canvas drawn, and its runs."""
+def draw(*rows: dict[str, Any]) -> tuple[Figure, pd.DataFrame]:
+    """Draw the figure with its canvas, and return it with its runs."""
     runs = select_bound_runs(results(*rows))
     figure = draw_bounds(runs)
     figure.canvas.draw()
@@ -171,10 +161,9 @@ def title(axis: Axes) -> str:
     return str(axis.get_title("left") or axis.get_title())
 
 
-def test_what_is_drawn() -> None:
-    """Left the ELBo, right the DE ELBo; in both a dashed line of the ELBo's q and a solid one of the DE ELBo's, a dot
-    on each at its highest point, within the panel."""
-    figure, runs = drawn(*BOTH)
+def test_lines_and_dots() -> None:
+    """Both panels have a line per method, dashed and solid, with a dot at its highest point."""
+    figure, runs = draw(*BOTH)
     assert len(figure.axes) == 2
     for axis, kappa in zip(figure.axes, (1.0, D / N), strict=True):
         assert axis.get_xscale() == "log"
@@ -198,26 +187,26 @@ def headings(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.texts if "N = " in text.get_text()]
 
 
-def test_a_row_for_each_cell() -> None:
-    """A row for each dataset, backbone, N, prior and source, in the papers' order; split seeds share one."""
+def test_a_row_for_each_problem() -> None:
+    """There is a row per dataset, backbone, N, prior and source, in order; split seeds share one."""
     named = [row | {"source": "r"} for row in BOTH]
     changes = [("prior", "ptyl"), ("prior", "l2-zero"), ("backbone", "c"), ("source", "s"), ("seed", 2)]
-    figure, _ = drawn(*[row | {name: value} for name, value in changes for row in named], *named)
+    figure, _ = draw(*[row | {name: value} for name, value in changes for row in named], *named)
     names = ["L2-zero, b, r", "L2-SP, b, r", "L2-SP, b, s", "PTYL, b, r", "L2-SP, c, r"]
     for heading, name in zip(headings(figure), names, strict=True):
         assert f"d, N = {N}, {name}" in heading
     assert [len(axis.lines) for axis in figure.axes] == [4, 4, 8, 8, 4, 4, 4, 4, 4, 4]
 
 
-def test_it_says_how_they_test() -> None:
-    """The legend tells the two q apart; each row has their test accuracies, from least to most of several splits."""
+def test_legend_and_accuracies() -> None:
+    """The legend distinguishes both q; each row has their test accuracies over splits."""
     rows = [row | {"test_acc": acc} for row, acc in zip(BOTH, (0.25, 0.9), strict=True)]
     again = [row | {"test_acc": acc, "seed": 2} for row, acc in zip(BOTH, (0.2, 0.95), strict=True)]
     for shown, words in (
         (rows, "ELBo 25.0 %, DE ELBo 90.0 %"),
         ([*rows, *again], "ELBo 20.0-25.0 %, DE ELBo 90.0-95.0 %"),
     ):
-        figure, _ = drawn(*shown)
+        figure, _ = draw(*shown)
         (legend,) = figure.legends
         assert [line.get_linestyle() for line in legend.get_lines()] == ["--", "-"]
         assert [" DE ELBo" in text.get_text() for text in legend.get_texts()] == [False, True]
@@ -226,9 +215,9 @@ def test_it_says_how_they_test() -> None:
 
 
 @pytest.mark.parametrize("cells", [1, 3])
-def test_nothing_covers_anything(cells: int) -> None:
-    """Legend, titles and panels keep clear of each other, and within the figure."""
-    figure, _ = drawn(*[row | {"prior": prior, "dataset": "mnist-digits"} for prior in KINDS[:cells] for row in BOTH])
+def test_nothing_overlaps(cells: int) -> None:
+    """Legend, titles and panels do not overlap, and lie within the figure."""
+    figure, _ = draw(*[row | {"prior": prior, "dataset": "mnist-digits"} for prior in KINDS[:cells] for row in BOTH])
     boxes = [legend.get_window_extent() for legend in figure.legends]
     boxes += [axis.get_tightbbox() for axis in figure.axes] + [text.get_window_extent() for text in figure.texts]
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
