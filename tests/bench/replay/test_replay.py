@@ -394,10 +394,11 @@ def test_nothing_is_replayed_where_one_method_cannot_be(
         (["--slots", "0"], "--slots must be"),
         (["--methods", "random,,asha"], "--methods takes names"),
         (["--methods", "asha,asha"], "--methods takes names"),
+        ([], "holds no benchmark"),
     ],
 )
 def test_options_are_checked(arguments: list[str], words: str, tmp_path: Path) -> None:
-    """An invalid option is refused before anything is read."""
+    """An invalid option, or a folder without a benchmark, is refused in one line."""
     with pytest.raises(ValueError, match=words):
         run_command(str(tmp_path), *arguments)
 
