@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 
 from deelbo import GaussianPrior, LowRank
 from deelbo.data import Geometry, Images, Normalization, Split
+from tests.helpers.refusals import Bomb
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +42,16 @@ class HeadFirst(nn.Module):
 
 
 NAMES = {"backbone": ("body.0.weight", "body.0.bias"), "head": ("head.weight", "head.bias")}
+
+
+@pytest.fixture
+def bomb(tmp_path: Path) -> Iterator[Bomb]:
+    """Return a working bomb that must not go off in the test."""
+    target = tmp_path / "bombed"
+    pickle.loads(pickle.dumps(Bomb(target)))  # noqa: S301
+    target.rmdir()
+    yield Bomb(target)
+    assert not target.exists()
 
 
 @dataclass

@@ -98,6 +98,7 @@ def test_a_frozen_stem() -> None:
     assert reg.dim == 8 * 3 + 3
     assert torch.equal(frozen, before)
     assert torch.equal(seen[0], before)
+    assert frozen.grad is None
 
 
 def test_batchnorm_buffers() -> None:
@@ -119,11 +120,8 @@ def test_batchnorm_buffers() -> None:
 
 def test_autocast() -> None:
     """Under bfloat16 autocast weights and gradients stay float32, near those of full precision."""
-    model, x, y = (
-        nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 3)),
-        torch.randn(16, 12),
-        torch.arange(16) % 3,
-    )
+    model = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 3))
+    x, y = torch.randn(16, 12), torch.arange(16) % 3
     gradients, seen = [], []
     model.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
     for enabled in (True, False):
@@ -140,13 +138,8 @@ def test_autocast() -> None:
 
 def test_gradient_accumulation() -> None:
     """Two halves of a batch in one block, each loss halved, give the whole batch's step."""
-    model, x, y = (
-        nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3)).double(),
-        torch.randn(8, 12),
-        torch.arange(8) % 3,
-    )
-    x = x.double()
-    gradients = []
+    model = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    x, y, gradients = torch.randn(8, 12).double(), torch.arange(8) % 3, []
     for parts in (1, 2):
         reg = LearnedL2(model, 100, head="2", sigma=0.1, generator=torch.Generator().manual_seed(2))
         with reg.sample():

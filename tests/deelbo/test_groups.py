@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import pytest
 import torch
-from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -132,26 +130,6 @@ def test_gradients_are_autograds(kappa: float) -> None:
     gradients = [p.grad for p in [*model.parameters(), *objective.parameters()]]
     for gradient, oracle in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, oracle, rtol=1e-10, atol=1e-12)
-
-
-def test_closed_form_variances_minimize_the_kl() -> None:
-    """The closed forms agree with a numerical minimization of the sum of the layers' KL."""
-    model = network()
-    objective = ELBO(make_groups(model, "5", "l2-sp", "layer"), N, sigma=0.05)
-    moved(model)
-    sigma = objective.posterior.sigma
-
-    def total(logs: Any) -> tuple[float, Any]:
-        log = torch.tensor(logs, dtype=torch.float64, requires_grad=True)
-        terms = [g.prior.kl(flatten(g.weights), sigma, s) for g, s in zip(objective.groups, log.exp(), strict=True)]
-        value = torch.stack(terms).sum()
-        value.backward()
-        assert log.grad is not None
-        return float(value.detach()), log.grad.numpy()
-
-    best = minimize(total, [-3.0] * 4, jac=True, method="BFGS", options={"gtol": 1e-9})
-    assert list(objective.scales().values()) == pytest.approx([math.exp(x) for x in best.x], rel=1e-6)
-    assert float(objective.regularizer()) * N == pytest.approx(best.fun, rel=1e-12)
 
 
 def test_summary_of_all_layers() -> None:

@@ -155,15 +155,6 @@ def test_a_state_of_another_model_is_refused() -> None:
     assert reg.describe() == before
 
 
-def test_l2_sp_keeps_its_mean() -> None:
-    """The mean of L2-SP stays at the initial weights while the model is trained."""
-    model = nn.Linear(2, 2)
-    reg = LearnedL2(model, 4, prior="l2-sp", sigma=0.1)
-    with torch.no_grad():
-        model.weight.add_(3)
-    assert reg.lambda_ == pytest.approx(0.01 + 4 * 9 / 6, rel=1e-5)
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -67,22 +67,6 @@ def test_gradients_are_autograds(make: Callable[[], Example]) -> None:
     torch.testing.assert_close(posterior.rho.grad, expected_rho, rtol=1e-9, atol=1e-12)
 
 
-def test_backward_calls_accumulate() -> None:
-    """Two ``backward`` calls inside one block leave the gradients of their sum, in weights and rho."""
-    model, x, y = mlp()
-    whole = IsotropicPosterior(model.parameters(), 0.2, seeded())
-    with whole.sample():
-        (F.cross_entropy(model(x[:3]), y[:3]) + F.cross_entropy(model(x[3:]), y[3:])).backward()
-    expected = [p.grad for p in model.parameters()]
-    parts = IsotropicPosterior(model.parameters(), 0.2, seeded())
-    with parts.sample():
-        F.cross_entropy(model(x[:3]), y[:3]).backward()
-        F.cross_entropy(model(x[3:]), y[3:]).backward()
-    for parameter, gradient in zip(model.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient)
-    torch.testing.assert_close(parts.rho.grad, whole.rho.grad)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_weights_are_restored_exactly(dtype: torch.dtype) -> None:
     """Every weight differs inside the block and has its old bits after it."""
@@ -113,16 +97,6 @@ def test_a_block_that_raises_leaves_no_trace() -> None:
     assert posterior.rho.grad is not None
 
 
-def test_old_gradients_are_cleared_on_entry() -> None:
-    """Gradients from before the block, rho's included, are cleared on entry."""
-    model, *_ = mlp()
-    posterior = IsotropicPosterior(model.parameters())
-    for parameter in [*model.parameters(), posterior.rho]:
-        parameter.grad = torch.ones_like(parameter)
-    with posterior.sample():
-        assert all(p.grad is None for p in [*model.parameters(), posterior.rho])
-
-
 def test_nothing_changes_without_backward() -> None:
     """Without ``backward`` the draw and the weights have no gradients, and rho and the weights keep their values."""
     model, x, _ = mlp()
@@ -142,18 +116,6 @@ def test_nested_blocks_are_refused() -> None:
     with pytest.raises(RuntimeError, match="leave the first block"), posterior.sample(), posterior.sample():
         pass
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
-
-
-def test_frozen_weights_are_untouched() -> None:
-    """A weight with requires_grad=False is not counted, not shifted, and gets no gradient."""
-    model, x, y = mlp()
-    frozen = model[0].weight.requires_grad_(False)
-    posterior, before = IsotropicPosterior(model.parameters(), 0.5), frozen.clone()
-    assert posterior.dim == 6 + 6 * 3 + 3
-    with posterior.sample():
-        assert torch.equal(frozen, before)
-        F.cross_entropy(model(x), y).backward()
-    assert frozen.grad is None
 
 
 @pytest.mark.parametrize(

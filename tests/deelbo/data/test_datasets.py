@@ -7,36 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from sklearn.model_selection import train_test_split
 
 from deelbo.data import TASKS, Geometry, Images, Normalization, Task, load_task
 from deelbo.data.digits import load_uci
-from deelbo.data.splits import check_size, stratified_subset, validation_fifth
-
-
-@pytest.fixture(scope="module")
-def labels() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.random.default_rng(0).permutation(np.repeat(np.arange(10), 60))
-
-
-@pytest.mark.parametrize("seed", [1001, 2001])
-@pytest.mark.parametrize("n", [50, 70, 100, 590, 600])
-def test_splits_are_sklearns(labels: np.ndarray[tuple[int], np.dtype[np.int64]], n: int, seed: int) -> None:
-    """The subset and its validation fifth are scikit-learn's stratified train_test_split with the seed."""
-    expected = np.arange(600)
-    if n < 600:
-        expected, _ = train_test_split(np.arange(600), train_size=n, stratify=labels, random_state=seed)
-    chosen = stratified_subset(labels, n, seed)
-    assert chosen.tolist() == expected.tolist()
-    training, validation = validation_fifth(chosen, labels, seed)
-    expected_training, expected_validation = train_test_split(
-        expected, test_size=int(n / 5), stratify=labels[expected], random_state=seed
-    )
-    assert training.tolist() == expected_training.tolist()
-    assert validation.tolist() == expected_validation.tolist()
-    assert len(validation) == int(n / 5)
-    assert np.bincount(labels[chosen]).tolist() == [n // 10] * 10
-    assert sorted([*training, *validation]) == sorted(chosen)
+from deelbo.data.splits import check_size
 
 
 @pytest.mark.parametrize(
@@ -79,29 +53,6 @@ def test_a_task_splits_its_pool(task: Task) -> None:
     assert whole.test is parts.test is task.test
 
 
-def test_splits_are_repeatable(task: Task) -> None:
-    """The same N and seed give the same images in the same order, another seed others."""
-    first = task.split(80, 5, validation=True)
-    torch.rand(3)
-    task.split(40, 6, validation=False)
-    again, other = task.split(80, 5, validation=True), task.split(80, 6, validation=True)
-    assert torch.equal(first.train.pixels, again.train.pixels)
-    assert torch.equal(first.train.labels, again.train.labels)
-    assert not torch.equal(first.train.pixels, other.train.pixels)
-
-
-def test_the_whole_pool_in_order(task: Task) -> None:
-    """N equal to the pool gives all images, in order, for every seed."""
-    for seed in (1, 2):
-        assert torch.equal(task.split(200, seed, validation=False).train.pixels, task.pool.pixels)
-
-
-def test_a_task_checks_the_size(task: Task) -> None:
-    """A task refuses an N that its pool cannot give."""
-    with pytest.raises(ValueError, match="larger than the pool of 200"):
-        task.split(204, 1, validation=False)
-
-
 def test_normalization_against_numpy() -> None:
     """Mean and std are the averages over images of each image's own channel mean and std, of pixels in [0, 1]."""
     pixels = torch.randint(0, 256, (6, 3, 5, 4), dtype=torch.uint8)
@@ -121,37 +72,6 @@ def test_blank_images_can_be_normalized() -> None:
     """Images without contrast do not cause a division by zero."""
     images = Images(torch.full((2, 1, 3, 3), 7, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), 1)
     assert torch.isfinite(Normalization.of(images)(images.pixels)).all()
-
-
-@pytest.mark.parametrize("most", [1, 2])
-def test_shifts_against_a_loop(most: int) -> None:
-    """Each image is shifted by its own offset with zeros moving in, and every offset occurs."""
-    pixels = torch.randint(1, 256, (200, 2, 6, 6), dtype=torch.uint8)
-    geometry = Geometry(side=6, crop=6, pad=most)
-    result = geometry.training(pixels, geometry.draw(200, torch.Generator().manual_seed(1)))
-    found = set()
-    for image, moved in zip(pixels.numpy(), result.numpy(), strict=True):
-        offsets = []
-        for down in range(-most, most + 1):
-            for across in range(-most, most + 1):
-                expected = np.zeros_like(image)
-                for row in range(6):
-                    for column in range(6):
-                        if 0 <= row - down < 6 and 0 <= column - across < 6:
-                            expected[:, row, column] = image[:, row - down, column - across]
-                if np.array_equal(expected, moved):
-                    offsets.append((down, across))
-        assert len(offsets) == 1
-        found.add(offsets[0])
-    assert len(found) == (2 * most + 1) ** 2
-    assert result.dtype == torch.uint8
-
-
-def test_no_shift_is_the_same_images() -> None:
-    """A shift of at most 0 pixels changes nothing."""
-    pixels = torch.randint(0, 256, (3, 1, 4, 4), dtype=torch.uint8)
-    geometry = Geometry(side=4, crop=4)
-    assert torch.equal(geometry.training(pixels, geometry.draw(3, torch.Generator())), pixels)
 
 
 def test_mnist_digits() -> None:
@@ -178,9 +98,3 @@ def test_uci_digits() -> None:
     assert images.pixels.shape == (1797, 1, 16, 16)
     assert (images.pixels.dtype, int(images.pixels.min()), int(images.pixels.max())) == (torch.uint8, 0, 255)
     assert set(images.labels.tolist()) == set(range(10))
-
-
-def test_an_unknown_task_is_refused() -> None:
-    """An unknown dataset raises a ValueError that lists the known ones."""
-    with pytest.raises(ValueError, match="one of CIFAR-10, Flowers-102, Oxford-IIIT_Pet, mnist-digits, got 'cifar'"):
-        load_task("cifar")

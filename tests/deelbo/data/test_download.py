@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import tarfile
 import urllib.request
 from collections.abc import Callable
@@ -130,6 +131,16 @@ def test_an_archive_with_another_checksum(served: tuple[dict[str, bytes], list[s
     with pytest.raises(ValueError, match=r"^CIFAR-10 could not be downloaded to \S+ \(RuntimeError: [^\n]+$"):
         download(SMALL["CIFAR10"], tmp_path)
     assert not (tmp_path / "cifar-10-batches-py").exists()
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("file", ["test_batch", "batches.meta", "data_batch_5"])
+def test_every_checksum_is_compared(tmp_path: Path, file: str) -> None:
+    """One more byte in any of CIFAR-10's files makes it another version."""
+    path = download(SMALL["CIFAR10"], tmp_path) / file
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match=f"another version: {re.escape(str(path))} has MD5 "):
+        check(SMALL["CIFAR10"], tmp_path, verify=True)
 
 
 @pytest.mark.parametrize("name", ["CIFAR-10", "Oxford-IIIT_Pet", "Flowers-102"])

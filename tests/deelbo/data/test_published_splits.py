@@ -65,7 +65,7 @@ def pet_labels() -> Indices:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("n", [100, 1000, 10_000, 50_000])
+@pytest.mark.parametrize("n", [50, 100, 1000, 10_000, 49_990, 50_000])
 def test_splits_of_cifar10(cifar10_labels: Indices, n: int, seed: int) -> None:
     """CIFAR-10's N images are a stratified subset of all 50,000, or all in order, with a validation fifth."""
     task = numbered(cifar10_labels, 10)
@@ -100,22 +100,15 @@ def test_a_split_never_changes(cifar10_labels: Indices, pet_labels: Indices) -> 
     assert subset[:5] == [41927, 45366, 22605, 26917, 32076]
 
 
-def test_the_smallest_class_limits_the_draw() -> None:
-    """If a class has fewer images than are drawn per class, every class gives as many as that one."""
+@pytest.mark.parametrize(("images_per_class", "drawn"), [(93, 7), (5, 5)])
+def test_the_smallest_class_limits_the_draw(images_per_class: int, drawn: int) -> None:
+    """Every class gives as many images as are drawn per class, or as the smallest class has if that is fewer."""
     labels = np.repeat(np.arange(3), [9, 7, 12])
-    task = numbered(labels, 3, images_per_class=93)
-    assert task.pool_size == 21
-    split = task.split(21, 5, validation=False)
-    assert split.train.labels.tolist() == [0] * 7 + [1] * 7 + [2] * 7
-    assert indices(split.train) == published(labels, 21, 5, a_class=7)[0].tolist()
-
-
-def test_larger_classes_do_not_enlarge_the_draw() -> None:
-    """If every class has more images than are drawn per class, no more are drawn."""
-    labels = np.repeat(np.arange(3), [9, 7, 12])
-    task = numbered(labels, 3, images_per_class=5)
-    assert task.pool_size == 15
-    assert indices(task.split(15, 5, validation=False).train) == published(labels, 15, 5, a_class=5)[0].tolist()
+    task = numbered(labels, 3, images_per_class)
+    assert task.pool_size == 3 * drawn
+    split = task.split(3 * drawn, 5, validation=False)
+    assert split.train.labels.tolist() == [0] * drawn + [1] * drawn + [2] * drawn
+    assert indices(split.train) == published(labels, 3 * drawn, 5, a_class=drawn)[0].tolist()
 
 
 def test_n_is_checked_against_the_balanced_pool(pet_labels: Indices) -> None:

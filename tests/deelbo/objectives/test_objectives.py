@@ -76,17 +76,6 @@ def test_state_of_a_bound(problem: Any, make: Bound, share: float) -> None:
         assert objective.scales()[name] == state[f"scale_{name}"]
 
 
-def test_the_emphasized_bounds_weight_decay(problem: Any) -> None:
-    """With kappa = D/N the weight decay of a group is 1 / (D s*), whatever N is."""
-    groups = make_groups(problem.model, "head", problem.prior)
-    problem.move()
-    few, many = DataEmphasizedELBO(groups, 10, sigma=SIGMA), DataEmphasizedELBO(groups, 10_000, sigma=SIGMA)
-    for name, scale in few.scales().items():
-        assert few.weight_decay()[name] == pytest.approx(1 / (D * scale), rel=1e-12)
-        assert many.weight_decay()[name] == pytest.approx(1 / (D * scale), rel=1e-12)
-    assert (few.kappa, many.kappa) == (4.3, 0.0043)
-
-
 def test_a_bound_is_bayesian_and_learns_one_number(problem: Any) -> None:
     """A bound is Bayesian and gives rho to the optimizer; MAP is and does neither."""
     groups = make_groups(problem.model, "head", problem.prior)
@@ -151,11 +140,12 @@ def test_a_step_without_backward_has_no_gradients(problem: Any, kind: str) -> No
     """Without ``backward``, old gradients are cleared and the regularizer adds none."""
     groups = make_groups(problem.model, "head", problem.prior)
     objective = ELBO(groups, N) if kind == "bound" else MAP(groups, N, {"backbone": 1.0, "head": 1.0})
-    for parameter in problem.model.parameters():
+    trained = [*problem.model.parameters(), *objective.parameters()]
+    for parameter in trained:
         parameter.grad = torch.ones_like(parameter)
     with objective.step():
         problem.model(problem.x)
-    assert all(p.grad is None for p in [*problem.model.parameters(), *objective.parameters()])
+    assert all(p.grad is None for p in trained)
 
 
 def group(name: str, *weights: nn.Parameter) -> Group:

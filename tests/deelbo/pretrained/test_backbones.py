@@ -24,19 +24,14 @@ def same(found: list[nn.Parameter], expected: list[nn.Parameter]) -> bool:
 
 
 def test_the_head_is_split_off() -> None:
-    """The head's weights are the named submodule's; all others are the backbone's, in order."""
+    """The head's weights are the named submodule's, at any depth; all others are the backbone's, in order."""
     model = three_layers()
-    backbone, head = split_at_head(model, "1")
-    assert same(backbone, [*model[0].parameters(), *model[2].parameters()])
-    assert same(head, [*model[1].parameters()])
-
-
-def test_without_a_head_all_is_backbone() -> None:
-    """If the head is None, every weight is backbone."""
-    model = three_layers()
-    backbone, head = split_at_head(model, None)
-    assert same(backbone, [*model.parameters()])
-    assert head == []
+    first, second, third = (list(layer.parameters()) for layer in model)
+    for name, expected in (("1", ([*first, *third], second)), (None, ([*first, *second, *third], []))):
+        assert all(same(*pair) for pair in zip(split_at_head(model, name), expected, strict=True))
+    backbone, head = split_at_head(nn.Sequential(nn.ReLU(), model), "1.2")
+    assert same(backbone, [*first, *second])
+    assert same(head, third)
 
 
 def test_frozen_weights_are_in_neither() -> None:
@@ -58,14 +53,6 @@ def test_tied_weights_count_once() -> None:
     backbone, head = split_at_head(model, "1")
     assert same(backbone, [model[0].bias, *model[2].parameters()])
     assert same(head, [model[0].weight, model[1].bias])
-
-
-def test_a_dotted_name() -> None:
-    """The head may be below the top level."""
-    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU(), nn.Linear(2, 2)))
-    backbone, head = split_at_head(model, "1.1")
-    assert same(backbone, [*model[0].parameters()])
-    assert same(head, [*model[1][1].parameters()])
 
 
 def test_an_unknown_head_lists_the_children() -> None:
@@ -90,18 +77,6 @@ def test_replace_head(bias: bool) -> None:
     assert model[0] is body
 
 
-def test_a_head_that_is_not_linear_is_refused() -> None:
-    """Replacing anything but a Linear layer is refused with its type."""
-    with pytest.raises(ValueError, match="'bn1' must be a Linear layer, got BatchNorm2d"):
-        replace_head(DigitsResNet(), "bn1", 3)
-
-
-def test_the_number_of_weights() -> None:
-    """The embedded network has the 18,626 weights of its docstring."""
-    assert sum(p.numel() for p in DigitsResNet().parameters()) == 18_626
-    assert "18,626 weights" in (DigitsResNet.__doc__ or "")
-
-
 @pytest.mark.parametrize("size", [8, 16, 21])
 def test_the_network_takes_any_size(size: int) -> None:
     """Grey images of any size give one logit per class."""
@@ -121,22 +96,10 @@ def test_building_is_repeatable() -> None:
     assert not torch.equal(first.get_parameter("conv1.weight"), other.get_parameter("conv1.weight"))
 
 
-def test_pretrained_weights_are_loaded_but_for_the_head() -> None:
-    """All weights and buffers are the given ones, except those of the new head."""
-    source = DigitsResNet()
-    with torch.no_grad():
-        source.bn1.running_mean.fill_(2)
-    model, _ = build_backbone("digits-resnet", 10, source.state_dict())
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, source.state_dict()[name]) != name.startswith("fc.")
-    smaller, _ = build_backbone("digits-resnet", 3, source.state_dict())
-    assert smaller.get_parameter("fc.weight").shape == (3, 32)
-
-
 def test_the_head_may_be_named() -> None:
     """A named head is replaced; a missing one is refused."""
     assert build_backbone("digits-resnet", 3, head="fc")[1] == "fc"
-    with pytest.raises(ValueError, match="'layer1' must be a Linear layer"):
+    with pytest.raises(ValueError, match="'layer1' must be a Linear layer, got ResidualBlock"):
         build_backbone("digits-resnet", 3, head="layer1")
     with pytest.raises(ValueError, match="no submodule 'classifier'"):
         build_backbone("digits-resnet", 3, head="classifier")
@@ -165,32 +128,26 @@ def flat(name: str, image_size: int | None = None) -> dict[str, Tensor]:
     return {key: half.to(tensor.dtype).expand(tensor.shape) for key, tensor in state.items()}
 
 
-def trained(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-@pytest.mark.parametrize(("num_classes", "published"), [(10, 23_528_522), (37, 23_583_845)])
-def test_resnet50_is_as_large_as_published(resnet: dict[str, Tensor], num_classes: int, published: int) -> None:
-    """ResNet-50 trains the published number of weights, with and without pretrained ones."""
-    for weights in (None, resnet):
-        model, head = build_backbone("resnet50", num_classes, weights)
-        assert trained(model) == published
-        assert sum(p.numel() for p in split_at_head(model, head)[0]) == 23_508_032
-
-
-@pytest.mark.parametrize(("name", "size"), [("vit_b_16", 85_798_656), ("convnext_tiny", 27_820_128)])
-def test_the_other_backbones_have_torchvisions_size(name: str, size: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "size"), [("resnet50", 23_508_032), ("vit_b_16", 85_798_656), ("convnext_tiny", 27_820_128)]
+)
+def test_backbones_have_torchvisions_size(name: str, size: int) -> None:
     """The backbone's weights are all of torchvision's network except the head."""
     model, head = shapes_only(name)
     assert sum(p.numel() for p in split_at_head(model, head)[0]) == size
 
 
 @pytest.mark.parametrize(
-    ("name", "head", "inputs"),
-    [("resnet50", "fc", 2048), ("vit_b_16", "heads.head", 768), ("convnext_tiny", "classifier.2", 768)],
+    ("name", "head", "inputs", "channels"),
+    [
+        ("digits-resnet", "fc", 32, 1),
+        ("resnet50", "fc", 2048, 3),
+        ("vit_b_16", "heads.head", 768, 3),
+        ("convnext_tiny", "classifier.2", 768, 3),
+    ],
 )
-def test_a_torchvision_network_from_weights(name: str, head: str, inputs: int) -> None:
-    """The network has the given weights and a head of the given classes in its known place."""
+def test_a_network_from_weights(name: str, head: str, inputs: int, channels: int) -> None:
+    """The network has the given weights and buffers, and a new head of the given classes in its known place."""
     given = flat(name, 32)
     model, found = build_backbone(name, 3, given, image_size=32)
     assert found == head
@@ -200,20 +157,16 @@ def test_a_torchvision_network_from_weights(name: str, head: str, inputs: int) -
         assert key.startswith(f"{head}.") or torch.equal(tensor, given[key])
     assert all(p.requires_grad for p in model.parameters())
     with torch.no_grad():
-        assert model.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+        assert model.eval()(torch.randn(2, channels, 32, 32)).shape == (2, 3)
 
 
 def test_the_heads_initialization(resnet: dict[str, Tensor]) -> None:
-    """The head is torch's default linear layer for the seed; global random numbers do not change."""
-    before = torch.random.get_rng_state()
+    """The head is torch's default linear layer for the seed."""
     model, _ = build_backbone("resnet50", 5, resnet, seed=3)
-    assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(3)
     expected = nn.Linear(2048, 5)
     assert torch.equal(model.get_parameter("fc.weight"), expected.weight)
     assert torch.equal(model.get_parameter("fc.bias"), expected.bias)
-    other, _ = build_backbone("resnet50", 5, resnet, seed=4)
-    assert not torch.equal(other.get_parameter("fc.weight"), expected.weight)
 
 
 def test_nothing_is_shared(resnet: dict[str, Tensor]) -> None:
@@ -258,14 +211,6 @@ def test_weights_of_another_network_are_refused() -> None:
         with pytest.raises(ValueError, match=f"do not fit convnext_tiny: {words}") as error:
             build_backbone("convnext_tiny", 10, weights)
         assert "\n" not in str(error.value)
-
-
-def test_another_head_of_a_torchvision_network() -> None:
-    """The head may be named; one that is not a linear layer is refused."""
-    good = flat("vit_b_16", 32)
-    assert build_backbone("vit_b_16", 3, good, head="heads.head")[1] == "heads.head"
-    with pytest.raises(ValueError, match=r"'encoder\.ln' must be a Linear layer, got LayerNorm"):
-        build_backbone("vit_b_16", 3, good, head="encoder.ln")
 
 
 @pytest.fixture(scope="module")

@@ -116,27 +116,17 @@ def refusal(folder: Path) -> str:
     return refusal_of(SourceImages, folder, 8)
 
 
-def test_a_missing_folder(folder: Path) -> None:
-    """A missing folder, or a file in its place, is refused with its path."""
-    assert f"{folder} is not a folder" in refusal(folder)
-    folder.write_text("text")
-    assert f"{folder} is not a folder" in refusal(folder)
-
-
 def test_a_folder_without_images(folder: Path, grey: Grey) -> None:
-    """A folder without classes, or a class without images, is refused."""
+    """A missing folder, one without classes or with a single one, and a class without images are refused."""
+    assert f"{folder} is not a folder" in refusal(folder)
     folder.mkdir()
     assert f"any class folder in {folder}" in refusal(folder)
-    grey("cat/0.png", 9, 9)
+    image = grey("cat/0.png", 9, 9)
+    assert f"{folder} has one class, cat" in refusal(folder)
+    assert f"{image} is not a folder" in refusal(image)
     (folder / "dog").mkdir()
     (folder / "dog" / "notes.txt").write_text("text")
     assert "for the classes dog: give a folder of images for each class" in refusal(folder)
-
-
-def test_one_class(grey: Grey, folder: Path) -> None:
-    """A single class is refused with its name."""
-    grey("cat/0.png", 9, 9)
-    assert f"{folder} has one class, cat" in refusal(folder)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

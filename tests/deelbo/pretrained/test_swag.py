@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from deelbo import LowRank
 from deelbo.pretrained.swag import SWAG
 
 
@@ -46,28 +45,10 @@ def test_swags_variance_is_not_negative() -> None:
     assert float(swag.variance.min()) == 0
 
 
-def test_the_prior_from_swag() -> None:
-    """LowRank made from SWAG is the Gaussian of the dense 1/2 diag(s) + eps I + Q Q^T / (2K - 2)."""
-    swag, seen = walk(8, rank=5)
-    prior = LowRank(swag.mean, swag.variance, swag.factor)
-    deviations = np.stack([seen[t] - seen[: t + 1].mean(0) for t in range(3, 8)], axis=1)
-    dense = np.diag(seen.var(0)) / 2 + 0.1 * np.eye(10) + deviations @ deviations.T / 8
-    vector = np.arange(10.0) - 4
-    np.testing.assert_allclose(
-        prior.precision_times(torch.from_numpy(vector)), np.linalg.solve(dense, vector), rtol=1e-8
-    )
-    assert prior.log_det == pytest.approx(np.linalg.slogdet(dense)[1], rel=1e-9)
-    assert prior.trace_precision == pytest.approx(np.trace(np.linalg.inv(dense)), rel=1e-9)
-
-
-def test_too_few_iterates_are_refused() -> None:
-    """SWAG's factor is refused with fewer iterates than its rank, with both numbers."""
+def test_impossible_ranks_are_refused() -> None:
+    """SWAG's factor is refused with fewer iterates than its rank, and rank 1, which would divide by zero."""
     with pytest.raises(ValueError, match="rank 5 needs as many iterates, 4 were collected"):
         _ = walk(4, rank=5)[0].factor
-
-
-def test_a_rank_below_two_is_refused() -> None:
-    """SWAG of rank 1 is refused: its covariance would divide by zero."""
     with pytest.raises(ValueError, match="rank must be at least 2, got 1"):
         walk(0, rank=1)
 

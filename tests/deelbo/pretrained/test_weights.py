@@ -61,13 +61,6 @@ def test_a_missing_file_is_named(hub: Path, backbone: str, version: str, name: s
     assert not hub.exists()
 
 
-def test_a_whole_file_is_found(hub: Path, server: Path) -> None:
-    """A file whose hash agrees with its name is returned."""
-    hub.mkdir(parents=True)
-    (hub / server.name).write_bytes(CONTENT)
-    assert imagenet_file("resnet50", "IMAGENET1K_V1") == hub / server.name
-
-
 @pytest.mark.parametrize("content", [CONTENT[:-1], b"", CONTENT + b"!"])
 def test_a_changed_file_is_refused(hub: Path, server: Path, content: bytes) -> None:
     """A file with another hash is refused by reading and downloading, and left as it is."""
@@ -152,10 +145,11 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def test_a_state_dict_is_read_as_it_was_saved(resnet: dict[str, Tensor], resnet_file: Path) -> None:
-    """A saved state dict is read back with its head, and builds a network with those weights."""
-    found = read_weights("resnet50", resnet_file)
-    assert equal(found, resnet)
-    model, _ = build_backbone("resnet50", 10, found)
+    """A saved state dict is read back with its head, without a SWAG posterior, and builds a network of its weights."""
+    found = load_backbone("resnet50", str(resnet_file))
+    assert equal(found.weights, resnet)
+    assert (found.swag_weights, found.variance, found.factor) == (None, None, None)
+    model, _ = build_backbone("resnet50", 10, found.weights)
     assert torch.equal(model.get_parameter("layer4.2.conv3.weight"), resnet["layer4.2.conv3.weight"])
 
 
@@ -257,29 +251,19 @@ def test_another_networks_weights(tmp_path: Path) -> None:
         read_weights("resnet50", path)
 
 
-def test_unknown_names_are_refused(tmp_path: Path) -> None:
-    """One additional tensor makes it another network."""
-    path = saved(flat("resnet50") | {"fc2.weight": torch.ones(1)}, tmp_path)
-    with pytest.raises(ValueError, match=r"fc2\.weight is unknown: give the weights of a resnet50"):
-        read_weights("resnet50", path)
-
-
-def test_weights_in_integers_are_refused(tmp_path: Path) -> None:
-    """A quantized network is refused with its type."""
-    path = saved(flat("resnet50") | {"conv1.weight": torch.ones(64, 3, 7, 7, dtype=torch.int8)}, tmp_path)
-    with pytest.raises(ValueError, match=r"conv1\.weight holds int8"):
-        read_weights("resnet50", path)
-
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["layer1.0.bn1.running_var", "layer1.0.conv1.weight"])
-def test_numbers_that_are_not_finite(tmp_path: Path, name: str, number: float) -> None:
-    """NaN and infinity are refused with the tensor's name."""
-    good = flat("resnet50")
-    bad = good[name].clone()
-    bad.view(-1)[3] = number
-    path = saved(good | {name: bad}, tmp_path)
-    with pytest.raises(ValueError, match=f"{name} holds NaN or infinity") as error:
+@pytest.mark.parametrize(
+    ("name", "tensor", "words"),
+    [
+        ("fc2.weight", torch.ones(1), r"fc2\.weight is unknown: give the weights of a resnet50"),
+        ("conv1.weight", torch.ones(64, 3, 7, 7, dtype=torch.int8), r"conv1\.weight holds int8"),
+        ("layer1.0.bn1.running_var", torch.tensor([1.0] * 63 + [float("nan")]), "running_var holds NaN or infinity"),
+        ("layer1.0.conv1.weight", torch.full((64, 64, 1, 1), float("inf")), r"conv1\.weight holds NaN or infinity"),
+    ],
+)
+def test_impossible_tensors_are_refused(tmp_path: Path, name: str, tensor: Tensor, words: str) -> None:
+    """An unknown tensor, quantized weights, and NaN or infinity are refused with the file and the tensor's name."""
+    path = saved(flat("resnet50") | {name: tensor}, tmp_path)
+    with pytest.raises(ValueError, match=words) as error:
         read_weights("resnet50", path)
     assert str(path) in str(error.value)
 
@@ -295,12 +279,6 @@ def test_the_digits_network_takes_no_files(tmp_path: Path, monkeypatch: pytest.M
         load_backbone("digits-resnet", ptyl=tmp_path / "w.pt")
 
 
-def test_an_unknown_backbone() -> None:
-    """An unknown backbone is refused with the known ones."""
-    with pytest.raises(ValueError, match=r"backbone must be one of .*resnet50"):
-        load_backbone("resnet18")
-
-
 def test_the_default_weights(hub: Path) -> None:
     """The source is IMAGENET1K_V1 by default, a version by its name, or the file of a path."""
     cases: list[tuple[str | Path | None, str]] = [
@@ -313,13 +291,8 @@ def test_the_default_weights(hub: Path) -> None:
     for source, words in cases:
         with pytest.raises(ValueError, match=words):
             load_backbone("resnet50", source)
-
-
-def test_without_ptyl_there_is_no_posterior(resnet: dict[str, Tensor], resnet_file: Path) -> None:
-    """Weights alone give a network without SWAG posterior."""
-    found = load_backbone("resnet50", str(resnet_file))
-    assert equal(found.weights, resnet)
-    assert (found.swag_weights, found.variance, found.factor) == (None, None, None)
+    with pytest.raises(ValueError, match=r"backbone must be one of .*resnet50"):
+        load_backbone("resnet18")
 
 
 class Small(nn.Module):

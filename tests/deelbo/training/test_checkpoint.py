@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import signal
 import subprocess
@@ -19,10 +18,9 @@ from torch import Tensor, nn
 from deelbo import ELBO, MAP, DataEmphasizedELBO, FitResult, LowRank, PhaseClock, Schedule, make_groups
 from deelbo.data import Geometry, Images, Normalization, Split
 from deelbo.objectives.base import Objective
-from deelbo.training.checkpoint import Checkpoint, fingerprint
+from deelbo.training.checkpoint import Checkpoint
 from deelbo.training.fit import fit
 from deelbo.training.numerics import Numerics
-from deelbo.training.run import TrainingRun
 
 SCHEDULE = Schedule(0.05, steps=30, batch_size=32, posterior_passes=2, series_points=4)  # 6 epochs, 4 looks
 EPOCHS = 6
@@ -179,13 +177,6 @@ def test_a_run_that_diverges_does_so_again() -> None:
     assert ending == setting.fit()
 
 
-def test_writing_checkpoints_changes_nothing() -> None:
-    """A run that writes a checkpoint in every epoch has the bits of one without."""
-    disk = Disk()
-    assert Setting().fit(disk.checkpoint()) == Setting().fit()
-    assert disk.taken == EPOCHS
-
-
 @pytest.mark.parametrize(
     ("every", "steps"), [(0, [5, 10, 15, 20, 25, 30]), (9, [10, 20, 30]), (11, [15, 30]), (99, [])]
 )
@@ -270,26 +261,6 @@ def test_another_runs_checkpoint_is_ignored(mine: Setting, other: Setting) -> No
         ending = mine.fit(checkpoint)
     assert ending == mine.fit()
     assert (checkpoint.resumed_at_step, checkpoint.resumed_seconds) == (None, 0)
-
-
-@pytest.fixture
-def run() -> TrainingRun:
-    """Return a run at its start."""
-    setting = Setting()
-    model = setting.model()
-    torch.manual_seed(setting.seed)
-    return TrainingRun(model, SPLIT, setting.objective(model), SCHEDULE, setting.seed)
-
-
-def test_loading_a_state_restores_the_run(run: TrainingRun) -> None:
-    """Loading a copy of a state restores every tensor and number."""
-    start = copy.deepcopy(run.state())
-    at_start = fingerprint(run)
-    for batch in run.batches():
-        run.nll_sum += run.step(batch)
-    assert fingerprint(run) != at_start
-    run.load(start)
-    assert fingerprint(run) == at_start
 
 
 def on_disk(path: Path) -> Checkpoint:

@@ -157,12 +157,6 @@ def test_metrics_of_an_early_stop(make: Any, segment: Segment) -> None:
     assert early.seconds["evaluate"] > 0
 
 
-def test_the_cosine_is_the_whole_runs(segment: Segment) -> None:
-    """A stop at half of the epochs has the learning rate of the whole run at that point."""
-    early, _ = segment(point, until=0.5)
-    assert early.series[-1]["learning_rate"] == pytest.approx(0.05 * (1 + math.cos(math.pi * 29 / 60)) / 2)
-
-
 @pytest.mark.parametrize(
     ("until", "epoch"), [(1.0, 12), (0.5, 6), (0.51, 7), (1e-9, 1), (0.25, 3), (0.1 + 0.2, 4), (7 / 12, 7)]
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
@@ -70,14 +69,6 @@ def test_an_inherited_precision_is_inherited_again() -> None:
     with Numerics("tf32").backend_flags():
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     assert torch.backends.cuda.matmul.fp32_precision == "none"
-
-
-def test_blocks_may_be_nested() -> None:
-    """A block inside another has its own flags and restores the outer ones."""
-    with Numerics("bf16").backend_flags():
-        with Numerics("float32").backend_flags():
-            assert switches()[:2] == (False, False)
-        assert switches()[:2] == (True, True)
 
 
 @pytest.fixture
@@ -209,9 +200,3 @@ def test_a_compiled_run_is_the_same_run(toy_split: Split, toy_model: nn.Module) 
         losses = [float(run.step(batch)) for batch in run.batches()[:3]]
         found.append((losses, [p.detach() for p in own.parameters()], run.evaluate(toy_split.test)[0]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
-
-
-def test_numerics_are_compared_by_value() -> None:
-    """Two with the same settings are equal, and changing one setting makes them unequal."""
-    assert Numerics("bf16", True) == replace(Numerics(), precision="bf16", channels_last=True)
-    assert len({Numerics(), Numerics(compile=True), Numerics(channels_last=True), Numerics("tf32")}) == 4
