@@ -67,7 +67,7 @@ def test_no_step_waits_for_the_device(device: torch.device, method: str, prior: 
         for batch in run.batches():
             run.step(batch)
     torch.cuda.set_sync_debug_mode("default")
-    assert run.steps_done == 1 + 3 * run.steps_an_epoch
+    assert run.steps_done == 1 + 3 * run.steps_per_epoch
 
 
 def test_a_fit_learns_on_the_device(device: torch.device) -> None:
