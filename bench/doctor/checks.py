@@ -7,15 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bench.doctor.cluster_report import (
-    CheckResult,
-    ClusterReport,
-    DoctorRequest,
-    Node,
-    check_each,
-    describe_nodes,
-    minor_version,
-)
+from bench.doctor.cluster_report import CheckResult, ClusterReport, DoctorRequest, Node, check_each, describe_nodes
 from bench.ray_backend.capacity import ACCELERATOR, no_fit_message
 from bench.utils.text import redact_url
 from bench.utils.urls import local_folder
@@ -66,6 +58,11 @@ def _check_ray(report: ClusterReport) -> CheckResult:
     return CheckResult("Ray", f"{here} here, {there} on the cluster", "note" if same_minor else "fail", todo)
 
 
+def minor_version(version: str | None) -> str:
+    """Return ``2.60`` of ``2.60.1``."""
+    return ".".join((version or "").split(".")[:2])
+
+
 def _check_nodes(report: ClusterReport) -> list[CheckResult]:
     todo = "see `ray status` and the node's logs, restart the node or remove it"
     ok = f"all {len(report.nodes)} answer; number of machines: {len({node['ip'] for node in report.nodes})}"
@@ -114,15 +111,14 @@ def _check_deelbo(report: ClusterReport, request: DoctorRequest) -> list[CheckRe
         return f"{', '.join(missing)} missing" if missing else None
 
     todo = f"install deelbo[bench,methods]=={here} there, or let --install or --from-source do it"
-    origin = ", brought by --from-source" if request.from_source else ""
-    return check_each("deelbo", nodes, problem, todo, f"{here} here and on {describe_nodes(nodes, nodes)}{origin}")
+    return check_each("deelbo", nodes, problem, todo, f"{here} here and on {describe_nodes(nodes, nodes)}")
 
 
 def _check_gpus(report: ClusterReport, request: DoctorRequest) -> list[CheckResult]:
     """Check the number of trials that fit at once, and the GPUs that they get."""
     nodes = report.trial_nodes(request)
     if nodes:
-        return [_check_models(report, request), *_check_cuda(nodes, request), _check_room(nodes, request)]
+        return [_check_models(nodes, request), *_check_cuda(nodes, request), _check_room(nodes, request)]
     if report.driver.get("grows"):
         found = "no trial fits the present nodes; the autoscaler may start others, which are not checked"
         todo = "run `doctor` again when they are up, or see the first lines of `logs`"
@@ -131,17 +127,12 @@ def _check_gpus(report: ClusterReport, request: DoctorRequest) -> list[CheckResu
     return [CheckResult("room", found, "fail", todo)]
 
 
-def _check_models(report: ClusterReport, request: DoctorRequest) -> CheckResult:
+def _check_models(nodes: Sequence[Node], request: DoctorRequest) -> CheckResult:
     """Check that all GPUs that trials get are of one model."""
-    if not request.resources.gpus_per_trial:
-        found = _describe_gpus(report.answered)
-        if found is None or request.benchmark is None:
-            return CheckResult("GPUs", found or "none", "ok")
-        return CheckResult("GPUs", f"{found}, and trials take none", "note", "set resources.gpus_per_trial to 1")
-    nodes = report.trial_nodes(request)
-    found = _describe_gpus(nodes)
-    if len({model for node in nodes for model in _gpu_models(node)}) == 1:
-        return CheckResult("GPUs", str(found), "ok")
+    counts = Counter(model for node in nodes for model in _gpu_models(node))
+    found = ", ".join(f"{count} x {model}" for model, count in counts.most_common()) or "none"
+    if len(counts) < 2 or not request.resources.gpus_per_trial:
+        return CheckResult("GPUs", found, "ok")
     kinds = sorted(kind for node in nodes for kind in _accelerators(node))
     if kinds and any(kinds[0] not in _accelerators(node) for node in nodes):
         todo = f"pin one type, as by --set resources.accelerator={kinds[0]}"
@@ -162,12 +153,6 @@ def _gpu_models(node: Node) -> list[str]:
     """Return the models of a node's GPUs: nvidia-smi's names, else Ray's type."""
     count = int(node["resources"].get("GPU", 0))
     return (node["devices"] or (_accelerators(node) or ["GPU"]) * count)[:count]
-
-
-def _describe_gpus(nodes: Sequence[Node]) -> str | None:
-    """Count the GPUs by model; None without GPUs."""
-    counts = Counter(model for node in nodes for model in _gpu_models(node))
-    return ", ".join(f"{count} x {model}" for model, count in counts.most_common()) or None
 
 
 def _check_cuda(nodes: Sequence[Node], request: DoctorRequest) -> list[CheckResult]:

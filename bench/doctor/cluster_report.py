@@ -113,8 +113,3 @@ def check_each(
     if more := len(groups) - len(shown):
         results[-1] = replace(results[-1], found=f"{results[-1].found} (and {more} other problems)")
     return results or ([CheckResult(check, ok, "ok")] if ok else [])
-
-
-def minor_version(version: str | None) -> str:
-    """Return ``2.60`` of ``2.60.1``."""
-    return ".".join((version or "").split(".")[:2])

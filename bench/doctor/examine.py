@@ -7,17 +7,16 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from bench.config.benchmark import EMBEDDED, Benchmark
 from bench.config.places import check_no_password, check_tracking_uri
 from bench.config.sections import Resources
-from bench.doctor.checks import check_cluster
-from bench.doctor.cluster_report import CheckResult, ClusterReport, DoctorRequest, minor_version
+from bench.doctor.checks import check_cluster, minor_version
+from bench.doctor.cluster_report import CheckResult, ClusterReport, DoctorRequest
 from bench.exceptions import ConfigError
-from bench.jobs.package import is_relative, job_environment, list_weight_files
+from bench.jobs.package import ROOT, is_relative, job_environment, list_weight_files
 from bench.probe import MARKER, REQUEST_FILE
 from bench.probe.cluster import inspect_cluster
 from bench.probe.node import installed_version
@@ -59,11 +58,8 @@ def examine(
 def _probe_request(request: DoctorRequest) -> dict[str, Any]:
     """Return the request to `bench.probe.cluster.inspect_cluster`."""
     benchmark, storage = request.benchmark, request.storage
-    folder = None if storage is None else local_folder(storage)
-    probe_request = {
-        "storage": None if folder is not None and is_relative(folder) else storage,
-        "seconds": NODE_SECONDS,
-    }
+    shared = storage is not None and not is_relative(local_folder(storage) or "/")
+    probe_request = {"storage": storage if shared else None, "seconds": NODE_SECONDS}
     if benchmark is None:
         return probe_request
     return probe_request | {
@@ -88,8 +84,9 @@ def _weight_files(benchmark: Benchmark) -> list[tuple[str, ...]]:
 
 def _client_versions() -> dict[str, str | None]:
     """Return the versions on this machine."""
-    packages = {name: installed_version(name) for name in ("ray", "torch", "deelbo")}
-    return {"python": platform.python_version(), **packages}
+    return {"python": platform.python_version()} | {
+        name: installed_version(name) for name in ("ray", "torch", "deelbo")
+    }
 
 
 def _inspect_by_job(
@@ -102,10 +99,9 @@ def _inspect_by_job(
     report = ClusterReport(cluster.address, cluster.token_mode, cluster.ray_version, _client_versions())
     if minor_version(report.client["ray"]) != minor_version(cluster.ray_version):
         return report
-    root = Path(__file__).parents[2]
     patterns = (*PROBE_FILES, "deelbo/**/*.py") if from_source else PROBE_FILES
     files: dict[str, str | bytes] = {
-        str(path.relative_to(root)): path.read_bytes() for pattern in patterns for path in root.glob(pattern)
+        str(path.relative_to(ROOT)): path.read_bytes() for pattern in patterns for path in ROOT.glob(pattern)
     }
     files[REQUEST_FILE] = json.dumps(probe_request)
     code, log = cluster.run_to_end(["-m", "bench.probe"], files, env, JOB_SECONDS)

@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,6 @@ from bench.exceptions import ConfigError
 from bench.jobs import http
 from bench.utils.text import redact_url
 
-__all__ = ["JOB_PREFIX", "Cluster", "Job", "entrypoint", "without_ray_lines"]
-
-
 JOB_PREFIX = "deelbo-"
 METADATA_PREFIX = "deelbo."
 TERMINAL_STATUSES = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -27,7 +24,6 @@ ENTRYPOINT_SCRIPT = Path(__file__).with_name("entrypoint.sh")
 RAY_LINES = ("job_manager.py:", "Running entrypoint for job ")
 """Parts of the lines that Ray itself writes into a job's log."""
 POLL_SECONDS = 0.3
-MAX_REMOVAL_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -35,13 +31,11 @@ class Job:
     """A benchmark's job on a cluster.
 
     Attributes:
-        name: its submission id.
         status: Ray's status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
-        exit_code: exit code of its entry point; None while it runs or if it was killed.
-        started: Unix time of the submission, if known.
-        ended: Unix time of its end, if it has ended.
+        exit_code: of its entry point; None while it runs or if it was killed.
+        started, ended: Unix times, if known.
         message: Ray's message about how it ended.
-        metadata: the metadata of its submission: benchmark, storage, config, ...
+        metadata: of its submission: benchmark, storage, config, ...
     """
 
     name: str
@@ -72,7 +66,6 @@ class Cluster:
     Attributes:
         address: URL of the dashboard, without credentials.
         option: the --address option that a command needs on this machine; empty if the environment has the address.
-        ray_version: Ray's version on the head node.
         token_mode: "token" if requests need a token, else "disabled".
     """
 
@@ -140,13 +133,9 @@ class Cluster:
             raise http.translate_error(error, self.address) from None
         return True
 
-    def read_log(self, name: str) -> str:
-        """Return all output of a job so far."""
-        return str(self._call("get_job_logs", name))
-
     def read_lines(self, name: str) -> list[str]:
-        """Return the lines of a job's output, without those that Ray adds."""
-        return list(without_ray_lines(self.read_log(name)))
+        """Return the lines of a job's output so far, without those that Ray adds."""
+        return without_ray_lines(str(self._call("get_job_logs", name)))
 
     def stop(self, name: str) -> None:
         """Ask a job to stop, as by SIGTERM."""
@@ -155,7 +144,7 @@ class Cluster:
     def run_to_end(
         self, command: Sequence[str], files: Mapping[str, str | bytes], env: Mapping[str, str], max_seconds: float
     ) -> tuple[int | None, str]:
-        """Run ``python COMMAND`` as a short job with ``files`` in its working directory, then remove it.
+        """Run ``python COMMAND`` as a short job with ``files`` in its working directory, and delete it from Ray's list.
 
         Returns:
             Its exit code, None if it was stopped after ``max_seconds``; and its output.
@@ -171,25 +160,16 @@ class Cluster:
             deadline = time.monotonic() + max_seconds
             while (details := self._call("get_job_info", name)).status.value not in TERMINAL_STATUSES:
                 if time.monotonic() > deadline:
-                    return None, self.read_log(name)
+                    return None, "\n".join(self.read_lines(name))
                 time.sleep(POLL_SECONDS)
             log = "\n".join(self.read_lines(name))
             if details.driver_exit_code is None:
                 return 1, f"{log}\n{details.message}"
             return details.driver_exit_code, log
         finally:
-            self._remove(name)
-
-    def _remove(self, name: str) -> None:
-        """Stop a job and delete it from the cluster's list, if that succeeds within a few seconds."""
-        with suppress(Exception):  # it has ended
-            self.client.stop_job(name)
-        deadline = time.monotonic() + MAX_REMOVAL_SECONDS
-        while time.monotonic() < deadline:
-            with suppress(Exception):  # Ray deletes only jobs that have ended
-                self.client.delete_job(name)
-                return
-            time.sleep(POLL_SECONDS)
+            for call in (self.client.stop_job, self.client.delete_job):
+                with suppress(Exception):  # it has ended; or not yet, and stays in Ray's list
+                    call(name)
 
     def _call(self, method: str, *arguments: Any) -> Any:
         try:
@@ -223,6 +203,6 @@ def _parse_job(details: Any) -> Job | None:
     )
 
 
-def without_ray_lines(log: str) -> Iterator[str]:
-    """Yield the lines of a log except those that Ray adds at its beginning."""
-    return (line for line in log.splitlines() if not any(part in line for part in RAY_LINES))
+def without_ray_lines(log: str) -> list[str]:
+    """Return the lines of a log except those that Ray adds at its beginning."""
+    return [line for line in log.splitlines() if not any(part in line for part in RAY_LINES)]

@@ -37,9 +37,6 @@ def resolve_address(address: str | None) -> str:
 def read_token_mode(address: str) -> str:
     """Ask a cluster whether requests need a token.
 
-    Returns:
-        "token" or "disabled".
-
     Raises:
         UnreachableError: no answer, or a gateway's error.
         ConfigError: the answer is not that of a Ray dashboard.
@@ -121,9 +118,7 @@ def translate_error(error: Exception, address: str) -> ConfigError:
 
     message = str(error)
     if status := re.search(r"status code 5\d\d", message):  # a node's agent is away, or a gateway failed
-        return UnreachableError(
-            f"the cluster at {address} does not answer ({_server_error(status)}): see its dashboard"
-        )
+        return UnreachableError(f"the cluster at {address} does not answer ({status[0]}): see its dashboard")
     if isinstance(error, requests.RequestException | ConnectionError | TimeoutError):
         return UnreachableError(
             f"the cluster at {address} cannot be reached ({connection_problem(error)}): check that it runs"
@@ -136,9 +131,3 @@ def translate_error(error: Exception, address: str) -> ConfigError:
     if re.search(r"Job \S+ does not exist", message):
         return ConfigError(f"the cluster at {address} has no such job: `status` lists its jobs")
     return ConfigError(f"the cluster at {address} refused the request ({single_line(message, 300)}): see its dashboard")
-
-
-def _server_error(status: re.Match[str]) -> str:
-    """Return the status of a 5xx and the last line of Ray's traceback, but no part of a gateway's HTML page."""
-    lines = [line.strip(" .:") for line in status.string[status.end() :].splitlines() if re.search("[A-Za-z]", line)]
-    return single_line(f"{status[0]}: {lines[-1]}", 200) if lines and "<" not in lines[-1] else status[0]

@@ -22,17 +22,6 @@ from bench.utils.text import has_credentials, redact_url
 from bench.utils.urls import TRACKING_URI_VARIABLE
 from deelbo.pretrained.registry import IMAGENET_VERSIONS
 
-__all__ = [
-    "CONFIG_FILE",
-    "is_relative",
-    "job_environment",
-    "job_metadata",
-    "list_weight_files",
-    "pack_job",
-    "pip_runtime_env",
-]
-
-
 CONFIG_FILE = "benchmark.json"
 MAX_BYTES = 100 * 2**20
 """Ray accepts packages of at least 100 MiB; more only if its head is configured for it."""

@@ -127,8 +127,8 @@ def _run_on_nodes(
     return answers
 
 
-def has_autoscaler() -> bool | None:
-    """Return True if an autoscaler may start nodes: its nodes have types with names; None if Ray does not say."""
+def has_autoscaler() -> bool:
+    """Return True if Ray says that an autoscaler may start nodes: its nodes have types with names."""
     try:
         import ray
         from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
@@ -144,7 +144,7 @@ def has_autoscaler() -> bool | None:
             types = list(report.get("active_nodes", {}))
         return any(not name.startswith(UNMANAGED_PREFIX) for name in types)
     except Exception:
-        return None
+        return False
 
 
 def check_mlflow(uri: str | None) -> Facts | None:

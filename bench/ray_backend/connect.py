@@ -87,7 +87,7 @@ def count_slots(benchmark: Benchmark, address: str | None, say: Callable[[str], 
     """
     resources = benchmark.resources
     wanted = trial_resources(resources)
-    elastic = address is not None and bool(has_autoscaler())
+    elastic = address is not None and has_autoscaler()
     num_fits = _count_fits(benchmark)
     if not num_fits:
         message = no_fit_message(resources, _node_resources())

@@ -13,7 +13,7 @@ from bench.jobs import log_stream
 from bench.jobs.client import Cluster, Job
 from bench.jobs.log_stream import follow_log
 
-LOG = "".join(f"line {i}\n" for i in range(50)) + "no newline"
+LOG = "".join(f"line {i}\n" for i in range(50)) + "\n\nno newline"
 LINES = LOG.split("\n")
 
 
@@ -44,8 +44,8 @@ class FakeCluster:
             raise UnreachableError("away")
         return Job(name, "RUNNING" if self.scripts else "SUCCEEDED", None, 1.0, None, "", {})
 
-    def read_log(self, name: str) -> str:
-        return LOG
+    def read_lines(self, name: str) -> list[str]:
+        return LINES
 
 
 def follow(cluster: FakeCluster, on_outage: Callable[[str], object] = print) -> tuple[list[str], Job]:
@@ -111,7 +111,7 @@ def test_lines_of_ray_are_removed() -> None:
             yield "2026-11-22 INFO job_manager.py:581 -- Runtime env is setting up.\nRunning entrypoint for job deelbo"
             yield "-x-1: exec sh entrypoint.sh\nhello\n"
 
-        def read_log(self, name: str) -> str:
+        def read_lines(self, name: str) -> list[str]:
             raise UnreachableError("gone with its node")
 
     assert follow(RayLines((0, "ends")))[0] == ["hello"]
