@@ -1,4 +1,4 @@
-"""What all tests share: writers of small datasets in their true formats on disk, and a folder that has all three."""
+"""Fixtures of all tests: small datasets in their true formats on disk, and a folder that has all three."""
 
 from __future__ import annotations
 

@@ -18,15 +18,12 @@ from tests.faults.rows import SkippedError
 from tests.faults.second import refused_seconds
 from tests.faults.signals import back_after
 
-__all__ = ["hit_by_all"]
-
 NOBODY = "http://127.0.0.1:9"
 """A port where no MLflow server answers."""
 
 
 def hit_by_all(times: int, place: Place) -> str:
-    """Four calls of `run`: killed; stopped by Ctrl-C without its MLflow server; out of room; and one that meets files
-    cut short and loses a node of its cluster, and ends."""
+    """Play four calls of `run` on one storage: killed, interrupted without MLflow, out of room, and damaged."""
     told = []
     for time_ in range(times):
         with ExitStack() as stack:

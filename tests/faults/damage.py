@@ -10,8 +10,6 @@ from tests.faults.place import Place
 from tests.faults.processes import Run
 from tests.faults.proof import contents, in_mlflow, same_results, unchanged
 
-__all__ = ["cut_files", "named", "repeat", "truncate"]
-
 ROUND = 10
 """Files that are cut at once: a start of `run` takes longer than their trials."""
 

@@ -14,8 +14,6 @@ from tests.faults.processes import Run
 from tests.faults.proof import contents, in_mlflow, same_results, unchanged
 from tests.faults.rows import SkippedError
 
-__all__ = ["complains_of_room", "fill", "fill_disk", "make_room", "small_disk"]
-
 SMALL, LARGE = "4m", "32m"
 
 
@@ -53,8 +51,7 @@ def fill_disk(times: int, place: Place) -> str:
 
 
 def complains_of_room(run: Run, ballast: Path) -> None:
-    """Keeps the disk as full as ``ballast`` can, as a database gives room back when it is done with a journal. Waits
-    for exit code 2, and one line that says what is wrong and what to do."""
+    """Keep the disk full until the run ends with exit code 2 and one line that says what to do."""
     while run.runs():
         fill(ballast, leave=0)
         time.sleep(0.05)

@@ -8,8 +8,6 @@ from tests.faults.place import A_SEED, Place
 from tests.faults.processes import Run, alive, until
 from tests.faults.proof import attempts, contents, in_mlflow, same_results, unchanged
 
-__all__ = ["kill_drivers"]
-
 CHAIN = 5
 """Kills of the same benchmark, one after the other."""
 IDLE_GONE_SECONDS = 120.0

@@ -13,8 +13,6 @@ from tests.faults.place import Place
 from tests.faults.processes import ROOT
 from tests.faults.rows import SkippedError
 
-__all__ = ["feed_hostile"]
-
 NATURAL = 500
 """Examples that DEELBO_FUZZ=1 stands for, at least."""
 

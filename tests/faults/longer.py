@@ -11,8 +11,6 @@ from typing import Any
 from tests.faults.place import Place
 from tests.faults.processes import Run, in_training
 
-__all__ = ["kill_long_runs"]
-
 EVERY = 0.005
 """Minutes from one checkpoint to the next."""
 LONG: dict[str, Any] = {

@@ -11,8 +11,6 @@ from tests.faults.place import Place
 from tests.faults.processes import GONE, Run, alive, descendants, in_training, is_idle, until
 from tests.faults.proof import attempts, in_mlflow, same_results
 
-__all__ = ["cluster_of_one", "kill_node", "kill_nodes", "trials_on"]
-
 
 def kill_nodes(times: int, place: Place) -> str:
     """A node dies once a trial runs on it. Another call of `run`, in a new storage, where one was too short for all."""

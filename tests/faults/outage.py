@@ -14,8 +14,6 @@ from tests.faults.processes import Process, Run, until
 from tests.faults.proof import in_mlflow, same_results
 from tests.faults.servers import Server
 
-__all__ = ["lose_server", "pause_server"]
-
 PAUSE = 30.0
 """Seconds that a server is away; it takes a few more until it answers."""
 RESTART = 20.0
@@ -74,8 +72,7 @@ def _runs_in(database: Path) -> int:
 
 
 def _waits(storage: Path, outages: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """Seconds from a trial's end to the next start on its slot: those that touch an outage, and the others. Where a
-    call of `run` ended and the next began is no wait."""
+    """Return the seconds between trials of one call: those that touch an outage, and the others."""
     records = [json.loads(file.read_text()) for file in (storage / "records").glob("*.json")]
     calls = sorted(float(file.stat().st_mtime) for file in (storage / "runs").iterdir())
     moments = sorted((record["started"], record["finished"]) for record in records)
@@ -89,8 +86,7 @@ def _waits(storage: Path, outages: list[tuple[float, float]]) -> tuple[list[floa
 
 
 def lose_server(times: int, place: Place) -> str:
-    """The server dies at a random moment and stays away; `sync` brings all to a new one, or to its database served
-    again, by turns. While a run waits in vain for its server, the next one works."""
+    """Lose the server for good, again and again; `sync` sends all to a new one, or to the old database, by turns."""
     database = place.folder / "server.db"
     waiting: list[tuple[Run, Server]] = []
     points: list[int] = []

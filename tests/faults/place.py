@@ -15,8 +15,6 @@ import yaml
 
 from tests.faults.processes import Run
 
-__all__ = ["Place"]
-
 CONTENT: dict[str, Any] = {
     "name": "tiny",
     "dataset": "mnist-digits",
@@ -80,8 +78,7 @@ class Place:
         return storage
 
     def run_here(self) -> None:
-        """Makes the undisturbed storage trial after trial in this process, without Ray: it has no MLflow and no account
-        of its time."""
+        """Make the undisturbed storage in this process, without Ray, MLflow and account of time."""
         import torch
 
         from bench.config.benchmark import make_methods
@@ -108,8 +105,7 @@ class Place:
         return account | {"trial": busy / account["ran"]}
 
     def database(self, name: str) -> str:
-        """An MLflow database as --tracking-uri takes it, its tables made: that takes seconds. Other storages' runs,
-        those of the undisturbed one, are in it."""
+        """Return the URI of an MLflow database with tables, and with the runs of the undisturbed storage."""
         file = self.folder / f"{name}.db"
         shutil.copyfile(self.reference / "mlflow.db", file)
         return f"sqlite:///{file}"

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Process", "Run", "alive", "descendants", "in_training", "is_idle", "until"]
-
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 240.0
 """Seconds after which something that should have happened counts as missing; a shared machine may be slow."""

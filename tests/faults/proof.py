@@ -15,8 +15,6 @@ from bench.tracking.conversion import round_digits, run_content
 from bench.tracking.runs import CHOSEN, COST
 from bench.trials.record import TrialRecord
 
-__all__ = ["attempts", "contents", "in_mlflow", "mlflow_runs", "same_results", "unchanged"]
-
 Point = tuple[str, float, int, int]
 
 
@@ -94,8 +92,7 @@ def mlflow_runs(database: Path, storage: Path) -> list[tuple[str, str, str]]:
 
 
 def in_mlflow(database: Path, storage: Path) -> int:
-    """One run a record, FINISHED, with every point of its metrics once; the benchmark's too; and those that their
-    methods chose are marked, with what that took by all records. How many points of metrics."""
+    """Check that each record is one FINISHED run with every point once, and choices are marked; count the points."""
     runs = mlflow_runs(database, storage)
     keys = {file.stem for file in (storage / "records").glob("*.json")}
     counts = Counter(key for _, _, key in runs)

@@ -13,8 +13,6 @@ from rich.table import Table
 
 from tests.faults.place import Place
 
-__all__ = ["Row", "Scenario", "SkippedError", "show", "try_out"]
-
 
 class SkippedError(Exception):
     """A fault that cannot be made here; why."""

@@ -14,8 +14,6 @@ from tests.faults.second import start_second
 from tests.faults.signals import interrupt
 from tests.faults.workers import kill_workers
 
-__all__ = ["SCENARIOS"]
-
 SCENARIOS = (
     Scenario("driver", "SIGKILL of the driver, then `run`", kill_drivers, 20),
     Scenario("worker", "SIGKILL of a trial's process", kill_workers, 20),

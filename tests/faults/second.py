@@ -9,8 +9,6 @@ from tests.faults.place import Place
 from tests.faults.processes import Run
 from tests.faults.proof import contents, same_results, unchanged
 
-__all__ = ["refused_seconds", "start_second"]
-
 
 def start_second(times: int, place: Place) -> str:
     """Each time one works, a second is refused, and the first is killed; the next takes over. The last one ends."""

@@ -15,8 +15,6 @@ from urllib.request import urlopen
 
 from tests.faults.processes import CHILD, until
 
-__all__ = ["Server"]
-
 WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """Eight processes of the server's that have nothing to do here."""
 
@@ -27,12 +25,12 @@ class Server:
     Args:
         database: file; where it is missing the server makes it.
         template: an MLflow database to start from, its tables made.
+        workers: processes that answer requests.
     """
 
-    def __init__(self, database: Path, template: Path | None = None) -> None:
-        self.database = database
-        if template is not None:
-            shutil.copyfile(template, database)
+    def __init__(self, database: Path, template: Path | None = None, workers: int = 1) -> None:
+        self.database, self.template, self.workers = database, template, workers
+        self.forget()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
@@ -53,7 +51,7 @@ class Server:
         """Serves the database, under the same address as before."""
         command = [
             *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
-            *("--backend-store-uri", f"sqlite:///{self.database}", "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{self.database}", "--workers", str(self.workers)),
             *("--artifacts-destination", str(self.database.with_suffix(".artifacts"))),
         ]
         with self.database.with_suffix(".log").open("ab") as log:
@@ -80,8 +78,20 @@ class Server:
         except (OSError, HTTPException):
             return False
 
+    def signal(self, number: int) -> None:
+        """Send a signal to all of its processes."""
+        assert self.process is not None
+        os.killpg(self.process.pid, number)
+
     def kill(self) -> None:
         """SIGKILL to all of its processes."""
         if self.process is not None and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self.signal(signal.SIGKILL)
             self.process.wait()
+
+    def forget(self) -> None:
+        """Replace its database by a copy of the template, if it has one."""
+        if self.template is not None:
+            for file in self.database.parent.glob(f"{self.database.name}*"):
+                file.unlink()
+            shutil.copyfile(self.template, self.database)

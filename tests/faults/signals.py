@@ -10,8 +10,6 @@ from tests.faults.place import A_SEED, Place
 from tests.faults.processes import GONE, Run, alive, descendants, until
 from tests.faults.proof import contents, in_mlflow, mlflow_runs, same_results, unchanged
 
-__all__ = ["back_after", "interrupt"]
-
 BACK = 10.0
 """Seconds in which the terminal must be back, where the machine has nothing else to do."""
 

@@ -48,8 +48,7 @@ def cache(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.long
 @pytest.mark.usefixtures("cache")
 def test_one_storage_through_all_of_them(place: Path) -> None:
-    """A storage whose runs were refused, killed, interrupted, out of room, cut short and robbed of a node ends with the
-    records that the trials give one after the other in this very process, and with each of them once in MLflow."""
+    """After every fault in turn a storage has the undisturbed records, and MLflow has each of them once."""
     here = Place(place / "chain", few=1, many=1)
     here.folder.mkdir()
     here.run_here()

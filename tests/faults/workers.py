@@ -10,8 +10,6 @@ from tests.faults.place import Place
 from tests.faults.processes import PATIENCE, Run, in_training
 from tests.faults.proof import attempts, in_mlflow, same_results
 
-__all__ = ["kill_workers"]
-
 
 def kill_workers(times: int, place: Place) -> str:
     """Random ones of the processes that are inside a trial die; the run goes on to its end."""

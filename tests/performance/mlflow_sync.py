@@ -8,14 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +21,9 @@ from bench.config.benchmark import Benchmark, make_methods
 from bench.execution.run_trial import TrialContext
 from bench.scheduling.queue import TrialQueue
 from bench.storage.records import RecordStore
+from tests.faults.servers import Server
 from tests.performance.scale import benchmark_of, pretend
 
-START_SECONDS = 120.0
 CHANGING = ("train_nll", "scale_backbone", "scale_head", "weight_decay_backbone", "weight_decay_head")
 
 
@@ -49,34 +45,6 @@ def fill(store: RecordStore, benchmark: Benchmark) -> int:
     return count
 
 
-@contextmanager
-def mlflow_server(folder: Path, workers: int) -> Iterator[str]:
-    """Serve an empty sqlite database; yield the server's address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--workers", str(workers), "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-    try:
-        uri, end = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
-        while True:
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=1).close()  # noqa: S310 - loopback
-                break
-            except OSError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.2)
-        yield uri
-    finally:
-        server.terminate()
-        server.wait()
-
-
 def time_sync(storage: str, uri: str) -> float:
     """Seconds of one `sync`."""
     since = time.perf_counter()
@@ -94,8 +62,8 @@ def main() -> None:
         folder = Path(name)
         store = RecordStore(str(folder / "storage"))
         count = fill(store, benchmark_of(options.trials, 4))
-        with mlflow_server(folder, options.workers) as uri:
-            first, again = time_sync(store.url, uri), time_sync(store.url, uri)
+        with Server(folder / "mlflow.db", workers=options.workers) as server:
+            first, again = (time_sync(store.url, server.uri) for _ in range(2))
     load = os.getloadavg()[0]
     print(json.dumps({"trials": count, "first": round(first, 1), "again": round(again, 1), "load": round(load, 1)}))
 

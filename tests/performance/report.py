@@ -1,4 +1,4 @@
-"""What a report costs, as JSON: `make measure-report`. Not a test: it takes minutes, most of them in the slow form.
+"""Measure a report, as JSON: `make measure-report`. Not a test: it takes minutes, most of them in the slow form.
 
 - 6,912 grid trials (CIFAR-10, three priors, four sizes, three seeds, all of them trained again) and 144 DE ELBo runs,
   from their record files to the finished page: seconds and peak memory of the whole command;

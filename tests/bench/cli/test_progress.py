@@ -95,7 +95,7 @@ def test_lines_count_the_slots_that_work(tiny: Benchmark, fake: Fake, clock: Clo
 
 
 def test_time_left_of_trials_that_take_none(content: dict[str, Any], fake: Fake, clock: Clock) -> None:
-    """Where trials say that they took no time, the time left is still that of the trials per second that were seen."""
+    """If trials say that they took no time, the time left is that of the trials per second that were seen."""
     display, out = terminal()
     queue = TrialQueue(make_methods(parse_benchmark(content | {"seeds": list(range(1, 101))}, "x")))
     display.on_run_start(queue, 2)
@@ -108,7 +108,7 @@ def test_time_left_of_trials_that_take_none(content: dict[str, Any], fake: Fake,
 
 
 def test_slots_that_stay_free_hold_up_no_line(tiny: Benchmark, fake: Fake, clock: Clock) -> None:
-    """Where one of two slots is lost, lines go on, and say that one trial runs."""
+    """If one of two slots is lost, lines go on, and say that one trial runs."""
     display, out = terminal()
     queue = TrialQueue(make_methods(tiny))
     display.on_run_start(queue, 2)
@@ -129,7 +129,7 @@ def test_the_last_line_says_that_all_is_done(tiny: Benchmark, fake: Fake) -> Non
 
 
 def test_lines_are_few(tiny: Benchmark, fake: Fake, clock: Clock) -> None:
-    """Where there is no terminal, a log is not flooded: a line every ten seconds, and the last."""
+    """Without a terminal a log is not flooded: a line every ten seconds, and the last."""
     display, out = terminal()
     queue = TrialQueue(make_methods(tiny))
     display.on_run_start(queue, 2)

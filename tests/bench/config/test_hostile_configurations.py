@@ -97,42 +97,10 @@ def test_a_tag_that_names_code(tripwire: Path, content: dict[str, Any], plan: Pl
 
 
 SNIPPETS = (
-    *(
-        b"&a ",
-        b"*a",
-        b"<<: *a\n",
-        b"!!int ",
-        b"!!float ",
-        b"!!bool ",
-        b"!!timestamp ",
-        b"!!set ",
-        b"!!omap ",
-        b"!x ",
-        b"\t",
-    ),
-    *(
-        b"\x00",
-        b"\xff\xfe",
-        b"\xed\xa0\x80",
-        b"1e400",
-        b"9" * 5000,
-        b"0x" + b"f" * 5000,
-        b"? ",
-        b"- ",
-        b"---\n",
-        b"%YAML 9.9\n",
-    ),
-    *(
-        b"[" * 3000,
-        b"{a: " * 500,
-        b"'",
-        b'"',
-        b'"\\e[31m\\x00\\ud800"',
-        b"| \n",
-        b"1:" * 300 + b"0.0",
-        b"2024-01-01",
-        b"~",
-    ),
+    *(b"&a ", b"*a", b"<<: *a\n", b"!!int ", b"!!float ", b"!!bool ", b"!!timestamp ", b"!!set ", b"!!omap ", b"!x "),
+    *(b"\t", b"\x00", b"\xff\xfe", b"\xed\xa0\x80", b"1e400", b"9" * 5000, b"0x" + b"f" * 5000, b"? ", b"- "),
+    *(b"---\n", b"%YAML 9.9\n", b"[" * 3000, b"{a: " * 500, b"'", b'"', b'"\\e[31m\\x00\\ud800"', b"| \n"),
+    *(b"1:" * 300 + b"0.0", b"2024-01-01", b"~"),
 )
 
 

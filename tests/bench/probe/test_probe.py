@@ -50,7 +50,7 @@ def request_for(**changed: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["__init__.py", "probe/__init__.py", "probe/__main__.py"])
 def test_first_files_are_valid_on_old_pythons(name: str) -> None:
-    """What runs before the version of Python is checked has the grammar of 3.6, and imports the standard library."""
+    """Files run before the check of Python's version have the grammar of 3.6, and import the standard library."""
     tree = ast.parse((BENCH / name).read_text(encoding="utf-8"), feature_version=(3, 6))
     modules = {alias.name for part in tree.body if isinstance(part, ast.Import) for alias in part.names}
     modules |= {part.module or "" for part in tree.body if isinstance(part, ast.ImportFrom)}

@@ -76,14 +76,12 @@ def test_several_types_are_refused_by_name(content: dict[str, Any]) -> None:
 def test_one_type_is_enough(
     content: dict[str, Any], resources: dict[str, Any], timed: bool, nodes: list[dict[str, float]]
 ) -> None:
-    """One type, a chosen one, seconds that nobody compares, trials without GPUs, and nodes that no trial fits are no
-    reason to refuse."""
+    """Trials are not refused if only one type of GPU matters to them, or none does."""
     assert accelerator_conflict(benchmark(content, timed=timed, **resources), nodes) is None
 
 
 def test_a_trial_that_fits_nowhere_is_refused_with_what_there_is(content: dict[str, Any]) -> None:
-    """The line names what a trial takes, the largest node, and the types of GPU where one is
-    asked for."""
+    """The line names a trial's needs, the largest node, and the types of GPU if one is requested."""
     wanted = benchmark(content, cpus_per_trial=4, gpus_per_trial=1, accelerator="H200").resources
     line = no_fit_message(wanted, [PLAIN, A100, H100])
     assert len(line.splitlines()) == 1
@@ -104,8 +102,7 @@ def test_a_machine_without_gpus_is_told_what_to_set(content: dict[str, Any]) -> 
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_trials_run_on_the_chosen_type_alone() -> None:
-    """On a cluster of two types timed trials are refused until one is chosen; then all run on the nodes of that type,
-    as many at once as those hold."""
+    """Timed trials on two types are refused until one is chosen; then all run on the nodes of that type."""
     with Raylets() as cluster:
         for number, name in enumerate(("H100", "A100")):
             cluster.add(cpus=2, gpus=1 + number, resources={f"accelerator_type:{name}": 1})

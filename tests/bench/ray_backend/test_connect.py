@@ -99,8 +99,7 @@ def test_slots_are_those_of_the_nodes(
     expected: tuple[int, int],
     line: str,
 ) -> None:
-    """As many trials run at once as the nodes hold, at most `resources.slots`; with an autoscaler `resources.slots` is
-    believed, and without it the run uses the nodes that are there and says so."""
+    """Slots are what the nodes hold, at most `resources.slots`, which is believed if there is an autoscaler."""
     cluster = FakeCluster([{"CPU": 2.0}] * num_nodes, elastic)
     assert count(cluster, content, monkeypatch, address, slots=slots) == expected
     assert cluster.lines == [line] * bool(line)
@@ -164,8 +163,7 @@ def start_driver(cluster: Raylets, **resources: Any) -> subprocess.Popen[str]:
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_a_benchmark_runs_on_a_cluster_that_sleeps(growing: Raylets) -> None:
-    """A trial that the autoscaler cannot start a node for is waited for until Ctrl-C, which ends the wait at once; with
-    one that it can start, as many trials run at once as `resources.slots` says."""
+    """Ctrl-C ends the wait for a node at once; once the autoscaler starts nodes, `resources.slots` trials run."""
     driver = start_driver(growing, cpus_per_trial=2, slots=2)
     assert driver.stdout is not None
     assert "asking its autoscaler for one, and waiting up to 30 min" in driver.stdout.readline()

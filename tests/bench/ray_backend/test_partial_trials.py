@@ -87,8 +87,7 @@ def test_a_lost_part_is_trained_again(rungs: Benchmark, pretrained: Pretrained) 
 @pytest.mark.long
 @pytest.mark.usefixtures("one_thread")
 def test_a_killed_driver_loses_no_part(rungs: Benchmark, pretrained: Pretrained, cache: Path, tmp_path: Path) -> None:
-    """Under Ray, killed on the way and called again, the same trials come to the same ends as one after the other in
-    one process, each part going on from the one before, and the storage keeps no part of a run."""
+    """Under Ray, after a kill and another call, the trials end as they do one after the other in one process."""
     expected, _ = run_here(rungs, pretrained)
     content = copy.deepcopy(CONTENT) | {"methods": METHODS, "training": STEPS}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))

@@ -241,8 +241,7 @@ def test_what_was_running_when_it_stops_is_lost(desk: Desk) -> None:
 
 @pytest.mark.parametrize("when", ["begin", "end"])
 def test_a_full_disk_stops_the_run(desk: Desk, fake: Fake, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
-    """If the driver cannot write either, the run stops with one line that says what to do; no Exception, which Tune
-    would take for the trial's."""
+    """If the driver cannot write, the run stops with one line, by no Exception, which Tune would take for a trial's."""
     spec, *_ = desk.suggest("a")
     monkeypatch.setattr(RecordStore, "write_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(

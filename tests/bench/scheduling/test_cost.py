@@ -48,8 +48,7 @@ def a_trial(stage: str, n: int, training: dict[str, Any]) -> TrialSpec:
 def test_work_is_what_a_trial_does(
     stage: str, n: int, training: dict[str, Any], pretrained: Pretrained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The images that are counted beforehand are those that a real trial sends through its network: in training mode
-    all that it trains on, warm-up apart, and in evaluation mode all that it only looks at."""
+    """The images counted beforehand are those that a real trial sends through its network, warm-up apart."""
     seen = {True: 0, False: 0}
     make = executing.make_model
 
@@ -72,8 +71,7 @@ def test_work_is_what_a_trial_does(
 
 
 def test_work_of_the_paper_by_hand() -> None:
-    """CIFAR-10 at N = 1000, as the protocol has it: 5,998 steps of 128 and 20 looks at 200 while tuning; 5,999 steps of
-    128 on all 1,000, then 10,000 test images, and in a run ten passes over the 1,000."""
+    """The work of CIFAR-10 at N = 1000 is the protocol's, computed by hand."""
     training = Training()
     steps = {800: 6000 // 6 * 6, 1000: 6000 // 7 * 7}
     assert count_work("tune", 1000, 10_000, training) == Work(steps[800] * 128, 20 * 200)
@@ -102,8 +100,7 @@ def cpu_of(file: Path) -> str:
 
 
 def test_a_measured_rate_is_that_of_method_and_prior(measured: Path) -> None:
-    """MAP + grid search runs at MAP's measured rate, ELBo and DE ELBo at DE ELBo's; a prior that was not measured has
-    no rate, and another backbone what is known of it without."""
+    """Measured throughputs hold for their kind of method and prior; another backbone has the published one or none."""
     rates, found = Throughput(measured=[measured]), json.loads(measured.read_text())["images_a_second"]
     assert rates.of("digits-resnet", False, "l2-sp") == found["map l2-sp"] > 0
     assert rates.of("digits-resnet", True, "l2-sp") == found["de-elbo l2-sp"] > 0

@@ -154,9 +154,7 @@ def adaptive(content: dict[str, Any]) -> Benchmark:
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_decisions_are_the_same_after_an_interruption(data: st.DataObject, adaptive: Benchmark, fake: Fake) -> None:
-    """If results decide what is tried, a queue from any part of its records, with answers in any order, asks for the
-    rest of what it would have asked for alone, whatever diverged or failed; and none of its parts of runs stays kept
-    that nobody will go on with."""
+    """From any part of its records a queue asks for the same rest, and leaves no snapshot that nobody needs."""
     learned = {f"mean_weight_decay_{group}": 1e-3 for group in ("backbone", "head")}
 
     def answer(spec: TrialSpec) -> TrialRecord:
@@ -186,8 +184,7 @@ def test_decisions_are_the_same_after_an_interruption(data: st.DataObject, adapt
 
 
 def test_what_is_decided_one_by_one_is_spread_over_the_race(content: dict[str, Any], play: Any) -> None:
-    """Trials of Bayesian optimization, each of which waits for the one before it, are started throughout a queue, and
-    not when everything else has ended."""
+    """Trials that wait for one another are started throughout a queue, and not when all else has ended."""
     methods = {"bo": {"trials": 20, "sampler": "tpe", "retrain": "best"}, "map-gs": {"retrain": "all"}}
     queue = play(parse_benchmark(content | {"methods": methods, "seeds": [1, 2, 3, 4]}, "x"))
     places = [place / len(queue) for place, record in enumerate(queue) if record.spec.method == "bo"]

@@ -51,6 +51,20 @@ def find_runs(uri: str, tiny: Benchmark) -> FindRuns:
 
 
 @pytest.fixture
+def points(uri: str) -> Callable[[str], dict[str, list[tuple[int, float]]]]:
+    """The points of every metric of a run, as (step, value)."""
+
+    def find(run: str) -> dict[str, list[tuple[int, float]]]:
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(uri)
+        names = client.get_run(run).data.metrics
+        return {name: sorted((p.step, p.value) for p in client.get_metric_history(run, name)) for name in names}
+
+    return find
+
+
+@pytest.fixture
 def wait_for() -> Callable[[Callable[[], object]], None]:
     """Wait until a condition holds; fail after a minute."""
 
@@ -75,6 +89,15 @@ class Requests:
         self.methods: list[str] = []
         self.before: Callable[[str, Any], None] = lambda method, argument: None
         self.after: Callable[[str, Any], None] = lambda method, argument: None
+
+    def fail(self, error: BaseException, at: str | None = None) -> None:
+        """Let every request fail, or only those by one method."""
+
+        def refuse(method: str, argument: Any) -> None:
+            if at in (None, method):
+                raise error
+
+        self.before = refuse
 
     def count(self, action: Callable[[], object]) -> list[str]:
         """The requests that an action makes."""

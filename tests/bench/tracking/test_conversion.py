@@ -55,8 +55,7 @@ def specs(tiny: Benchmark) -> tuple[TrialSpec, TrialSpec]:
 
 
 def test_strengths_compare_in_one_column(specs: Any, fake: Fake) -> None:
-    """Alpha and beta, given to MAP and learned by the DE ELBo, are metrics by one name; lambda, tau and sigma are the
-    learned ones."""
+    """Alpha and beta are metrics by one name, given to MAP or learned; lambda, tau and sigma are the learned ones."""
     grid, learned = (
         lines(run_content(fake(spec, state=state), rows(state)))
         for spec, state in zip(specs, (STATE, LEARNED), strict=True)
@@ -130,8 +129,7 @@ def test_names_begin_with_what_differs(specs: Any) -> None:
 
 
 def test_settings_of_a_method_are_parameters(specs: Any) -> None:
-    """Each of a method's own settings is a parameter, so that a comparison shows the one that differs; a text that is
-    no mapping stays as it is, and a method without has none."""
+    """Each setting of a method is a parameter of its own; a text that is no mapping stays as it is."""
     own = json.dumps({"sampler": "gp", "startup": 10, "axes": {"alpha": [0.1, 1.0]}, "rate": None})
     params = run_params(replace(specs[0], options=own))
     found = {name: value for name, value in params.items() if name.startswith("options")}
@@ -144,8 +142,7 @@ def test_settings_of_a_method_are_parameters(specs: Any) -> None:
 
 
 def test_a_comparison_shows_in_what_entries_differ(specs: Any) -> None:
-    """Groups and optimizer are told of every trial, the share of D/N of those whose kappa is one: where two differ,
-    neither is blank."""
+    """Every trial names its groups and optimizer, and those of a DE ELBo their share of D/N."""
     layers = replace(specs[1], method="layers", groups="layer", kappa_share=3.0)
     told = [
         {name: run_params(spec).get(name) for name in ("groups", "optimizer", "kappa_share")}
@@ -157,8 +154,7 @@ def test_a_comparison_shows_in_what_entries_differ(specs: Any) -> None:
 
 
 def test_what_a_stretch_and_a_hypergradient_leave(specs: Any, fake: Fake) -> None:
-    """The mean strengths that a hypergradient hands on stand beside alpha and beta, and where a stretch took a run up
-    stands aside."""
+    """The mean strengths of a hypergradient stand beside alpha and beta, the step of a handover under system/."""
     state = STATE | {"mean_weight_decay_backbone": 0.03, "mean_weight_decay_head": 0.004, "handed_over_at_step": 20.0}
     found = lines(run_content(fake(specs[0], state=state), rows(STATE)))
     assert (found["alpha"][-1], found["alpha_mean"], found["beta_mean"]) == ((20, 0.02), [(20, 0.03)], [(20, 0.004)])
@@ -174,8 +170,7 @@ def test_a_mark_is_of_a_record(specs: Any, fake: Fake) -> None:
 
 
 def test_a_dataset_is_named_by_its_content(specs: Any, fake: Fake) -> None:
-    """The input is the dataset by name and hash, for training, with N, split and the share kept to validate; a record
-    that names no data has none."""
+    """The input is the dataset by name and hash, with N, split and validation share, if the record names its data."""
     assert dataset_inputs(fake(specs[0])) == []
     for spec, share in zip(specs, ("1/5", "0"), strict=True):
         (found,) = dataset_inputs(fake(spec, versions={"data": "f1a9"}))

@@ -43,8 +43,7 @@ def mirror(uri: str, tiny: Benchmark, empty: RecordStore, requests: Any) -> MLfl
 def test_a_pass_without_a_difference_makes_no_request(
     mirror: MLflowMirror, spec: TrialSpec, fake: Fake, empty: RecordStore, requests: Any
 ) -> None:
-    """A trial's start takes two requests, its end three; a trial that MLflow never saw takes four; what is there
-    takes none."""
+    """A start takes two requests, an end three, a new result five; a pass without a difference takes none."""
     mirror.reconcile(Target({}))
     record = fake(spec, versions={"data": "f1a9"})
     empty.write(record, [])
@@ -61,8 +60,7 @@ def test_a_pass_without_a_difference_makes_no_request(
 
 
 def test_trials_that_run_are_shown(mirror: MLflowMirror, spec: TrialSpec, tiny: Benchmark, find_runs: Any) -> None:
-    """A trial that runs is RUNNING below the benchmark's run, with its parameters; when the benchmark has ended,
-    KILLED."""
+    """A trial that runs is RUNNING below the benchmark's run, and KILLED when the benchmark has ended."""
     assert mirror.reconcile(Target({}, running(spec))) is None
     runs = find_runs()
     assert {run.info.status for run in runs.values()} == {"RUNNING"}
@@ -76,8 +74,7 @@ def test_trials_that_run_are_shown(mirror: MLflowMirror, spec: TrialSpec, tiny: 
 def test_after_a_crash_no_trial_stays_running(
     uri: str, mirror: MLflowMirror, tiny: Benchmark, play: Any, fake: Fake, empty: RecordStore, find_runs: Any
 ) -> None:
-    """Trials that a dead call left RUNNING are KILLED when the next begins; one that starts again is RUNNING in the
-    same run, and ends with its own status and time."""
+    """Trials that a dead call left RUNNING are KILLED; one that starts again continues in the same run."""
     one, other, third = (record.spec for record in play(tiny)[:3])
     MLflowMirror(uri, tiny, empty).reconcile(Target({}, running(one, other, third)))
     before = find_runs()
@@ -96,7 +93,7 @@ def test_after_a_crash_no_trial_stays_running(
 
 
 def test_an_earlier_result_stays_until_there_is_a_new_one(
-    mirror: MLflowMirror, spec: TrialSpec, fake: Fake, empty: RecordStore, find_runs: Any
+    mirror: MLflowMirror, spec: TrialSpec, fake: Fake, empty: RecordStore, find_runs: Any, points: Any
 ) -> None:
     """A finished trial that runs again, as its record was damaged, stays FINISHED; its new record takes its place."""
     for seconds, accuracy in ((1014.0, 0.25), (2000.0, 0.75)):
@@ -106,8 +103,7 @@ def test_an_earlier_result_stays_until_there_is_a_new_one(
         mirror.reconcile(Target(marks_of(record)))
         run = find_runs()[spec.key]
         assert (run.info.status, run.data.metrics["test_acc"]) == ("FINISHED", accuracy)
-        assert mirror.runs is not None
-        assert len(mirror.runs.client.get_metric_history(run.info.run_id, "test_acc")) == 1
+        assert len(points(run.info.run_id)["test_acc"]) == 1
 
 
 @pytest.mark.parametrize("took_effect", [True, False])
@@ -121,9 +117,9 @@ def test_whatever_request_fails_a_trial_is_there_once(
     empty: RecordStore,
     requests: Any,
     find_runs: Any,
+    points: Any,
 ) -> None:
-    """Whichever request of a trial's start or end fails, and whether or not the server did it, the next pass leaves
-    one run with every value once."""
+    """Whichever request fails, before or after it took effect, the next pass leaves one run with every value once."""
     mirror.reconcile(Target({}))
     record = fake(spec, versions={"data": "f1a9"})
     empty.write(record, ROWS)
@@ -139,23 +135,12 @@ def test_whatever_request_fails_a_trial_is_there_once(
     assert [str(error) for error in errors if error is not None] == ["no answer"]
     assert mirror.reconcile(targets[-1]) is None
     run = find_runs()[spec.key]
-    history = MLflowHistory(mirror, run.info.run_id)
-    assert history("train_nll") == [(i, pytest.approx(1 / i, rel=1e-5)) for i in range(1, 600)]
-    assert history("test_acc") == [(0, pytest.approx(record.metrics["test_acc"], rel=1e-5))]
+    history = points(run.info.run_id)
+    assert history["train_nll"] == [(i, pytest.approx(1 / i, rel=1e-5)) for i in range(1, 600)]
+    assert history["test_acc"] == [(0, pytest.approx(record.metrics["test_acc"], rel=1e-5))]
     assert len(run.inputs.dataset_inputs) == 1
     assert run.data.params["learning_rate"] == str(spec.learning_rate)
     assert states(find_runs) == {"": "FINISHED", spec.key: "FINISHED"}
-
-
-class MLflowHistory:
-    """The points of a run's metrics, as (step, value)."""
-
-    def __init__(self, mirror: MLflowMirror, run_id: str) -> None:
-        assert mirror.runs is not None
-        self.client, self.run_id = mirror.runs.client, run_id
-
-    def __call__(self, name: str) -> list[tuple[int, Any]]:
-        return sorted((point.step, point.value) for point in self.client.get_metric_history(self.run_id, name))
 
 
 def test_of_two_runs_of_one_trial_one_stays(
@@ -220,11 +205,7 @@ def test_a_trial_that_fails_does_not_block_the_others(
     records = list(storage.records())
     mirror = MLflowMirror(uri, tiny, storage)
 
-    def fail(method: str, argument: Any) -> None:
-        if method == "log_inputs":
-            raise poison
-
-    requests.before = fail
+    requests.fail(poison, at="log_inputs")
     storage.write(replace(records[3], versions={"data": "f1a9"}), [])
     target = Target(marks_of(*records), status="FINISHED")
     refused = not isinstance(poison, ConnectionError)
@@ -244,11 +225,7 @@ def test_a_server_that_does_not_answer_ends_a_pass(
     records = list(storage.records())
     mirror = MLflowMirror(uri, tiny, storage)
     mirror.reconcile(Target({}))
-
-    def fail(method: str, argument: Any) -> None:
-        raise ConnectionError("refused")
-
-    requests.before = fail
+    requests.fail(ConnectionError("refused"))
     made = requests.count(lambda: mirror.reconcile(Target(marks_of(*records), status="FINISHED")))
     assert len(made) == 8 < len(records) + 2
 

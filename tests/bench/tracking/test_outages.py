@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -26,66 +21,17 @@ from bench.tracking.mirror import MLflowMirror
 from bench.tracking.sync import sync
 from bench.tracking.tracker import MLflowTracker
 from bench.trials.record import TrialRecord
+from tests.faults.servers import Server
 
 Fake = Callable[..., TrialRecord]
 SERIES = [{"epoch": 1.0, "step": 2.0, "train_seconds": 0.1, "train_nll": 2.0, "sigma": 0.01}]
 START = 120.0
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Server:
-    """`mlflow server` on a port that stays its own over restarts."""
-
-    def __init__(self, folder: Path, database: Path) -> None:
-        self.folder, self.empty, self.port = folder, database, free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.forget()
-        self.process = self.start()
-
-    def start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
-        command += ["--default-artifact-root", str(self.folder / "artifacts")]
-        with (self.folder / "log.txt").open("ab") as log:  # a group of its own: a kill must reach its workers too
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        return self.process
-
-    def wait(self) -> None:
-        """Until it answers."""
-        until = time.monotonic() + START
-        while time.monotonic() < until:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()  # noqa: S310 - loopback
-                return
-            except OSError:
-                time.sleep(0.1)
-        pytest.fail(f"no MLflow server within {START:g} s: {(self.folder / 'log.txt').read_text()[-2000:]}")
-
-    def signal(self, number: int) -> None:
-        os.killpg(self.process.pid, number)
-
-    def kill(self) -> None:
-        self.signal(signal.SIGKILL)
-        self.process.wait()
-
-    def forget(self) -> None:
-        """Its database is a new one."""
-        for file in self.folder.glob("mlflow.db*"):
-            file.unlink()
-        shutil.copy(self.empty, self.folder / "mlflow.db")
-
-
 @pytest.fixture(scope="module")
 def server(database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = Server(tmp_path_factory.mktemp("server"), database)
-    made.wait()
-    yield made
-    made.kill()
+    with Server(tmp_path_factory.mktemp("server") / "mlflow.db", database) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)
@@ -97,8 +43,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def view(uri: str, benchmark: Benchmark, store: RecordStore) -> dict[str, Any]:
-    """All that can be seen of a storage's runs, by the trial's key, the benchmark's as '': what is there twice, or
-    RUNNING, shows."""
+    """Return all that can be seen of a storage's runs, by the trial's key, the benchmark's as ''."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(uri)
@@ -181,7 +126,7 @@ def test_a_server_that_is_killed(server: Server, follow: Any, complete: Any) -> 
     follower.run(1)
     server.kill()
     follower.run()
-    server.start()
+    server.start(wait=False)
     assert follower.tracker.stop("FINISHED", {}) is True
     assert follower.tracker.problem is None
     assert follower.slowest < 0.05
@@ -190,8 +135,7 @@ def test_a_server_that_is_killed(server: Server, follow: Any, complete: Any) -> 
 
 @pytest.mark.slow
 def test_a_server_that_hangs(server: Server, follow: Any, complete: Any) -> None:
-    """While a server takes connections and answers none, no call waits and a killed run ends within its seconds;
-    what the server did of requests that were given up is there once after it woke."""
+    """While a server hangs no call waits and a killed run ends in time; after it woke everything is there once."""
     follower = follow(server.uri)
     follower.run(2)
     follower.sent()
@@ -219,7 +163,7 @@ def test_a_server_that_forgets(server: Server, follow: Any, complete: Any) -> No
     follower.sent()
     server.kill()
     server.forget()
-    server.start()
+    server.start(wait=False)
     follower.run()
     assert follower.tracker.stop("FINISHED", {}) is True
     complete(server.uri)
@@ -286,8 +230,7 @@ def gate(server: Server) -> Iterator[Gate]:
 def test_a_server_that_refuses_for_a_while(
     code: int, gate: Gate, server: Server, follow: Any, complete: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not allowed, too many requests, an error of the server: after it all is sent, however late the server asks to
-    be asked again."""
+    """After refusals all is sent, however long the server's Retry-After is."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     follower = follow(f"http://127.0.0.1:{gate.server_port}", interval_seconds=0.02)
     follower.run(2)
@@ -304,9 +247,8 @@ def test_a_server_that_refuses_for_a_while(
 
 
 def test_a_server_that_is_gone_for_good(follow: Any, empty: RecordStore, tiny: Benchmark, uri: str) -> None:
-    """With nobody at the address no call waits, the end comes within its seconds and says why; `sync` to another
-    MLflow has everything."""
-    follower = follow(f"http://127.0.0.1:{free_port()}", grace_seconds=0.3)
+    """Without a server no call waits, and the end comes in time; `sync` to another MLflow sends everything."""
+    follower = follow("http://127.0.0.1:9", grace_seconds=0.3)
     follower.run()
     since = time.perf_counter()
     assert follower.tracker.stop("FINISHED", {}) is False

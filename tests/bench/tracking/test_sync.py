@@ -26,18 +26,10 @@ Fake = Callable[..., TrialRecord]
 NAN = float("nan")
 
 
-def points(uri: str, run: str) -> dict[str, list[tuple[int, Any]]]:
-    """Every metric's points of a run."""
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(uri)
-    names = client.get_run(run).data.metrics
-    return {name: sorted((p.step, p.value) for p in client.get_metric_history(run, name)) for name in names}
-
-
-def test_a_trial_is_a_child_of_its_benchmark(storage: RecordStore, tiny: Benchmark, uri: str, find_runs: Any) -> None:
-    """A trial's run has its parent, tags, parameters, series, seconds, learned state, hardware and versions; numbers
-    with one value are at step 0, and have six digits."""
+def test_a_trial_is_a_child_of_its_benchmark(
+    storage: RecordStore, tiny: Benchmark, uri: str, find_runs: Any, points: Any
+) -> None:
+    """A trial's run has its parent, tags, parameters, series, seconds and state, in six digits."""
     assert sync(storage, tiny, uri) == 9
     runs = find_runs()
     record = next(record for record in storage.records() if record.spec.method == "de-elbo")
@@ -49,7 +41,7 @@ def test_a_trial_is_a_child_of_its_benchmark(storage: RecordStore, tiny: Benchma
     assert run.data.params["learning_rate"] == str(record.spec.learning_rate)
     assert run.data.params["steps"] == "4"
     assert "weight_decay" not in run.data.params
-    history = points(uri, run.info.run_id)
+    history = points(run.info.run_id)
     assert history["train_nll"] == [(2, 2.0), (4, 1.5)]
     assert history["sigma"] == [(2, 0.01), (4, 0.02)]
     assert history["test_acc"] == [(0, pytest.approx(record.metrics["test_acc"], rel=1e-5))]
@@ -62,25 +54,25 @@ def test_a_trial_is_a_child_of_its_benchmark(storage: RecordStore, tiny: Benchma
     assert (run.info.start_time, run.info.end_time) == (1_000_000, 1_014_000)
 
 
-def test_sync_twice_changes_nothing(storage: RecordStore, tiny: Benchmark, uri: str, find_runs: Any) -> None:
-    """Trials and benchmark are FINISHED, with the summary of the last run; sent again, there are the same runs with
-    the same points, and no more."""
+def test_sync_twice_changes_nothing(
+    storage: RecordStore, tiny: Benchmark, uri: str, find_runs: Any, points: Any
+) -> None:
+    """Runs are FINISHED, with the last summary; a second sync leaves the same runs with the same points."""
     storage.write_run("20250101", {"wall_seconds": 24.0, "utilization": 0.8, "slots": 2})
     sync(storage, tiny, uri)
     before = find_runs()
     assert len(before) == 10
     assert {run.info.status for run in before.values()} == {"FINISHED"}
     assert before[""].data.metrics == {"wall_seconds": 24.0, "busy": 0.8, "slots": 2}
-    first = {key: points(uri, run.info.run_id) for key, run in before.items()}
+    first = {key: points(run.info.run_id) for key, run in before.items()}
     assert sync(storage, tiny, uri) == 9
     after = find_runs()
     assert {key: run.info.run_id for key, run in after.items()} == {k: run.info.run_id for k, run in before.items()}
-    assert {key: points(uri, run.info.run_id) for key, run in after.items()} == first
+    assert {key: points(run.info.run_id) for key, run in after.items()} == first
 
 
 def test_what_methods_chose_is_marked(storage: RecordStore, tiny: Benchmark, uri: str, find_runs: Any) -> None:
-    """One trial a method and cell is marked as its choice, with all that the method needed there; a better one takes
-    the mark over."""
+    """One trial per method and cell is marked as its choice, with its cost; a better one takes the mark over."""
     sync(storage, tiny, uri)
     marked = {key: run for key, run in find_runs().items() if run.data.tags.get("chosen") == "true"}
     frame = to_frame(list(storage.records())).set_index("key")
@@ -99,12 +91,7 @@ def test_what_methods_chose_is_marked(storage: RecordStore, tiny: Benchmark, uri
 
 def test_descriptions_and_views_are_sent_first(storage: RecordStore, tiny: Benchmark, uri: str, requests: Any) -> None:
     """A sync that is ended before its first trial has left the description and the views."""
-
-    def end(method: str, argument: Any) -> None:
-        if method == "log_batch":
-            raise KeyboardInterrupt
-
-    requests.before = end
+    requests.fail(KeyboardInterrupt(), at="log_batch")
     with pytest.raises(KeyboardInterrupt):
         sync(storage, tiny, uri)
     runs = MLflowRuns(uri, tiny, storage)
@@ -126,22 +113,16 @@ def test_a_server_that_restarts_is_waited_for(
     find_runs: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A server that goes away among the trials is waited for a minute, one that never answered for seconds; the same
-    command then sends the rest."""
-    slept, down = list[float](), True
+    """A server that goes away is waited for a minute, one that never answered for seconds; a retry sends the rest."""
+    slept = list[float]()
     monkeypatch.setattr("bench.tracking.sync.time.sleep", slept.append)
-
-    def fail(method: str, argument: Any) -> None:
-        if method == fails_at and down:
-            raise ConnectionError("refused")
-
-    requests.before = fail
+    requests.fail(ConnectionError("refused"), at=fails_at)
     with pytest.raises(ConnectionError):
         sync(storage, tiny, uri)
     assert slept[-len(pauses) :] == pauses
     assert len(slept) <= len(pauses) + 1
     slept.clear()
-    down = False
+    requests.fail(ConnectionError("refused"), at="nothing")
     assert sync(storage, tiny, uri) == 9
     assert slept == []
     assert {run.info.status for run in find_runs().values()} == {"FINISHED"}
@@ -150,8 +131,7 @@ def test_a_server_that_restarts_is_waited_for(
 def test_two_storages_are_two_benchmarks(
     storage: RecordStore, tiny: Benchmark, uri: str, tmp_path: Path, play: Any, fill: Any
 ) -> None:
-    """The same trials in another storage are runs of their own, below a run of their own; a quote in the storage's
-    name, as in o'brien, is allowed."""
+    """The same trials in another storage are runs of their own; its name may contain a quote."""
     other = fill(RecordStore(str(tmp_path / "o'brien")), tiny, play(tiny))
     for store in (storage, other, other):
         assert sync(store, tiny, uri) == 9
@@ -181,8 +161,7 @@ def test_numbers_that_are_not_finite_are_tags(
 def test_a_failed_trial_that_later_succeeds(
     tiny: Benchmark, spec: TrialSpec, uri: str, fake: Fake, empty: RecordStore, find_runs: Any
 ) -> None:
-    """A failed trial's run is FAILED and has the error, and a benchmark with trials left is KILLED; after another
-    attempt the trial is FINISHED, with its metrics and no error."""
+    """A failed trial's run is FAILED with its error; after another attempt it is FINISHED, without the error."""
     empty.write(fake(spec, "failed"), [])
     sync(empty, tiny, uri)
     runs = find_runs()

@@ -49,8 +49,7 @@ def notes_of(runs: MLflowRuns) -> tuple[str, str]:
 
 
 def test_views_fit_in_a_tag() -> None:
-    """A view is within 5,000 letters, which every store of MLflow's takes, also where there are a hundred entries, and
-    the same whenever it is made."""
+    """A view of a hundred entries fits in the 5,000 characters of a tag, and is the same whenever it is made."""
     names = [f"de-elbo-kappa-{share}" for share in range(100)]
     assert saved_views(names) == saved_views(names)
     assert set(saved_views(names)) == {f"{PREFIX}{view}" for view in (TRIALS, CHOSEN, METHODS)}
@@ -58,8 +57,7 @@ def test_views_fit_in_a_tag() -> None:
 
 
 def test_a_table_begins_with_what_tells_trials_apart() -> None:
-    """Behind the name, which is wider than the page's own, come method, prior, N and seed, then the accuracy; groups
-    are closed, so that all of them are on the page."""
+    """Method, prior, N, seed and accuracy come first, the name column is wide, and groups are closed."""
     views = {name: state_of(text) for name, text in saved_views(["de-elbo", "mine"]).items()}
     for state in views.values():
         name, _, *columns = state["columnOrder"]
@@ -75,8 +73,7 @@ def test_a_table_begins_with_what_tells_trials_apart() -> None:
 
 
 def test_a_view_asks_for_what_is_there(storage: RecordStore, tiny: Benchmark, uri: str) -> None:
-    """A view's filter and order are ones that MLflow takes, and find all trials, or those that were tested; its
-    columns and charts are of metrics and parameters that some trial has."""
+    """MLflow takes each view's filter and order, best accuracy first; its columns and charts exist in some trial."""
     sync(storage, tiny, uri)
     runs = MLflowRuns(uri, tiny, storage)
     client, experiment = runs.client, runs.experiment
@@ -85,6 +82,8 @@ def test_a_view_asks_for_what_is_there(storage: RecordStore, tiny: Benchmark, ur
     there = {f"metrics.`{name}`" for run in everything for name in run.data.metrics}
     there |= {f"params.`{name}`" for run in everything for name in run.data.params} | {"tags.`status`"}
     assert "metrics.`cost_seconds`" in there
+    tested = [record for record in storage.records() if "test_acc" in record.metrics]
+    best = [record.key for record in sorted(tested, key=lambda record: -record.metrics["test_acc"])]
     learned = {f"metrics.`{name}`" for name in ("alpha", "beta", "tau", "val_nll")}  # fake records learn lambda alone
     for view, count in ((TRIALS, 9), (CHOSEN, 3), (METHODS, 5)):
         state = state_of(tags[f"{PREFIX}{view}"])
@@ -93,19 +92,12 @@ def test_a_view_asks_for_what_is_there(storage: RecordStore, tiny: Benchmark, ur
         assert set(state["selectedColumns"]) <= there | learned
         drawn = {name for chart in state["compareRunCharts"] for name in chart.get("selectedMetricKeys", [])}
         assert {f"metrics.`{name}`" for name in drawn} <= there | learned
+        if view == TRIALS:
+            order = f"{state['orderByKey']} DESC"
+            found = client.search_runs([experiment], state["searchFilter"], order_by=[order])
+            assert [run.data.tags["deelbo.key"] for run in found][: len(best)] == best
         sections = {section["uuid"] for section in state["compareRunSections"]}
         assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} <= sections
-
-
-def test_the_most_accurate_comes_first(storage: RecordStore, tiny: Benchmark, uri: str) -> None:
-    """The order of the trials' view is that of the records' test accuracy, as of numbers."""
-    sync(storage, tiny, uri)
-    runs = MLflowRuns(uri, tiny, storage)
-    state = state_of(saved_views(tuple(tiny.methods))[f"{PREFIX}{TRIALS}"])
-    found = runs.client.search_runs([runs.experiment], state["searchFilter"], order_by=[f"{state['orderByKey']} DESC"])
-    tested = [record for record in storage.records() if "test_acc" in record.metrics]
-    best = sorted(tested, key=lambda record: -record.metrics["test_acc"])
-    assert [run.data.tags["deelbo.key"] for run in found][: len(best)] == [record.key for record in best]
 
 
 def test_the_experiment_says_what_it_is(tiny: Benchmark) -> None:
@@ -119,8 +111,7 @@ def test_the_experiment_says_what_it_is(tiny: Benchmark) -> None:
 
 
 def test_the_description_tells_entries_apart() -> None:
-    """Of each entry it says which method that is, and in what it differs from another of the same; of a hundred entries
-    as many as there is room for."""
+    """The description says in what entries of one method differ, for as many entries as there is room."""
 
     def note(methods: dict[str, Any]) -> str:
         return experiment_note(parse_benchmark(CONTENT | {"methods": methods}, "x"), "7", "abc")
@@ -138,8 +129,7 @@ def test_the_description_tells_entries_apart() -> None:
 
 
 def test_the_run_tells_the_outcome(storage: RecordStore, tiny: Benchmark, uri: str, report: Path) -> None:
-    """The benchmark's run has the report's tables as its description once there is a report, also where that comes
-    later; until there is a new one, the last outcome stays."""
+    """The benchmark's run has the report's tables as description from the first report on, until there are new ones."""
     sync(storage, tiny, uri)
     runs = MLflowRuns(uri, tiny, storage)
     assert "90.3" not in notes_of(runs)[1]
