@@ -29,7 +29,7 @@ Born = Mapping[int, str]
 """Processes by number, each with its time of birth: numbers come again."""
 
 
-def until(what: Callable[[], Any], words: str, seconds: float = PATIENCE, pause: float = 0.05) -> Any:
+def until(what: Callable[[], Any], words: str = "it holds", seconds: float = PATIENCE, pause: float = 0.05) -> Any:
     """Wait until it returns something true, and return that."""
     end = time.monotonic() + seconds
     while not (found := what()):
@@ -159,14 +159,9 @@ class Run(Process):
             ["bench", "run", str(config), "--storage", str(storage), *more], config.parent, f"{storage.name}-{name}"
         )
         self.storage = storage
-        self.before = self.records()
-
-    def files(self, folder: str) -> set[str]:
-        place = self.storage / folder
-        return {path.name for path in place.glob("*.json")} if place.is_dir() else set()
 
     def records(self) -> set[str]:
-        return self.files("records")
+        return {path.name for path in (self.storage / "records").glob("*.json")}
 
     def until(self, what: Callable[[], Any], words: str) -> Any:
         """As `until`; a run that ends meanwhile is a failure."""
@@ -188,8 +183,7 @@ class Run(Process):
 
     def ends_well(self) -> None:
         """Waits for exit code 0."""
-        assert self.end() == 0, f"ended with {self.process.returncode}: {self.tail()}"
-        assert "Traceback" not in self.said + self.complained, self.tail()
+        self.stops(0)
 
     def stops(self, code: int) -> None:
         """Waits for an end with that code, and without a traceback."""

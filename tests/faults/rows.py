@@ -56,16 +56,12 @@ def try_out(scenario: Scenario, times: int, place: Place, seed: int) -> Row:
     except SkippedError as error:
         measured, held = str(error), None
     except AssertionError as error:
-        problem, held = f"{error}\n{_where(error)}", False
+        problem, held = "\n".join([str(error), *traceback.format_tb(error.__traceback__)[-2:]]), False
         measured = f"VIOLATED: {(str(error).splitlines() or ['?'])[0]}"
     except Exception as error:
         problem, held = traceback.format_exc(), False
         measured = f"{type(error).__name__}: {str(error)[:200]}"
     return Row(scenario.fault, times, held, measured, time.monotonic() - since, problem)
-
-
-def _where(error: AssertionError) -> str:
-    return "".join(traceback.format_tb(error.__traceback__)[-2:])
 
 
 def show(rows: list[Row], console: Console) -> None:

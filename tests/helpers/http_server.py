@@ -15,8 +15,8 @@ Answers = Callable[[str, Any], tuple[int, str]]
 
 
 @contextmanager
-def serving(answers: Answers) -> Iterator[tuple[str, list[Any]]]:
-    """Run a server; yield its address and the list of the headers of each request."""
+def serving(answers: Answers, port: int = 0, **headers: str) -> Iterator[tuple[str, list[Any]]]:
+    """Run a server that adds headers to each answer; yield its address and the list of the headers of each request."""
     requests: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -25,15 +25,17 @@ def serving(answers: Answers) -> Iterator[tuple[str, list[Any]]]:
             requests.append(self.headers)
             status, text = answers(self.path, self.headers)
             self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
             self.end_headers()
             self.wfile.write(text.encode())
 
-        do_POST = do_GET  # noqa: N815 - the name that http.server calls
+        do_POST = do_PATCH = do_GET  # noqa: N815 - the name that http.server calls
 
         def log_message(self, *_: object) -> None:
             """Log nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

@@ -22,7 +22,7 @@ from cluster.local import node
 from cluster.local.node import LOOPBACK_ENV
 from tests.faults.processes import alive, descendants
 
-__all__ = ["AUTOSCALER_1", "AUTOSCALER_2", "Raylets"]
+__all__ = ["AUTOSCALER_1", "AUTOSCALER_2", "Raylets", "start_driver"]
 
 LOOPBACK = {
     **LOOPBACK_ENV,
@@ -149,3 +149,11 @@ class Raylets:
                 logs = "\n".join(file.read_text()[-500:] for file in self.folder.glob("start*.log"))
                 raise RuntimeError(f"not within {seconds:.0f} s: {words}\n{logs}")
             time.sleep(0.1)
+
+
+def start_driver(cluster: Raylets, **resources: Any) -> subprocess.Popen[str]:
+    """Start a driver of its own that runs sixteen trials that sleep."""
+    command = [sys.executable, "tests/performance/slots.py", "--drive", cluster.address, "--trials", "16"]
+    command += ["--since", str(time.time()), "--resources", json.dumps(resources)]
+    root, pipe = Path(__file__).parents[2], subprocess.PIPE
+    return subprocess.Popen(command, cwd=root, env=os.environ | LOOPBACK, stdout=pipe, stderr=pipe, text=True)

@@ -50,13 +50,15 @@ def test_a_key_is_set(file: str, overrides: list[str], path: str, value: Any) ->
 
 
 def test_keys_on_the_way_are_made(content: dict[str, Any], tmp_path: Path) -> None:
-    """Missing or empty parents of the key are created."""
-    del content["training"], content["methods"]["elbo"]
+    """A missing key, and missing or empty parents of a key, are created before the checks."""
+    del content["training"], content["methods"]["elbo"], content["seeds"]
     path = tmp_path / "a.yaml"
     path.write_text(yaml.safe_dump(content | {"resources": None}))
-    overrides = ["training.sigma=1e-3", "resources.slots=3", "methods.elbo.learning_rates=[0.5]"]
+    with pytest.raises(ConfigError, match="key seeds is missing"):
+        load_benchmark(str(path))
+    overrides = ["training.sigma=1e-3", "resources.slots=3", "methods.elbo.learning_rates=[0.5]", "seeds=[1, 2]"]
     benchmark = load_benchmark(str(path), overrides)
-    assert (benchmark.training.sigma, benchmark.resources.slots) == (0.001, 3)
+    assert (benchmark.training.sigma, benchmark.resources.slots, benchmark.seeds) == (0.001, 3, (1, 2))
     assert benchmark.methods["elbo"].learning_rates == (0.5,)
 
 
@@ -101,16 +103,6 @@ def test_a_bad_override_is_one_line(file: str, override: str, words: list[str]) 
     assert len(message.splitlines()) == 1
     for word in words:
         assert word in message
-
-
-def test_an_override_mends_a_file(content: dict[str, Any], tmp_path: Path) -> None:
-    """Overrides are applied before the checks, so they can add a missing key."""
-    del content["seeds"]
-    path = tmp_path / "a.yaml"
-    path.write_text(yaml.safe_dump(content))
-    with pytest.raises(ConfigError, match="key seeds is missing"):
-        load_benchmark(str(path))
-    assert load_benchmark(str(path), ["seeds=[1, 2]"]).seeds == (1, 2)
 
 
 @pytest.mark.parametrize("override", ["name=x", "training.steps=3"])

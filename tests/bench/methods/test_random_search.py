@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from dataclasses import replace
 from typing import Any
 
@@ -87,15 +86,6 @@ def test_other_seeds_and_cells_have_another_order(other: dict[str, Any]) -> None
 def test_incumbents_are_retrained(values: list[float | None], expected: list[int], order: int | None) -> None:
     """Each best configuration so far is retrained; diverged ones if none completed before, failed ones never."""
     assert play(values, order) == expected
-
-
-def test_the_best_of_every_budget_is_retrained() -> None:
-    """For each k the best of the first k configurations is retrained, so that the anytime curve is known."""
-    values = [random.Random(i).choice([1.0, 2.0, 3.0, NAN]) + i % 3 for i in range(24)]  # noqa: S311
-    numbers = play(list(values), order=3)
-    for k in range(1, 25):
-        known = [math.inf if math.isnan(value) else value for value in values[:k]]
-        assert known.index(min(known)) in numbers
 
 
 def test_only_the_best_or_all_may_be_retrained() -> None:

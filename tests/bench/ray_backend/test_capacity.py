@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +10,7 @@ import pytest
 from bench.config.benchmark import Benchmark
 from bench.config.loading import parse_benchmark
 from bench.ray_backend.capacity import accelerator_conflict, no_fit_message, trial_resources, trials_per_node
-from tests.helpers.raylets import LOOPBACK, Raylets
+from tests.helpers.raylets import Raylets, start_driver
 
 H100 = {"CPU": 16.0, "GPU": 2.0, "accelerator_type:H100": 1.0}
 A100 = {"CPU": 16.0, "GPU": 4.0, "accelerator_type:A100": 1.0}
@@ -107,22 +102,10 @@ def test_trials_run_on_the_chosen_type_alone() -> None:
         for number, name in enumerate(("H100", "A100")):
             cluster.add(cpus=2, gpus=1 + number, resources={f"accelerator_type:{name}": 1})
             cluster.wait(2 + number)
-        refused = drive(cluster, {"gpus_per_trial": 1})
+        refused = start_driver(cluster, gpus_per_trial=1)
+        _, error = refused.communicate(timeout=300)
         assert refused.returncode != 0
-        assert "ConfigError: the cluster's GPUs are of 2 types (2 x A100, 1 x H100)" in refused.stderr
-        done = drive(cluster, {"gpus_per_trial": 1, "accelerator": "A100"})
-    result = json.loads(done.stdout.splitlines()[-1])
+        assert "ConfigError: the cluster's GPUs are of 2 types (2 x A100, 1 x H100)" in error
+        out, _ = start_driver(cluster, gpus_per_trial=1, accelerator="A100").communicate(timeout=300)
+    result = json.loads(out.splitlines()[-1])
     assert (result["slots"], result["nodes"], result["processes"], result["trials"]) == (2, 1, 2, 16)
-
-
-def drive(cluster: Raylets, resources: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    """Sixteen trials that sleep, run by a driver of its own."""
-    command = [sys.executable, "tests/performance/slots.py", "--drive", cluster.address, "--trials", "16"]
-    return subprocess.run(
-        [*command, "--since", str(time.time()), "--resources", json.dumps(resources)],
-        cwd=Path(__file__).parents[3],
-        env=os.environ | LOOPBACK,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )

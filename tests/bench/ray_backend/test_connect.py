@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,9 +14,8 @@ import pytest
 from bench.config.loading import parse_benchmark
 from bench.exceptions import ConfigError
 from bench.ray_backend import connect
-from tests.helpers.raylets import AUTOSCALER_1, AUTOSCALER_2, LOOPBACK, Raylets
+from tests.helpers.raylets import AUTOSCALER_1, AUTOSCALER_2, Raylets, start_driver
 
-ROOT = Path(__file__).parents[3]
 CONFIG = {
     "max_workers": 2,
     "available_node_types": {
@@ -150,14 +145,6 @@ def growing(request: pytest.FixtureRequest) -> Iterator[Raylets]:
     with Raylets(CONFIG, request.param) as cluster:
         time.sleep(5)  # Ray's first autoscaler reports itself once it has looked at the nodes
         yield cluster
-
-
-def start_driver(cluster: Raylets, **resources: Any) -> subprocess.Popen[str]:
-    """Sixteen trials that sleep, run by a driver of its own."""
-    command = [sys.executable, "tests/performance/slots.py", "--drive", cluster.address, "--trials", "16"]
-    command += ["--since", str(time.time()), "--resources", json.dumps(resources)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | LOOPBACK, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.mark.slow

@@ -101,21 +101,17 @@ def test_it_says_when_nothing_more_will_come(desk: Desk, fake: Fake) -> None:
 
 
 def test_a_record_written_elsewhere_is_kept_here(desk: Desk, fake: Fake) -> None:
-    """If the worker did not write the record, the driver writes it and its series, over one of an earlier call."""
+    """The driver writes a record and its series, over one of an earlier call, unless the worker did."""
+    other, *_ = desk.suggest("b")
+    desk.end("b", fake(other), written=True)
+    assert desk.store.read(other.key) is None
+    assert [record.key for record in desk.notes.ended] == [other.key]
     spec, *_ = desk.suggest("a")
     desk.store.write(fake(spec, "failed"), [])
     record = fake(spec)
     desk.end("a", record, series=[{"step": 1.0}])
     assert desk.store.read(record.key) == record
     assert desk.store.series(record.key) == [{"step": 1.0}]
-
-
-def test_what_the_worker_wrote_is_not_written_again(desk: Desk, fake: Fake) -> None:
-    """If the worker wrote the record the driver leaves it."""
-    spec, *_ = desk.suggest("a")
-    desk.end("a", fake(spec), written=True)
-    assert desk.store.read(spec.key) is None
-    assert [record.key for record in desk.notes.ended] == [spec.key]
 
 
 def test_a_trial_whose_process_died_is_next(desk: Desk) -> None:
@@ -130,18 +126,13 @@ def test_a_trial_whose_process_died_is_next(desk: Desk) -> None:
     assert desk.notes.ended == []
 
 
-def test_a_trial_lost_before_it_began(desk: Desk) -> None:
-    """A trial whose node went before it started is tried again too, and is still at its first attempt."""
-    spec, *_ = desk.suggest("a")
-    desk.die("a")
-    assert desk.suggest("b") == (spec, 1, 0.0)
-
-
 def test_a_trial_that_never_begins_fails_in_the_end(tiny: Benchmark, store: RecordStore) -> None:
-    """A trial that is lost before it begins is tried again even where no failure is allowed, but not for ever."""
+    """A trial that is lost before it begins is tried again, still as its first attempt, but not for ever."""
     desk = Desk(tiny, store, max_failures=0)
+    suggested = []
     for attempt in range(4):
-        spec, *_ = desk.suggest(str(attempt))
+        suggested.append(desk.suggest(str(attempt)))
+        assert suggested[-1] == (spec := suggested[0][0], 1, 0.0)
         assert desk.notes.ended == []
         desk.die(str(attempt))
     assert [record.key for record in desk.notes.ended] == [spec.key]

@@ -131,28 +131,20 @@ def test_it_ends_well(done: Done) -> None:
 
 
 def test_every_trial_is_recorded_once(done: Done) -> None:
-    """The 4 tuning runs, the retraining of the best of them, and the 4 single runs have one record each."""
+    """Every trial has one record, with its series to the last step; at most two of them ran at once."""
     records = list(done.store.records())
     counts = Counter((record.spec.method, record.spec.stage) for record in records)
     assert counts == {("map-gs", "tune"): 4, ("map-gs", "retrain"): 1, ("de-elbo", "run"): 2, ("elbo", "run"): 2}
     assert {record.status for record in records} == {"completed"}
     assert {record.attempt for record in records} == {1}
     assert {record.concurrency for record in records} == {2}
+    assert {done.store.series(record.key)[-1]["step"] for record in records} == {4.0}
+    frame = to_frame(records)
+    assert set(frame["concurrency_start"]) == set(frame["concurrency_end"]) == {1, 2}
     tuned = [record for record in records if record.spec.stage == "tune"]
     best = min(tuned, key=lambda record: record.metrics["val_nll"]).spec
     (retrained,) = [record.spec for record in records if record.spec.stage == "retrain"]
     assert (retrained.learning_rate, retrained.weight_decay) == (best.learning_rate, best.weight_decay)
-
-
-def test_tables_count_trials_that_ran_together(done: Done) -> None:
-    """Some of the trials on two slots ran beside another one, and none beside more."""
-    frame = to_frame(list(done.store.records()))
-    assert set(frame["concurrency_start"]) == set(frame["concurrency_end"]) == {1, 2}
-
-
-def test_every_trial_has_its_series(done: Done) -> None:
-    """Every trial has rows over its epochs, up to the last step."""
-    assert {done.store.series(record.key)[-1]["step"] for record in done.store.records()} == {4.0}
 
 
 def test_mlflow_has_each_trial_once(done: Done) -> None:
@@ -161,14 +153,10 @@ def test_mlflow_has_each_trial_once(done: Done) -> None:
     assert statuses(done) == {key: ["FINISHED"] for key in [*keys, ""]}
 
 
-def test_the_report_is_there(done: Done) -> None:
-    """Page, figure, tables and curves lie in the storage's report folder."""
+def test_the_storage_holds_the_report_and_nothing_of_tune(done: Done) -> None:
+    """The report's files are there; Ray Tune's own folder, temporary files and the lock are not."""
     made = {path.name for path in (done.storage / "report").iterdir()}
     assert made >= {"report.html", "figure2.png", "figure2.pdf", "table2.csv", "table3.md", "curves.csv"}
-
-
-def test_nothing_of_tune_is_left(done: Done) -> None:
-    """Ray Tune's own folder is removed, and neither a temporary file nor the lock stays."""
     assert not (done.storage / "ray").exists()
     assert [*done.storage.rglob("*.part"), *done.storage.rglob("lock*")] == []
 
@@ -190,16 +178,28 @@ def test_a_trial_does_not_depend_on_ray(done: Done, cache: Path) -> None:
     assert alone.metrics == record.metrics
 
 
-def test_changed_training_is_refused(
-    done: Done, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"training": {"steps": 8, "batch_size": 50}}, "training.steps was 4 and is now 8"),
+        ({"name": "other"}, "name was 'tiny' and is now 'other'"),
+    ],
+)
+def test_another_benchmark_is_refused(
+    done: Done,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    difference: str,
 ) -> None:
-    """The same storage with another number of steps is refused, with what differs, and left as it is."""
+    """A storage that holds another benchmark is refused in one line with what differs, and stays as it is."""
     before = records_of(done), (done.storage / "benchmark.json").read_bytes()
-    second = again(done, monkeypatch, capsys, training={"steps": 8, "batch_size": 50})
-    assert second.code == 2
-    assert second.error.startswith("deelbo-bench: ")
-    assert len(second.error.splitlines()) == 1
-    assert "training.steps was 4 and is now 8" in second.error
+    refused = again(done, monkeypatch, capsys, "--storage", str(done.storage), **change)
+    assert refused.code == 2
+    assert refused.error.startswith("deelbo-bench: ")
+    assert refused.error.count("\n") == 1
+    assert difference in refused.error
+    assert "take another --storage" in refused.error
     assert (records_of(done), (done.storage / "benchmark.json").read_bytes()) == before
 
 
@@ -218,19 +218,6 @@ def test_servers_listen_on_loopback(done: Done) -> None:
     loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
     assert done.listened
     assert done.listened <= loopback
-
-
-def test_another_benchmark_is_refused(
-    done: Done, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A storage that holds another benchmark is refused in one line, exit code 2, and stays as it is."""
-    before = records_of(done), (done.storage / "benchmark.json").read_bytes()
-    refused = again(done, monkeypatch, capsys, "--storage", str(done.storage), name="other")
-    assert refused.code == 2
-    assert "name was 'tiny' and is now 'other'" in refused.error
-    assert "take another --storage" in refused.error
-    assert refused.error.count("\n") == 1
-    assert (records_of(done), (done.storage / "benchmark.json").read_bytes()) == before
 
 
 def test_more_seeds_run_the_difference(

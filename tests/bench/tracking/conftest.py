@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,19 +61,6 @@ def points(uri: str) -> Callable[[str], dict[str, list[tuple[int, float]]]]:
         return {name: sorted((p.step, p.value) for p in client.get_metric_history(run, name)) for name in names}
 
     return find
-
-
-@pytest.fixture
-def wait_for() -> Callable[[Callable[[], object]], None]:
-    """Wait until a condition holds; fail after a minute."""
-
-    def wait(holds: Callable[[], object]) -> None:
-        end = time.monotonic() + 60
-        while not holds():
-            assert time.monotonic() < end
-            time.sleep(0.01)
-
-    return wait
 
 
 class Requests:

@@ -114,12 +114,6 @@ def test_a_damaged_series_is_named(specs: Any, fake: Fake) -> None:
         run_content(record, [{"step": 1.0}])
 
 
-def test_memory_of_the_device_stands_aside(specs: Any, fake: Fake) -> None:
-    """A trial's peak of the device's memory is where the page keeps what is of the machine."""
-    found = lines(run_content(fake(specs[0], state=STATE | {"peak_device_gib": 1.5}), []))
-    assert found["system/peak_device_gib"] == [(0, 1.5)]
-
-
 def test_names_begin_with_what_differs(specs: Any) -> None:
     """A run's name says method and settings first, then the cell, so that a legend that cuts it still tells it."""
     assert run_name(specs[1]) == "de-elbo run lr 0.1 l2-sp n=100 seed=1001 mnist-digits digits-resnet"
@@ -154,11 +148,12 @@ def test_a_comparison_shows_in_what_entries_differ(specs: Any) -> None:
 
 
 def test_what_a_stretch_and_a_hypergradient_leave(specs: Any, fake: Fake) -> None:
-    """The mean strengths of a hypergradient stand beside alpha and beta, the step of a handover under system/."""
+    """Mean strengths stand beside alpha and beta; a handover's step and the device's peak memory under system/."""
     state = STATE | {"mean_weight_decay_backbone": 0.03, "mean_weight_decay_head": 0.004, "handed_over_at_step": 20.0}
+    state |= {"peak_device_gib": 1.5}
     found = lines(run_content(fake(specs[0], state=state), rows(STATE)))
     assert (found["alpha"][-1], found["alpha_mean"], found["beta_mean"]) == ((20, 0.02), [(20, 0.03)], [(20, 0.004)])
-    assert found["system/handed_over_at_step"] == [(0, 20.0)]
+    assert (found["system/handed_over_at_step"], found["system/peak_device_gib"]) == ([(0, 20.0)], [(0, 1.5)])
     assert not [name for name in found if name.startswith(("mean_", "handed"))]
 
 

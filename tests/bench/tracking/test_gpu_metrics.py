@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import pytest
 
@@ -11,6 +10,7 @@ from bench.config.benchmark import Benchmark
 from bench.storage.records import RecordStore
 from bench.tracking.gpu_metrics import monitor_gpus
 from bench.tracking.runs import MLflowRuns
+from tests.faults.processes import until
 
 READER = "mlflow.system_metrics.metrics.gpu_monitor.GPUMonitor"
 
@@ -36,7 +36,7 @@ class Reader:
 
 
 def test_gpus_are_logged_until_the_run_ends(
-    uri: str, tiny: Benchmark, storage: RecordStore, monkeypatch: pytest.MonkeyPatch, wait_for: Any
+    uri: str, tiny: Benchmark, storage: RecordStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The benchmark's run gets the GPU's metrics and no others, from one thread, which ends with the run."""
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
@@ -45,10 +45,10 @@ def test_gpus_are_logged_until_the_run_ends(
     for _ in range(2):
         monitor_gpus(uri, runs.parent)
         assert len(monitors()) == 1
-    wait_for(lambda: runs.client.get_run(runs.parent).data.metrics)
+    until(lambda: runs.client.get_run(runs.parent).data.metrics)
     assert runs.client.get_run(runs.parent).data.metrics == {"system/gpu_0_utilization_percentage": 50.0}
     runs.client.set_terminated(runs.parent)
-    wait_for(lambda: not monitors())
+    until(lambda: not monitors())
 
 
 def test_without_a_gpu_no_monitor_is_started(

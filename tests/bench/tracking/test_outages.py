@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +17,9 @@ from bench.tracking.mirror import MLflowMirror
 from bench.tracking.sync import sync
 from bench.tracking.tracker import MLflowTracker
 from bench.trials.record import TrialRecord
+from tests.faults.processes import until
 from tests.faults.servers import Server
+from tests.helpers.http_server import serving
 
 Fake = Callable[..., TrialRecord]
 SERIES = [{"epoch": 1.0, "step": 2.0, "train_seconds": 0.1, "train_nll": 2.0, "sigma": 0.01}]
@@ -91,10 +89,7 @@ class Follower:
 
     def sent(self) -> None:
         """Wait until MLflow has all records."""
-        until = time.monotonic() + START
-        while self.tracker.num_missing and time.monotonic() < until:
-            time.sleep(0.02)
-        assert not self.tracker.num_missing, self.tracker.problem
+        until(lambda: not self.tracker.num_missing, "MLflow has all records", START)
 
 
 @pytest.fixture
@@ -169,79 +164,22 @@ def test_a_server_that_forgets(server: Server, follow: Any, complete: Any) -> No
     complete(server.uri)
 
 
-class Gate(ThreadingHTTPServer):
-    """Answers ``code`` as long as it is set, and lets through to a server where it is not; counts what it lets."""
-
-    daemon_threads = True
-    code: int | None = None
-    refused = 0
-    passed = 0
-
-    def __init__(self, behind: str) -> None:
-        self.behind = behind
-        super().__init__(("127.0.0.1", 0), GateHandler)
-
-
-class GateHandler(BaseHTTPRequestHandler):
-    server: Gate
-
-    def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.server.code is not None:
-            self.server.refused += 1
-            return self._answer(self.server.code, b"<html>not now</html>", {"Retry-After": "3600"})
-        self.server.passed += 1
-        kind = {"Content-Type": self.headers.get("Content-Type", "application/json")}
-        request = urllib.request.Request(  # noqa: S310 - loopback
-            self.server.behind + self.path, body or None, kind, method=self.command
-        )
-        try:
-            with urllib.request.urlopen(request) as answer:  # noqa: S310
-                self._answer(answer.status, answer.read())
-        except urllib.error.HTTPError as error:
-            self._answer(error.code, error.read())
-
-    do_POST = do_PATCH = do_GET  # noqa: N815 - http.server's names
-
-    def _answer(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(code)
-        for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def gate(server: Server) -> Iterator[Gate]:
-    made = Gate(server.uri)
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("code", [403, 429, 503])
 def test_a_server_that_refuses_for_a_while(
-    code: int, gate: Gate, server: Server, follow: Any, complete: Any, monkeypatch: pytest.MonkeyPatch
+    code: int, server: Server, follow: Any, complete: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After refusals all is sent, however long the server's Retry-After is."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    follower = follow(f"http://127.0.0.1:{gate.server_port}", interval_seconds=0.02)
+    follower = follow(server.uri, interval_seconds=0.02)
     follower.run(2)
     follower.sent()
-    gate.code = code
-    follower.run()
-    until = time.monotonic() + START
-    while gate.refused < 4 and time.monotonic() < until:
-        time.sleep(0.01)
-    assert follower.tracker.problem
-    gate.code = None
+    server.kill()
+    with serving(lambda *_: (code, "<html>not now</html>"), server.port, Retry_After="3600") as (_, refused):
+        follower.run()
+        until(lambda: len(refused) >= 4, "four requests are refused")
+        assert follower.tracker.problem
+    server.start(wait=False)
     assert follower.tracker.stop("FINISHED", {}) is True
     complete(server.uri)
 

@@ -17,6 +17,7 @@ from bench.tracking.mirror import MLflowMirror
 from bench.tracking.sync import sync
 from bench.tracking.tracker import MLflowTracker
 from bench.trials.record import TrialRecord
+from tests.faults.processes import until
 
 Fake = Callable[..., TrialRecord]
 
@@ -43,24 +44,24 @@ def follow(uri: str, tiny: Benchmark, storage: RecordStore) -> Callable[..., MLf
 
 
 def test_a_run_is_followed_as_it_goes(
-    tiny: Benchmark, uri: str, fake: Fake, empty: RecordStore, find_runs: Any, wait_for: Any
+    tiny: Benchmark, uri: str, fake: Fake, empty: RecordStore, find_runs: Any
 ) -> None:
     """A trial is in MLflow while it runs and after its end; the tracker leaves what `sync` would."""
     tracker = MLflowTracker(MLflowMirror(uri, tiny, empty), interval_seconds=0.02)
     queue = TrialQueue(make_methods(tiny))
     tracker.on_run_start(queue, 2)
-    wait_for(lambda: tracker._mirror.runs)
+    until(lambda: tracker._mirror.runs)
     first = True
     while (spec := queue.ask()) is not None:
         tracker.on_trial_start(spec)
         if first:
-            wait_for(lambda spec=spec: find_runs().get(spec.key))
+            until(lambda spec=spec: find_runs().get(spec.key))
         record = fake(spec)
         empty.write(record, [])
         queue.tell(record)
         tracker.on_trial_end(record)
         if first:
-            wait_for(lambda spec=spec: find_runs()[spec.key].info.status == "FINISHED")
+            until(lambda spec=spec: find_runs()[spec.key].info.status == "FINISHED")
         first = False
     assert tracker.stop("FINISHED", {"busy": 0.9}) is True
     assert tracker.problem is None
@@ -171,11 +172,11 @@ def test_a_killed_run_is_closed_first(follow: Any, gate: threading.Event, reques
 
 @pytest.mark.parametrize("how", ["slow", "hangs", "refuses"])
 def test_a_killed_run_ends_within_its_seconds(
-    how: str, gate: threading.Event, follow: Any, requests: Any, find_runs: Any, wait_for: Any
+    how: str, gate: threading.Event, follow: Any, requests: Any, find_runs: Any
 ) -> None:
     """A killed run waits for its server no longer than it may, and says what is missing."""
     tracker = follow(kill_seconds=2.0, interval_seconds=10.0)
-    wait_for(lambda: tracker._mirror.num_missing(tracker._target()) == 0)
+    until(lambda: tracker._mirror.num_missing(tracker._target()) == 0)
     for key in tracker._marks:  # as if new records had come
         tracker._marks[key] = f"{tracker._marks[key]}0"
 
