@@ -14,21 +14,15 @@ from typing import Any
 import yaml
 
 from tests.faults.processes import Run
+from tests.helpers import tiny
 
-CONTENT: dict[str, Any] = {
-    "name": "tiny",
-    "dataset": "mnist-digits",
-    "backbone": "digits-resnet",
-    "priors": ["l2-sp"],
-    "n": [100],
-    "seeds": [],
+CONTENT: dict[str, Any] = tiny.CONTENT | {
     "methods": {
         "map-gs": {"learning_rates": [0.1, 0.01], "weight_decays": [0.01, 0.001, 0], "retrain": "best"},
         "de-elbo": {"learning_rates": [0.1, 0.01, 0.001]},
         "elbo": {"learning_rates": [0.1, 0.01]},
     },
     "training": {"steps": 60, "batch_size": 50},
-    "resources": {"slots": 2},
     "max_failures": 1000,
 }
 A_SEED = 12

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["CONTENT", "TRIALS"]
+from bench.trials.spec import TrialSpec
+
+__all__ = ["CONTENT", "SPEC", "TRIALS"]
 
 CONTENT: dict[str, Any] = {
     "name": "tiny",
@@ -22,3 +24,26 @@ CONTENT: dict[str, Any] = {
     "resources": {"slots": 2},
 }
 TRIALS = 9
+SPEC = TrialSpec(
+    dataset="mnist-digits",
+    backbone="digits-resnet",
+    head=None,
+    method="map-gs",
+    prior="l2-sp",
+    n=100,
+    seed=1001,
+    stage="tune",
+    learning_rate=0.01,
+    weight_decay=0.01,
+    head_weight_decay=0.01,
+    prior_scale=None,
+    kappa=None,
+    steps=4,
+    batch_size=50,
+    momentum=0.9,
+    clip_norm=1.0,
+    sigma=1e-4,
+    posterior_passes=2,
+    series_points=2,
+)
+"""A tuning trial of the grid search, of four steps."""

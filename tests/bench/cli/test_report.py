@@ -134,7 +134,7 @@ REFUSED = {
 def test_bad_input_is_one_line(
     arguments: list[str], words: str, storage: RecordStore, other: RecordStore, publish: Publish, call: Any
 ) -> None:
-    """Where nothing can be reported the exit code is 2, one line says why, and nothing is written."""
+    """If nothing can be reported the exit code is 2, one line says why, and nothing is written."""
     Path("bad.csv").write_text("color,shape\nred,round\n")
     tuned, retrained = publish()
     given = {"storage": storage.url, "other": other.url, "tuned": tuned, "retrained": retrained}
@@ -172,7 +172,7 @@ def test_a_report_is_logged_to_its_run(storage: RecordStore, tiny: Benchmark, ur
 
 
 def test_a_report_without_a_run_is_refused(storage: RecordStore, other: RecordStore, uri: str, call: Any) -> None:
-    """Where MLflow has no run of this storage, one line says so and names `sync`."""
+    """If MLflow has no run of this storage, one line says so and names `sync`."""
     for _ in range(2):
         code, _, error = call("report", storage.url, "--out", "pages", "--tracking-uri", uri)
         assert code == 2

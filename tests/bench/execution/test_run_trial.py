@@ -17,31 +17,10 @@ from deelbo.objectives.map import MAP
 from deelbo.pretrained.embedded import Pretrained
 from deelbo.training.checkpoint import Checkpoint
 from deelbo.training.clock import PHASES
+from tests.helpers.tiny import SPEC
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
-SPEC = TrialSpec(
-    dataset="mnist-digits",
-    backbone="digits-resnet",
-    head=None,
-    method="map-gs",
-    prior="l2-sp",
-    n=100,
-    seed=1001,
-    stage="tune",
-    learning_rate=0.01,
-    weight_decay=0.01,
-    head_weight_decay=0.01,
-    prior_scale=None,
-    kappa=None,
-    steps=4,
-    batch_size=50,
-    momentum=0.9,
-    clip_norm=1.0,
-    sigma=1e-4,
-    posterior_passes=2,
-    series_points=2,
-)
 PTYL = replace(SPEC, prior="ptyl", weight_decay=None, prior_scale=10.0)
 DE_ELBO = replace(SPEC, method="de-elbo", stage="run", weight_decay=None, head_weight_decay=None)
 ELBO_RUN = replace(DE_ELBO, method="elbo", kappa=1.0)

@@ -13,33 +13,12 @@ from torch import Tensor, nn
 from bench.execution import run_trial as executing
 from bench.execution.run_trial import TrialContext, run_trial
 from bench.trials.record import TrialRecord
-from bench.trials.spec import TrialSpec
 from deelbo.pretrained.embedded import Pretrained
+from tests.helpers.tiny import SPEC
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
-DIGITS = TrialSpec(
-    dataset="mnist-digits",
-    backbone="digits-resnet",
-    head=None,
-    method="map-gs",
-    prior="l2-sp",
-    n=100,
-    seed=1001,
-    stage="tune",
-    learning_rate=0.01,
-    weight_decay=0.01,
-    head_weight_decay=0.001,
-    prior_scale=None,
-    kappa=None,
-    steps=4,
-    batch_size=50,
-    momentum=0.9,
-    clip_norm=1.0,
-    sigma=1e-4,
-    posterior_passes=1,
-    series_points=1,
-)
+DIGITS = replace(SPEC, head_weight_decay=0.001, posterior_passes=1, series_points=1)
 PHOTOGRAPHS = replace(DIGITS, dataset="CIFAR-10", backbone="resnet50", n=50, batch_size=20, steps=1, image_size=32)
 BF16 = {"precision": "bf16", "channels_last": True}
 RUN = {"method": "de-elbo", "stage": "run", "weight_decay": None, "head_weight_decay": None}

@@ -250,7 +250,7 @@ def test_files_of_others_stay(storage: RecordStore, tmp_path: Path) -> None:
 def test_a_failed_report_leaves_the_earlier_one(
     storage: RecordStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where drawing fails the earlier report stays, without temporary files."""
+    """If drawing fails the earlier report stays, without temporary files."""
     report(storage, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 

@@ -127,7 +127,7 @@ def test_an_incumbent_that_was_not_retrained_is_missing() -> None:
 
 
 def test_a_search_whose_best_was_not_tested_has_no_curve() -> None:
-    """Where the best was not retrained, or has no test accuracy, there is no curve."""
+    """If the best was not retrained, or has no test accuracy, there is no curve."""
     frame = search(*SEARCH, again={0: 0.8})
     assert compute_curves(frame).empty
     assert "the best configuration has no retrained run: no curve" in find_missing(frame)[0]
@@ -258,7 +258,7 @@ def test_restarted_segments_are_noted() -> None:
 
 
 def test_a_choice_without_a_metric_is_noted() -> None:
-    """Where several runs completed and none has its objective, a note says that one is chosen by name."""
+    """If several runs completed and none has its objective, a note says that one is chosen by name."""
     runs = [trial("m", "run", NAN, 1.0, learning_rate=rate, test_acc=0.5) for rate in (0.1, 0.2)]
     (line,) = find_missing(make_frame(*runs))
     assert line == "d, m, L2-SP: no run has objective: chosen by name, not by merit (N = 100 seed 1)."

@@ -157,7 +157,7 @@ def test_a_diverged_run_counts_and_ranks_last(nll: float, content: dict[str, Any
 
 @pytest.mark.parametrize("nll", [NAN, 1.0])
 def test_ties_are_broken_as_in_the_grid_search(nll: float, content: dict[str, Any], fake: Fake, play: Any) -> None:
-    """Where all tuning runs tie or diverge, the configuration that the grid retrained is the best."""
+    """If all tuning runs tie or diverge, the configuration that the grid retrained is the best."""
 
     def judge(spec: Any) -> TrialRecord:
         if spec.stage == "tune":

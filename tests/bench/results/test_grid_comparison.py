@@ -122,7 +122,7 @@ def test_printed_numbers_are_used_nowhere_else(other: dict[str, Any]) -> None:
 
 
 def test_runs_are_preferred_to_printed_numbers() -> None:
-    """Where the cell has a DE ELBo run, the printed one is not used."""
+    """If the cell has a DE ELBo run, the printed one is not used."""
     row = meet(curve("map-gs", [1], [0.5], **PAPER), curve("de-elbo", [3], [0.6], **PAPER), published=["theirs"])
     assert (row["de_elbo_from"], row["de_elbo_hours"]) == ("run", 3)
 
@@ -226,7 +226,7 @@ def test_the_run_with_the_lowest_objective_is_shown() -> None:
 
 
 def test_a_diverged_run_has_learned_nothing() -> None:
-    """Where every run diverged, the learned strengths are missing."""
+    """If every run diverged, the learned strengths are missing."""
     (row,) = compare_regularization(results(single(learned()[0], 1.0, status="diverged"))).to_dict("records")
     assert all(math.isnan(row[f"learned_{name}"]) for name in ("alpha", "beta", "lambda", "tau", "sigma"))
 

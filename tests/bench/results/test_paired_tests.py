@@ -141,7 +141,7 @@ def test_one_cell_has_no_p() -> None:
 
 
 def test_no_difference_gives_p_of_1() -> None:
-    """Where all differences are zero but for rounding, p = 1, and neither is better."""
+    """If all differences are zero but for rounding, p = 1, and neither is better."""
     for ours in ([0.3] * 4, [0.1 + 0.2] * 4):
         (row,) = rows(results(*runs("map-gs", [0.3] * 4), *runs("de-elbo", ours)))
         assert (row["p"], row["p_holm"], row["better"], row["worse"]) == (1, 1, 0, 0)

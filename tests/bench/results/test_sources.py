@@ -134,7 +134,7 @@ def test_unreadable_files_are_left_out(storage: RecordStore, publish: Publish, t
 
 
 def test_no_readable_source_is_refused(tmp_path: Path) -> None:
-    """Where nothing can be read the first problem is the error."""
+    """If nothing can be read the first problem is the error."""
     with pytest.raises(ValueError, match="first holds no benchmark"):
         load_results([str(tmp_path / "first"), str(tmp_path / "second")], [(tmp_path / "a.csv", tmp_path / "b.csv")])
 
@@ -171,7 +171,7 @@ def test_a_damaged_record_is_left_out(storage: RecordStore, tiny: Benchmark) -> 
 
 
 def test_a_storage_of_damaged_records_is_refused(storage: RecordStore) -> None:
-    """Where no record can be read the error says that they are damaged."""
+    """If no record can be read the error says that they are damaged."""
     for path in Path(storage.path("records")).iterdir():
         path.write_text("{")
     with pytest.raises(RecordError, match="is damaged"):
@@ -201,7 +201,7 @@ def test_nothing_to_report_is_refused(tiny: Benchmark, fake: Fake, play: Any, fi
 
 
 def test_missing_retraining_is_noted(storage: RecordStore, publish: Publish) -> None:
-    """Where none, only the best or some configurations were retrained, the notes say it, with the cells."""
+    """If none, only the best or some configurations were retrained, the notes say it, with the cells."""
     (note,) = load_storage(storage).notes
     assert "MAP + GS, L2-SP: only the best configuration was retrained" in note
     assert note.endswith("(N = 100 seed 1001).")
@@ -245,7 +245,7 @@ def test_an_unfinished_grid_is_noted(tiny: Benchmark, play: Any, fill: Any, tmp_
 
 
 def test_a_whole_benchmark_needs_no_notes(content: dict[str, Any], play: Any, fill: Any, tmp_path: Path) -> None:
-    """Where everything ran and was retrained there are no notes."""
+    """If everything ran and was retrained there are no notes."""
     content["methods"]["map-gs"]["retrain"] = "all"
     benchmark = parse_benchmark(content, "x")
     found = load_storage(fill(RecordStore(str(tmp_path / "s")), benchmark, play(benchmark)))

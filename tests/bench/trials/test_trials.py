@@ -13,29 +13,9 @@ import pytest
 from bench.exceptions import FormatError
 from bench.trials.record import TrialRecord
 from bench.trials.spec import Cell, TrialSpec
+from tests.helpers import tiny
 
-SPEC = TrialSpec(
-    dataset="mnist-digits",
-    backbone="digits-resnet",
-    head=None,
-    method="map-gs",
-    prior="l2-sp",
-    n=100,
-    seed=1001,
-    stage="tune",
-    learning_rate=0.1,
-    weight_decay=0.01,
-    head_weight_decay=0.01,
-    prior_scale=None,
-    kappa=None,
-    steps=200,
-    batch_size=50,
-    momentum=0.9,
-    clip_norm=1.0,
-    sigma=1e-4,
-    posterior_passes=10,
-    series_points=20,
-)
+SPEC = replace(tiny.SPEC, learning_rate=0.1, steps=200, posterior_passes=10, series_points=20)
 
 
 def test_key_is_the_same_for_ever() -> None:

@@ -156,7 +156,7 @@ def test_sources_share_their_limits() -> None:
 
 
 def test_printed_numbers_are_within_the_limits() -> None:
-    """Where only one source has a DE ELBo, the printed one is within the other's panel."""
+    """If only one source has a DE ELBo, the printed one is within the other's panel."""
     cell = PAPER | {"n": 50000}
     mine, theirs = panels(draw(*[make(**(cell | {"source": "mine"})) for make in (grid, ours)], grid(**cell)))
     assert (dotted(mine), dotted(theirs)) == ([], [96.8])
@@ -211,7 +211,7 @@ def test_printed_times_are_of_training() -> None:
 
 
 def test_a_curves_end_alone_is_a_marker() -> None:
-    """Where only the best was retrained there is a marker, without line or band."""
+    """If only the best was retrained there is a marker, without line or band."""
     figure = draw(*[curve("map-gs", [9], [0.6], first=24, split_seed=seed) for seed in (1, 2)])
     (axis,) = panels(figure)
     assert (lines(axis), len(axis.collections), markers(axis)) == ([], 0, [(9, 60), (9, 60)])
@@ -295,7 +295,7 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_panels_with_very_different_times() -> None:
-    """Where one panel takes hours and another seconds, each has its own unit."""
+    """If one panel takes hours and another seconds, each has its own unit."""
     figure = draw(grid(dataset="a"), curve("map-gs", [0.001, 0.002, 0.004], [0.5, 0.6, 0.7], dataset="z"))
     slow, fast = panels(figure)
     assert (slow.get_xlabel(), fast.get_xlabel()) == ("hours", "seconds")
