@@ -88,6 +88,11 @@ class Server:
         if self.process is not None and self.process.poll() is None:
             self.signal(signal.SIGKILL)
             self.process.wait()
+            until(lambda: not self._listens(), "its port is free")
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def forget(self) -> None:
         """Replace its database by a copy of the template, if it has one."""
