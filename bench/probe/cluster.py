@@ -142,6 +142,8 @@ def has_autoscaler() -> bool:
         else:
             report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}").get("autoscaler_report") or {}
             types = list(report.get("active_nodes", {}))
+            if report and not types:  # without an autoscaler the report names at least the head
+                return True
         return any(not name.startswith(UNMANAGED_PREFIX) for name in types)
     except Exception:
         return False

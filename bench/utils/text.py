@@ -5,17 +5,6 @@ from __future__ import annotations
 import re
 import reprlib
 
-__all__ = [
-    "connection_problem",
-    "describe_error",
-    "format_duration",
-    "has_credentials",
-    "redact_url",
-    "short_repr",
-    "single_line",
-]
-
-
 MAX_MESSAGE_CHARS = 500
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["TRACKING_URI_VARIABLE", "local_folder"]
-
-
 TRACKING_URI_VARIABLE = "DEELBO_TRACKING_URI"
 """The environment variable that replaces --tracking-uri: its value, unlike an option, is in no list of processes."""
 

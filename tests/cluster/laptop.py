@@ -17,8 +17,6 @@ import yaml
 from tests.cluster.conftest import Cluster
 from tests.helpers.tiny import CONTENT
 
-__all__ = ["MAX_COMMAND_SECONDS", "Laptop"]
-
 MAX_COMMAND_SECONDS = 400
 
 

@@ -19,8 +19,6 @@ from pathlib import Path
 from tests.cluster import machines
 from tests.cluster.machines import NET, Machine
 
-__all__ = ["Slurm", "missing", "slurm"]
-
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 FREEZER = Path("/sys/fs/cgroup/freezer")
 """If this machine has it, Slurm tracks processes by control groups, as by default."""

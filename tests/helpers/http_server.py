@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-__all__ = ["Answers", "serving"]
-
 Answers = Callable[[str, Any], tuple[int, str]]
 """From a path and the headers of a request to a status and a text."""
 

@@ -13,8 +13,6 @@ from bench.methods.base import Method
 from bench.trials.record import TrialRecord
 from bench.trials.spec import Cell, TrialSpec
 
-__all__ = ["FAILED", "Judge", "drive", "judged", "make", "waiting"]
-
 FAILED = None
 Judge = Callable[[TrialSpec], float | None]
 """The result of a trial: its validation NLL or objective; NaN if it diverges, `FAILED` if it fails."""

@@ -24,8 +24,6 @@ from weakref import WeakSet
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-__all__ = ["BUCKET", "KEYS", "ObjectStore"]
-
 BUCKET = "lab"
 KEYS = {
     "AWS_ACCESS_KEY_ID": "key-of-a-test",

@@ -22,8 +22,6 @@ from cluster.local import node
 from cluster.local.node import LOOPBACK_ENV
 from tests.faults.processes import alive, descendants
 
-__all__ = ["AUTOSCALER_1", "AUTOSCALER_2", "Raylets", "start_driver"]
-
 LOOPBACK = {
     **LOOPBACK_ENV,
     "RAY_AUTH_MODE": "disabled",

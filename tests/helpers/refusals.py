@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 
-__all__ = ["Bomb", "refusal_of"]
-
-
 class Bomb:
     """Creates a folder when it is unpickled."""
 

@@ -20,8 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-__all__ = ["Ridge", "ridge"]
-
 Array = NDArray[np.float64]
 RANGE = (1e-8, 1e2)
 

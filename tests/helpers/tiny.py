@@ -6,8 +6,6 @@ from typing import Any
 
 from bench.trials.spec import TrialSpec
 
-__all__ = ["CONTENT", "SPEC", "TRIALS"]
-
 CONTENT: dict[str, Any] = {
     "name": "tiny",
     "dataset": "mnist-digits",
