@@ -1,7 +1,5 @@
 """All exceptions of this package; each message is a single line."""
 
-from __future__ import annotations
-
 from bench.utils.text import single_line
 
 

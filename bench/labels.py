@@ -1,7 +1,5 @@
 """Display names of methods, priors and datasets, and their order in tables."""
 
-from __future__ import annotations
-
 from bench.methods import METHODS
 
 METHOD_NAMES: dict[str, str] = {method.name: method.title for method in METHODS}

@@ -1,7 +1,5 @@
 """Types of configuration values: numbers as people write them, lists without repetition, no unknown keys."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints

@@ -3,8 +3,6 @@
 Names are imported on first use (PEP 562), so ``import deelbo`` itself loads nothing, and `LearnedL2` loads torch alone.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

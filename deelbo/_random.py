@@ -1,7 +1,5 @@
 """Seeding of torch's global random numbers for a block."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

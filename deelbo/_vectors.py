@@ -4,8 +4,6 @@ Many tensors are read and written at once by torch's foreach kernels: one launch
 Weights in another layout than contiguous, such as channels_last, take a slower path on a GPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import torch

@@ -9,8 +9,6 @@ the mean of the lambda*_g over the backbone's weights is the lambda* of a single
 is reported as ``lambda_`` and under the keys ``..._backbone``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """`LearnedL2`: the DE ELBo as a drop-in for an existing training loop."""
 
-from __future__ import annotations
-
 import math
 from contextlib import AbstractContextManager
 from typing import Any

@@ -1,7 +1,5 @@
 """Ranges of numeric settings, in a module without torch, so that a configuration is checked before torch is loaded."""
 
-from __future__ import annotations
-
 MIN_SIGMA = 1e-12
 """Least standard deviation of the posterior: below it sigma^2 is lost in float32."""
 MIN_WEIGHT_DECAY, MAX_WEIGHT_DECAY = 1e-8, 1.0

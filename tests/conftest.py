@@ -1,7 +1,5 @@
 """Fixtures of all tests: small datasets in their true formats on disk, and a folder that has all three."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The terminal that commands print to, and the names of paths and of the command itself."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

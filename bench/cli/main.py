@@ -1,7 +1,5 @@
 """The command line: parse the arguments, call the command, turn its errors into one line and an exit code."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

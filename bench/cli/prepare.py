@@ -1,7 +1,5 @@
 """`prepare`: download what a benchmark reads, once, so that no trial needs a network."""
 
-from __future__ import annotations
-
 import argparse
 
 from bench.cli.arguments import Subparsers, add_command, add_config, add_set

@@ -1,7 +1,5 @@
 """Progress of a run on the terminal: trials done, running and left, and the time that the rest will take."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from contextlib import suppress

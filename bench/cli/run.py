@@ -1,7 +1,5 @@
 """`run`: run or continue a benchmark."""
 
-from __future__ import annotations
-
 import argparse
 import time
 

@@ -1,7 +1,5 @@
 """`speed`: time a training step of each method and prior."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from dataclasses import fields

@@ -1,7 +1,5 @@
 """`swag`: fit PTYL's prior on a folder of source images."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Messages for errors that pydantic finds in a configuration, in the keys that its file uses."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Read a benchmark from a short YAML file, and check it before anything starts."""
 
-from __future__ import annotations
-
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Parse and check --storage and --tracking-uri."""
 
-from __future__ import annotations
-
 import os
 import sqlite3
 from contextlib import closing, suppress

@@ -1,7 +1,5 @@
 """The sections of a configuration: training, resources and backbones."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator

@@ -1,7 +1,5 @@
 """Select a subset of a benchmark, as ``--only`` does."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from bench.exceptions import ConfigError

@@ -1,7 +1,5 @@
 """Check before anything starts that a configuration fits the datasets, backbones and packages that exist."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from bench.config.benchmark import EMBEDDED, Benchmark

@@ -1,7 +1,5 @@
 """Checks of a cluster: access, nodes, software, GPUs, storage, MLflow and data; pure functions of the report."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The request to `doctor`, the cluster's report, and the results of checks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal

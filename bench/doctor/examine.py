@@ -1,7 +1,5 @@
 """Inspect a cluster, by a small job or from one of its machines, and check the report."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

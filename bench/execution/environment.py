@@ -1,7 +1,5 @@
 """The hardware and the package versions of a trial or a measurement."""
 
-from __future__ import annotations
-
 import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version

@@ -1,7 +1,5 @@
 """Make the objective of a trial."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -8,8 +8,6 @@ softplus(rho), rises by about 6 in a run, whatever the weights do. Steps that fi
 it beside both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module

@@ -1,7 +1,5 @@
 """Load the pretrained weights of backbones, and their posterior for PTYL."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Run one trial: train what a `TrialSpec` describes, and return its `TrialRecord`. Ray is not involved."""
 
-from __future__ import annotations
-
 import time
 import traceback
 from dataclasses import dataclass, fields

@@ -1,7 +1,5 @@
 """Connect to a Ray cluster's Job API: addresses, tokens, time-outs, and readable errors."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """Follow the log of a job, line by line, across broken connections."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Callable, Generator, Iterator

@@ -1,7 +1,5 @@
 """Package a job: its benchmark, the small files that this names, its code, its environment variables, its metadata."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

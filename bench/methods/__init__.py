@@ -1,7 +1,5 @@
 """The methods that compete, one file each; `METHODS` registers them."""
 
-from __future__ import annotations
-
 from bench.methods.asha import ASHA
 from bench.methods.base import Method
 from bench.methods.bayesian_optimization import BayesianOptimization

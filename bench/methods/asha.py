@@ -1,7 +1,5 @@
 """ASHA: random configurations, of which bad ones stop early (Li et al. 2020)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """DE ELBo: learn the regularization by the data-emphasized ELBo; one run per learning rate, on all N images."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal

@@ -1,7 +1,5 @@
 """DE ELBo with successive halving: bad learning rates stop early, judged by the objective; no validation set."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """DE ELBo without a learning rate: one run, by an optimizer that estimates its own step size."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """ELBo: learn the regularization by the evidence lower bound, kappa = 1; one run per learning rate, on all N images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """MAP + grid search: tune on 4/5 of the data, select by validation NLL, retrain on all of it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from itertools import product

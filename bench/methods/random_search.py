@@ -1,7 +1,5 @@
 """Random search: random configurations of the grid, tuned as grid search tunes them (Bergstra and Bengio 2012)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Base of methods that try numbered configurations in order: which are retrained, and when."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections import Counter

@@ -1,7 +1,5 @@
 """Tune's callback and scheduler, which forward to the searcher what Tune tells them alone."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Count the trials that the nodes of a cluster hold, node by node: a trial is never spread over two nodes."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping
 

@@ -1,7 +1,5 @@
 """Join a Ray cluster, or start one on this machine, and count how many trials it can run at once."""
 
-from __future__ import annotations
-
 import logging
 import time
 import warnings

@@ -1,7 +1,5 @@
 """Environment variables that Ray and Ray Tune are run with."""
 
-from __future__ import annotations
-
 import os
 
 DEFAULTS = {

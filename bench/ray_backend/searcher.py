@@ -1,7 +1,5 @@
 """Ray Tune's searcher: suggests the trials of a `TrialQueue`, and retries those whose process died."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence

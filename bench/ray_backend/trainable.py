@@ -1,7 +1,5 @@
 """The Tune trainable: a Ray process that runs trials one after the other and writes their records."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

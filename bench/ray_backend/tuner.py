@@ -1,7 +1,5 @@
 """Run what is missing of a benchmark, all methods together, as one Ray Tune run."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

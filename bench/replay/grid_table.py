@@ -4,8 +4,6 @@ The result of a run depends on its settings and its cell, not on the method that
 same (Klein and Hutter 2019, "Tabular Benchmarks for Joint Architecture and Hyperparameter Optimization").
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence

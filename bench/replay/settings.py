@@ -1,7 +1,5 @@
 """Settings with which methods are replayed: the benchmark's own entries, or defaults on the grid."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ A replay asks and tells the same methods that `run` uses; a `GridTable` answers 
 simulated clock. Repetition r is the method with ``seed: r``.
 """
 
-from __future__ import annotations
-
 import heapq
 import math
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Comparison of all methods, the paper's and others: anytime curves, budgets, ranks, and their tables for the page."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

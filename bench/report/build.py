@@ -1,7 +1,5 @@
 """Build the report of any results: curves, figures 1 and 2, tables, and one page with all of them."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Tables as text: headings and number formats of the papers, and no columns without information."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, TypeAlias

@@ -1,7 +1,5 @@
 """Build one self-contained HTML page: figures are embedded, tables sort on a click, nothing is fetched."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import html

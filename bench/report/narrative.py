@@ -1,7 +1,5 @@
 """Findings of a report in sentences, computed from its tables: one template per finding."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 
 import numpy as np

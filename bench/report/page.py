@@ -1,7 +1,5 @@
 """Content of report.html: its sections and their order."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files

@@ -6,8 +6,6 @@ seeds, each first averaged over its repetitions, and known only where all of the
 that finished early would be biased.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

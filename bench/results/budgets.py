@@ -1,7 +1,5 @@
 """Best method at each compute budget, and the compute that each method needs to come near the best final accuracy."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias

@@ -1,7 +1,5 @@
 """Configurations that each method tried in each cell, with their costs and test accuracies, best choice first."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any

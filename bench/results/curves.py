@@ -7,8 +7,6 @@ estimator is unbiased. The first k configurations of a sequential method replace
 configurations early, because others are better, has no curve but its end.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The table of trials that all results are computed from: its columns, the order of rows, and groups of rows."""
 
-from __future__ import annotations
-
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal

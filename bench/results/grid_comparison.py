@@ -1,7 +1,5 @@
 """The DE ELBo beside grid search: at equal compute, and by the regularization that each ends with."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

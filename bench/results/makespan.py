@@ -1,7 +1,5 @@
 """Makespan of each method on G slots: greedy list scheduling of the recorded seconds."""
 
-from __future__ import annotations
-
 import heapq
 from collections import deque
 from collections.abc import Sequence

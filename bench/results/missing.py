@@ -1,7 +1,5 @@
 """Find what tables and curves lack and why, in one line per kind, so that no gap in a report goes unexplained."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Paired significance tests between methods over the cells that both have."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from itertools import combinations, product

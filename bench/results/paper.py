@@ -1,7 +1,5 @@
 """Tables 2 and 3 as printed in the 2024 paper: CIFAR-10, ResNet-50, one A100 40GB PCIe."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 import pandas as pd

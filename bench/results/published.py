@@ -6,8 +6,6 @@ and head for L2-zero and L2-SP, of the head for PTYL) with PTYL's lambda, or alp
 column ``method`` (2024) or ``criterion`` (later).
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Mean ranks of the methods' final accuracies over many cells, with bootstrap intervals and Friedman's test."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Results to report: the records of a storage, or the authors' files, as a table of trials with remarks."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Table 2 (compute time) and table 3 (test accuracy) of the 2024 paper from any results, published numbers beside."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from bench.labels import PAPER_METHODS

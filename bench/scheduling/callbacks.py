@@ -1,7 +1,5 @@
 """The interface of code that follows a run."""
 
-from __future__ import annotations
-
 from bench.scheduling.queue import TrialQueue
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec

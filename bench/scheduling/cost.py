@@ -1,7 +1,5 @@
 """Cost of trials that have not run: images to train on and to evaluate, and hours at a known throughput."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

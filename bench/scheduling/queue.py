@@ -1,7 +1,5 @@
 """All methods of a benchmark as one queue of trials: asks each method, in shuffled order, and tells it its records."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections import Counter, defaultdict

@@ -5,8 +5,6 @@ in convolutions, not in matrix products); noise drawn layer by layer and applied
 whole objective differentiated by autograd; L2-SP's prior. The loss is also the reference for the fast path.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 

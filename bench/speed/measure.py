@@ -1,7 +1,5 @@
 """Measure the time of a training step of each method and prior, side by side. Needs deelbo only."""
 
-from __future__ import annotations
-
 import gc
 import json
 import platform

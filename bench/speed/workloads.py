@@ -1,7 +1,5 @@
 """The training runs that `speed` times, on synthetic images: each method and prior, and the baseline."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch

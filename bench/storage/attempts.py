@@ -1,7 +1,5 @@
 """Log of the attempts at each trial: how many there were, and how long those without a result ran."""
 
-from __future__ import annotations
-
 import json
 import re
 import time

@@ -1,7 +1,5 @@
 """Files in a folder or behind an fsspec URL, written atomically."""
 
-from __future__ import annotations
-
 import os
 import posixpath
 import stat

@@ -1,7 +1,5 @@
 """Open the file system of a storage URL, retry its calls during an outage, and describe its errors in one line."""
 
-from __future__ import annotations
-
 import errno
 import threading
 import time

@@ -1,7 +1,5 @@
 """A benchmark's storage, the single source of truth; docs/records.md lists its files."""
 
-from __future__ import annotations
-
 import json
 import posixpath
 import re

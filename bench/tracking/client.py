@@ -1,7 +1,5 @@
 """Connect to MLflow, and classify its errors."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

@@ -5,8 +5,6 @@ the final weight decays, given or learned, so that methods compare in one column
 step is 0 as a bar, any other as a line, and lists names that begin with ``system/`` apart.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """Write the descriptions that MLflow's page shows of the experiment and of the benchmark's run, in Markdown."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from textwrap import shorten
 from typing import Any

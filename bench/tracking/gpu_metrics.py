@@ -1,7 +1,5 @@
 """Log the use of the driver machine's GPUs to the benchmark's run, by MLflow's own monitor."""
 
-from __future__ import annotations
-
 import threading
 from contextlib import suppress
 

@@ -5,8 +5,6 @@ time, also after it failed half-way. `bench.tracking.sync` calls it for all reco
 `bench.tracking.tracker` every few seconds while trials run.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import threading

@@ -1,7 +1,5 @@
 """A benchmark's runs in MLflow: one of its own, and one for each trial below it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

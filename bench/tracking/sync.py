@@ -1,7 +1,5 @@
 """Send all records of a storage to MLflow, or a report alone."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable
 from pathlib import Path

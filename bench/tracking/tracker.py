@@ -1,7 +1,5 @@
 """Keep MLflow up to date while a benchmark runs, from a thread that nobody waits for."""
 
-from __future__ import annotations
-
 import threading
 import time
 from dataclasses import replace

@@ -4,8 +4,6 @@ The page keeps a view (filter, order, columns, groups, charts) in a tag of the e
 its name. MLflow does not document the format, so no view shows anything that is not a few clicks away without it.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import zlib

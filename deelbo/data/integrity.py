@@ -3,8 +3,6 @@
 Every fault is a `DataError` with a message of one line: what was found, what was expected, what to do.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The N training images of a seed, and the fifth of them that a method may hold out. Independent of the method."""
 
-from __future__ import annotations
-
 import numpy as np
 
 Indices = np.ndarray[tuple[int], np.dtype[np.int64]]

@@ -5,8 +5,6 @@ of the library that uses the network. torchvision.datasets takes seconds to impo
 data are read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

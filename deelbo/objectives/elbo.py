@@ -11,8 +11,6 @@ Source: Harvey, Petrov, Hughes 2024, "Learning the Regularization Strength for D
 Variational Objective".
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

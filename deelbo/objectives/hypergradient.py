@@ -14,8 +14,6 @@ strengths fall first and rise when it begins to overfit; near the end of a cosin
 reach an end of their range. A run therefore recommends the geometric mean of its strengths, not their last values.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

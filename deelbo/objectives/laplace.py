@@ -16,8 +16,6 @@ Of laplace-torch's backends for the empirical Fisher only `CurvlinopsEF` is usab
 ReLUs, which ResNets have, and ASDL's return a quarter of the squared gradients of some convolutions of digits-resnet.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence

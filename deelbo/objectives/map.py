@@ -1,7 +1,5 @@
 """Maximum a posteriori: mean NLL plus weight decay towards each prior's mean."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The benchmark's networks: built by name, with pretrained weights and a new head."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

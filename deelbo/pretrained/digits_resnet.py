@@ -1,7 +1,5 @@
 """The network of the embedded task: a small ResNet for handwritten digits."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Pretrained weights with their SWAG posterior, and the pretraining of the embedded backbone digits-resnet."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

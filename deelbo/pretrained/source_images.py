@@ -1,7 +1,5 @@
 """Source images that are streamed from disk: ImageNet, or any images with one folder per class."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ Q Q^T / (2K - 2)) to the iterates w_1..w_T of SGD at a constant learning rate: m
 mean^2; the columns of Q are w_t - (mean of the first t iterates) for the last K.
 """
 
-from __future__ import annotations
-
 from collections import deque
 
 import torch

@@ -5,8 +5,6 @@ the network's buffers at the mean as ``buffers.NAME``; or three files hold one t
 of the backbone without its head, in the order of ``split_at_head(model, head)[0]``.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Mapping

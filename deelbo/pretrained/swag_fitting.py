@@ -1,7 +1,5 @@
 """Fit SWAG to an ImageNet backbone on its source images: the posterior from which PTYL's prior is made."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

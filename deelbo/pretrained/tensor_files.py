@@ -1,7 +1,5 @@
 """Read tensors from .pt, .pth and .safetensors files without running code that such a file may contain."""
 
-from __future__ import annotations
-
 import pickle
 import re
 import reprlib

@@ -1,7 +1,5 @@
 """Read a backbone's pretrained weights: torchvision's ImageNet weights or a local state dict, and PTYL's posterior."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping
 from http.client import HTTPException

@@ -7,8 +7,6 @@ and training starts from the beginning. An OSError of ``write``, such as a full 
 other exception of ``write`` or ``read`` is raised.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import time

@@ -1,7 +1,5 @@
 """Wall-clock seconds of a run by phase."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Evaluation of a network on a set of images."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.nn import functional as F

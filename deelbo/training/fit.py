@@ -1,7 +1,5 @@
 """Train a network by one objective and measure it: one optimizer, cosine schedule, clipped gradients."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

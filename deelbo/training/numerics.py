@@ -1,7 +1,5 @@
 """Numerics of forward and backward passes: precision, memory layout, compilation. The rest stays in float32."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

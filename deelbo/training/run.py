@@ -1,7 +1,5 @@
 """State and operations of one training run: batches, one optimizer step, warm-up, evaluation, saving and loading."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Length and speed of a training run. This module needs no torch."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A cluster of this machine for the tests that need one."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

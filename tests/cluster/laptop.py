@@ -1,7 +1,5 @@
 """A computer outside of the cluster, on which commands are called."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -3,8 +3,6 @@
 They share the installed code and one folder.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

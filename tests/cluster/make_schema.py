@@ -9,8 +9,6 @@ KubeRay's, listed below, are the fields of ray.io/v1 in the reference that KubeR
 its CRD (Apache-2.0, ray-project/kuberay, docs/reference/api.md).
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import re

@@ -4,8 +4,6 @@ munged, slurmctld and slurmd run as root until the context ends; their files are
 Its path must be short, as the path of a socket has at most 107 bytes.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import stat

@@ -4,8 +4,6 @@ They share the installed code and the folder /mnt/deelbo. Their network is in th
 so it is invisible outside.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """`submit --install`, on a cluster whose nodes have every package but deelbo."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Kubernetes objects of cluster/kuberay, checked by schemas that refuse keys unknown to Kubernetes and KubeRay."""
 
-from __future__ import annotations
-
 import copy
 import json
 import re

@@ -1,7 +1,5 @@
 """`make cluster` and `make cluster-down`, with real processes."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """A cluster of two machines that share nothing but the storage folder and the network."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

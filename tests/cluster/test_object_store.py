@@ -1,7 +1,5 @@
 """`submit` to a storage on S3, on a cluster whose nodes get its address and keys only with the job."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """The YAML files for `ray up`, checked by Ray's own schema and preparation."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """Requests that Ray's AWS node provider makes for cluster/ray-up/aws.yaml, answered by moto's EC2 and IAM."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`ray up` with cluster/ray-up/on-premise.yaml over a real sshd, on hosts made of Linux namespaces."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -3,8 +3,6 @@
 test_real_slurm.py tests it with a real Slurm.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """`submit`, `status`, `logs` and `stop` from a computer that shares only storage and network with the cluster."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

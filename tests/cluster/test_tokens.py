@@ -1,7 +1,5 @@
 """`submit` to a cluster that requires a token: without one, with a wrong one, and with the right one."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import subprocess

@@ -1,7 +1,5 @@
 """The commands of the README from start to end: make cluster, submit quickstart, make cluster-down."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

@@ -1,7 +1,5 @@
 """Fixtures of the library's tests: one thread, one seed, small networks in float64, and toy images."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Tests of `LearnedL2` on modules that know nothing of it, and of the package without optional dependencies."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Tests of groups by layer: membership, closed forms, gradients, and the summary of all layers."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

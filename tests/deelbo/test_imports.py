@@ -1,7 +1,5 @@
 """Lazy imports: each part of the library loads only the packages that it needs."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

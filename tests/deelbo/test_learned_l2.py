@@ -1,7 +1,5 @@
 """Tests of `LearnedL2`: gradients, training loop, learned strengths, and state dict."""
 
-from __future__ import annotations
-
 import io
 import math
 from typing import Any

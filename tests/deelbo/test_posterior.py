@@ -1,7 +1,5 @@
 """Tests of the posterior: gradients against autograd through torch.func.functional_call, and restored weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Tests of the priors' formulas against dense matrices, torch.distributions and numerical optimizers, in float64."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Tests of parameters as one vector: order and shared memory for any memory layout."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 

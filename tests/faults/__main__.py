@@ -3,8 +3,6 @@
 python -m tests.faults [--only NAME ...] [--times N] [--seed S] [--lanes L] [--keep FOLDER] [--out FILE]
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

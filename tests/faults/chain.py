@@ -1,7 +1,5 @@
 """One storage through all of them, one after the other."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

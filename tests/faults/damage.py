@@ -1,7 +1,5 @@
 """Files are cut short; and trials whose records are gone run again with the same seed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from random import Random

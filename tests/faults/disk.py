@@ -1,7 +1,5 @@
 """The storage's disk is full: a small file system of its own in memory, and a file that takes up the rest of it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import time

@@ -1,7 +1,5 @@
 """The driver is killed by SIGKILL at a random moment, and `run` goes on."""
 
-from __future__ import annotations
-
 import time
 
 from tests.faults.place import A_SEED, Place

@@ -1,7 +1,5 @@
 """Malformed configurations and files of results: the hostile-input tests, counted."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

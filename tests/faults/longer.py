@@ -1,7 +1,5 @@
 """A long run that is not timed loses its process, and goes on from its checkpoint."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

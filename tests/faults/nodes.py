@@ -1,7 +1,5 @@
 """A node of a Ray cluster is killed, with all that runs on it, and another one joins."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

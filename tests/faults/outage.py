@@ -1,7 +1,5 @@
 """The MLflow server is killed, for half a minute or for good."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

@@ -1,7 +1,5 @@
 """A `run` as a process of its own: started, watched, hit by signals, and what it leaves behind."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

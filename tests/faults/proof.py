@@ -1,7 +1,5 @@
 """Checks of what must hold after a fault; each raises AssertionError with what was violated."""
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from collections import Counter

@@ -1,7 +1,5 @@
 """The table: one row a fault, and whether all that was promised held."""
 
-from __future__ import annotations
-
 import time
 import traceback
 from collections.abc import Callable

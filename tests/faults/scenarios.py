@@ -1,7 +1,5 @@
 """All faults, in the order of the table."""
 
-from __future__ import annotations
-
 from tests.faults.damage import repeat, truncate
 from tests.faults.disk import fill_disk
 from tests.faults.driver import kill_drivers

@@ -1,7 +1,5 @@
 """A second `run` on the storage that another one works on."""
 
-from __future__ import annotations
-
 import re
 import time
 

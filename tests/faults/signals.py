@@ -1,7 +1,5 @@
 """Ctrl-C, which a terminal sends to all of a process group, and SIGTERM, which the driver alone gets."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

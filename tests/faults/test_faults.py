@@ -3,8 +3,6 @@
 `make faults` tries them as often as is promised.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from functools import partial

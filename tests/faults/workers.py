@@ -1,7 +1,5 @@
 """A trial's process is killed by SIGKILL."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -3,8 +3,6 @@
 The environment variable DEELBO_FUZZ multiplies the numbers of examples.
 """
 
-from __future__ import annotations
-
 import copy
 import datetime
 import os

@@ -1,7 +1,5 @@
 """Run a method in one cell of a small benchmark, with records that a function makes."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable

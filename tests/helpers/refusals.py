@@ -1,13 +1,12 @@
 """Inputs that must be refused, and the one line of their error."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
 
 class Bomb:
     """Creates a folder when it is unpickled."""

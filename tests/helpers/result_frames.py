@@ -1,7 +1,5 @@
 """Synthetic results of many methods, in the columns of the records."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from typing import Any
 

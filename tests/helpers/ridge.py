@@ -11,8 +11,6 @@ Everything is exact and in float64 (MacKay 1992, "Bayesian Interpolation"; PRESS
 Variable Selection and Data Augmentation and a Method for Prediction").
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A small benchmark as its YAML file would be read: 9 trials of 4 steps."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from bench.trials.spec import TrialSpec

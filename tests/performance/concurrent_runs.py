@@ -3,8 +3,6 @@
 `python -m tests.performance.concurrent_runs [TIMES]`; the run that got the storage is stopped once it has said so.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -3,8 +3,6 @@
 Prints JSON: the seconds of both commands, imports included. ``python -m tests.performance.mlflow_sync --trials 1000``
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

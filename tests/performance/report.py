@@ -6,8 +6,6 @@
 - the exact curve beside 100 rounds of 500 subsamples of each size 1 to 24, each drawn by DataFrame.sample.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import platform

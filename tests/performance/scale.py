@@ -4,8 +4,6 @@ Prints JSON: seconds a trial and the driver's memory for each thousand trials, h
 continued, and what its report takes. ``python tests/performance/scale.py --trials 10000``
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -4,8 +4,6 @@ Every number of slots gets the same trials in the same shuffled order, in a driv
 ``python tests/performance/slots.py --slots 1 2 4 8 --trials 96``
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import heapq

@@ -1,7 +1,5 @@
 """Anytime curves of all methods: a row of panels per dataset and N, a column per prior."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -9,8 +9,6 @@ For groups g of D_g weights, priors N(mu_g, s Sigma_g), s = lambda = tau, and q 
 Source: Harvey, Petrov, Hughes 2024, figure 1. The records have all terms, so nothing is trained again.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any

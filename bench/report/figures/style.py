@@ -3,8 +3,6 @@
 Readable in gray print and by the color-blind: colors are Okabe and Ito's, and no two methods differ by color alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from pathlib import Path

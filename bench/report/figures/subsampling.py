@@ -1,7 +1,5 @@
 """Figure 2: test accuracy against compute time of the paper's methods, a panel per dataset and N."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The command line: bad input is one line and exit code 2, and changes nothing."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

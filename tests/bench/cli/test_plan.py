@@ -1,7 +1,5 @@
 """The output of `plan`: trials per method, every trial, and hours, compared with counts by hand."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

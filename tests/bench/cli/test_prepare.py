@@ -1,7 +1,5 @@
 """`prepare` downloads what a benchmark reads, or says in one line what is missing."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

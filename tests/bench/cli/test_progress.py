@@ -1,7 +1,5 @@
 """The progress of a run on the terminal."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Callable

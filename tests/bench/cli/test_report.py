@@ -1,7 +1,5 @@
 """The commands `report`, `sync` and `ui`, called as a user calls them."""
 
-from __future__ import annotations
-
 import sqlite3
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """`run` checks its images before a trial starts: complete, enough, and those of earlier trials."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

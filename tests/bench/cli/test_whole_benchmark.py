@@ -1,7 +1,5 @@
 """The poster preset, rehearsed with small datasets in their real formats, 32 px images and a few steps."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

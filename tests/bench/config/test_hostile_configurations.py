@@ -1,7 +1,5 @@
 """Malicious or damaged configurations give a plan or one line of error at once, and execute nothing."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Configurations that are read, and those that are refused."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

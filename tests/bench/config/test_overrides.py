@@ -1,7 +1,5 @@
 """``--set KEY=VALUE`` changes one key of a configuration before it is checked."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checks of --storage and --tracking-uri."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

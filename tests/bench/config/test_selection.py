@@ -1,7 +1,5 @@
 """``--only`` runs a subset of a benchmark; a later call without it runs the rest."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

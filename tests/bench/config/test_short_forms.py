@@ -1,7 +1,5 @@
 """Short and long forms of datasets and backbones, and errors in the form of the file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Configurations that fit the datasets, backbones and sizes that exist, and those that do not."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

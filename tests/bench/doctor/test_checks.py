@@ -1,7 +1,5 @@
 """The checks of `doctor` on given reports, without any cluster."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """`doctor` on real clusters: two nodes with private disks, behind a token; and a server of another Ray version."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

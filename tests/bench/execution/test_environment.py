@@ -1,7 +1,5 @@
 """The hardware and the versions that a record has."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

@@ -1,7 +1,5 @@
 """Optimizers without a learning rate: how they are made, how they train rho, and that their state can be saved."""
 
-from __future__ import annotations
-
 import sys
 from copy import deepcopy
 from dataclasses import replace

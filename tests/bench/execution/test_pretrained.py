@@ -1,7 +1,5 @@
 """The pretrained weights and SWAG files that are read for the selected trials."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Real trials: digits, a small network, four steps."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Real trials on photographs and in other numerics, and the errors that they record."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path

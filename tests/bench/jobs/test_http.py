@@ -1,7 +1,5 @@
 """Connections to clusters that answer wrongly, late or not at all; each is a real server on loopback."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """Logs that come in chunks, over connections that break."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """The files, variables and metadata of a job, and what is refused before anything is sent."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A method is one file and one line: what docs/methods.md shows is done on a copy of the packages."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

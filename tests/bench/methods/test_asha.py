@@ -1,7 +1,5 @@
 """ASHA: which configurations continue from a rung, compared with Ray's scheduler, and the trials that follow."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Bayesian optimization: the suggestions of Optuna, one after the other, and their reuse from records."""
 
-from __future__ import annotations
-
 import math
 import random
 import subprocess

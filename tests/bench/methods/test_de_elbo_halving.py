@@ -1,7 +1,5 @@
 """The trials of the DE ELBo with halving, and with an optimizer without a learning rate."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections import Counter

@@ -1,7 +1,5 @@
 """Laplace as a method of the benchmark: its trials, settings and priors."""
 
-from __future__ import annotations
-
 import json
 
 import torch

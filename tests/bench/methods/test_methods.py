@@ -1,7 +1,5 @@
 """The trials that each method asks for, and grid search's choice among their results."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Random search: the configurations, their order, and which are retrained."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any

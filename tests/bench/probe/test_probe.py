@@ -1,7 +1,5 @@
 """The facts that the probe collects on this machine: MLflow, the storage, versions, data."""
 
-from __future__ import annotations
-
 import ast
 import base64
 import json

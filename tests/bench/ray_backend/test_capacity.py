@@ -1,7 +1,5 @@
 """Counting the trials that nodes hold, and refusing nodes unfit for timed trials."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

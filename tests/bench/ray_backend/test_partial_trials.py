@@ -1,7 +1,5 @@
 """Trials that train a part of a run: asked for, kept and gone on with, in this process and under Ray, also killed."""
 
-from __future__ import annotations
-
 import copy
 import os
 import signal

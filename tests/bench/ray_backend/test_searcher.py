@@ -1,7 +1,5 @@
 """The searcher between a queue and Ray Tune, without a cluster."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A benchmark run for real, as a person runs it: Ray, MLflow, the report, and running it again."""
 
-from __future__ import annotations
-
 import copy
 import os
 import re

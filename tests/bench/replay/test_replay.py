@@ -1,7 +1,5 @@
 """Replays of methods on a finished grid: answers of its table, and agreement with methods that really ran."""
 
-from __future__ import annotations
-
 import math
 import random
 import re

@@ -1,7 +1,5 @@
 """Comparison of all methods: what is compared, and what is left out with a note."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from bench.report.all_methods import MethodComparison, compare_all_methods

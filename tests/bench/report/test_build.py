@@ -1,7 +1,5 @@
 """The report: all its files, from any kind of results."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

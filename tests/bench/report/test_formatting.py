@@ -1,7 +1,5 @@
 """Tables as text: the papers' names, durations, hidden columns, Markdown."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Findings in sentences: what they state and what they leave out."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

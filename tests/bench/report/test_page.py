@@ -1,7 +1,5 @@
 """The page: text is escaped, only its own script runs, and its tables sort."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import html

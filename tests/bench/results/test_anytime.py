@@ -1,7 +1,5 @@
 """Anytime curves: their mean against a naive one, their band, unknown values, and replayed methods."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Best method at each budget, and time to the best accuracy, by hand on small curves."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Configurations of each method: segments, costs, ranks, sequential searches, and notes on missing results."""
 
-from __future__ import annotations
-
 from itertools import combinations, islice, permutations, product
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The subsampling curve against exact binomials, all subsets, and random ones; and rankings of runs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import combinations
 from math import comb

@@ -1,7 +1,5 @@
 """The table of trials, and the order of rows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice, permutations

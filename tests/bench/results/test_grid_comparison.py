@@ -1,7 +1,5 @@
 """The DE ELBo beside the grid: by hand, by a plain loop, and from real objectives."""
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Damaged result files of the authors: a table, or one line per problem, and no traceback."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

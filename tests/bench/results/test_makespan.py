@@ -1,7 +1,5 @@
 """The makespan on G slots: by hand, and against a simulation second by second."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

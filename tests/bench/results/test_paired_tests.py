@@ -1,7 +1,5 @@
 """Paired tests: against scipy, against all signs of the differences, and Holm's correction by hand."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import product

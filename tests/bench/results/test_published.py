@@ -1,7 +1,5 @@
 """The reader of the published result files, on small tables in their format, and the printed tables."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

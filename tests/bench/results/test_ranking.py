@@ -1,7 +1,5 @@
 """Ranks by hand, their bootstrap against all possible draws, Friedman's test against scipy's."""
 
-from __future__ import annotations
-
 from itertools import product
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Sources of a report: what is loaded, what is left out and named, and the notes about it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

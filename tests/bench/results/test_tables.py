@@ -1,7 +1,5 @@
 """Table 2, table 3 and the overview of the page, by hand on small results."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Cost of trials: their images, counted at the network, and the throughputs that turn them into hours."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

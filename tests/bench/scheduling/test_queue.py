@@ -1,7 +1,5 @@
 """All methods as one stream of trials, from the beginning or from where it stopped."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from dataclasses import replace

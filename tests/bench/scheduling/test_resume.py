@@ -1,7 +1,5 @@
 """Resuming a benchmark: its own records are reused, damaged files are quarantined, other benchmarks are refused."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from dataclasses import replace

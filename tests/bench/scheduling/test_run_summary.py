@@ -1,7 +1,5 @@
 """Summaries of runs, on timelines made by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any

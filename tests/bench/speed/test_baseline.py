@@ -1,7 +1,5 @@
 """The baseline of `speed`, compared with torch.distributions in float64 and with the fast path."""
 
-from __future__ import annotations
-
 import copy
 from collections import OrderedDict
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The fast path agrees with the plain formulas, and a wrong one is refused."""
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from collections.abc import Callable

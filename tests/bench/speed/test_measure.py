@@ -1,7 +1,5 @@
 """The result of `speed`: its parts, its file, and its command."""
 
-from __future__ import annotations
-
 import json
 import platform
 from dataclasses import asdict

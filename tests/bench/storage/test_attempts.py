@@ -1,7 +1,5 @@
 """The log of attempts: attempts without a result are counted, and the time that they wasted."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Atomic files in a folder or behind a URL, whatever the folder's name."""
 
-from __future__ import annotations
-
 import errno
 import os
 import uuid

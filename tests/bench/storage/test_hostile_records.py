@@ -1,7 +1,5 @@
 """Storages with hostile files: each gives a record or an error, a report or one line per problem, no traceback."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import re

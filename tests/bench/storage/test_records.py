@@ -1,7 +1,5 @@
 """The storage of records: atomic writes, damaged files and formats, in a folder and behind URLs."""
 
-from __future__ import annotations
-
 import json
 import os
 import uuid

@@ -1,7 +1,5 @@
 """Fixtures of the tests of MLflow: an empty storage, a trial, MLflow's runs, and faults of its requests."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

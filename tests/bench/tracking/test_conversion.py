@@ -1,7 +1,5 @@
 """A trial's numbers in MLflow: few columns, with the method's names, that compare across methods."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

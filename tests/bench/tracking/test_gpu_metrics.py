@@ -1,7 +1,5 @@
 """MLflow's monitor of the driver's GPUs: it logs to the benchmark's run until that ends, if there is a GPU."""
 
-from __future__ import annotations
-
 import threading
 
 import pytest

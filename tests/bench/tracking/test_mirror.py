@@ -1,7 +1,5 @@
 """The comparison of MLflow with its target: complete, repeatable, each trial once whatever request fails."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import replace

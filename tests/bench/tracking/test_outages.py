@@ -1,7 +1,5 @@
 """An MLflow server that is killed, hangs, forgets or refuses delays no trial, and has everything in the end."""
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Callable, Iterator

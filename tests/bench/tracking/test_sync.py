@@ -1,7 +1,5 @@
 """`sync`: MLflow is what the records say, within MLflow's limits, however often it is called."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The thread that keeps MLflow up to date during a run: complete, and never waited for by a trial."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterator

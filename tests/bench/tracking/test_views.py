@@ -1,7 +1,5 @@
 """Saved views and descriptions on MLflow's page, and what may not be overwritten there."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -1,7 +1,5 @@
 """A trial's key, and its record as JSON."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

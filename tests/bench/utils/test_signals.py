@@ -1,7 +1,5 @@
 """Signals that stop a run, and the handlers of other libraries."""
 
-from __future__ import annotations
-
 import os
 import signal
 

@@ -1,7 +1,5 @@
 """Text for terminals: messages, errors, URLs, values and durations."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

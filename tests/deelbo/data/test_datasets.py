@@ -1,7 +1,5 @@
 """Tests of splits, normalization, augmentation and the embedded digits, against scikit-learn, numpy and loops."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

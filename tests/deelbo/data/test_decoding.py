@@ -1,7 +1,5 @@
 """Tests of decoding image files and of the cache of decoded images."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Tests of downloading, with a function in place of the server."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re

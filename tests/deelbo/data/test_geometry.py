@@ -1,7 +1,5 @@
 """Tests of resizing, cropping and flipping, against torchvision's transforms and Pillow, image by image."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Tests of files that would run code or that name files elsewhere: they are refused, and nothing is run."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import random

@@ -1,7 +1,5 @@
 """Tests of unusable dataset folders: one line says what was found, what was expected and what to do."""
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 import re

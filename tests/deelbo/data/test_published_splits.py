@@ -1,7 +1,5 @@
 """Tests of the protocol's splits of the real datasets, recomputed with numpy and scikit-learn only."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Tests of CIFAR-10, Oxford-IIIT Pet and Flowers-102 with small folders in their official formats."""
 
-from __future__ import annotations
-
 import pickle
 import re
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Tests of one-step hypergradients: the formula, and its use in a training run."""
 
-from __future__ import annotations
-
 import copy
 import math
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Tests of strengths from the Laplace approximation, against dense and closed-form computations."""
 
-from __future__ import annotations
-
 import math
 import sys
 from copy import deepcopy

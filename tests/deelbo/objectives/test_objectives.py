@@ -1,7 +1,5 @@
 """Tests of MAP, ELBo and DE ELBo: gradients of a step against autograd of the whole objective, in float64."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

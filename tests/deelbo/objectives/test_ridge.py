@@ -6,8 +6,6 @@ problem), and too strong if D > N. The DE ELBo weights the likelihood by D/N and
 D > N, too strong by more than N/D for D < N, where the prior's mean is a minimum of its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Tests of the split into backbone and head, and of building networks."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

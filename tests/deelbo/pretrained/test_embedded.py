@@ -1,7 +1,5 @@
 """Tests of the embedded pretrained backbone: it is repeatable, cached, and safe to read from the cache."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

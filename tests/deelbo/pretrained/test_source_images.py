@@ -1,7 +1,5 @@
 """Tests of source images: streaming, repeatable random crops, and refusal of unreadable files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

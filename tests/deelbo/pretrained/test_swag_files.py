@@ -1,7 +1,5 @@
 """Tests of files of SWAG posteriors: written files are read back, and wrong ones are refused in one line."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

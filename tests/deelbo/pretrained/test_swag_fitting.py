@@ -1,7 +1,5 @@
 """Tests of fitting SWAG on source images, against the iterates of a plain loop."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

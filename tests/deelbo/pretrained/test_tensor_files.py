@@ -1,7 +1,5 @@
 """Tests of reading tensors from files, and of refusing everything else in one line."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

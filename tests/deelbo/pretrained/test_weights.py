@@ -1,7 +1,5 @@
 """Tests of pretrained weights: the search for torchvision's files, and the accepted state dicts."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from types import SimpleNamespace

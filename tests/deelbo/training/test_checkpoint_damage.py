@@ -1,7 +1,5 @@
 """Tests of damaged, hostile, unreadable and unwritable checkpoints: the run ends as it does without one."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Tests of the phase clock, with a time that the test sets."""
 
-from __future__ import annotations
-
 import pytest
 
 from deelbo import PhaseClock

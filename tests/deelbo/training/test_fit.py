@@ -1,7 +1,5 @@
 """Tests of a training run: schedule, metrics, booked seconds, and what stays unchanged."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import math

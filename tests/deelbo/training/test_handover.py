@@ -1,7 +1,5 @@
 """Tests of runs in segments: they end with the bits of a run in one go."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Tests of precision and memory layout: their effects, and what stays unchanged."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 from collections.abc import Iterator

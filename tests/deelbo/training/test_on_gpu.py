@@ -1,7 +1,5 @@
 """Tests that need a GPU: no step waits for it, memory, and the fast path's numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

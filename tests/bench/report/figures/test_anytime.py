@@ -1,7 +1,5 @@
 """The figure of all methods, by its artists; and styles that differ by more than color."""
 
-from __future__ import annotations
-
 from itertools import combinations
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Figure 1: its formula against real objectives and dense Gaussians, its runs, and its artists."""
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from itertools import combinations

@@ -1,7 +1,5 @@
 """Figure 2, by its artists: panels, lines, bands, markers, axes and legend."""
 
-from __future__ import annotations
-
 import math
 from itertools import combinations
 from pathlib import Path
