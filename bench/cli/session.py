@@ -62,7 +62,7 @@ def run(options: argparse.Namespace, start_time: float) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise RecordError(
-            f"{single_line(error)}: make room for {redact_url(store.url)}, or in the folder for temporary files; "
+            f"{single_line(error)}: free space for {redact_url(store.url)}, or in the folder for temporary files; "
             "saved records stay, and the same command continues"
         ) from error
 

@@ -43,7 +43,7 @@ def fill_disk(times: int, place: Place) -> str:
         in_mlflow(storage / "mlflow.db", storage)
         assert not list(storage.rglob("*.part")), "files that were half written stay"
     return (
-        f"exit code 2, one line that says to make room; {', '.join(map(str, kept))} of {count} records there then, "
+        f"exit code 2, one line that says to free space; {', '.join(map(str, kept))} of {count} records there then, "
         "none changed; with room it went on to the end"
     )
 
@@ -57,7 +57,7 @@ def complains_of_room(run: Run, ballast: Path) -> None:
     lines = list(run.lines())
     assert len(lines) == 1, f"{len(lines)} lines on stderr: {run.complained}"
     assert "No space left" in lines[0], f"it does not say what is wrong: {lines[0]}"
-    assert "room" in lines[0], f"it does not say what to do: {lines[0]}"
+    assert "free space" in lines[0], f"it does not say what to do: {lines[0]}"
 
 
 def make_room(disk: Path) -> None:
