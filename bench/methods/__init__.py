@@ -12,7 +12,8 @@ from bench.methods.hypergradient import Hypergradient
 from bench.methods.laplace import Laplace
 from bench.methods.random_search import RandomSearch
 
-METHODS: tuple[type[Method], ...] = (  # in the order of tables and legends
+# in the order of tables and legends
+METHODS: tuple[type[Method], ...] = (
     MAPGridSearch,
     DEELBo,
     ELBo,

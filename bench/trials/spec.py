@@ -1,5 +1,7 @@
 """The specification of a trial (`TrialSpec`), and what all trials of a cell share (`TrialTemplate`)."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Mapping

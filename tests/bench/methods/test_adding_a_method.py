@@ -30,7 +30,7 @@ def copy(tmp_path: Path) -> Path:
     assert text.count("METHODS: tuple[type[Method], ...] = (\n") == 1
     text = text.replace(
         "METHODS: tuple[type[Method], ...] = (\n", f"METHODS: tuple[type[Method], ...] = (\n{line}", 1
-    ).replace("\nMETHODS", "\nfrom bench.methods.rule_of_thumb import RuleOfThumb\n\nMETHODS", 1)
+    ).replace("\n# in the order", "\nfrom bench.methods.rule_of_thumb import RuleOfThumb\n\n# in the order", 1)
     registry.write_text(text)
     methods = {"rule-of-thumb": None, "thumb-0.1": {"method": "rule-of-thumb", "learning_rate": 0.1}}
     content = CONTENT | {"methods": methods | {"elbo": {"learning_rates": [0.1]}}}
