@@ -11,12 +11,14 @@ import sys
 import time
 from http.client import HTTPException
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from tests.faults.processes import CHILD, until
 
 WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """Eight processes of the server's that have nothing to do here."""
+
+DIRECT = build_opener(ProxyHandler({}))  # urlopen keeps the proxies of the process's first call, which a test may set
 
 
 class Server:
@@ -73,7 +75,7 @@ class Server:
 
     def answers(self) -> bool:
         try:
-            with urlopen(f"{self.uri}/health", timeout=5) as answer:  # noqa: S310 - loopback
+            with DIRECT.open(f"{self.uri}/health", timeout=5) as answer:
                 return bool(answer.status == 200)
         except (OSError, HTTPException):
             return False
