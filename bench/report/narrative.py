@@ -104,7 +104,7 @@ def _best_at_budgets(tables: Tables) -> Iterator[str]:
 def _difference(points: pd.Series, ratio: pd.Series) -> str:
     times = f"; the grid's training takes {_span(ratio.dropna(), '.1f')} times as long" if ratio.notna().any() else ""
     return (
-        f"DE ELBo's mean test accuracy lies {_span(points, '+.1f')} points (median {points.median():+.1f}) from that "
+        f"DE ELBo's mean test accuracy lies {_span(points, '+z.1f')} points (median {points.median():+z.1f}) from that "
         f"of MAP + grid search, over {_count(len(points), 'combination')} of dataset, N and Model{times}."
     )
 
