@@ -1,9 +1,14 @@
-"""Seeding of torch's global random numbers for a block."""
+"""Random numbers: seeding for a block, and normal numbers drawn by several threads."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
+
+MIN_STREAM_SIZE = 1 << 18  # numbers
+MAX_STREAMS = 16
 
 
 @contextmanager
@@ -16,3 +21,19 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
             with torch.cuda.device(gpu):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+def fill_normal_(vector: Tensor, generator: torch.Generator | None) -> None:
+    """Fill ``vector`` (D,) with standard normal numbers, which depend on the generator and on D alone.
+
+    torch draws with one thread on a CPU. There, a long vector has up to 16 equal parts, each with a generator of its
+    own that is seeded from ``generator``, so that any number of threads draws the same numbers.
+    """
+    num_streams = min(vector.numel() // MIN_STREAM_SIZE, MAX_STREAMS)
+    if vector.device.type != "cpu" or num_streams < 2:
+        torch.randn(vector.shape, generator=generator, out=vector)
+        return
+    seeds = torch.randint(2**32, (num_streams,), generator=generator).tolist()
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    with ThreadPoolExecutor(min(num_streams, torch.get_num_threads())) as threads:
+        list(threads.map(lambda part, source: part.normal_(generator=source), vector.chunk(num_streams), generators))

@@ -5,6 +5,7 @@ Weights in another layout than contiguous, such as channels_last, take a slower 
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -42,38 +43,65 @@ def views(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
-@torch.no_grad()
-def write(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
-    """Copy ``vector`` (D,) into the parameters, in place."""
-    torch._foreach_copy_(list(parameters), views(vector, parameters))
+def overlapping(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Return two of the tensors, which are on one device, whose elements share memory; None if none do."""
+    filled = sorted((t for t in tensors if t.numel()), key=lambda tensor: tensor.data_ptr())
+    for first, second in pairwise(filled):
+        span = 1 + sum((size - 1) * stride for size, stride in zip(first.shape, first.stride(), strict=True))
+        if first.data_ptr() + span * first.element_size() > second.data_ptr():
+            return first, second
+    return None
 
 
 @torch.no_grad()
-def add(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
-    """Add ``vector`` (D,) to the parameters, in place."""
-    torch._foreach_add_(list(parameters), views(vector, parameters))
-
-
-def flatten_gradients(parameters: Sequence[nn.Parameter]) -> Tensor | None:
-    """Return the gradients as a new vector (D,), zeros for a parameter without one; None if no parameter has one."""
-    if all(p.grad is None for p in parameters):
-        return None
-    return flatten(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
-
-
-def set_gradients(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
-    """Make ``vector`` (D,) the parameters' gradients, which share its memory: the caller must not use it again."""
-    for parameter, piece in zip(parameters, views(vector, parameters), strict=True):
-        if parameter.is_contiguous():
-            parameter.grad = piece
-        else:  # an optimizer is faster where weight and gradient have one memory layout
-            parameter.grad = torch.empty_like(parameter).copy_(piece)
+def copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each source into the target of the same shape, in place."""
+    torch._foreach_copy_(list(targets), list(sources))
 
 
 @torch.no_grad()
-def add_to_gradients_(parameters: Sequence[nn.Parameter], vector: Tensor, factor: float = 1.0) -> None:
-    """Add ``factor`` times ``vector`` (D,) to the parameters' gradients, in place."""
+def add_(targets: Sequence[Tensor], addends: Sequence[Tensor], factor: float = 1.0) -> None:
+    """Add ``factor`` times each addend to the target of the same shape, in place."""
+    torch._foreach_add_(list(targets), list(addends), alpha=factor)
+
+
+def dense_gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Return the parameters' gradients after making sparse ones dense and missing ones zero; [] if all are missing."""
+    gradients = [p.grad for p in parameters]
+    if all(gradient is None for gradient in gradients):
+        return []
+    for i, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+        if gradient is None or gradient.layout is not torch.strided:
+            parameter.grad = gradients[i] = torch.zeros_like(parameter) if gradient is None else gradient.to_dense()
+    return gradients  # type: ignore[return-value]  # none is missing any more
+
+
+def dot_with(tensors: Sequence[Tensor], vector: Tensor) -> Tensor:
+    """Return the dot product of the elements of ``tensors`` in order with ``vector`` (D,); 0-dimensional.
+
+    Large tensors on a CPU are not gathered first, as new memory is slow there.
+    """
+    if vector.device.type != "cpu" or vector.numel() <= CHUNK:
+        return dot(flatten(tensors), vector)
+    pieces = vector.split([tensor.numel() for tensor in tensors])
+    return torch.stack([dot(t.reshape(-1), piece) for t, piece in zip(tensors, pieces, strict=True)]).sum()
+
+
+@torch.no_grad()
+def add_to_gradients_(parameters: Sequence[nn.Parameter], vector: Tensor, factor: float | Tensor = 1.0) -> None:
+    """Add ``factor`` times ``vector`` (D,) to the gradients, in place; missing ones are zero.
+
+    A 0-dimensional tensor as factor does not wait for the device; ``vector`` may be overwritten then.
+    """
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    torch._foreach_add_([p.grad for p in parameters], views(vector, parameters), alpha=factor)  # type: ignore[misc]
+    gradients, pieces = dense_gradients(parameters), views(vector, parameters)
+    if not isinstance(factor, Tensor):
+        add_(gradients, pieces, factor)
+    elif vector.device.type == "cpu":
+        for gradient, piece in zip(gradients, pieces, strict=True):
+            gradient.addcmul_(piece, factor)
+    else:  # addcmul_ would be a launch for each weight
+        vector.mul_(factor)
+        add_(gradients, pieces)

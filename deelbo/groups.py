@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from deelbo._vectors import flatten
 from deelbo.priors import GaussianPrior, Isotropic
@@ -51,6 +52,10 @@ def make_groups(
     """
     if by not in GROUPINGS:
         raise ValueError(f"groups must be one of {', '.join(map(repr, GROUPINGS))}, got {by!r}")
+    if lazy := [name for name, p in model.named_parameters() if isinstance(p, UninitializedParameter)]:
+        raise ValueError(
+            f"{lazy[0]} has no shape yet: run the model once on a batch, so that its lazy modules are made"
+        )
     backbone, head_weights = split_at_head(model, head)
     groups = layer_groups(model, head, prior) if by == "layer" else []
     if backbone and not groups:

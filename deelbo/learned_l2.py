@@ -1,15 +1,24 @@
 """`LearnedL2`: the DE ELBo as a drop-in for an existing training loop."""
 
 import math
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from deelbo import _processes
+from deelbo._loop_checks import LoopChecks
+from deelbo._vectors import flatten
 from deelbo.groups import make_groups
 from deelbo.objectives.elbo import DataEmphasizedELBO
+from deelbo.posterior import Draw
 from deelbo.priors import GaussianPrior
+
+WRAPPERS = {"DistributedDataParallel": "module", "DataParallel": "module", "OptimizedModule": "_orig_mod"}
+"""Attribute of the module inside, by the class of a wrapper around it."""
 
 
 class LearnedL2(DataEmphasizedELBO):
@@ -19,6 +28,7 @@ class LearnedL2(DataEmphasizedELBO):
 
         reg = deelbo.LearnedL2(model, num_examples=len(train_set), prior="l2-sp", head="fc")
         opt = torch.optim.SGD([*model.parameters(), *reg.parameters()], lr=lr, momentum=0.9, nesterov=True)
+        reg.check(opt)
         for x, y in loader:
             with reg.sample():
                 F.cross_entropy(model(x), y).backward()
@@ -26,11 +36,17 @@ class LearnedL2(DataEmphasizedELBO):
 
     The loss must be the mean negative log-likelihood of the batch. `sample` clears the gradients on entry, so
     ``zero_grad`` is not needed; several ``backward`` calls inside one block accumulate. The optimizer's own
-    ``weight_decay`` must stay 0. With a ``GradScaler``, call ``scaler.unscale_(opt)`` inside the block.
+    ``weight_decay`` must be 0. A `torch.amp.GradScaler` is used as without `LearnedL2`: ``unscale_``, clipping and
+    ``step`` after the block. In an initialized process group (DistributedDataParallel) all processes train one model:
+    they share one draw per step, and `num_examples` counts the examples of all of them.
+
+    Parameters that are not the model's own, such as a learned temperature, have no prior, and their gradients are not
+    cleared: call the optimizer's ``zero_grad`` for them.
 
     Args:
-        model: any `torch.nn.Module` with a pretrained backbone. Frozen weights are left out.
-        num_examples: N, the number of training examples (not of a batch).
+        model: any `torch.nn.Module` with a pretrained backbone, or a wrapper of it (DistributedDataParallel,
+            `torch.compile`). Frozen weights are left out. Freeze, replace and move weights before.
+        num_examples: N, the number of training examples (not of a batch, not of a process).
         prior: the backbone's prior: ``"l2-sp"``, mean at the model's current weights; ``"l2-zero"``, mean zero; or an
             object such as `deelbo.LowRank`.
         head: dotted name of the new submodule, e.g. ``"fc"``, whose prior is N(0, tau I). None: there is none.
@@ -40,7 +56,8 @@ class LearnedL2(DataEmphasizedELBO):
         groups: ``"backbone+head"``, or ``"layer"`` for a prior variance per layer of the backbone.
 
     Raises:
-        ValueError: no such head, an unknown prior, a num_examples below 1, or weights that the posterior cannot take.
+        ValueError: no such head, an unknown prior, a num_examples below 1, weights that the posterior cannot take, or
+            weights that are split over processes (FSDP, ``fully_shard``, ZeRO-3).
     """
 
     def __init__(
@@ -54,11 +71,74 @@ class LearnedL2(DataEmphasizedELBO):
         generator: torch.Generator | None = None,
         groups: str = "backbone+head",
     ) -> None:
+        _processes.check_not_sharded(model)
+        while (inner := WRAPPERS.get(type(model).__name__)) is not None:
+            model, head = getattr(model, inner), head and head.removeprefix(f"{inner}.")
         super().__init__(make_groups(model, head, prior, groups), num_examples, kappa, sigma, generator)
+        self._checks = LoopChecks(model, self.weights, self.posterior.rho)
+        self._shares_draws = False
 
-    def sample(self) -> AbstractContextManager[None]:
-        """A block whose forward and backward passes use one draw of the weights; on exit the gradients are complete."""
-        return self.step()
+    @contextmanager
+    def sample(self, accumulate: bool = False) -> Iterator[None]:
+        """A block whose forward and backward passes use one draw of the weights; on exit the gradients are complete.
+
+        Under `torch.no_grad` the block only evaluates a draw: no gradient is cleared, computed or checked.
+
+        Args:
+            accumulate: all blocks between two optimizer steps use one draw and add up their gradients, to which that of
+                the regularizer is added once. Divide each loss by the number of blocks. For gradient accumulation, and
+                for frameworks whose training step is one function that is called for each micro-batch.
+
+        Raises:
+            RuntimeError: the block is entered inside itself; there are gradients that no optimizer step has used, or
+                that arrived outside a block; the model's trained weights, their type or device are no longer those that
+                this object was made for; weights changed in place inside the block, as by an optimizer step; the
+                processes of a process group train different models.
+        """
+        if not torch.is_grad_enabled():
+            with self.posterior.sample():
+                yield
+            return
+        begins = self._checks.enter(accumulate)
+        try:
+            if not self._shares_draws and _processes.world_size() > 1:
+                self._share_draws()
+            with self.posterior.sample(redraw=begins) as draw:
+                self._checks.record_draw()
+                yield
+                self._checks.check_draw()
+            if draw.has_gradient:
+                self._complete_gradients(draw, begins)
+        except BaseException:
+            self._checks.abort()
+            raise
+        self._checks.leave(draw.has_gradient)
+
+    def _complete_gradients(self, draw: Draw, begins: bool) -> None:
+        """Add the KL's gradient, once in a step, in the unit of the other gradients."""
+        if begins:
+            unit: float | Tensor = 1.0
+            if (scaler := self._checks.grad_scaler) is not None:
+                unit = scaler.scale(torch.ones((), dtype=draw.mean.dtype, device=draw.mean.device))
+            self._add_kl_gradient(draw, unit / (self.kappa * self.num_examples))
+        if self._shares_draws and self.posterior.rho.grad is not None:
+            _processes.average_(self.posterior.rho.grad)  # equal already, unless the loop averages gradients itself
+
+    def _share_draws(self) -> None:
+        """Give all processes the posterior, prior means and random numbers of process 0."""
+        rho = self.posterior.rho
+        _processes.check_same(flatten(self.weights), self.num_examples, self.kappa)
+        _processes.broadcast([rho.detach(), *[group.prior.mean for group in self.groups]])
+        self.posterior.generator = _processes.share_generator(self.generator, rho.device)
+        self._shares_draws = True
+
+    def check(self, *optimizers: Optimizer) -> None:
+        """Check the optimizers that train the model together; without this call, the first steps warn.
+
+        Raises:
+            ValueError: a trained weight or `parameters` is in none of them, or one has a weight decay of its own.
+        """
+        self._checks.check(optimizers)
 
     @property
     def lambda_(self) -> float:
@@ -79,15 +159,16 @@ class LearnedL2(DataEmphasizedELBO):
         return float(self.posterior.sigma)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs beside the model's state: rho and the priors' means."""
+        """Return what a checkpoint needs beside the model's state: rho, the priors' means, kappa and N."""
         means = {group.name: group.prior.mean for group in self.groups}
-        return {"rho": self.posterior.rho.detach(), "means": means}
+        numbers = {"kappa": self.kappa, "num_examples": self.num_examples}
+        return {"rho": self.posterior.rho.detach(), "means": means, **numbers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`, whatever weights the model had when this object was made.
 
         Raises:
-            ValueError: the state is of another model.
+            ValueError: the state is of another model, kappa or N.
         """
         for group in self.groups:
             mean, expected = state["means"].get(group.name), tuple(group.prior.mean.shape)
@@ -95,6 +176,10 @@ class LearnedL2(DataEmphasizedELBO):
                 found = f"{'nothing' if mean is None else f'shape {tuple(mean.shape)}'} for the prior mean"
                 problem = f"the state holds {found} of {group.name!r}, expected shape {expected}"
                 raise ValueError(f"{problem}: was it saved from another model?")
+        for name in ("kappa", "num_examples"):
+            saved, own = state.get(name), getattr(self, name)
+            if saved != own:
+                raise ValueError(f"the state was saved with {name} = {saved}, this object has {own}: they must agree")
         with torch.no_grad():
             self.posterior.rho.copy_(state["rho"])
             for group in self.groups:

@@ -12,26 +12,32 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from deelbo._vectors import add, dot, flatten, flatten_gradients, write
+from deelbo._random import fill_normal_
+from deelbo._vectors import add_, copy_, dense_gradients, dot_with, overlapping, views
 from deelbo.limits import MIN_SIGMA
 
 
 @dataclass
 class Draw:
-    """One draw from q. The vectors (D,) are valid until the next draw.
+    """One draw from q. The vectors (D,) are valid until the next draw."""
 
-    After the block, ``gradient`` is a copy of dL/dtheta_bar, which an objective may complete in place and make the
-    weights' gradients; None if ``backward`` did not run.
-    """
-
-    mean: Tensor  # theta_bar
+    mean: Tensor  # theta_bar; free to be overwritten after the block
     shift: Tensor  # sigma eps
-    gradient: Tensor | None = None
+    has_gradient: bool = False  # after the block: whether ``backward`` ran in it
+
+
+@dataclass
+class _Buffers:
+    """Memory of a draw, reused in every step, as new memory is slow on a CPU; with views of the weights' shapes."""
+
+    mean: Tensor
+    shift: Tensor
+    mean_pieces: list[Tensor]
+    shift_pieces: list[Tensor]
 
 
 class IsotropicPosterior:
@@ -44,8 +50,8 @@ class IsotropicPosterior:
         generator: source of eps; None: torch's global generator.
 
     Raises:
-        ValueError: no trained weight, weights of several types or devices, or weights in half precision, where a shift
-            of 1e-4 would be lost to rounding.
+        ValueError: no trained weight, weights of several types or devices, different weights in the same memory, or
+            weights in half precision, where a shift of 1e-4 would be lost to rounding.
     """
 
     def __init__(
@@ -63,11 +69,17 @@ class IsotropicPosterior:
         first = self.weights[0]
         if first.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"weights must be float32 or float64, got {first.dtype}: keep them so and use autocast")
+        if (pair := overlapping(self.weights)) is not None:
+            raise ValueError(
+                f"two weights of shapes {tuple(pair[0].shape)} and {tuple(pair[1].shape)} share memory, so both would "
+                "be shifted: tie them as one nn.Parameter (module_b.weight = module_a.weight)"
+            )
         self.generator = generator
+        self._evaluation_generator = generator  # of draws for which no gradients are recorded
         rho = math.log(math.expm1(sigma)) if sigma < 30 else sigma  # from 30 on softplus is the identity, exactly
         self.rho = nn.Parameter(torch.tensor(rho, dtype=first.dtype, device=first.device))
         self._is_sampling = False
-        self._buffers: tuple[Tensor, Tensor] | None = None  # reused, as new memory in every step is slow on a CPU
+        self._buffers: _Buffers | None = None
 
     @property
     def dim(self) -> int:
@@ -85,46 +97,73 @@ class IsotropicPosterior:
         return torch.sigmoid(self.rho.detach())
 
     @contextmanager
-    def sample(self) -> Iterator[Draw]:
+    def sample(self, redraw: bool = True) -> Iterator[Draw]:
         """A block in which the weights are one draw from q; ``forward`` and ``backward`` both belong inside.
 
         Gradients of the weights and of rho are cleared on entry. On exit the weights are theta_bar again, their
         gradients are dL/dtheta_bar and ``rho.grad`` is dL/drho; there are none if ``backward`` did not run or the block
-        raised.
+        raised. Where gradients are not recorded (`torch.no_grad`), no gradient is cleared or changed.
+
+        Args:
+            redraw: False: use the shift of the last draw again, keep the gradients and add to them. Their own product
+                with eps is subtracted, so they may have been completed by a regularizer's gradient in the meantime.
 
         Raises:
             RuntimeError: the block is entered inside itself.
         """
         if self._is_sampling:
             raise RuntimeError("sample() was entered inside sample(): leave the first block before drawing again")
-        self._clear_gradients()
-        self._buffers = self._buffers or self._allocate()
-        mean, shift = flatten(self.weights, out=self._buffers[0]), self._buffers[1]
-        sigma = self.sigma
-        torch.randn(shift.shape, generator=self.generator, out=shift).mul_(sigma)
-        draw = Draw(mean, shift)
-        self._is_sampling = True
+        if not torch.is_grad_enabled():
+            buffers = self._allocate()
+            self._draw_shift(buffers, self._evaluation_generator)
+            with self._shifted(buffers) as draw:
+                yield draw
+            return
+        if self._buffers is None:
+            self._buffers = self._allocate()
+        buffers, earlier = self._buffers, None
+        if redraw:
+            self._clear_gradients()
+            self._draw_shift(buffers, self.generator)
+        else:
+            earlier = dot_with(dense_gradients(self.weights), buffers.shift)
         try:
-            add(self.weights, shift)
-            torch.clear_autocast_cache()  # it does not notice a change in place
-            yield draw
+            with self._shifted(buffers) as draw:
+                yield draw
         except BaseException:
             self._clear_gradients()
             raise
+        if gradients := dense_gradients(self.weights):
+            draw.has_gradient = True
+            product = dot_with(gradients, draw.shift)
+            gradient = (product if earlier is None else product - earlier) / self.sigma * self.sigma_slope
+            self.rho.grad = gradient if self.rho.grad is None else self.rho.grad + gradient
+
+    @torch.no_grad()
+    def _draw_shift(self, buffers: _Buffers, generator: torch.Generator | None) -> None:
+        fill_normal_(buffers.shift, generator)
+        buffers.shift.mul_(self.sigma)
+
+    @contextmanager
+    def _shifted(self, buffers: _Buffers) -> Iterator[Draw]:
+        """A block in which the weights are theta_bar plus the shift."""
+        copy_(buffers.mean_pieces, self.weights)
+        add_(self.weights, buffers.shift_pieces)
+        torch.clear_autocast_cache()  # it does not notice a change in place
+        self._is_sampling = True
+        try:
+            yield Draw(buffers.mean, buffers.shift)
         finally:
             self._is_sampling = False
-            write(self.weights, mean)
+            copy_(self.weights, buffers.mean_pieces)
             torch.clear_autocast_cache()
-        draw.gradient = flatten_gradients(self.weights)
-        if draw.gradient is not None:
-            self.rho.grad = dot(draw.gradient, shift) / sigma * self.sigma_slope
 
-    def _allocate(self) -> tuple[Tensor, Tensor]:
-        like: dict[str, Any] = {"dtype": self.rho.dtype, "device": self.rho.device}
-        if self.rho.is_cuda:  # the second row of one matrix need not be aligned to 16 bytes, as foreach kernels want it
-            return torch.empty(self.dim, **like), torch.empty(self.dim, **like)
-        first, second = torch.empty(2, self.dim, **like)  # another alignment changes the last digits of BLAS's sums
-        return first, second
+    def _allocate(self) -> _Buffers:
+        # on a CPU, alignment changes the last digits of BLAS's sums; published results were made with this one
+        offset = 0 if self.rho.is_cuda else self.dim % 16
+        with torch.inference_mode(False):  # tensors made inside could not be used by later training steps
+            mean, shift = (self.rho.new_empty(self.dim + offset)[offset:] for _ in range(2))
+            return _Buffers(mean, shift, views(mean, self.weights), views(shift, self.weights))
 
     def _clear_gradients(self) -> None:
         for parameter in [self.rho, *self.weights]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from deelbo._vectors import add_to_gradients_, flatten, set_gradients, squared_norms
+from deelbo._vectors import add_to_gradients_, flatten, squared_norms
 from deelbo.groups import Group
 from deelbo.objectives.base import Objective
 from deelbo.posterior import Draw, IsotropicPosterior
@@ -72,34 +72,32 @@ class ELBO(Objective):
     def step(self) -> Iterator[None]:
         with self.posterior.sample() as draw:
             yield
-        if draw.gradient is not None:
-            self._add_kl_gradient(draw, draw.gradient)
+        if draw.has_gradient:
+            self._add_kl_gradient(draw, 1 / (self.kappa * self.num_examples))
 
     @torch.no_grad()
-    def _add_kl_gradient(self, draw: Draw, gradient: Tensor) -> None:
-        """Add the gradient of KL / (kappa N) to that of the NLL, which becomes the weights', and to rho's."""
-        sigma, factor = self.posterior.sigma, 1 / (self.kappa * self.num_examples)
+    def _add_kl_gradient(self, draw: Draw, factor: float | Tensor) -> None:
+        """Add ``factor`` times the gradient of KL to the gradients of the weights and of rho."""
+        sigma = self.posterior.sigma
         if self._dims is None:
-            terms = self._kl_terms(draw.mean, sigma, out=draw.shift)  # whose numbers are no longer needed
-            for piece, term in zip(self._pieces(gradient), terms, strict=True):
-                piece.addcmul_(term.precision_d, factor / term.scale)
+            terms = self._kl_terms(draw.mean, sigma, out=draw.mean)
+            for group, term in zip(self.groups, terms, strict=True):
+                add_to_gradients_(group.weights, term.precision_d, factor / term.scale)
             slope = torch.stack([term.gradient_sigma for term in terms]).sum()
         else:
-            slope = self._add_layers(draw, gradient, self._dims, sigma, factor)
-        set_gradients(self.weights, gradient)
+            slope = self._add_layers(draw.mean, self._dims, sigma, factor)
         add_to_gradients_([self.posterior.rho], (slope * self.posterior.sigma_slope * factor).reshape(1))
 
-    def _add_layers(self, draw: Draw, gradient: Tensor, dims: Tensor, sigma: Tensor, factor: float) -> Tensor:
-        """Add ``factor`` dKL/dtheta_bar to the gradient for many isotropic groups of sizes ``dims``; return dKL/dsigma.
+    def _add_layers(self, mean: Tensor, dims: Tensor, sigma: Tensor, factor: float | Tensor) -> Tensor:
+        """Add ``factor`` dKL/dtheta_bar to the gradients of many isotropic groups of sizes ``dims``; return dKL/dsigma.
 
         The groups' numbers are vectors (G,) here, as a hundred layers would otherwise cost a thousand launches a step.
         """
-        deviations = self._pieces(draw.shift.copy_(draw.mean))
+        deviations = self._pieces(mean)
         torch._foreach_sub_(deviations, [group.prior.mean for group in self.groups])
         scales = sigma**2 + squared_norms(deviations) / dims
-        factors = (factor / scales).unbind()
-        for piece, deviation, group_factor in zip(self._pieces(gradient), deviations, factors, strict=True):
-            piece.addcmul_(deviation, group_factor)
+        for group, deviation, group_factor in zip(self.groups, deviations, (factor / scales).unbind(), strict=True):
+            add_to_gradients_(group.weights, deviation, group_factor)
         return (sigma * dims / scales - dims / sigma).sum()
 
     def _kl_terms(self, mean: Tensor, sigma: Tensor, out: Tensor) -> list[KLTerm]:

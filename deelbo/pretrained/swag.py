@@ -10,7 +10,7 @@ from collections import deque
 import torch
 from torch import Tensor, nn
 
-from deelbo._vectors import flatten, write
+from deelbo._vectors import copy_, flatten, views
 
 
 class SWAG:
@@ -46,4 +46,4 @@ class SWAG:
 
     def load_mean(self) -> None:
         """Set the weights to the mean, after which BatchNorm's statistics need to be recomputed."""
-        write(self.weights, self.mean)
+        copy_(self.weights, views(self.mean, self.weights))

@@ -59,7 +59,7 @@ def test_gradients_are_autograds(make: Callable[[], Example]) -> None:
     with posterior.sample() as draw:
         F.cross_entropy(model(x), y).backward()
 
-    assert draw.gradient is not None
+    assert draw.has_gradient
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(posterior.rho.grad, expected_rho, rtol=1e-9, atol=1e-12)
@@ -102,7 +102,7 @@ def test_nothing_changes_without_backward() -> None:
     before, rho = weights_of(model), posterior.rho.detach().clone()
     with posterior.sample() as draw:
         model(x)
-    assert draw.gradient is None
+    assert not draw.has_gradient
     assert all(p.grad is None for p in [*model.parameters(), posterior.rho])
     assert all(torch.equal(p, b) for p, b in zip([*model.parameters(), posterior.rho], [*before, rho], strict=True))
 

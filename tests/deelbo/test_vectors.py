@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deelbo import ELBO, MAP, DataEmphasizedELBO, make_groups
-from deelbo._vectors import add_to_gradients_, dot, flatten, flatten_gradients, set_gradients, views, write
+from deelbo._vectors import (
+    add_to_gradients_,
+    copy_,
+    dense_gradients,
+    dot,
+    dot_with,
+    flatten,
+    overlapping,
+    views,
+)
 from deelbo.objectives.base import Objective
 
 LAST = torch.channels_last
@@ -50,12 +59,12 @@ def test_flatten_is_in_index_order() -> None:
     assert any(float(p.detach().abs().sum()) > 0 for p in parameters)
 
 
-def test_write_is_the_inverse_of_flatten() -> None:
-    """Writing a vector and flattening again gives the same bits, and each parameter keeps its memory and layout."""
+def test_copy_is_the_inverse_of_flatten() -> None:
+    """Copying a vector's pieces and flattening gives the same bits; parameters keep their memory and layout."""
     parameters = mixed()
     where = [(p.data_ptr(), p.stride()) for p in parameters]
     vector = torch.randn(78)
-    write(parameters, vector)
+    copy_(parameters, views(vector, parameters))
     assert torch.equal(flatten(parameters), vector)
     assert in_order(parameters) == vector.tolist()
     assert [(p.data_ptr(), p.stride()) for p in parameters] == where
@@ -71,33 +80,9 @@ def test_views_share_memory() -> None:
     assert vector[54:57].tolist() == [0, 0, 0]
 
 
-def test_set_gradients_keeps_the_layout() -> None:
-    """Each gradient has its elements of the vector in index order, and the parameter's memory layout."""
-    parameters, vector = mixed(), torch.randn(78)
-    set_gradients(parameters, vector)
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    assert len(gradients) == 4
-    assert in_order(gradients) == vector.tolist()
-    assert [g.stride() for g in gradients] == [p.stride() for p in parameters]
-    again = flatten_gradients(parameters)
-    assert again is not None
-    assert torch.equal(again, vector)
-
-
-def test_set_gradients_shares_memory_with_contiguous_parameters() -> None:
-    """The gradients of contiguous parameters are the vector's own memory; an old gradient is replaced, not added to."""
-    parameters = [nn.Parameter(torch.randn(2, 3)), nn.Parameter(torch.randn(4))]
-    for p in parameters:
-        p.grad = torch.ones_like(p)
-    vector = torch.randn(10)
-    set_gradients(parameters, vector)
-    vector.fill_(7)
-    assert all(p.grad is not None and bool((p.grad == 7).all()) for p in parameters)
-
-
 @pytest.mark.parametrize("missing", [[], [0], [1, 3], [0, 1, 2, 3]])
-@pytest.mark.parametrize("factor", [1.0, -0.5])
-def test_add_to_gradients(missing: list[int], factor: float) -> None:
+@pytest.mark.parametrize("factor", [1.0, -0.5, torch.tensor(0.25)])
+def test_add_to_gradients(missing: list[int], factor: float | Tensor) -> None:
     """``factor`` times the vector is added to the gradients by index, in place; a missing gradient counts as zeros."""
     parameters, vector = mixed(), torch.randn(78)
     for i, p in enumerate(parameters):
@@ -105,20 +90,39 @@ def test_add_to_gradients(missing: list[int], factor: float) -> None:
     there = [p.grad for p in parameters]
     before = torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parameters])
     add_to_gradients_(parameters, vector, factor)
-    after = flatten_gradients(parameters)
-    assert after is not None
+    after = flatten(dense_gradients(parameters))
     torch.testing.assert_close(after, before + factor * vector)
     assert all(p.grad is old for p, old in zip(parameters, there, strict=True) if old is not None)
 
 
-def test_flatten_gradients_with_missing_gradients() -> None:
-    """A parameter without a gradient counts as zeros; if none has one, the result is None."""
+def test_dense_gradients() -> None:
+    """Missing gradients become zeros and sparse ones dense, in the parameters too; if all are missing, none is made."""
     parameters = mixed()
-    assert flatten_gradients(parameters) is None
-    parameters[1].grad = torch.tensor([1.0, 2.0, 3.0])
-    vector = flatten_gradients(parameters)
-    assert vector is not None
-    assert vector.nonzero().flatten().tolist() == [54, 55, 56]
+    assert dense_gradients(parameters) == []
+    assert all(p.grad is None for p in parameters)
+    parameters[1].grad = torch.tensor([1.0, 0.0, 3.0]).to_sparse()
+    gradients = dense_gradients(parameters)
+    assert all(p.grad is gradient for p, gradient in zip(parameters, gradients, strict=True))
+    assert flatten(gradients).nonzero().flatten().tolist() == [54, 56]
+    assert not any(gradient.is_sparse for gradient in gradients)
+
+
+@pytest.mark.parametrize("scale", [1, 10_000])
+def test_dot_with(scale: int) -> None:
+    """The product of tensors of any layout with a vector is that of their elements in order, for few and many."""
+    tensors = [p.detach().double().repeat(scale, *[1] * (p.ndim - 1)) if p.ndim else p.double() for p in mixed()]
+    vector = torch.randn(77 * scale + 1, dtype=torch.float64)
+    torch.testing.assert_close(dot_with(tensors, vector), torch.dot(flatten(tensors), vector))
+
+
+def test_overlapping() -> None:
+    """Tensors that share elements are found, whatever their order and layout; parts of one buffer do not overlap."""
+    buffer = torch.zeros(24)
+    parts = list(buffer.split([6, 10, 8]))
+    assert overlapping(parts) is None
+    assert overlapping([*mixed(), *parts, torch.empty(0)]) is None
+    for shared in (buffer[5:7], buffer[20:], buffer.view(4, 6).T[0]):
+        assert overlapping([*mixed(), shared, *parts]) is not None
 
 
 def conv_net() -> nn.Module:
@@ -175,7 +179,7 @@ def test_the_objectives_of_a_channels_last_network(make: Callable[[nn.Module], O
             assert [p.grad.stride() for p in objective.weights if p.grad is not None] == [
                 p.stride() for p in objective.weights
             ]
-            gradients.append(flatten_gradients([*objective.weights, *objective.parameters()]))
+            gradients.append(flatten(dense_gradients([*objective.weights, *objective.parameters()])))
             optimizer.step()
         found.append((*gradients, flatten(model.parameters()), objective.regularizer()))
     for one, other in zip(*found, strict=True):

@@ -1,0 +1,336 @@
+"""Checks that a training loop uses `deelbo.LearnedL2` in a way that gives right gradients.
+
+`LoopChecks` follows a loop through the version counters of tensors, which torch raises with every change in place,
+hooks on the weights' gradients, and hooks on all optimizers. None of them reads a number on the device, so no step
+waits for it.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+import weakref
+from collections.abc import Iterable, Sequence
+from functools import partial, wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+IDLE = "idle"  # no gradients wait for an optimizer step
+INSIDE = "inside"  # a block is open
+COMPLETE = "complete"  # the gradients of a block wait for an optimizer step
+NO_BACKWARD = "no backward"  # the last block was left without gradients
+MAX_NAMES = 3  # in a message
+
+_all_checks: weakref.WeakSet[LoopChecks] = weakref.WeakSet()
+
+
+class LoopChecks:
+    """State of a training loop over the trained weights of one model.
+
+    Args:
+        model: the module.
+        weights: its trained weights.
+        rho: the posterior's parameter, which the optimizer must train too.
+
+    Attributes:
+        grad_scaler: the `torch.amp.GradScaler` that has scaled a loss in the open block and has not unscaled its
+            gradients there; None without one.
+    """
+
+    def __init__(self, model: nn.Module, weights: Sequence[nn.Parameter], rho: nn.Parameter) -> None:
+        self.model, self.weights, self.rho = model, list(weights), rho
+        self.state = IDLE
+        self.grad_scaler: torch.amp.GradScaler | None = None
+        self._names = {id(p): name for name, p in model.named_parameters()} | {id(rho): "reg.parameters()"}
+        self._ids = {id(p) for p in [*weights, rho]}
+        self._versions: list[int] = []  # of the weights as drawn, or of weights and rho after a block
+        self._rho_gradient: tuple[Tensor | None, int] = (None, 0)  # that the last block has left, with its version
+        self._earlier: Tensor | None = None  # rho's gradient from earlier blocks of the step
+        self._outside = ""  # name of a weight whose gradient arrived between two steps
+        self._stepped: set[int] | None = set()  # parameters that optimizers have stepped; None after their check
+        self._known_optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._record_structure()
+        for other in list(_all_checks):
+            if other._ids & self._ids:
+                other._remove_hooks()
+        hook = partial(_on_gradient, weakref.ref(self))
+        self._handles = [p.register_post_accumulate_grad_hook(hook) for p in self.weights]
+        _install_global_hooks()
+        _all_checks.add(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle by making a new object, as hooks belong to one tensor."""
+        return type(self), (self.model, self.weights, self.rho)
+
+    def _remove_hooks(self) -> None:
+        """Stop checking gradients, when another object takes over the weights."""
+        for handle in self._handles:
+            handle.remove()
+        self.state = IDLE
+
+    def enter(self, accumulate: bool) -> bool:
+        """Check the loop before a block; return whether the block begins a new step.
+
+        Raises:
+            RuntimeError: a block is open; the model's trained weights, their type or device have changed; there are
+                gradients that no optimizer step has used, or that arrived outside a block.
+        """
+        if self.state == INSIDE:
+            raise RuntimeError("sample() was entered inside sample(): leave the first block before drawing again")
+        self._check_structure()
+        begins = not self._has_unused_gradients(accumulate)
+        if begins:
+            self._check_outside()
+            self._warn_of_unstepped()
+        elif not accumulate:
+            raise RuntimeError(
+                "the gradients of the last sample() block have not been used by an optimizer step: call "
+                "optimizer.step() after each block, use sample(accumulate=True) to add up the gradients of several "
+                "blocks, or discard them with optimizer.zero_grad()"
+            )
+        self.state, self._outside, self.grad_scaler = INSIDE, "", None
+        self._earlier = None if begins else self.rho.grad
+        return begins
+
+    def record_draw(self) -> None:
+        """Remember the drawn weights' versions for `check_draw`."""
+        self._versions = [p._version for p in self.weights]
+
+    def check_draw(self) -> None:
+        """Raise RuntimeError where a weight is no longer as drawn, or earlier gradients of the step are gone."""
+        if self._earlier is not None and self.rho.grad is not self._earlier:
+            raise RuntimeError(
+                "the gradients of the step's earlier blocks were cleared inside sample(accumulate=True): call "
+                "zero_grad() after optimizer.step(), outside the block"
+            )
+        versions = [p._version for p in self.weights]
+        if versions != self._versions:
+            changed = [p for p, a, b in zip(self.weights, versions, self._versions, strict=True) if a != b]
+            raise RuntimeError(
+                f"{self._describe(changed)} changed in place inside sample(), which leaving the block would undo: step "
+                "the optimizer, clamp or renormalize after the block (an Embedding with max_norm does so in forward)"
+            )
+
+    def leave(self, has_gradient: bool) -> None:
+        """Remember what the block has left behind; warn if no ``backward`` ran in it."""
+        self.grad_scaler = None
+        if has_gradient:
+            self.state = COMPLETE
+            self._versions = [p._version for p in [*self.weights, self.rho]]
+            gradient = self.rho.grad
+            self._rho_gradient = gradient, 0 if gradient is None else gradient._version
+            return
+        self.state = NO_BACKWARD
+        warnings.warn(
+            "a sample() block was left without a backward pass: call backward inside the block, or put "
+            "torch.no_grad() around a block that only evaluates",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+    def abort(self) -> None:
+        """Forget the open block, which has raised."""
+        self.state = IDLE
+
+    def check(self, optimizers: Iterable[Optimizer]) -> None:
+        """Raise ValueError where optimizers leave a parameter out or have weight decay of their own."""
+        optimizers = list(optimizers)
+        trained = {id(p) for optimizer in optimizers for p in _parameters(optimizer)}
+        problems = [self._describe_missing(trained), *map(self._describe_decay, optimizers)]
+        if any(problems):
+            raise ValueError("; ".join(filter(None, problems)))
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Check an optimizer that is about to step some of the parameters; warn of its weight decay once."""
+        if self.state == INSIDE:
+            raise RuntimeError(
+                "an optimizer stepped inside sample(), which leaving the block would undo: step after it"
+            )
+        if optimizer not in self._known_optimizers:
+            self._known_optimizers.add(optimizer)
+            if problem := self._describe_decay(optimizer):
+                warnings.warn(problem, RuntimeWarning, stacklevel=5)
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Note that an optimizer has used the gradients."""
+        if self._stepped is not None:
+            self._stepped.update(map(id, _parameters(optimizer)))
+        if self.state == COMPLETE:
+            self.state = IDLE
+
+    def trains(self, optimizer: Optimizer) -> bool:
+        """Return whether an optimizer has one of the parameters."""
+        return any(id(p) in self._ids for p in _parameters(optimizer))
+
+    def gradient_arrived(self, weight: nn.Parameter) -> None:
+        """Note a gradient that has arrived outside a block.
+
+        Raises:
+            RuntimeError: it was added to gradients that wait for a step, or the last block had no ``backward``.
+        """
+        waits = self.state == COMPLETE and self.rho.grad is not None and not self._changed_since_leave()
+        if waits or self.state == NO_BACKWARD:
+            raise RuntimeError(
+                f"a gradient of {self._describe([weight])} arrived outside sample(), so it lacks the regularizer and "
+                "the posterior's part: call backward inside the block, or optimizer.zero_grad() before other gradients"
+            )
+        self._outside = self._describe([weight])
+
+    def _has_unused_gradients(self, accumulate: bool) -> bool:
+        """Return whether gradients of the last block wait for a step; those that overflowed do not.
+
+        Raises:
+            RuntimeError: they were changed since, which makes it impossible to accumulate.
+        """
+        gradient = self.rho.grad
+        if self.state != COMPLETE or gradient is None or all(p.grad is None for p in self.weights):
+            return False
+        if self._changed_since_leave():
+            return False
+        is_as_left = gradient is self._rho_gradient[0] and gradient._version == self._rho_gradient[1]
+        if accumulate and is_as_left:
+            return True
+        value = float(gradient)  # waits for the device, in a loop that is about to fail
+        if value == 0 or not math.isfinite(value):
+            return False  # zeroed in place, or a GradScaler has skipped the step
+        if accumulate:
+            raise RuntimeError(
+                "the gradients were clipped or changed otherwise between two sample(accumulate=True) blocks of one "
+                "step: change them after the last block, before optimizer.step()"
+            )
+        return True
+
+    def _changed_since_leave(self) -> bool:
+        """Return whether a parameter has changed since the last block, as by an optimizer without torch's hooks."""
+        return [p._version for p in [*self.weights, self.rho]] != self._versions
+
+    def _check_outside(self) -> None:
+        if self._outside and any(p.grad is not None for p in self.weights):
+            raise RuntimeError(
+                f"a gradient of {self._outside} arrived outside sample() and would be cleared: call backward inside "
+                "the block, or optimizer.zero_grad() after computing gradients for another purpose"
+            )
+
+    def _warn_of_unstepped(self) -> None:
+        """After the first step of all optimizers, warn of parameters that none of them has."""
+        if self._stepped:
+            if problem := self._describe_missing(self._stepped):
+                warnings.warn(problem, RuntimeWarning, stacklevel=5)
+            self._stepped = None
+
+    def _record_structure(self) -> None:
+        """Remember the model's modules and parameters, in a form that takes microseconds to compare."""
+        modules = list(self.model.modules())  # kept, so that no new object can have the id of an old one
+        self._modules = [(module._modules, module._parameters) for module in modules]
+        self._children = [list(children.values()) for children, _ in self._modules]
+        self._structure = self._current_structure()
+
+    def _current_structure(self) -> list[tuple[int, bool]]:
+        """Return the identity of each child module and parameter, with whether a parameter is trained."""
+        structure: list[tuple[int, bool]] = []
+        for children, parameters in self._modules:
+            structure += [(id(child), False) for child in children.values()]
+            structure += [(id(p), p is not None and p.requires_grad) for p in parameters.values()]
+        return structure
+
+    def _check_structure(self) -> None:
+        """Raise RuntimeError where the trained weights are not those of the posterior, or have moved."""
+        dtype, device = self.rho.dtype, self.rho.device
+        moved = [p for p in self.weights if p.dtype is not dtype or p.device != device]
+        if moved:
+            found = f"{moved[0].dtype} on {moved[0].device}, was {dtype} on {device}"
+            raise RuntimeError(f"{self._describe(moved)} changed since LearnedL2 was made ({found}): make it anew")
+        if self._current_structure() == self._structure:
+            return
+        trained = {id(p): name for name, p in self.model.named_parameters() if p.requires_grad}
+        frozen = [p for p in self.weights if id(p) not in trained]
+        added = [name for id_, name in trained.items() if id_ not in self._ids]
+        if frozen or added:
+            parts = ["no longer trains " + self._describe(frozen)] * bool(frozen) + [_join("also trains", added)]
+            raise RuntimeError(
+                f"since LearnedL2 was made, the model {' and '.join(filter(None, parts))}: make LearnedL2 anew, after "
+                "freezing, unfreezing, replacing or sharding"
+            )
+        self._record_structure()
+
+    def _describe_missing(self, trained: set[int]) -> str:
+        missing = [p for p in [self.rho, *self.weights] if id(p) not in trained]
+        if not missing:
+            return ""
+        return (
+            f"the optimizer does not train {self._describe(missing)}: give it [*model.parameters(), *reg.parameters()]"
+        )
+
+    def _describe_decay(self, optimizer: Optimizer) -> str:
+        for group in optimizer.param_groups:
+            decay = group.get("weight_decay") or 0
+            own = [p for p in group["params"] if id(p) in self._ids]
+            if decay and own:
+                where = f"weight_decay={float(decay):g} on {self._describe(own)}"
+                return f"{type(optimizer).__name__} has {where}: set it to 0, as the strength is learned"
+        return ""
+
+    def _describe(self, parameters: Sequence[nn.Parameter]) -> str:
+        return _join("", [self._names.get(id(p), f"a parameter of shape {tuple(p.shape)}") for p in parameters])
+
+
+def _join(verb: str, names: Sequence[str]) -> str:
+    """Return some names with a verb before them, '' without names."""
+    if not names:
+        return ""
+    more = len(names) - MAX_NAMES
+    return " ".join(filter(None, [verb, ", ".join(names[:MAX_NAMES]), f"and {more} more" if more > 0 else ""]))
+
+
+def _parameters(optimizer: Optimizer) -> Iterable[nn.Parameter]:
+    return (p for group in optimizer.param_groups for p in group["params"])
+
+
+def _on_gradient(reference: weakref.ref[LoopChecks], weight: Tensor) -> None:
+    """Hook of a weight, called after each gradient that it gets."""
+    checks = reference()
+    if checks is not None and checks.state != INSIDE:
+        checks.gradient_arrived(weight)  # type: ignore[arg-type]  # hooks are registered on parameters
+
+
+def _before_step(optimizer: Optimizer, *_: object) -> None:
+    for checks in list(_all_checks):
+        if checks.trains(optimizer):
+            checks.before_step(optimizer)
+
+
+def _after_step(optimizer: Optimizer, *_: object) -> None:
+    for checks in list(_all_checks):
+        if checks.trains(optimizer):
+            checks.after_step(optimizer)
+
+
+def _install_global_hooks() -> None:
+    """Follow all optimizers and GradScalers of this process. Torch has no hooks for a GradScaler, so it is wrapped."""
+    scaler = torch.amp.GradScaler
+    if hasattr(scaler.scale, "__wrapped__"):
+        return
+    register_optimizer_step_pre_hook(_before_step)
+    register_optimizer_step_post_hook(_after_step)
+    original_scale, original_unscale = scaler.scale, scaler.unscale_
+
+    @wraps(original_scale)
+    def scale(self: torch.amp.GradScaler, outputs: Any) -> Any:
+        for checks in list(_all_checks):
+            if checks.state == INSIDE:
+                checks.grad_scaler = self
+        return original_scale(self, outputs)
+
+    @wraps(original_unscale)
+    def unscale_(self: torch.amp.GradScaler, optimizer: Optimizer) -> None:
+        original_unscale(self, optimizer)
+        for checks in list(_all_checks):
+            if checks.state == INSIDE and checks.trains(optimizer):
+                checks.grad_scaler = None
+
+    scaler.scale = scale  # type: ignore[method-assign]
+    scaler.unscale_ = unscale_  # type: ignore[method-assign]
