@@ -21,6 +21,10 @@ class RecordError(ValueError):
         super().__init__(single_line(message, max_chars=1000))
 
 
+class ReportError(ValueError):
+    """A report that cannot be drawn."""
+
+
 class FormatError(RecordError):
     """A record or a storage of an earlier format."""
 

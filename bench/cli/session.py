@@ -34,7 +34,7 @@ from bench.storage.records import RecordStore
 from bench.tracking.client import tracking_uri
 from bench.trials.record import TrialRecord
 from bench.utils.signals import interrupt_on_signals
-from bench.utils.text import format_duration, redact_url, single_line
+from bench.utils.text import describe_error, format_duration, redact_url, single_line
 
 if TYPE_CHECKING:
     from bench.scheduling.run_summary import RunSummary
@@ -251,14 +251,14 @@ def _was_deleted(store: RecordStore) -> bool:
 
 def _draw_report(store: RecordStore, benchmark: Benchmark) -> Path | None:
     """Draw the report and return its folder; None if it cannot be drawn, which is printed and ends nothing."""
-    from bench.report.build import write_report
-    from bench.results.sources import load_storage
-
     folder = Path(store.path("report")) if store.local else Path("deelbo-runs") / benchmark.name / "report"
     try:
+        from bench.report.build import write_report
+        from bench.results.sources import load_storage
+
         files = write_report([load_storage(store)], folder)
-    except (ValueError, OSError) as error:
-        console.print(f"no report: {single_line(error)}")
+    except Exception as error:  # whatever it is, the run's own result stands
+        console.print(f"no report: {describe_error(error)}")
         return None
     if not store.local:  # copied there, as the folder of a job is deleted with it
         try:

@@ -2,18 +2,19 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from bench.exceptions import ReportError
 from bench.labels import PAPER_METHODS
 from bench.report.all_methods import MethodComparison, best_methods_table, compare_all_methods
 from bench.report.figures.anytime import draw_anytime
 from bench.report.figures.bounds import draw_bounds, select_bound_runs
-from bench.report.figures.style import save_figure
+from bench.report.figures.style import default_settings, save_figure
 from bench.report.figures.subsampling import draw_subsampling
 from bench.report.formatting import to_markdown
 from bench.report.html import is_report
@@ -27,6 +28,7 @@ from bench.results.paired_tests import compute_paired_tests, select_results
 from bench.results.paper import find_paper_de_elbo
 from bench.results.sources import Results
 from bench.results.tables import compute_overview, compute_table2, compute_table3
+from bench.utils.text import describe_error
 
 FIGURES = ("figure1", "figure2", "figure2_full", "figure2_sampled", "figure_race")
 LISTS = ("curves", "curves_sampled", "anytime", "budgets", "rank_pairs")
@@ -73,10 +75,10 @@ def write_report(
 
     Raises:
         ValueError: ``out`` cannot be a folder, or has a report.html of another origin; or ``replays`` lacks a column.
+        ReportError: a figure cannot be drawn.
     """
     frame = pd.concat([one.frame for one in results], ignore_index=True)
     computed = _compute_tables(frame, {one.label for one in results if one.published}, subsamples, seed, slots, replays)
-    figures = _draw_figures(frame, computed)
     old = _find_old_report(out)
     with tempfile.TemporaryDirectory(dir=out, prefix=".report-") as name:  # replace all of the report or nothing
         folder = Path(name)
@@ -85,7 +87,7 @@ def write_report(
                 table.to_csv(folder / f"{stem}.csv", index=False)
             if stem in TABLES:
                 (folder / f"{stem}.md").write_text(to_markdown(table), encoding="utf-8")
-        images = {path.name: path for stem, figure in figures.items() for path in save_figure(figure, folder, stem)}
+        images = {path.name: path for path in _draw_figures(frame, computed, folder)}
         findings = describe_findings(computed.tables)
         page = build_page(results, findings, computed.tables, images, subsamples, left_out, computed.comparison)
         (folder / "report.html").write_text(page, encoding="utf-8")
@@ -127,20 +129,28 @@ def _compute_tables(
     return _Tables(tables, paper, comparison)
 
 
-def _draw_figures(frame: pd.DataFrame, computed: _Tables) -> dict[str, Figure]:
+def _draw_figures(frame: pd.DataFrame, computed: _Tables, folder: Path) -> list[Path]:
+    """Draw and save all figures, and return their files."""
+    try:
+        with default_settings():
+            return [path for name, figure in _figures(frame, computed) for path in save_figure(figure, folder, name)]
+    except OSError:  # of the folder, such as a full disk
+        raise
+    except Exception as error:  # matplotlib and its backends raise anything
+        raise ReportError(f"the figures cannot be drawn ({describe_error(error)})") from error
+
+
+def _figures(frame: pd.DataFrame, computed: _Tables) -> Iterator[tuple[str, Figure]]:
     curves, comparison = computed.tables["curves"], computed.comparison
-    figures = {
-        name: draw_subsampling(curves, cost, computed.paper)
-        for name, cost in (("figure2", "train"), ("figure2_full", "full"))
-        if ((curves["cost"] == cost) & curves["method"].isin(PAPER_METHODS)).any()
-    }
-    if "figure2" in figures and "curves_sampled" in computed.tables:
-        figures["figure2_sampled"] = draw_subsampling(computed.tables["curves_sampled"], "train", computed.paper)
+    for name, cost in (("figure2", "train"), ("figure2_full", "full")):
+        if ((curves["cost"] == cost) & curves["method"].isin(PAPER_METHODS)).any():
+            yield name, draw_subsampling(curves, cost, computed.paper)
+            if name == "figure2" and "curves_sampled" in computed.tables:
+                yield "figure2_sampled", draw_subsampling(computed.tables["curves_sampled"], cost, computed.paper)
     if len(runs := select_bound_runs(frame)):
-        figures["figure1"] = draw_bounds(runs)
+        yield "figure1", draw_bounds(runs)
     if comparison is not None:
-        figures["figure_race"] = draw_anytime(comparison.anytime, comparison.cost)
-    return figures
+        yield "figure_race", draw_anytime(comparison.anytime, comparison.cost)
 
 
 def _replace_files(folder: Path, out: Path, old: set[str]) -> dict[str, Path]:

@@ -65,7 +65,7 @@ def draw_anytime(anytime: pd.DataFrame, cost: str = "full") -> Figure:
                     _draw(axis, curve, styles[method], i % POINTS_PER_DOUBLING, shade)
             more = "\n" + ", ".join(place[name] for name in named) if named else ""
             title = f"{dataset_name(place['dataset'])}, N = {place['n']:,}, {PRIOR_NAMES.get(prior, prior)}{more}"
-            axis.set_title(title, fontsize=9.5)
+            axis.set_title(title, fontsize=9.5, parse_math=False)
             set_time_axis(axis, of["seconds"].min() * factor / 3600, of["seconds"].max() * factor / 3600, 0.04)
             _set_accuracy_limits(axis, of)
             style_axes(axis)

@@ -94,7 +94,7 @@ def draw_bounds(runs: pd.DataFrame) -> Figure:
         title += [name[column] for column in ("backbone", "source") if runs[column].nunique() > 1]
         place = left.get_position()
         above = place.y1 + 0.28 / figure.get_size_inches()[1]
-        figure.text(place.x0, above, f"{', '.join(title)}; {_accuracies(of)}", fontsize=9)
+        figure.text(place.x0, above, f"{', '.join(title)}; {_accuracies(of)}", fontsize=9, parse_math=False)
         left.set_title("ELBo (kappa = 1)", fontsize=9, loc="left")
         right.set_title(f"DE ELBo (kappa = D/N = {compute_data_emphasis(of.iloc[0]):,.0f})", fontsize=9, loc="left")
         left.set_ylabel("ELBo / N, higher is better", fontsize=8.5)

@@ -4,7 +4,8 @@ Readable in gray print and by the color-blind: colors are Okabe and Ito's, and n
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ PAPER_STYLES: dict[str, dict[str, Any]] = {
     "elbo": {"color": METHOD_COLORS["elbo"], "linestyle": DASHES[0], "marker": "X", "markersize": 7.0},
 }
 """Styles of the paper's methods, as in figure 2."""
+
+
+@contextmanager
+def default_settings() -> Iterator[None]:
+    """Draw and save with matplotlib's own settings, whatever the user's matplotlibrc or the calling program set."""
+    own: dict[Any, Any] = {name: value for name, value in mpl.rcParamsDefault.items() if name != "backend"}
+    with mpl.rc_context(own | {"pdf.fonttype": 42}):  # text stays text
+        yield
 
 
 def make_panels(
@@ -83,7 +92,9 @@ def label_figure(figure: Figure, x: str, y: str, legend: list[Any], columns: int
     if y:
         figure.supylabel(y, fontsize=10, x=0.08 / width, ha="left")
     place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 1), "borderaxespad": 0.2}
-    figure.legend(handles=legend, ncols=columns, frameon=False, fontsize=9, **place)
+    texts = figure.legend(handles=legend, ncols=columns, frameon=False, fontsize=9, **place).get_texts()
+    for text in texts:
+        text.set_parse_math(False)  # as in titles, a name may have a $ in it
 
 
 def band_handle(label: str) -> Patch:
@@ -121,7 +132,6 @@ def choose_time_unit(most_hours: float) -> tuple[str, float]:
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as PNG and PDF, and return their paths."""
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
-    with mpl.rc_context({"pdf.fonttype": 42}):  # text stays text
-        for path in paths:
-            figure.savefig(path, dpi=150)
+    for path in paths:
+        figure.savefig(path, dpi=150)
     return paths

@@ -62,7 +62,7 @@ def draw_subsampling(curves: pd.DataFrame, cost: str, paper: pd.DataFrame) -> Fi
         for line, curve in iterate_groups(panel, CURVE):
             _draw(axis, curve, _style(line["prior"], line["method"], by_prior), factor, 0.05 if by_prior else 0.1)
         _draw_printed(axis, printed[_agree(printed, place)], by_prior, factor)
-        axis.set_title(_title(shown, place), fontsize=9.5)
+        axis.set_title(_title(shown, place), fontsize=9.5, parse_math=False)
         problem = {name: place[name] for name in PROBLEM}
         _set_limits(axis, shown[_agree(shown, problem)], printed[_agree(printed, problem)], factor)
         style_axes(axis)

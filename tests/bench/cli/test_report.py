@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from bench.cli.main import main
+from bench.cli.session import _draw_report
 from bench.config.benchmark import Benchmark
 from bench.storage.records import RecordStore
 
@@ -76,6 +77,44 @@ def test_report_of_several_sources(storage: RecordStore, other: RecordStore, pub
     assert set(pd.read_csv("report/what_if.csv")["slots"]) == {4}
     assert Path("report/curves_sampled.csv").is_file()
     assert not Path(storage.path("report")).exists()
+
+
+def test_a_report_that_cannot_be_drawn(storage: RecordStore, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever matplotlib raises is one line, exit code 2; and `run` goes on without a report."""
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no\nink")
+
+    monkeypatch.setattr("bench.report.build.save_figure", fail)
+    code, out, error = call("report", storage.url)
+    assert (code, out, error) == (
+        2,
+        [],
+        ["deelbo-bench: the figures cannot be drawn (RuntimeError: no ink)"],
+    )
+
+
+@pytest.mark.parametrize("place", ["bench.report.build.save_figure", "bench.results.sources.to_frame"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, OSError])
+def test_a_run_without_its_report(
+    storage: RecordStore,
+    tiny: Benchmark,
+    place: str,
+    error: type[Exception],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the report of `run` raises is printed in one line and ends nothing."""
+
+    def fail(*_: Any) -> None:
+        raise error("no\nink")
+
+    monkeypatch.setattr(place, fail)
+    assert _draw_report(storage, tiny) is None
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("no report: ")
+    assert error.__name__ in line
+    assert "ink" in line
 
 
 def test_published_files_alone(publish: Publish, call: Any) -> None:

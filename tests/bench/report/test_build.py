@@ -1,18 +1,22 @@
 """The report: all its files, from any kind of results."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import pandas as pd
 import pytest
 
 from bench.config.benchmark import Benchmark
 from bench.config.loading import parse_benchmark
-from bench.exceptions import RecordError
+from bench.exceptions import RecordError, ReportError
 from bench.labels import method_name
 from bench.report.build import write_report
 from bench.results.curves import compute_curves
@@ -50,6 +54,53 @@ def test_all_files_are_made(storage: RecordStore, tmp_path: Path) -> None:
     for name in ("figure2", "figure2_full"):
         assert files[f"{name}.png"].read_bytes().startswith(b"\x89PNG")
         assert files[f"{name}.pdf"].read_bytes().startswith(b"%PDF")
+
+
+USERS: dict[str, Any] = {
+    "text.usetex": True,
+    "text.parse_math": False,
+    "font.family": "Nobody Has This Font",
+    "font.size": 30,
+    "lines.linewidth": 9,
+    "axes.facecolor": "black",
+    "axes.prop_cycle": mpl.cycler(color="rgb"),
+    "axes.formatter.use_locale": True,
+    "path.sketch": (1, 100, 2),
+    "pdf.fonttype": 3,
+    "savefig.bbox": "tight",
+    "savefig.facecolor": "red",
+    "savefig.transparent": True,
+}
+
+
+def test_figures_do_not_depend_on_the_users_settings(storage: RecordStore, tmp_path: Path) -> None:
+    """Figures have the same pixels, and PDFs the same kind of fonts, whatever matplotlib's settings; these stay."""
+    expected = report(storage, tmp_path / "default")
+    with mpl.rc_context(USERS):
+        found = report(storage, tmp_path / "users")
+        assert {name: mpl.rcParams[name] for name in ("font.size", "text.usetex")} == {
+            name: USERS[name] for name in ("font.size", "text.usetex")
+        }
+    for name in (name for name in FIGURES if name.endswith("png")):
+        assert found[name].read_bytes() == expected[name].read_bytes(), name
+    assert b"/FontFile2" in found["figure2.pdf"].read_bytes()
+
+
+@pytest.mark.parametrize("variable", ["MPLBACKEND", "MATPLOTLIBRC"])
+def test_settings_that_matplotlib_refuses(variable: str, tmp_path: Path) -> None:
+    """The report loads with a backend that does not exist, and with a matplotlibrc that is not UTF-8."""
+    (tmp_path / "latin1").write_bytes("font.size: 30  # große Schrift".encode("latin1"))
+    code = "import bench.report.build, os, matplotlib; print(matplotlib.rcParams['font.size'], os.environ['{}'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code.format(variable)],
+        env=os.environ | {"PYTHONPATH": str(Path.cwd()), variable: "latin1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == "10.0 latin1\n", done.stderr
 
 
 @pytest.mark.usefixtures("sketch")
@@ -245,18 +296,19 @@ def test_files_of_others_stay(storage: RecordStore, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("sketch")
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, KeyError, MemoryError, OSError])
 def test_a_failed_report_leaves_the_earlier_one(
-    storage: RecordStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: type[Exception], storage: RecordStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If drawing fails the earlier report stays, without temporary files."""
+    """Whatever drawing raises is a ReportError, but a full disk; the earlier report stays, without temporary files."""
     report(storage, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
     def fail(*_: Any) -> list[Path]:
-        raise ValueError("no ink")
+        raise error("no ink")
 
     monkeypatch.setattr("bench.report.build.save_figure", fail)
-    with pytest.raises(ValueError, match="no ink"):
+    with pytest.raises(OSError if error is OSError else ReportError, match="no ink"):
         report(storage, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
     assert not list(tmp_path.glob(".report-*"))

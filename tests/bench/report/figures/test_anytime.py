@@ -55,6 +55,13 @@ def test_a_method_is_a_step_line_that_ends_in_a_marker() -> None:
     assert entries(figure) == ["x", "y", "10-90 % of splits"]
 
 
+def test_names_are_no_formulas() -> None:
+    """A dollar in the name of a method or dataset is a dollar."""
+    figure = draw(stepped([(3600, 0.5), (14400, 0.75)], method="$\\nix$", dataset="$\\no$"))
+    assert entries(figure) == ["$\\nix$", "10-90 % of splits"]
+    assert [axis.get_title() for axis in panels(figure)] == ["$\\no$, N = 100, L2-SP"]
+
+
 def test_a_panel_for_each_problem() -> None:
     """There is a row per dataset and N with shared limits, and a column per prior; missing ones stay empty."""
     parts = [stepped([(1, 0.5), (8, 0.9)], prior=prior, n=n) for prior, n in (("ptyl", 9), ("l2-sp", 9), ("l2-sp", 99))]

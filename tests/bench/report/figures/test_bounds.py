@@ -196,6 +196,11 @@ def test_a_row_for_each_problem() -> None:
     assert [len(axis.lines) for axis in figure.axes] == [4, 4, 8, 8, 4, 4, 4, 4, 4, 4]
 
 
+def test_names_are_no_formulas() -> None:
+    """A dollar in a dataset's name is a dollar."""
+    assert "$\\nix$, N = 7" in headings(draw(*[row | {"dataset": "$\\nix$"} for row in BOTH])[0])[0]
+
+
 def test_legend_and_accuracies() -> None:
     """The legend distinguishes both q; each row has their test accuracies over splits."""
     rows = [row | {"test_acc": acc} for row, acc in zip(BOTH, (0.25, 0.9), strict=True)]

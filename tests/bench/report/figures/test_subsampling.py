@@ -299,3 +299,9 @@ def test_panels_with_very_different_times() -> None:
     assert (slow.get_xlabel(), fast.get_xlabel()) == ("hours", "seconds")
     assert figure.get_supxlabel() == "compute time (log2 scale; training steps only)"
     np.testing.assert_allclose(lines(fast)[0].get_xdata(), [3.6, 7.2, 14.4])
+
+
+def test_names_are_no_formulas() -> None:
+    """A dollar in a name is a dollar: published datasets are named after their files."""
+    figure = draw(grid(dataset="$\\nix$", source="a$b$"), ours(dataset="$\\nix$", source="c"))
+    assert [axis.get_title() for axis in panels(figure)] == ["$\\nix$, N = 100\na$b$", "$\\nix$, N = 100\nc"]
