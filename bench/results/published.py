@@ -6,17 +6,19 @@ and head for L2-zero and L2-SP, of the head for PTYL) with PTYL's lambda, or alp
 column ``method`` (2024) or ``criterion`` (later).
 """
 
+import csv
 import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from bench.labels import PRIOR_NAMES
 from bench.results.frame import COLUMNS, iterate_groups
+from bench.trials.record import ROUNDING
 from bench.utils.text import short_repr, single_line
 
 REQUIRED = {"model_name", "n", "random_state", "runtime"}
@@ -25,8 +27,11 @@ EXPECTED_NAME = "PRIOR_..._lr_0=..._n=..._random_state=... with tau=... or alpha
 SETTINGS = ["learning_rate", "weight_decay", "head_weight_decay", "prior_scale"]
 CELL = ["prior", "n", "seed"]
 STAGES = {"tune": ("tuning", ["val_acc", "val_nll"]), "retrain": ("retraining", ["test_acc", "test_nll"])}
+PRIOR_COLUMNS = ("criterion", "method")
 MAX_NUMBER = 2**31
 MAX_FILE_BYTES = 50_000_000
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+Cell: TypeAlias = tuple[object, ...]
 
 
 class PublishedRuns(NamedTuple):
@@ -44,21 +49,28 @@ def read_published(
 
     Rows without a runtime are placeholders and left out. A run with a runtime but no finite NLL diverged. A row that
     cannot be read, or two that disagree about one run, remove their whole cell (prior, N, seed), by the columns and by
-    the name: a grid with a gap would pass for a smaller grid.
+    the name: a grid with a gap would pass for a smaller grid. So does a last line without a line's end, as its last
+    number may be cut.
 
     Raises:
         ValueError: a file is not such a table, or no row of it can be used.
     """
     name = _dataset(tuned, retrained)
     parts, problems, notes = [], [], []
-    unusable: set[tuple[object, ...]] = set()
+    unusable: set[Cell] = set()
     for path, stage in ((tuned, "tune"), (retrained, "retrain")):
-        rows, placeholders = _read_runs(path, stage)
+        rows, placeholders, cut = _read_runs(path, stage)
         rows["problem"] = rows["problem"].where(rows["problem"] != "", _disagreement(rows))
         for text, group in rows[rows["problem"] != ""].groupby("problem", sort=False):
             cells = dict.fromkeys(cell for row in group.to_dict("records") for cell in _possible_cells(row))
             problems.append(single_line(f"{path}: {text}; left out: {' and '.join(map(_describe, cells))}"))
             unusable |= set(cells)
+        if cut:
+            problems.append(
+                f"{path}: the last line has no end, so that it may be cut and others may be missing: copy the file "
+                f"again; left out: {' and '.join(map(_describe, cut))}"
+            )
+            unusable |= set(cut)
         if placeholders:
             notes.append(f"{path.name}: {placeholders} rows without a runtime are placeholders, and left out.")
         parts.append(rows)
@@ -88,10 +100,10 @@ def _dataset(tuned: Path, retrained: Path) -> str:
     return first
 
 
-def _read_runs(path: Path, stage: str) -> tuple[pd.DataFrame, int]:
-    """Read a file: its runs, with a column ``problem`` (empty: usable), and its number of placeholders."""
+def _read_runs(path: Path, stage: str) -> tuple[pd.DataFrame, int, list[Cell]]:
+    """Read a file: its runs, with a column ``problem`` (empty: usable), its placeholders' number, a cut row's cells."""
     kind, metrics = STAGES[stage]
-    raw, prior = _read_table(path, f"the published {kind} results", metrics)
+    raw, prior, cut = _read_table(path, f"the published {kind} results", metrics)
     has_runtime = raw["runtime"].notna()
     raw = raw[has_runtime].fillna({"model_name": ""}).reset_index(drop=True)
     texts = raw[["n", "random_state", "runtime", *metrics]]
@@ -101,6 +113,8 @@ def _read_runs(path: Path, stage: str) -> tuple[pd.DataFrame, int]:
         if bad.any():
             value = short_repr.repr(texts.loc[bad, column].iloc[0])
             raise ValueError(f"{path}: {column} = {value} is not an integer from 0 to {MAX_NUMBER}: correct the file")
+    accuracy = numbers[metrics[0]]
+    numbers[metrics[0]] = accuracy.mask(accuracy.between(-ROUNDING, 1 + ROUNDING), accuracy.clip(0, 1))
     settings = pd.DataFrame(
         [_parse_name(name, of) for name, of in zip(raw["model_name"], raw[prior], strict=True)],
         columns=[*SETTINGS, "n", "seed"],
@@ -137,30 +151,54 @@ def _read_runs(path: Path, stage: str) -> tuple[pd.DataFrame, int]:
         }
     )
     repeated = rows.duplicated([name for name in rows if name not in ("key", "problem")]) & (rows["problem"] == "")
-    return rows[~repeated].reset_index(drop=True), int((~has_runtime).sum())
+    return rows[~repeated].reset_index(drop=True), int((~has_runtime).sum()), cut
 
 
-def _read_table(path: Path, content: str, metrics: list[str]) -> tuple[pd.DataFrame, str]:
-    """Read the file as text, and find the column that names the prior."""
+def _read_table(path: Path, content: str, metrics: list[str]) -> tuple[pd.DataFrame, str, list[Cell]]:
+    """Read the file as text, and find the column that names the prior; a line without an end gives its cells only."""
     try:
         if (size := path.stat().st_size) > MAX_FILE_BYTES:
             raise ValueError(f"it has {size} bytes, at most {MAX_FILE_BYTES} are read")
         data = path.read_bytes()
+        if b"\0" in data:
+            raise ValueError("it has zero bytes: it is not in UTF-8, or was copied in part")
+        *lines, last = data.splitlines(keepends=True) or [b""]
+        header = _split_line(lines[0] if lines else last)
+        separator = next((name for sign, name in SEPARATORS.items() if sign in header[0]), None)
+        if len(header) == 1 and separator is not None:
+            raise ValueError(f"its columns are separated by {separator}: save it with commas, and points in numbers")
+        cut = []
+        if lines and last.strip() and not last.endswith((b"\n", b"\r")):
+            data, cut = b"".join(lines), _cut_cells(header, _split_line(last))
         raw = pd.read_csv(io.BytesIO(data), dtype=str).drop_duplicates()
-        lines = data.splitlines(keepends=True)
-        header, last = lines[0], lines[-1]
-        if not last.endswith((b"\n", b"\r")) and last.count(b",") < header.count(b","):
-            raise ValueError("it ends in the middle of a row")
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a CSV table ({single_line(error)}): give {content}") from error
-    prior = next((column for column in ("criterion", "method") if column in raw), None)
+    prior = next((column for column in PRIOR_COLUMNS if column in raw), None)
     missing = sorted((REQUIRED | set(metrics)) - set(raw.columns)) + ([] if prior else ["method or criterion"])
     if prior is None or missing:
         raise ValueError(f"{path} has no column {', '.join(missing)}: give {content}")
-    return raw, prior
+    return raw, prior, cut
 
 
-def _possible_cells(row: dict[Any, Any]) -> Iterator[tuple[object, ...]]:
+def _split_line(line: bytes) -> list[str]:
+    try:
+        return next(csv.reader([line.decode("utf-8-sig", errors="replace")])) or [""]
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+
+
+def _cut_cells(header: list[str], fields: list[str]) -> list[Cell]:
+    """Find the cells that a row may belong to of which the last field may be cut."""
+    whole = dict(zip(header, fields[:-1], strict=False))
+    try:
+        row = {"key": whole["model_name"], "prior": next(whole[name] for name in PRIOR_COLUMNS if name in whole)}
+        cells = _possible_cells(row | {"n": int(whole["n"]), "seed": int(whole["random_state"])})
+    except (KeyError, StopIteration, ValueError):
+        raise ValueError("it ends in the middle of a row") from None
+    return list(dict.fromkeys(cells))
+
+
+def _possible_cells(row: dict[Any, Any]) -> Iterator[Cell]:
     """Cells that an unusable row may belong to: by its columns, and by its name."""
     yield tuple(row[name] for name in CELL)
     parts = dict(NAME_PART.findall(row["key"]))
@@ -171,7 +209,7 @@ def _possible_cells(row: dict[Any, Any]) -> Iterator[tuple[object, ...]]:
         return
 
 
-def _unmatched(rows: pd.DataFrame) -> dict[tuple[object, ...], int]:
+def _unmatched(rows: pd.DataFrame) -> dict[Cell, int]:
     """Count the retrained runs of each cell that have no tuning run."""
     pairs = rows.merge(rows.loc[rows["stage"] == "tune", [*CELL, *SETTINGS]], how="left", indicator="tuned")
     unmatched = pairs[(pairs["stage"] == "retrain") & (pairs["tuned"] == "left_only")]
@@ -186,7 +224,7 @@ def _disagreement(rows: pd.DataFrame) -> pd.Series:
     return text.where(twice, "")
 
 
-def _describe(cell: tuple[object, ...]) -> str:
+def _describe(cell: Cell) -> str:
     return "{}, N = {}, seed {}".format(*cell)
 
 

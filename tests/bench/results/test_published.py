@@ -1,5 +1,6 @@
 """The reader of the published result files, on small tables in their format, and the printed tables."""
 
+import csv
 import re
 from pathlib import Path
 from typing import Any
@@ -265,17 +266,93 @@ def test_printed_times() -> None:
     }
 
 
-@pytest.mark.parametrize("end", [-1, -30])
-def test_a_cut_file_is_refused(tmp_path: Path, end: int) -> None:
-    """A file that ends in the middle of a row is refused: that row would pass for a diverged run."""
-    tuned, retrained = files(tmp_path, [rows(L2SP, "val"), rows(OTHER, "val")], [rows(L2SP, "test")])
-    text = tuned.read_bytes()
-    tuned.write_bytes(text[:end])
-    if end == -1:  # the last line's end is no part of its row
-        assert len(read_published(tuned, retrained).frame) == 3
-        return
-    with pytest.raises(ValueError, match=r"tuned_Pet\.csv cannot be read .*ends in the middle of a row"):
+ELSEWHERE = L2SP.replace("=1001", "=2001"), {"random_state": 2001}
+LEFT_OUT = "l2-sp, N = 370, seed 1001"
+
+
+@pytest.mark.parametrize("file", [0, 1])
+@pytest.mark.parametrize(
+    ("newline", "quoting"),
+    [("\n", csv.QUOTE_MINIMAL), ("\r\n", csv.QUOTE_ALL), ("\r", csv.QUOTE_NONNUMERIC)],
+    ids=["LF", "CRLF", "CR"],
+)
+def test_a_line_without_an_end_removes_its_cell(tmp_path: Path, file: int, newline: str, quoting: Any) -> None:
+    """Wherever an interrupted copy ends within the last line, its cell is left out and named, or the pair refused."""
+    name, more = ELSEWHERE
+    pair = [rows(name, metric, **more) for metric in ("val", "test")], [rows(L2SP, "val"), rows(L2SP, "test")]
+    paths = files(tmp_path, *([pair[0][i], pair[1][i]] for i in range(2)))
+    pd.read_csv(paths[file]).to_csv(paths[file], index=False, lineterminator=newline, quoting=quoting)
+    content = paths[file].read_bytes()
+    *others, last = content.splitlines(keepends=True)
+    line, refused = last.removesuffix(newline.encode()), 0
+    ends = [*range(1, len(line) - 25, 9), *range(len(line) - 25, len(line), 3), len(line)]
+    for end in ends:
+        paths[file].write_bytes(b"".join(others) + line[:end])
+        try:
+            frame, problems, _ = read_published(*paths)
+        except ValueError as error:
+            refused += 1
+            assert re.search(f"{paths[file].name} cannot be read .*ends in the middle of a row", str(error))  # noqa: PT017
+        else:
+            assert cells(frame) == {("l2-sp", 370, 2001, stage) for stage in ("tune", "retrain")}
+            (problem,) = problems
+            assert str(paths[file]) in problem
+            assert "the last line has no end" in problem
+            assert problem.endswith(f"left out: {LEFT_OUT}")
+    assert 0 < refused < len(ends) - 4
+
+
+def test_the_only_line_without_an_end(tmp_path: Path) -> None:
+    """A file that ends within its only row has no run that can be used; one that ends within its header, no column."""
+    tuned, retrained = files(tmp_path, [rows(L2SP, "val")], [rows(L2SP, "test")])
+    content = tuned.read_bytes()
+    tuned.write_bytes(content[:-2])
+    with pytest.raises(ValueError, match=f"hold no run that can be used: .*no end.* left out: {LEFT_OUT}"):
         read_published(tuned, retrained)
+    tuned.write_bytes(content.splitlines()[0][:-1])
+    with pytest.raises(ValueError, match="has no column val_nll"):
+        read_published(tuned, retrained)
+
+
+def test_a_copy_filled_with_zeros_is_refused(tmp_path: Path) -> None:
+    """A file whose end is zero bytes, as some systems leave it behind, is refused."""
+    tuned, retrained = files(tmp_path, [rows(L2SP, "val")], [rows(L2SP, "test")])
+    tuned.write_bytes(tuned.read_bytes() + bytes(100))
+    with pytest.raises(ValueError, match=r"tuned_Pet\.csv cannot be read .*zero bytes"):
+        read_published(tuned, retrained)
+
+
+@pytest.mark.parametrize(("separator", "word"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])
+@pytest.mark.parametrize("decimal", [".", ","])
+def test_other_separators_are_named(tmp_path: Path, separator: str, word: str, decimal: str) -> None:
+    """A table as other programs save it is refused by the name of its separator."""
+    tuned, retrained = files(tmp_path, [rows(L2SP, "val")], [rows(L2SP, "test")])
+    pd.read_csv(tuned).to_csv(tuned, index=False, sep=separator, decimal=decimal)
+    with pytest.raises(ValueError, match=f"tuned_Pet.csv cannot be read .*separated by {word}: save it with commas"):
+        read_published(tuned, retrained)
+
+
+def test_tables_of_other_programs(tmp_path: Path) -> None:
+    """A byte order mark, CRLF and quoted fields change nothing."""
+    pair = files(tmp_path, [rows(L2SP, "val"), rows(PTYL, "val", "ptyl")], [rows(L2SP, "test")])
+    expected = read_published(*pair).frame
+    options: dict[str, Any] = {"encoding": "utf-8-sig", "lineterminator": "\r\n", "quoting": csv.QUOTE_ALL}
+    for path in pair:
+        pd.read_csv(path).to_csv(path, index=False, **options)
+    pd.testing.assert_frame_equal(read_published(*pair).frame, expected)
+
+
+@pytest.mark.parametrize("metric", ["val", "test"])
+@pytest.mark.parametrize(
+    ("number", "bound"), [(1.0000001192092896, 1.0), (1 + 1e-6, 1.0), (-1e-9, 0.0), (0.9999, 0.9999)]
+)
+def test_accuracies_that_were_rounded(tmp_path: Path, metric: str, number: float, bound: float) -> None:
+    """An accuracy that float32 rounded beyond 0 or 1 is that bound, and costs no cell."""
+    changed = {metric: {f"{metric}_acc": number}}
+    tables = [[rows(L2SP, name, **changed.get(name, {}))] for name in ("val", "test")]
+    frame, problems, _ = read_published(*files(tmp_path, *tables))
+    assert problems == []
+    assert frame[f"{metric}_acc"].dropna().tolist() == [bound]
 
 
 def test_a_retrained_run_without_tuning_removes_its_cell(tmp_path: Path) -> None:
@@ -297,7 +374,7 @@ def test_files_of_two_datasets_are_refused(tmp_path: Path) -> None:
         read_published(tuned, other)
 
 
-@pytest.mark.parametrize("accuracy", [80.0, -0.1, float("inf")])
+@pytest.mark.parametrize("accuracy", [80.0, 1.001, 1 + 2e-6, -0.1, float("inf")])
 def test_accuracies_are_0_to_1(tmp_path: Path, accuracy: float) -> None:
     """A row whose accuracy is outside 0 to 1, such as percent, cannot be used."""
     with pytest.raises(ValueError, match="has an accuracy outside 0 to 1"):
