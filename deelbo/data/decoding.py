@@ -10,21 +10,26 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import PIL
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from deelbo.data.integrity import DataError
 
 CACHE = "deelbo-cache"
 """The folder of decoded images, below that of the datasets."""
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 """Accepted formats whatever a file's suffix says: not all of the official files are JPEG."""
+WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+"""Pillow's modes of one channel with more than 8 bits, which its own conversion to RGB clips."""
+PHOTOMETRIC, BITS, SAMPLE_FORMAT = 262, 258, 339
+"""TIFF's tags; 0 is white, bits of a sample, and 2 for signed integers."""
 THREADS = min(os.cpu_count() or 1, 32)
 
 
@@ -39,7 +44,7 @@ class Listing:
 
     def digest(self, folder: Path) -> str:
         """Hash what determines the pixels: each file's name below ``folder``, size, time and label, and Pillow."""
-        digest = hashlib.sha256(f"1 Pillow {PIL.__version__}\n".encode())
+        digest = hashlib.sha256(f"2 Pillow {PIL.__version__}\n".encode())
         for files, labels in ((self.training, self.training_labels), (self.test, self.test_labels)):
             digest.update(f"{len(files)}\n".encode())
             for file, label in zip(files, labels, strict=True):
@@ -48,10 +53,48 @@ class Listing:
         return digest.hexdigest()[:16]
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """Return the image in RGB, of a format that Pillow decodes itself: an EPS file would start Ghostscript."""
-    with Image.open(path, formats=FORMATS) as image:
-        return image.convert("RGB")
+def open_header(path: str | Path) -> Image.Image:
+    """Open an image of an accepted format and kind, without decoding it."""
+    image = Image.open(path, formats=FORMATS)
+    if image.mode == "LAB":
+        image.close()
+        raise DataError("colors in CIELAB, expected RGB")
+    return image
+
+
+def open_image(path: str | Path, upright: bool = False) -> Image.Image:
+    """Return the image in RGB, of a format that Pillow decodes itself: an EPS file would start Ghostscript.
+
+    Channels of more than 8 bits are scaled by their whole range, transparency is ignored. ``upright`` turns the image
+    as its EXIF orientation says. A channel whose range cannot be known raises DataError.
+    """
+    with open_header(path) as image:
+        image.load()
+        if upright:
+            with suppress(Exception):  # of EXIF data that are damaged, which Pillow's readers raise in many ways
+                ImageOps.exif_transpose(image, in_place=True)
+        return (_scale_to_8_bits(image) if image.mode in WIDE_MODES else image).convert("RGB")
+
+
+def _scale_to_8_bits(image: Image.Image) -> Image.Image:
+    """Keep the highest 8 bits of integers, of signed ones without the sign; floats are expected from 0 to 1."""
+    tags, values = getattr(image, "tag_v2", {}), np.asarray(image)
+    if image.mode == "F":
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise DataError(f"floats from {values.min():g} to {values.max():g}, expected 0 to 1")
+        scaled = np.rint(255 * values)
+    else:
+        bits, signed = tags.get(BITS, (16,))[0], tags.get(SAMPLE_FORMAT, (1,))[0] == 2
+        values = values.view(np.uint32) if bits == 32 and not signed else values
+        scaled = values >> (bits - signed - 8)
+        if values.min() < 0 or (bits == 32 and scaled.max() == 0 < values.max()):
+            raise DataError(f"{bits}-bit integers from {values.min()} to {values.max()}, of which white is not known")
+    return Image.fromarray((255 - scaled if tags.get(PHOTOMETRIC) == 0 else scaled).astype(np.uint8))
+
+
+def describe(error: Exception) -> str:
+    """Describe why an image cannot be decoded, without Pillow's messages, which mean little to its owner."""
+    return str(error) if isinstance(error, DataError) else type(error).__name__
 
 
 def decode(files: Sequence[Path], side: int) -> Tensor:
@@ -63,7 +106,7 @@ def decode(files: Sequence[Path], side: int) -> Tensor:
             resized = open_image(files[i]).resize((side, side), Image.Resampling.BILINEAR)
         except Exception as error:
             raise DataError(
-                f"{files[i]} cannot be decoded ({type(error).__name__}): put the official file in its place, or delete"
+                f"{files[i]} cannot be decoded ({describe(error)}): put the official file in its place, or delete"
                 " it and run `deelbo-bench prepare CONFIG` where there is a network"
             ) from error
         pixels[i] = torch.from_numpy(np.array(resized)).permute(2, 0, 1)

@@ -20,6 +20,9 @@ from deelbo.groups import split_at_head
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.pretrained.swag import SWAG
 
+VERSION = 2
+"""Version of the pretraining, part of the cached file's name: to be raised if the same recipe gives other numbers."""
+
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -72,7 +75,7 @@ def cache_path(recipe: Recipe) -> Path:
     """Return the recipe's file, named after all that determines its content."""
     model, _ = build_backbone(recipe.backbone, 10)
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    content = json.dumps([asdict(recipe), shapes, torch.__version__], sort_keys=True)
+    content = json.dumps([VERSION, asdict(recipe), shapes, torch.__version__], sort_keys=True)
     return cache_folder() / f"{recipe.backbone}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.pt"
 
 

@@ -1,6 +1,7 @@
 """Source images that are streamed from disk: ImageNet, or any images with one folder per class."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ Item = tuple[Tensor, int] | str
 class SourceImages(Dataset[Item]):
     """The images of a folder, which contains one folder per class, as torchvision's ImageFolder.
 
+    Images are turned upright as their EXIF orientation says, which torchvision's ImageFolder does not do.
     They get the transforms of torchvision's reference training: a random resized crop to ``image_size`` pixels, a
     random horizontal flip and ImageNet's normalization. The crops depend on the generator that `batches` is given, not
     on the number of workers. No such folder, an empty one and fewer than two classes raise ValueError.
@@ -46,12 +48,28 @@ class SourceImages(Dataset[Item]):
         index, seed = key
         path, label = self.samples[index]
         try:
-            image = open_image(path)
+            image = open_image(path, upright=True)
         except Exception as error:  # a decoder of PIL may raise anything, such as SyntaxError or struct.error
-            return f"{path} cannot be decoded ({type(error).__name__}): delete it or copy it again"
+            return _refusal(path, error)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # transforms draw from the global generator
             return self._transform(image), label
+
+    def check_headers(self) -> None:
+        """Raise ValueError for the first file whose header is not that of an image which can be decoded."""
+        from deelbo.data.decoding import THREADS, open_header
+
+        def check_one(path: str) -> str | None:
+            try:
+                open_header(path).close()
+            except Exception as error:
+                return _refusal(path, error)
+            return None
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            refusal = next(filter(None, pool.map(check_one, (path for path, _ in self.samples))), None)
+        if refusal is not None:
+            raise ValueError(refusal)
 
     def batches(
         self,
@@ -91,6 +109,12 @@ class SourceImages(Dataset[Item]):
             if isinstance(batch, str):
                 raise ValueError(batch)
             yield batch
+
+
+def _refusal(path: str, error: Exception) -> str:
+    from deelbo.data.decoding import describe
+
+    return f"{path} cannot be decoded ({describe(error)}): delete it, copy it again, or save it in RGB with 8 bits"
 
 
 def _collate(items: list[Item]) -> Any:

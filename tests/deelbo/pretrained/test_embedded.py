@@ -10,7 +10,7 @@ from deelbo.data.digits import load_uci
 from deelbo.data.images import Normalization
 from deelbo.groups import split_at_head
 from deelbo.pretrained.backbones import build_backbone
-from deelbo.pretrained.embedded import Pretrained, Recipe, load_pretrained, pretrain
+from deelbo.pretrained.embedded import Pretrained, Recipe, cache_path, load_pretrained, pretrain
 from tests.helpers.refusals import Bomb
 
 TINY = Recipe(epochs=1, swag_epochs=5)
@@ -84,6 +84,13 @@ def test_batchnorm_is_recomputed_at_swags_mean(pretrained: Pretrained) -> None:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DEELBO_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+def test_another_version_has_another_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cached file's name depends on the recipe and on the version of the pretraining."""
+    names = {cache_path(Recipe()), cache_path(TINY)}
+    monkeypatch.setattr("deelbo.pretrained.embedded.VERSION", -1)
+    assert len(names | {cache_path(Recipe()), cache_path(TINY)}) == 4
 
 
 @pytest.fixture

@@ -127,6 +127,30 @@ def test_a_folder_without_images(folder: Path, grey: Grey) -> None:
     assert "for the classes dog: give a folder of images for each class" in refusal(folder)
 
 
+def test_images_are_upright(folder: Path) -> None:
+    """A photograph that lies on its side in its file is turned: in each crop the sky is above."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    for name in ("cat/0.jpg", "dog/1.jpg"):
+        (folder / name).parent.mkdir(parents=True)
+        Image.linear_gradient("L").rotate(-90).convert("RGB").save(folder / name, exif=exif)  # bright at the left
+    x = torch.cat([x for _ in range(4) for x, _ in SourceImages(folder, 8).batches(2, torch.Generator())])
+    assert (x[:, :, 0] > x[:, :, -1]).all()
+
+
+def test_headers_are_checked(seven: Path) -> None:
+    """A file that is no image, and colors of an unknown kind, are named without decoding anything."""
+    images = SourceImages(seven, 8)
+    images.check_headers()
+    Image.new("LAB", (5, 4)).save(seven / "dog" / "5.png", format="TIFF")
+    (seven / "dog" / "6.png").write_text("<html>not found</html>")
+    with pytest.raises(ValueError, match=r"dog/5.png cannot be decoded \(colors in CIELAB, expected RGB\): delete it"):
+        images.check_headers()
+    (seven / "dog" / "5.png").write_bytes((seven / "dog" / "4.png").read_bytes())
+    with pytest.raises(ValueError, match=r"dog/6.png cannot be decoded \(UnidentifiedImageError\): delete it, copy"):
+        images.check_headers()
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("cut", [0, 60])
 def test_an_undecodable_image(seven: Path, workers: int, cut: int) -> None:

@@ -32,15 +32,34 @@ def test_swag_against_numpy(steps: int, rank: int) -> None:
     assert swag.count == steps
 
 
-def test_swags_variance_is_not_negative() -> None:
-    """Iterates that hardly move have variance 0, not a negative rounding error."""
+@pytest.mark.parametrize(("size", "sd"), [(1, 1e-4), (1, 1e-3), (100, 1e-3), (0.05, 1e-3), (1e4, 1e-2), (0, 1)])
+@pytest.mark.parametrize("steps", [5, 200])
+def test_weights_far_from_zero(size: float, sd: float, steps: int) -> None:
+    """In float32, all statistics of weights that move little about any value are float64's of the iterates."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.zeros(1000))
+    swag, seen = SWAG([weight]), []
+    for _ in range(steps):
+        with torch.no_grad():
+            weight.copy_(size + sd * torch.randn(1000))
+        seen.append(weight.detach().double().numpy())
+        swag.collect()
+    iterates = np.stack(seen)
+    np.testing.assert_allclose(swag.variance, iterates.var(0), rtol=2e-5)
+    np.testing.assert_allclose(swag.mean, iterates.mean(0), rtol=2e-7, atol=5e-6 * sd)
+    deviations = [iterates[t] - iterates[: t + 1].mean(0) for t in range(steps - 5, steps)]
+    np.testing.assert_allclose(swag.factor, np.stack(deviations, 1), rtol=1e-4, atol=1e-5 * sd)
+
+
+def test_weights_that_do_not_move() -> None:
+    """Weights that stay have variance 0 and themselves as their mean; without an iterate nothing is NaN."""
     weight = nn.Parameter(1000 * torch.randn(1000))
     swag = SWAG([weight])
+    assert float(swag.variance.abs().max()) == 0
     for _ in range(7):
-        with torch.no_grad():
-            weight.add_(1e-4 * torch.randn(1000))
         swag.collect()
-    assert float(swag.variance.min()) == 0
+    assert float(swag.variance.abs().max()) == 0
+    assert torch.equal(swag.mean, weight.detach())
 
 
 def test_impossible_ranks_are_refused() -> None:
