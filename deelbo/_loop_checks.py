@@ -120,7 +120,7 @@ class LoopChecks:
         self.grad_scaler = None
         if has_gradient:
             self.state = COMPLETE
-            self._versions = [p._version for p in [*self.weights, self.rho]]
+            self.record_versions()
             gradient = self.rho.grad
             self._rho_gradient = gradient, 0 if gradient is None else gradient._version
             return
@@ -144,12 +144,13 @@ class LoopChecks:
         if any(problems):
             raise ValueError("; ".join(filter(None, problems)))
 
-    def before_step(self, optimizer: Optimizer) -> None:
-        """Check an optimizer that is about to step some of the parameters; warn of its weight decay once."""
-        if self.state == INSIDE:
-            raise RuntimeError(
-                "an optimizer stepped inside sample(), which leaving the block would undo: step after it"
-            )
+    def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
+        """Check an optimizer that is about to step some of the parameters; warn of its weight decay once.
+
+        A closure may leave the block before the optimizer changes a weight.
+        """
+        if not has_closure:
+            self._check_left()
         if optimizer not in self._known_optimizers:
             self._known_optimizers.add(optimizer)
             if problem := self._describe_decay(optimizer):
@@ -157,10 +158,20 @@ class LoopChecks:
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Note that an optimizer has used the gradients."""
+        self._check_left()
         if self._stepped is not None:
             self._stepped.update(map(id, _parameters(optimizer)))
         if self.state == COMPLETE:
             self.state = IDLE
+
+    def _check_left(self) -> None:
+        if self.state == INSIDE:
+            raise RuntimeError("an optimizer steps inside sample(), which leaving the block would undo: step after it")
+
+    def after_unscaling(self) -> None:
+        """Note that the gradients have been divided by a GradScaler's scale, which raises no version counter."""
+        self.grad_scaler = None
+        self._rho_gradient = None, 0
 
     def trains(self, optimizer: Optimizer) -> bool:
         """Return whether an optimizer has one of the parameters."""
@@ -172,7 +183,7 @@ class LoopChecks:
         Raises:
             RuntimeError: it was added to gradients that wait for a step, or the last block had no ``backward``.
         """
-        waits = self.state == COMPLETE and self.rho.grad is not None and not self._changed_since_leave()
+        waits = self.state == COMPLETE and self.rho.grad is not None and not self.has_changed()
         if waits or self.state == NO_BACKWARD:
             raise RuntimeError(
                 f"a gradient of {self._describe([weight])} arrived outside sample(), so it lacks the regularizer and "
@@ -189,7 +200,12 @@ class LoopChecks:
         gradient = self.rho.grad
         if self.state != COMPLETE or gradient is None or all(p.grad is None for p in self.weights):
             return False
-        if self._changed_since_leave():
+        if self.has_changed():
+            if accumulate:
+                raise RuntimeError(
+                    "weights changed between two sample(accumulate=True) blocks, but no torch.optim.Optimizer has "
+                    "stepped: call zero_grad() after an update of another kind"
+                )
             return False
         is_as_left = gradient is self._rho_gradient[0] and gradient._version == self._rho_gradient[1]
         if accumulate and is_as_left:
@@ -204,9 +220,13 @@ class LoopChecks:
             )
         return True
 
-    def _changed_since_leave(self) -> bool:
+    def has_changed(self) -> bool:
         """Return whether a parameter has changed since the last block, as by an optimizer without torch's hooks."""
         return [p._version for p in [*self.weights, self.rho]] != self._versions
+
+    def record_versions(self) -> None:
+        """Remember the parameters' versions for `has_changed`."""
+        self._versions = [p._version for p in [*self.weights, self.rho]]
 
     def _check_outside(self) -> None:
         if self._outside and any(p.grad is not None for p in self.weights):
@@ -297,10 +317,11 @@ def _on_gradient(reference: weakref.ref[LoopChecks], weight: Tensor) -> None:
         checks.gradient_arrived(weight)  # type: ignore[arg-type]  # hooks are registered on parameters
 
 
-def _before_step(optimizer: Optimizer, *_: object) -> None:
+def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    has_closure = any(callable(argument) for argument in [*args[1:], kwargs.get("closure")])
     for checks in list(_all_checks):
         if checks.trains(optimizer):
-            checks.before_step(optimizer)
+            checks.before_step(optimizer, has_closure)
 
 
 def _after_step(optimizer: Optimizer, *_: object) -> None:
@@ -329,8 +350,8 @@ def _install_global_hooks() -> None:
     def unscale_(self: torch.amp.GradScaler, optimizer: Optimizer) -> None:
         original_unscale(self, optimizer)
         for checks in list(_all_checks):
-            if checks.state == INSIDE and checks.trains(optimizer):
-                checks.grad_scaler = None
+            if checks.trains(optimizer):
+                checks.after_unscaling()
 
     scaler.scale = scale  # type: ignore[method-assign]
     scaler.unscale_ = unscale_  # type: ignore[method-assign]

@@ -53,9 +53,7 @@ def make_groups(
     if by not in GROUPINGS:
         raise ValueError(f"groups must be one of {', '.join(map(repr, GROUPINGS))}, got {by!r}")
     if lazy := [name for name, p in model.named_parameters() if isinstance(p, UninitializedParameter)]:
-        raise ValueError(
-            f"{lazy[0]} has no shape yet: run the model once on a batch, so that its lazy modules are made"
-        )
+        raise ValueError(f"{lazy[0]} of a lazy module has no shape yet: run the model on a batch first")
     backbone, head_weights = split_at_head(model, head)
     groups = layer_groups(model, head, prior) if by == "layer" else []
     if backbone and not groups:
