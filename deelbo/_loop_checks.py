@@ -57,7 +57,8 @@ class LoopChecks:
         for other in list(_all_checks):
             if other._ids & self._ids:
                 other._remove_hooks()
-        hook = partial(_on_gradient, weakref.ref(self))
+        self._reference = weakref.ref(self)
+        hook = partial(_on_gradient, self._reference)
         self._handles = [p.register_post_accumulate_grad_hook(hook) for p in self.weights]
         _install_global_hooks()
         _all_checks.add(self)

@@ -23,17 +23,22 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
         yield
 
 
-def fill_normal_(vector: Tensor, generator: torch.Generator | None) -> None:
-    """Fill ``vector`` (D,) with standard normal numbers, which depend on the generator and on D alone.
+def fill_normal_(vector: Tensor, std: Tensor, generator: torch.Generator | None) -> None:
+    """Fill ``vector`` (D,) with draws from N(0, std^2), which depend on the generator and on D alone.
 
     torch draws with one thread on a CPU. There, a long vector has up to 16 equal parts, each with a generator of its
     own that is seeded from ``generator``, so that any number of threads draws the same numbers.
     """
     num_streams = min(vector.numel() // MIN_STREAM_SIZE, MAX_STREAMS)
     if vector.device.type != "cpu" or num_streams < 2:
-        torch.randn(vector.shape, generator=generator, out=vector)
+        torch.randn(vector.shape, generator=generator, out=vector).mul_(std)
         return
     seeds = torch.randint(2**32, (num_streams,), generator=generator).tolist()
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    scale = float(std)
+
+    def fill(part: Tensor, source: torch.Generator) -> None:
+        part.normal_(0, scale, generator=source)
+
     with ThreadPoolExecutor(min(num_streams, torch.get_num_threads())) as threads:
-        list(threads.map(lambda part, source: part.normal_(generator=source), vector.chunk(num_streams), generators))
+        list(threads.map(fill, vector.chunk(num_streams), generators))

@@ -115,7 +115,7 @@ class IsotropicPosterior:
             raise RuntimeError("sample() was entered inside sample(): leave the first block before drawing again")
         if not torch.is_grad_enabled():
             buffers = self._allocate()
-            self._draw_shift(buffers, self._evaluation_generator)
+            fill_normal_(buffers.shift, self.sigma, self._evaluation_generator)
             with self._shifted(buffers) as draw:
                 yield draw
             return
@@ -124,7 +124,7 @@ class IsotropicPosterior:
         buffers, earlier = self._buffers, None
         if redraw:
             self._clear_gradients()
-            self._draw_shift(buffers, self.generator)
+            fill_normal_(buffers.shift, self.sigma, self.generator)
         else:
             earlier = dot_with(dense_gradients(self.weights), buffers.shift)
         try:
@@ -138,11 +138,6 @@ class IsotropicPosterior:
             product = dot_with(gradients, draw.shift)
             gradient = (product if earlier is None else product - earlier) / self.sigma * self.sigma_slope
             self.rho.grad = gradient if self.rho.grad is None else self.rho.grad + gradient
-
-    @torch.no_grad()
-    def _draw_shift(self, buffers: _Buffers, generator: torch.Generator | None) -> None:
-        fill_normal_(buffers.shift, generator)
-        buffers.shift.mul_(self.sigma)
 
     @contextmanager
     def _shifted(self, buffers: _Buffers) -> Iterator[Draw]:

@@ -11,7 +11,7 @@ LONG = 3 * MIN_STREAM_SIZE + 5
 def drawn(size: int, threads: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     torch.set_num_threads(threads)
     vector = torch.empty(size, dtype=dtype)
-    fill_normal_(vector, torch.Generator().manual_seed(3))
+    fill_normal_(vector, torch.tensor(0.5), torch.Generator().manual_seed(3))
     return vector
 
 
@@ -28,7 +28,7 @@ def test_numbers_do_not_depend_on_threads(size: int, dtype: torch.dtype) -> None
 def test_short_vectors_come_from_the_generator_itself() -> None:
     """Vectors below two streams are torch's own."""
     size = 2 * MIN_STREAM_SIZE - 1
-    assert torch.equal(drawn(size, 2), torch.randn(size, generator=torch.Generator().manual_seed(3)))
+    assert torch.equal(drawn(size, 2), 0.5 * torch.randn(size, generator=torch.Generator().manual_seed(3)))
 
 
 def test_long_vectors_are_standard_normal_and_independent() -> None:
@@ -36,8 +36,8 @@ def test_long_vectors_are_standard_normal_and_independent() -> None:
     generator, draws = torch.Generator().manual_seed(5), []
     for _ in range(2):
         vector = torch.empty(4 * MIN_STREAM_SIZE)
-        fill_normal_(vector, generator)
-        draws.append(vector.double())
+        fill_normal_(vector, torch.tensor(0.1), generator)
+        draws.append(vector.double() / 0.1)
     n = len(draws[0])
     for x in draws:
         assert abs(float(x.mean())) < 5 / n**0.5
@@ -58,7 +58,7 @@ def test_the_global_generator_is_used() -> None:
         torch.manual_seed(4)
         vectors = torch.empty(2, LONG)
         for vector in vectors:
-            fill_normal_(vector, None)
+            fill_normal_(vector, torch.ones(()), None)
         found.append(vectors)
     assert torch.equal(*found)
     assert not torch.equal(*found[0])
