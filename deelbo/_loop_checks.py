@@ -47,7 +47,8 @@ class LoopChecks:
         self.grad_scaler: torch.amp.GradScaler | None = None
         self._names = {id(p): name for name, p in model.named_parameters()} | {id(rho): "reg.parameters()"}
         self._ids = {id(p) for p in [*weights, rho]}
-        self._versions: list[int] = []  # of the weights as drawn, or of weights and rho after a block
+        self._versions: list[int] = []  # of the weights as drawn
+        self._rho_version = 0  # after the last block
         self._rho_gradient: tuple[Tensor | None, int] = (None, 0)  # that the last block has left, with its version
         self._earlier: Tensor | None = None  # rho's gradient from earlier blocks of the step
         self._outside = ""  # name of a weight whose gradient arrived between two steps
@@ -121,7 +122,7 @@ class LoopChecks:
         self.grad_scaler = None
         if has_gradient:
             self.state = COMPLETE
-            self.record_versions()
+            self._rho_version = self.rho._version
             gradient = self.rho.grad
             self._rho_gradient = gradient, 0 if gradient is None else gradient._version
             return
@@ -184,7 +185,7 @@ class LoopChecks:
         Raises:
             RuntimeError: it was added to gradients that wait for a step, or the last block had no ``backward``.
         """
-        waits = self.state == COMPLETE and self.rho.grad is not None and not self.has_changed()
+        waits = self.state == COMPLETE and self.rho.grad is not None and not self._is_stepped()
         if waits or self.state == NO_BACKWARD:
             raise RuntimeError(
                 f"a gradient of {self._describe([weight])} arrived outside sample(), so it lacks the regularizer and "
@@ -201,12 +202,7 @@ class LoopChecks:
         gradient = self.rho.grad
         if self.state != COMPLETE or gradient is None or all(p.grad is None for p in self.weights):
             return False
-        if self.has_changed():
-            if accumulate:
-                raise RuntimeError(
-                    "weights changed between two sample(accumulate=True) blocks, but no torch.optim.Optimizer has "
-                    "stepped: call zero_grad() after an update of another kind"
-                )
+        if self._is_stepped():
             return False
         is_as_left = gradient is self._rho_gradient[0] and gradient._version == self._rho_gradient[1]
         if accumulate and is_as_left:
@@ -221,13 +217,12 @@ class LoopChecks:
             )
         return True
 
-    def has_changed(self) -> bool:
-        """Return whether a parameter has changed since the last block, as by an optimizer without torch's hooks."""
-        return [p._version for p in [*self.weights, self.rho]] != self._versions
+    def _is_stepped(self) -> bool:
+        """Return whether rho has changed since the last block: an optimizer has stepped that has no hooks of torch's.
 
-    def record_versions(self) -> None:
-        """Remember the parameters' versions for `has_changed`."""
-        self._versions = [p._version for p in [*self.weights, self.rho]]
+        The weights may have been exchanged and put back, as for an evaluation of their moving average.
+        """
+        return self.rho._version != self._rho_version
 
     def _check_outside(self) -> None:
         if self._outside and any(p.grad is not None for p in self.weights):

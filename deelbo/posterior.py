@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,10 @@ class IsotropicPosterior:
         self.rho = nn.Parameter(torch.tensor(rho, dtype=first.dtype, device=first.device))
         self._is_sampling = False
         self._buffers: _Buffers | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the buffers out, as a pickle would keep the views of them as tensors of their own."""
+        return self.__dict__ | {"_buffers": None}
 
     @property
     def dim(self) -> int:

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -478,14 +479,23 @@ def test_a_second_object_takes_over() -> None:
     assert old.dim == reg.dim
 
 
-def test_copies_and_files() -> None:
+@pytest.mark.parametrize("how", ["copy", "pickle"])
+def test_copies_and_files(how: str) -> None:
     """A model with LearnedL2's hooks can be copied and saved; a copy of both trains, and is checked, by itself."""
     model, reg, _ = make_problem("l2-sp", generator=None)
     one_block(model, reg)
     torch.save(model, io.BytesIO())
-    other, copied = copy.deepcopy((model, reg))
+    other, copied = copy.deepcopy((model, reg)) if how == "copy" else pickle.loads(pickle.dumps((model, reg)))  # noqa: S301
     optimizer_of(other, copied).step()
+    for _ in range(2):  # each with a draw of its own
+        before = copied.posterior.rho.item()
+        one_block(other, copied)
+        drawn = gradients(copied)[-1]
+        optimizer_of(other, copied).step()
+        assert copied.posterior.rho.item() != before
     one_block(other, copied)
+    assert not torch.equal(gradients(copied)[-1], drawn)
+    optimizer_of(other, copied).step()
     other.get_submodule("head").requires_grad_(False)
     with pytest.raises(RuntimeError, match="no longer trains head"):
         one_block(other, copied)
