@@ -17,12 +17,16 @@ PACKAGES = [
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """Describe the hardware; on ``repeatable`` hardware, not on a GPU, a trial gives the same metrics to the bit."""
+    """Describe the hardware; on ``repeatable`` hardware, not on a GPU, a trial gives the same metrics to the bit.
+
+    A GPU that torch cannot use is left out.
+    """
     facts: dict[str, Any] = {"device": device.type, "node": single_line(platform.node(), 100), "cpu": _cpu_model()}
     facts |= {"threads": torch.get_num_threads(), "repeatable": device.type == "cpu"}
     if device.type == "cuda":
-        facts["gpu"] = single_line(torch.cuda.get_device_name(device), 100)
-        facts["gpu_gib"] = round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
+        with suppress(RuntimeError, AssertionError):  # a trial that failed for this reason needs a record, too
+            facts["gpu"] = single_line(torch.cuda.get_device_name(device), 100)
+            facts["gpu_gib"] = round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
     return facts
 
 

@@ -96,11 +96,16 @@ class TrialTrainable(tune.Trainable):
         if (seconds := self.config["choosing_seconds"]) > 0:
             record = replace(record, seconds=record.seconds | {"choose": seconds})
         written = bool(self.shares_storage) and self._write(record, series)
-        if record.status == "failed" and self.device.type == "cuda":
-            gc.collect()  # reference cycles would keep the memory of the failed trial
+        if record.status == "failed":
+            self._free_memory()
+        return {"record": record.to_json(), "series": series, "written": written, "done": True}
+
+    def _free_memory(self) -> None:
+        """Free what a failed trial has left, so that the next one has the whole memory."""
+        gc.collect()  # exceptions in reference cycles hold the frames of the trial, and so its tensors
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.synchronize(self.device)  # raises if the error broke the process: the next trial gets a new one
-        return {"record": record.to_json(), "series": series, "written": written, "done": True}
 
     def _write(self, record: TrialRecord, series: Series) -> bool:
         """Return whether the record was written; if not, the driver tries, and stops if it cannot either."""

@@ -1,7 +1,9 @@
 """State and operations of one training run: batches, one optimizer step, warm-up, evaluation, saving and loading."""
 
 import copy
+import gc
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 from deelbo.data.dataset import Split
 from deelbo.data.images import Images
 from deelbo.objectives.base import Objective
+from deelbo.training.evaluation import BATCH_SIZE as EVALUATION_BATCH
 from deelbo.training.evaluation import evaluate
 from deelbo.training.numerics import Numerics
 from deelbo.training.schedule import Schedule
@@ -133,9 +136,13 @@ class TrainingRun:
         return loss.detach()
 
     def warm_up(self) -> None:
-        """Take a few steps, so that first-call costs (libraries, kernels, memory) are paid, then restore everything."""
-        start = copy.deepcopy(self.state())
+        """Take a few steps, so that first-call costs (libraries, kernels, memory) are paid, then restore everything.
+
+        Evaluation has batches of its own sizes, for which cuDNN selects its algorithms anew.
+        """
+        start, num_modules = copy.deepcopy(self.state()), len(sys.modules)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            self._evaluate_each_batch_size()
             self.model.train()
             for _ in range(WARMUP_STEPS):
                 self.step(self.batches()[0])
@@ -145,6 +152,16 @@ class TrainingRun:
             parameter.grad = None
         self._start()
         self.load(start)
+        if self.numerics.compile or len(sys.modules) > num_modules:
+            # torch.compile and imports leave exceptions in reference cycles, whose frames hold this run and its caller
+            gc.collect()
+
+    def _evaluate_each_batch_size(self) -> None:
+        """Evaluate a batch of each size that the phases "evaluate" and "select" will have."""
+        for images in (self.split.validation, self.split.train if self.objective.is_bayesian else None):
+            if images is not None:
+                for size in {min(len(images), EVALUATION_BATCH), len(images) % EVALUATION_BATCH} - {0}:
+                    self.evaluate(images.take(torch.arange(size, device=self.device)))
 
     def _generators(self) -> list[torch.Generator]:
         return [generator for generator in (self.generator, self.objective.generator) if generator is not None]
