@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart digits test test-fast lint test-long cluster cluster-down test-cluster faults measure-mlflow measure-report measure-scale measure-slots speed speed-gpu speed-cpu clean
+.PHONY: help quickstart digits test test-fast lint test-long cluster cluster-down test-cluster faults measure-mlflow measure-report measure-scale measure-slots speed speed-gpu speed-gpu-more speed-peers speed-cpu clean
 .DEFAULT_GOAL := help
 
 help:           ## show this list
@@ -60,15 +60,16 @@ measure-slots: $(VENV)/.test    ## measure the utilization of 1, 2, 4 and 8 simu
 speed: $(VENV)/.bench        ## time a training step of each method, as JSON
 	$(BIN)/deelbo-bench speed
 
-# needs torch, torchvision, numpy and scikit-learn alone: on a bare machine, make speed-gpu SPEED_PYTHON=python3
+# on a bare machine: make speed-gpu SPEED_PYTHON=python3
 SPEED_PYTHON ?= $(BIN)/python
-SPEED_BACKBONES ?= resnet50 vit_b_16 convnext_tiny
-SPEED_WORKERS ?= 12
-speed-gpu:      ## time steps on a GPU for the paper's networks, with a plain baseline; into docs/speed_results
-	failed=0; for how in "--naive-steps 24 --profile" --compile; do for backbone in $(SPEED_BACKBONES); do \
-	  $(SPEED_PYTHON) -m bench speed --device cuda --backbone $$backbone --batch 128 --size 224 --stored 32 --channels 3 \
-	    --precision bf16 --channels-last $$how --rounds 10 --steps 20 --workers $(SPEED_WORKERS) --threads 8 \
-	    --out docs/speed_results || failed=1; done; done; exit $$failed
+speed-gpu:      ## test and time the paper's networks on a GPU (7 minutes); OUT=folder of the results
+	PYTHON=$(SPEED_PYTHON) bash tests/performance/gpu.sh
+
+speed-gpu-more: ## a plain baseline, compiled ViT-B/16 and other optimizers on a GPU (5 minutes)
+	PYTHON=$(SPEED_PYTHON) bash tests/performance/gpu.sh more
+
+speed-peers: $(VENV)/.test   ## time LearnedL2 beside SGD, AdamW and IVON (ResNet-18 at 64 px; minutes)
+	$(BIN)/deelbo-bench speed --peers
 
 # images are small so that a CPU can do it: only ratios are meaningful
 speed-cpu: $(VENV)/.bench    ## time steps of the paper's networks on this CPU; into docs/speed_results (15 minutes)

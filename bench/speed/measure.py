@@ -1,36 +1,41 @@
 """Measure the time of a training step of each method and prior, side by side. Needs deelbo only."""
 
 import gc
-import json
-import platform
-import re
 import statistics
-import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.execution.environment import hardware, versions
 from bench.speed.equivalence import BOUNDS, Deviation, measure_deviation
+from bench.speed.result_file import Result, environment
+from bench.speed.timing import (
+    Step,
+    Times,
+    measure_rounds,
+    median_and_range,
+    milliseconds,
+    ratios,
+    seconds_per_step,
+    synchronize,
+)
 from bench.speed.workloads import CLASSES, METHODS, Setting, baseline_run, fast_run, make_split
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.training.run import TrainingRun
 
 PROFILED_STEPS = 5
 BASELINE_ROUNDS = 2
-Times = dict[str, list[float]]
 
 
-def measure(setting: Setting, device: torch.device) -> dict[str, Any]:
+def measure(setting: Setting, device: torch.device, save: Callable[[Result], object] = lambda _: None) -> Result:
     """Measure milliseconds per step of MAP and DE ELBo with each prior, their ratio, and a plain PyTorch baseline.
 
     Every round times some steps of each variant in turn, so that other work on the machine affects all alike; a ratio
     is the median over rounds of the ratios within a round. The steps are those of `deelbo.fit`, on synthetic images.
-    First of all, loss and gradients of the fast path are compared with a plain float32 path.
+    First of all, loss and gradients of the fast path are compared with a plain float32 path. ``save`` is called with
+    the result before the baseline, and again after each part that may hang or fail.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(setting.threads)
@@ -40,36 +45,20 @@ def measure(setting: Setting, device: torch.device) -> dict[str, Any]:
             names = [f"{method} {prior}" for prior in setting.priors for method in METHODS]
             memory = {name: _peak_gib(setting, name, device) for name in names} if device.type == "cuda" else {}
             runs = {name: fast_run(setting, name, device) for name in names}
-            times = _measure_rounds(runs, setting, device)
+            steps = {name: _step_of(run) for name, run in runs.items()}
+            times = measure_rounds(steps, setting.rounds, setting.steps, device)
         result = _summary(setting, device, deviation, next(iter(runs.values())).objective.dim, times, memory)
+        save(result)
         if setting.naive_steps:
             result |= _or_error("naive", lambda: _measure_baseline(setting, runs, device))
+            save(result)
         if setting.profile:
             with setting.numerics.backend_flags():
                 result |= _or_error("profile", lambda: {n: _profile(run, device) for n, run in runs.items()})
+            save(result)
         return result
     finally:
         torch.set_num_threads(before)
-
-
-def write(result: dict[str, Any], out: Path | None) -> None:
-    """Write the result as JSON to a .json file, to a folder under a name of its own, or to the terminal."""
-    text = json.dumps(result, indent=1)
-    if out is None:
-        print(text)
-        return
-    path = out if out.suffix == ".json" else out / f"{_name(result)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8")
-    print(path)
-
-
-def _name(result: dict[str, Any]) -> str:
-    environment, setting = result["environment"], result["setting"]
-    machine = re.sub(r"[^a-z0-9]+", "-", str(environment.get("gpu") or environment["cpu"]).lower()).strip("-")
-    numerics = setting["numerics"]
-    words = [machine, setting["backbone"], f"{setting['size']}px", f"batch{setting['batch']}", numerics["precision"]]
-    return "_".join([*words, *[word for word in ("channels_last", "compile") if numerics[word]]])
 
 
 def _check_fast_path(setting: Setting, device: torch.device) -> Deviation:
@@ -88,17 +77,6 @@ def _check_fast_path(setting: Setting, device: torch.device) -> Deviation:
     return deviation
 
 
-def _measure_rounds(runs: dict[str, TrainingRun], setting: Setting, device: torch.device) -> Times:
-    """Return mean seconds per step, one number per round; the first round is not counted."""
-    times: Times = {name: [] for name in runs}
-    for run in runs.values():
-        _seconds_per_step(_step_of(run), setting.steps, device)
-    for turn in range(setting.rounds):
-        for name in list(runs) if turn % 2 == 0 else list(reversed(runs)):
-            times[name].append(_seconds_per_step(_step_of(runs[name]), setting.steps, device))
-    return times
-
-
 def _measure_baseline(setting: Setting, runs: dict[str, TrainingRun], device: torch.device) -> dict[str, Any]:
     """Measure the baseline under torch's default flags, and the fast run beside it in every round."""
     times: Times = defaultdict(list)
@@ -108,28 +86,29 @@ def _measure_baseline(setting: Setting, runs: dict[str, TrainingRun], device: to
         for _ in range(BASELINE_ROUNDS):
             for _ in range(max(2 * setting.workers, 1)):  # prefetched batches would hide half of the work
                 baseline.step()
-            seconds = _seconds_per_step(baseline.step, setting.naive_steps, device)
+            seconds = seconds_per_step(baseline.step, setting.naive_steps, device)
             times[method].append(seconds)
             if run is not None:
                 with setting.numerics.backend_flags():
-                    fast = _seconds_per_step(_step_of(run), setting.steps, device)
+                    fast = seconds_per_step(_step_of(run), setting.steps, device)
                 ratios[method].append(seconds / fast)
         baseline.close()
-    return _rates(times, setting) | {"over_fast": {method: _spread(values) for method, values in ratios.items()}}
+    return _rates(times, setting) | {
+        "over_fast": {method: median_and_range(values) for method, values in ratios.items()}
+    }
 
 
 def _summary(
     setting: Setting, device: torch.device, deviation: Deviation, weights: int, times: Times, memory: dict[str, float]
 ) -> dict[str, Any]:
-    pairs = {prior: zip(times[f"de-elbo {prior}"], times[f"map {prior}"], strict=True) for prior in setting.priors}
     result = {
-        "environment": _environment(device, setting.threads),
+        "environment": environment(device, setting.threads),
         "setting": asdict(setting),
         "backbone": setting.backbone,
         "weights": weights,
         "deviation_from_plain": asdict(deviation),
         **_rates(times, setting),
-        "de_elbo_over_map": {prior: _spread([elbo / map_ for elbo, map_ in pairs[prior]]) for prior in pairs},
+        "de_elbo_over_map": {prior: ratios(times, f"de-elbo {prior}", f"map {prior}") for prior in setting.priors},
     }
     if memory:
         shares = {prior: memory[f"de-elbo {prior}"] / memory[f"map {prior}"] for prior in setting.priors}
@@ -139,7 +118,7 @@ def _summary(
 
 def _rates(times: Times, setting: Setting) -> dict[str, Any]:
     return {
-        "milliseconds_a_step": {name: _spread([1000 * value for value in values]) for name, values in times.items()},
+        "milliseconds_a_step": milliseconds(times),
         "images_a_second": {name: setting.batch / statistics.median(values) for name, values in times.items()},
     }
 
@@ -151,17 +130,8 @@ def _or_error(name: str, part: Callable[[], Any]) -> dict[str, Any]:
         return {name: {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}}
 
 
-def _step_of(run: TrainingRun) -> Callable[[], object]:
+def _step_of(run: TrainingRun) -> Step:
     return lambda: run.step(run.batches()[0])
-
-
-def _seconds_per_step(step: Callable[[], object], steps: int, device: torch.device) -> float:
-    _synchronize(device)
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    _synchronize(device)
-    return (time.perf_counter() - start) / steps
 
 
 def _peak_gib(setting: Setting, name: str, device: torch.device) -> float:
@@ -171,7 +141,7 @@ def _peak_gib(setting: Setting, name: str, device: torch.device) -> float:
     before = torch.cuda.memory_allocated(device)
     run = fast_run(setting, name, device)
     _step_of(run)()
-    _synchronize(device)
+    synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     for _ in range(3):
         _step_of(run)()
@@ -183,7 +153,7 @@ def _profile(run: TrainingRun, device: torch.device) -> list[dict[str, Any]]:
     cuda = device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
     with torch.profiler.profile(activities=activities) as profiler:
-        _seconds_per_step(_step_of(run), PROFILED_STEPS, device)
+        seconds_per_step(_step_of(run), PROFILED_STEPS, device)
 
     def own_time(event: Any) -> float:
         return float(event.self_device_time_total if cuda else event.self_cpu_time_total)
@@ -195,20 +165,3 @@ def _profile(run: TrainingRun, device: torch.device) -> list[dict[str, Any]]:
             milliseconds, calls = own_time(event) / 1000 / PROFILED_STEPS, event.count / PROFILED_STEPS
             rows.append({"operation": event.key[:100], "milliseconds": milliseconds, "calls": calls})
     return rows[:25]
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def _environment(device: torch.device, threads: int) -> dict[str, Any]:
-    facts = hardware(device) | {"threads": threads, "platform": platform.platform(), "versions": versions()}
-    del facts["node"]  # results are published, names of machines are not
-    if device.type == "cuda":
-        facts["cudnn"], facts["cuda"] = torch.backends.cudnn.version(), torch.version.cuda
-    return facts

@@ -44,6 +44,7 @@ def _torchvision(name: str, head: str, patch_size: int | None = None) -> Backbon
 BACKBONES = {
     "convnext_tiny": _torchvision("convnext_tiny", "classifier.2"),
     "digits-resnet": BackboneEntry(_digits_resnet, "fc", channels=1),
+    "resnet18": _torchvision("resnet18", "fc"),
     "resnet50": _torchvision("resnet50", "fc"),
     "vit_b_16": _torchvision("vit_b_16", "heads.head", PATCH_SIZE),
 }

@@ -99,7 +99,7 @@ def read_weights(backbone: str, source: str | Path | None = None) -> dict[str, T
     """Return pretrained weights of a torchvision backbone as a float32 state dict in the network's order.
 
     Args:
-        backbone: resnet50, vit_b_16 or convnext_tiny.
+        backbone: resnet18, resnet50, vit_b_16 or convnext_tiny.
         source: IMAGENET1K_V1 (None) or IMAGENET1K_V2, see `imagenet_file`; or the path of a state dict, bare or under
             "state_dict" or "model", with or without the prefix "module.". The head may be absent or have any number of
             classes, BatchNorm's num_batches_tracked may be absent, and vit_b_16's positional embedding may have any

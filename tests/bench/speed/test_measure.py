@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from bench.cli.main import main
 from bench.speed.baseline import BaselineRun
-from bench.speed.measure import measure, write
+from bench.speed.measure import measure
+from bench.speed.result_file import write
 from bench.speed.workloads import Setting
 from deelbo.training.numerics import Numerics
 
@@ -73,6 +74,29 @@ def test_a_failing_baseline_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     result = measure(NAIVE, CPU)
     assert "Bus error" in result["naive"]["error"]
     assert result["images_a_second"]["map l2-sp"] > 0
+
+
+def test_times_are_written_before_what_may_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is stopped in the baseline or the profiler has written its times, and then each part that ended."""
+    file = tmp_path / "speed.json"
+    options = "--batch 4 --rounds 1 --steps 1 --priors l2-sp --naive-steps 1 --profile"
+    command = ["speed", *options.split(), "--out", str(file)]
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BaselineRun, "step", stop)
+        assert main(command) == 130
+    result = json.loads(file.read_text())
+    assert result["images_a_second"]["map l2-sp"] > 0
+    assert not {"naive", "profile"} & set(result)
+    monkeypatch.setattr(torch.profiler, "profile", stop)
+    assert main(command) == 130
+    result = json.loads(file.read_text())
+    assert result["naive"]["images_a_second"]["map"] > 0
+    assert "profile" not in result
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_without_its_prior_the_baseline_has_no_ratio() -> None:
@@ -135,16 +159,21 @@ def test_the_number_of_threads_is_put_back() -> None:
         torch.set_num_threads(before)
 
 
-def test_a_result_is_written_whole(
-    measured: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A result is written to its file, whose folder is made, or to the terminal, as the same JSON."""
+def test_a_result_is_written_whole(measured: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A result is written to its file, whose folder is made; one that cannot be written leaves the earlier one."""
     file = tmp_path / "new" / "speed.json"
-    write(measured, file)
-    assert capsys.readouterr().out == f"{file}\n"
-    write(measured, None)
-    printed = capsys.readouterr().out
-    assert json.loads(file.read_text()) == json.loads(printed) == json.loads(json.dumps(measured))
+    assert write(measured, file) == file
+    assert json.loads(file.read_text()) == json.loads(json.dumps(measured))
+    before = file.read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(measured, file)
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(
@@ -156,17 +185,23 @@ def test_a_result_is_written_whole(
     ],
 )
 def test_a_folder_takes_several_results(
-    change: dict[str, Any], name: str, measured: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: dict[str, Any], name: str, measured: dict[str, Any], tmp_path: Path
 ) -> None:
     """In a folder a result gets a name with the hardware, the settings and the numerics."""
     numerics = measured["setting"]["numerics"] | change
     environment = measured["environment"] | {"gpu": "ACME H9 (80 GB)"}
     result = measured | {"environment": environment, "setting": measured["setting"] | {"numerics": numerics}}
-    write(result, tmp_path)
     file = tmp_path / f"acme-h9-80-gb_{name}"
-    assert capsys.readouterr().out == f"{file}\n"
+    assert write(result, tmp_path) == file
     assert list(tmp_path.iterdir()) == [file]
     assert json.loads(file.read_text())["setting"]["numerics"] == numerics
+
+
+def test_the_command_prints_what_it_does_not_write(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without --out the whole result is printed, once."""
+    options = "--batch 4 --rounds 1 --steps 1 --priors l2-sp --profile"
+    assert main(["speed", *options.split()]) == 0
+    assert set(json.loads(capsys.readouterr().out)["profile"]) == {"map l2-sp", "de-elbo l2-sp"}
 
 
 def test_the_command_measures_as_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,7 +105,9 @@ def test_the_head_may_be_named() -> None:
 
 def test_an_unknown_backbone_is_refused() -> None:
     """An unknown backbone raises a ValueError that lists the known ones."""
-    with pytest.raises(ValueError, match="one of convnext_tiny, digits-resnet, resnet50, vit_b_16, got 'resnet-50'"):
+    with pytest.raises(
+        ValueError, match="one of convnext_tiny, digits-resnet, resnet18, resnet50, vit_b_16, got 'resnet-50'"
+    ):
         build_backbone("resnet-50", 10)
 
 
@@ -127,7 +129,8 @@ def flat(name: str, image_size: int | None = None) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("resnet50", 23_508_032), ("vit_b_16", 85_798_656), ("convnext_tiny", 27_820_128)]
+    ("name", "size"),
+    [("resnet18", 11_176_512), ("resnet50", 23_508_032), ("vit_b_16", 85_798_656), ("convnext_tiny", 27_820_128)],
 )
 def test_backbones_have_torchvisions_size(name: str, size: int) -> None:
     """The backbone's weights are all of torchvision's network except the head."""
@@ -139,6 +142,7 @@ def test_backbones_have_torchvisions_size(name: str, size: int) -> None:
     ("name", "head", "inputs", "channels"),
     [
         ("digits-resnet", "fc", 32, 1),
+        ("resnet18", "fc", 512, 3),
         ("resnet50", "fc", 2048, 3),
         ("vit_b_16", "heads.head", 768, 3),
         ("convnext_tiny", "classifier.2", 768, 3),

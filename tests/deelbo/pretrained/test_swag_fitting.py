@@ -216,7 +216,7 @@ def test_impossible_inputs_and_outputs(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     out = tmp_path / "s.pt"
     assert "digits-resnet has its SWAG posterior from deelbo itself" in refusal("digits-resnet", folder, out)
-    assert "backbone must be one of" in refusal("resnet18", folder, out, weights=weights)
+    assert "backbone must be one of" in refusal("resnet51", folder, out, weights=weights)
     assert "got the suffix '.npz'" in refusal("small", folder, tmp_path / "s.npz", weights=weights)
     assert "is not a folder" in refusal("small", folder, tmp_path / "none" / "s.pt", weights=weights)
     assert "is not a folder" in refusal("small", tmp_path / "none", out, weights=weights)

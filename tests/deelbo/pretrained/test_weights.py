@@ -43,6 +43,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("backbone", "version", "name"),
     [
+        ("resnet18", "IMAGENET1K_V1", "resnet18-f37072fd.pth"),
         ("resnet50", "IMAGENET1K_V1", "resnet50-0676ba61.pth"),
         ("resnet50", "IMAGENET1K_V2", "resnet50-11ad3fa6.pth"),
         ("vit_b_16", "IMAGENET1K_V1", "vit_b_16-c867db91.pth"),
@@ -104,11 +105,11 @@ def test_weights_that_do_not_exist(hub: Path, ask: object) -> None:
         ValueError, match=r"resnet50 has the weights IMAGENET1K_V1, IMAGENET1K_V2, .* got 'IMAGENET1K_V3'"
     ):
         ask("resnet50", "IMAGENET1K_V3")
-    for backbone in ("vit_b_16", "convnext_tiny"):
+    for backbone in ("resnet18", "vit_b_16", "convnext_tiny"):
         with pytest.raises(ValueError, match=f"{backbone} has the weights IMAGENET1K_V1, or .* got 'IMAGENET1K_V2'"):
             ask(backbone, "IMAGENET1K_V2")
     with pytest.raises(ValueError, match="backbone must be one of"):
-        ask("resnet18", "IMAGENET1K_V1")
+        ask("resnet51", "IMAGENET1K_V1")
     with pytest.raises(ValueError, match="digits-resnet has no published weights"):
         ask("digits-resnet", "IMAGENET1K_V1")
 
@@ -290,7 +291,7 @@ def test_the_default_weights(hub: Path) -> None:
         with pytest.raises(ValueError, match=words):
             load_backbone("resnet50", source)
     with pytest.raises(ValueError, match=r"backbone must be one of .*resnet50"):
-        load_backbone("resnet18")
+        load_backbone("resnet51")
 
 
 class Small(nn.Module):
