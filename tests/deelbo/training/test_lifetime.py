@@ -1,7 +1,9 @@
 """A run that has ended is freed at once, not at some later garbage collection: its memory is on the device."""
 
+import gc
 import shutil
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deelbo import ELBO, MAP, Checkpoint, DataEmphasizedELBO, Handover, LowRank, Schedule, make_groups
+from deelbo import ELBO, MAP, Checkpoint, DataEmphasizedELBO, Handover, LearnedL2, LowRank, Schedule, make_groups
 from deelbo.data import Geometry, Images, Normalization, Split
 from deelbo.objectives.base import Objective
 from deelbo.objectives.hypergradient import HypergradientMAP
@@ -210,3 +212,28 @@ def test_exceptions_that_a_compiler_leaves_hold_no_run(
     with counted_runs() as living:
         train(OBJECTIVES["MAP"], numerics=Numerics(compile=True))
         check_none_alive(living, 1)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["trained", "raised"])
+@pytest.mark.parametrize("groups", ["backbone+head", "layer"])
+def test_a_regularizer_is_freed_with_its_loop(groups: str, fails: bool) -> None:
+    """In a loop of one's own, model, optimizer and `LearnedL2` are freed with the loop, hooks and all."""
+
+    def train() -> list[weakref.ref[Any]]:
+        model = network()
+        reg = LearnedL2(model, 160, head="4", groups=groups)
+        optimizer = torch.optim.SGD([*model.parameters(), *reg.parameters()], lr=0.01, momentum=0.9)
+        for step in range(3):
+            with suppress(torch.OutOfMemoryError):
+                with reg.sample():
+                    nn.functional.cross_entropy(model(torch.randn(8, 1, 4, 4)), torch.arange(8) % 4).backward()
+                    if fails and step == 2:
+                        raise torch.OutOfMemoryError("CUDA out of memory")
+                optimizer.step()
+        return [weakref.ref(part) for part in (model, model[1].weight, reg, reg.posterior, optimizer)]
+
+    gc.disable()
+    try:
+        assert [reference() for reference in train()] == [None] * 5
+    finally:
+        gc.enable()
