@@ -124,12 +124,13 @@ class RunSession(RunCallback):
             yield
             return
         configure_ray(None)
-        from bench.ray_backend.connect import ray_session
+        from bench.ray_backend.connect import count_slots, ray_session
 
         imports = threading.Thread(target=_import_slow_modules)
         imports.start()
         with ray_session(self.benchmark.resources, None):
             imports.join()
+            count_slots(self.benchmark, None)  # refuses resources that this machine lacks before images are decoded
             yield
 
     def _resume(

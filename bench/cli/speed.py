@@ -50,17 +50,13 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def _speed(options: argparse.Namespace) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # on a CPU the profiler warns that there is no GPU
-    import torch
-
     from bench.speed.measure import measure
     from bench.speed.peers import measure_peers
     from bench.speed.result_file import Result, to_json, write
+    from deelbo.devices import usable_device
 
     _check(options)
-    try:
-        device = torch.device(options.device)
-    except RuntimeError:
-        raise ValueError(f"--device must be cpu or cuda, got {options.device!r}") from None
+    device = usable_device(options.device)
     setting = _setting(options)
 
     def save(result: Result) -> None:
@@ -69,8 +65,9 @@ def _speed(options: argparse.Namespace) -> int:
 
     try:
         result = measure_peers(setting, device) if options.peers else measure(setting, device, save)
-    except (RuntimeError, AssertionError) as error:  # torch found no such device, or the images do not fit
-        raise ValueError(f"{setting.backbone} does not run so on {device} ({str(error).splitlines()[0]})") from error
+    except (RuntimeError, AssertionError, MemoryError) as error:  # such as images that do not fit
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{setting.backbone} does not run so on {device} ({why})") from error
     print(to_json(result) if options.out is None else write(result, options.out))
     return 0
 

@@ -21,7 +21,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--rank", type=int, default=5)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
-    parser.add_argument("--device", help="cpu or cuda (default: the GPU where there is one)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the GPU where there is one)")
     parser.add_argument("--seed", type=int, default=0)
 
 

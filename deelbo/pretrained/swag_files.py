@@ -171,6 +171,9 @@ def write_swag(out: str | Path, mean: Tensor, variance: Tensor, factor: Tensor, 
 
             temporary.write_bytes(save(parts))
         else:
-            torch.save(parts, temporary)
+            try:
+                torch.save(parts, temporary)
+            except RuntimeError as error:  # of a full disk
+                raise ValueError(f"{out} cannot be written ({error}): free space, or choose another path") from error
         temporary.replace(out)
     return out

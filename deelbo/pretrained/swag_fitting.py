@@ -1,6 +1,9 @@
 """Fit SWAG to an ImageNet backbone on its source images: the posterior from which PTYL's prior is made."""
 
-from collections.abc import Callable
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,15 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 from deelbo._random import seeded
+from deelbo.devices import usable_device
 from deelbo.groups import split_at_head
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.pretrained.source_images import SourceImages
 from deelbo.pretrained.swag import SWAG
 from deelbo.pretrained.swag_files import RANK, check_target, write_swag
 from deelbo.pretrained.weights import read_weights
+
+MAX_IMAGE_SIZE = 10_000
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,14 @@ class SwagConfig:
             raise ValueError(f"rank must be at least {RANK}, which PTYL's prior needs, got {self.rank}")
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2, which BatchNorm needs, got {self.batch_size}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be finite and above 0, got {self.learning_rate}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be 0 to 2^63 - 1, got {self.seed}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be at least 0, got {self.workers}")
+        if not 1 <= self.image_size <= MAX_IMAGE_SIZE:
+            raise ValueError(f"image_size must be 1 to {MAX_IMAGE_SIZE}, got {self.image_size}")
         for name in ("epochs", "statistics_images", "collect_every"):
             count = getattr(self, name)
             if count is not None and count < 1:
@@ -77,8 +89,10 @@ def fit_swag(
         say: called with one line of progress at a time.
 
     Raises:
-        ValueError: unusable weights, images or ``out``, too few iterates for the rank, or a run that diverged.
+        ValueError: an unusable device, weights, images or ``out``, too few iterates for the rank, a run that diverged,
+            or one for which the memory does not suffice.
     """
+    device = usable_device(device)
     say, config, out = say or (lambda _: None), config or SwagConfig(), check_target(out)
     if backbone == "digits-resnet":
         raise ValueError("digits-resnet has its SWAG posterior from deelbo itself: fit SWAG to another backbone")
@@ -88,19 +102,39 @@ def fit_swag(
     if iterates < config.rank:
         found = f"{config.epochs} epochs of {steps} steps give {iterates}: raise epochs or lower collect_every"
         raise ValueError(f"SWAG of rank {config.rank} needs as many iterates, {found}")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pretrained = read_weights(backbone, weights)
+    images.check_headers()
     model, head = build_backbone(backbone, images.num_classes, pretrained, config.seed, image_size=config.image_size)
     kept = _keep_head(model.get_submodule(head), pretrained, head)
     say(
         f"{len(images):,} images of {images.num_classes:,} classes, {steps:,} steps an epoch; "
         f"the head is {'the pretrained one' if kept else 'new'}"
     )
-    swag = SWAG(split_at_head(model.to(device), head)[0], config.rank)
     generator = torch.Generator().manual_seed(config.seed)
-    with seeded(config.seed, device):  # for dropped layers (convnext_tiny)
+    with _one_line_errors(backbone, device), seeded(config.seed, device):  # for dropped layers (convnext_tiny)
+        swag = SWAG(split_at_head(model.to(device), head)[0], config.rank)
+        _check_space(out, swag)
         _collect_iterates(model, swag, images, generator, config, say)
-        return write_swag(out, **_posterior_at_mean(model, swag, images, generator, config))
+        posterior = _posterior_at_mean(model, swag, images, generator, config)
+    return write_swag(out, **posterior)
+
+
+@contextmanager
+def _one_line_errors(backbone: str, device: torch.device) -> Iterator[None]:
+    """Describe errors of memory, of images too small for the network, and of killed workers in one line."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        remedy = "change batch_size, image_size or workers"
+        raise ValueError(f"{backbone} cannot be trained so on {device} ({why}): {remedy}") from error
+
+
+def _check_space(out: Path, swag: SWAG) -> None:
+    """Refuse a file for which there is no room, before hours are spent on its content."""
+    needed, free = 4 * swag.mean.numel() * (2 + swag.rank), shutil.disk_usage(out.parent).free
+    if needed > free:
+        raise ValueError(f"{out} takes {needed / 1e9:.2g} GB, {free / 1e9:.2g} GB are free: give another path")
 
 
 def _collect_iterates(

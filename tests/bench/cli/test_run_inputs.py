@@ -2,11 +2,14 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from bench.cli.main import main
 from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import parse_benchmark
 from bench.config.validation import check_data
@@ -46,6 +49,24 @@ def test_a_size_beyond_the_folder(data_root: Path) -> None:
     """An N that the dataset has and the folder does not is refused before any trial."""
     with pytest.raises(ConfigError, match=r"^CIFAR-10: n = 1000 is larger than the pool of 400"):
         check_data(benchmark_on(data_root, datasets={"CIFAR-10": [1000]}), ["CIFAR-10"])
+
+
+def test_resources_are_checked_before_images(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A trial that this machine cannot hold is refused before images are decoded, which may take minutes."""
+    nodes = [{"Resources": {"CPU": 2.0}, "Alive": True}]
+    monkeypatch.setattr("bench.ray_backend.connect.ray_session", lambda *_: nullcontext())
+    monkeypatch.setattr("bench.cli.session._import_slow_modules", lambda: None)
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    monkeypatch.setattr("bench.cli.session.check_data", lambda *_: pytest.fail("decoded"))
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(benchmark_on(data_root).content()))
+    arguments = ["run", str(file), "--storage", str(tmp_path / "storage"), "--set", "resources.gpus_per_trial=1"]
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no trial fits: it takes 1 CPU and 1 GPU of one node" in line
+    assert "set resources.gpus_per_trial=0 to train on CPUs" in line
 
 
 def test_an_image_that_cannot_be_decoded(data_root: Path, tmp_path: Path) -> None:

@@ -68,19 +68,24 @@ def test_written_files_are_read(
     assert [file.name for file in tmp_path.iterdir()] == [out.name]
 
 
+@pytest.mark.parametrize(("error", "raised"), [(OSError, OSError), (RuntimeError, ValueError)])
 def test_a_failed_write_keeps_the_older_file(
-    tmp_path: Path, parts: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    parts: dict[str, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+    raised: type[Exception],
 ) -> None:
-    """If writing fails, the older file is unchanged, and no part of the new one is left."""
+    """If writing fails, the older file is unchanged, and no part of the new one is left; torch's error is described."""
 
     def half(tensors: object, path: Path) -> None:
         path.write_bytes(b"half")
-        raise OSError("No space left on device")
+        raise error("No space left on device")
 
     out = saved(parts, tmp_path)
     before = out.read_bytes()
     monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(raised, match="No space left"):
         write_swag(out, **parts, buffers={})
     assert out.read_bytes() == before
     assert list(tmp_path.iterdir()) == [out]

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -193,8 +194,12 @@ def refusal(*given: Any, **options: Any) -> str:
         ({"collect_every": 4}, "5 epochs of 3 steps give 3"),
         ({"rank": 4}, "rank must be at least 5, .* got 4"),
         ({"batch_size": 1}, "batch_size must be at least 2, .* got 1"),
-        ({"learning_rate": 0}, "learning_rate must be above 0, got 0"),
-        ({"learning_rate": float("nan")}, "learning_rate must be above 0, got nan"),
+        ({"learning_rate": 0}, "learning_rate must be finite and above 0, got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be finite and above 0, got nan"),
+        ({"learning_rate": float("inf")}, "learning_rate must be finite and above 0, got inf"),
+        ({"seed": -1}, "seed must be 0 to .* got -1"),
+        ({"workers": -1}, "workers must be at least 0, got -1"),
+        ({"image_size": 100_000}, "image_size must be 1 to 10000, got 100000"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"collect_every": 0}, "collect_every must be at least 1, got 0"),
         ({"statistics_images": 0}, "statistics_images must be at least 1, got 0"),
@@ -221,6 +226,53 @@ def test_impossible_inputs_and_outputs(
     assert "is not a folder" in refusal("small", folder, tmp_path / "none" / "s.pt", weights=weights)
     assert "is not a folder" in refusal("small", tmp_path / "none", out, weights=weights)
     assert "IMAGENET1K_V1 weights of resnet50 are not at" in refusal("resnet50", folder, out)
+
+
+def test_bad_input_is_found_before_training(
+    weights: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that is not there, a file that is no image, and a disk without room are refused before a step."""
+
+    def train(*_: object) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(swag_fitting, "_collect_iterates", train)
+    out = tmp_path / "s.pt"
+    with pytest.raises(ValueError, match="device cuda:99 is not here"):
+        fit_swag("small", folder, out, weights=weights, device="cuda:99")
+    with monkeypatch.context() as patch:
+        patch.setattr(swag_fitting.shutil, "disk_usage", lambda _: SimpleNamespace(free=4 * 7 * 10))
+        assert f"{out} takes 4.2e-06 GB, 2.8e-07 GB are free" in refusal("small", folder, out, weights=weights)
+    (folder / "class1" / "7.png").write_text("<html>")
+    found = refusal("small", folder, out, weights=weights)
+    assert "class1/7.png cannot be decoded (UnidentifiedImageError): delete it" in found
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nSee the docs"),
+            "CUDA out of memory. Tried",
+        ),
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "is killed by signal"),
+    ],
+    ids=["GPU", "CPU", "worker"],
+)
+def test_a_lack_of_memory(
+    weights: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    """What torch raises while it trains is one line with what to change."""
+
+    def forward(*_: object) -> Tensor:
+        raise error
+
+    monkeypatch.setattr(Small, "forward", forward)
+    found = refusal("small", folder, tmp_path / "s.pt", weights=weights)
+    assert "small cannot be trained so on cpu (" in found
+    assert words in found
+    assert found.endswith(": change batch_size, image_size or workers")
 
 
 def test_a_diverged_run_writes_nothing(weights: Path, folder: Path, tmp_path: Path) -> None:
