@@ -14,16 +14,18 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from deelbo.data import Split
+from deelbo.data import Images, ImageTransform, Split
 
 
 class SingleImages(Dataset[tuple[Tensor, int]]):
     def __init__(self, split: Split) -> None:
         from torchvision import transforms
 
-        self.images, view = split.train, split.geometry
+        if not isinstance(split.train, Images) or not isinstance(split.transform, ImageTransform):
+            raise TypeError("the baseline needs images")
+        self.images, view, normalization = split.train, split.transform.geometry, split.transform.fitted
         steps: list[Callable[[Tensor], Tensor]] = [
-            transforms.Normalize(split.normalization.mean.tolist(), split.normalization.std.tolist()),
+            transforms.Normalize(normalization.mean.tolist(), normalization.std.tolist()),
             transforms.Resize((view.side, view.side)),
             transforms.RandomCrop(view.crop, padding=view.pad or None),
         ]

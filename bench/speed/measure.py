@@ -65,8 +65,7 @@ def _check_fast_path(setting: Setting, device: torch.device) -> Deviation:
     split = make_split(setting, device)
     model, head = build_backbone(setting.backbone, CLASSES, image_size=setting.size)
     random = torch.Generator().manual_seed(0)
-    pixels = split.geometry.training(split.train.pixels, split.geometry.draw(setting.batch, random).to(device))
-    x = split.normalization(pixels)
+    x = split.transform.training(split.train.inputs, split.transform.draw(setting.batch, random).to(device))
     deviation = measure_deviation(model.to(device), head, x, split.train.labels, setting.batch, setting.numerics)
     if excess := deviation.exceeds(BOUNDS[setting.numerics.precision]):
         remedy = "a larger --batch or --size" + ("" if setting.numerics.precision == "float32" else ", or float32")

@@ -45,7 +45,7 @@ class Loop:
         self.model, self.head = build_backbone(setting.backbone, CLASSES, image_size=setting.size)
         self.model.to(device).train()
         split = make_split(setting, device)
-        x = split.normalization(split.geometry.evaluation(split.train.pixels))
+        x = split.transform.evaluation(split.train.inputs)
         self.x, self.y = setting.numerics.to_memory_format(x), split.train.labels
         self.num_examples, self.device, self.numerics = setting.batch, device, setting.numerics
         self.forward = setting.numerics.compile_model(self.model)

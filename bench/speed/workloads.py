@@ -7,7 +7,7 @@ import torch
 from bench.speed.baseline import BaselineRun
 from deelbo._vectors import flatten
 from deelbo.data import Split
-from deelbo.data.images import Geometry, Images, Normalization, resize_side
+from deelbo.data.images import Geometry, Images, ImageTransform, resize_side
 from deelbo.groups import make_groups, split_at_head
 from deelbo.objectives.elbo import DataEmphasizedELBO
 from deelbo.objectives.map import MAP
@@ -52,7 +52,7 @@ def make_split(setting: Setting, device: torch.device) -> Split:
     geometry = Geometry(setting.size, setting.size, pad=1)
     if setting.stored:
         geometry = Geometry(resize_side(setting.size), setting.size, flip=True)
-    return Split(images, None, images, Normalization.of(images), geometry)
+    return Split(images, None, images, ImageTransform(geometry).fit(images))
 
 
 def fast_run(setting: Setting, name: str, device: torch.device) -> TrainingRun:
@@ -79,5 +79,5 @@ def baseline_run(setting: Setting, method: str, device: torch.device) -> Baselin
     model, head = build_backbone(setting.backbone, CLASSES, image_size=setting.size)
     split = make_split(setting, torch.device("cpu"))
     images = split.train.take(torch.arange(setting.batch).repeat(20))  # epochs of 20 steps keep the workers busy
-    split = Split(images, None, images, split.normalization, split.geometry)
+    split = Split(images, None, images, split.transform)
     return BaselineRun(model.to(device), head, split, method, setting.batch, setting.workers)

@@ -1,4 +1,4 @@
-"""Image datasets in memory. The registry needs no torch; the classes of images are imported on first use."""
+"""Datasets in memory. The registry needs no torch; the classes of examples are imported on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -7,16 +7,20 @@ from deelbo.data.registry import TASKS, TaskEntry, check_task, crop_size, data_f
 
 if TYPE_CHECKING:
     from deelbo.data.dataset import Split, Task
-    from deelbo.data.images import Geometry, Images, Normalization
+    from deelbo.data.examples import Examples, Transform
+    from deelbo.data.images import Geometry, Images, ImageTransform, Normalization
 
 __all__ = [
     "TASKS",
+    "Examples",
     "Geometry",
+    "ImageTransform",
     "Images",
     "Normalization",
     "Split",
     "Task",
     "TaskEntry",
+    "Transform",
     "check_task",
     "crop_size",
     "data_folder",
@@ -24,7 +28,11 @@ __all__ = [
     "load_task",
 ]
 
-_MODULES = {"dataset": ("Split", "Task"), "images": ("Geometry", "Images", "Normalization")}
+_MODULES = {
+    "dataset": ("Split", "Task"),
+    "examples": ("Examples", "Transform"),
+    "images": ("Geometry", "ImageTransform", "Images", "Normalization"),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deelbo.data.examples import Examples, Transform
+
 CHUNK = 512  # images in floating point at one time
 
 
 @dataclass(frozen=True)
-class Images:
-    """Labeled images. ``pixels``: uint8 (n, C, H, W); ``labels``: int64 (n,), from 0 to ``num_classes`` - 1."""
+class Images(Examples):
+    """Labeled images; ``inputs`` are pixels, uint8 (n, C, H, W)."""
 
-    pixels: Tensor
-    labels: Tensor
-    num_classes: int
-
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def pixels(self) -> Tensor:
+        """The inputs: uint8 (n, C, H, W)."""
+        return self.inputs
 
     @cached_property
     def contrast(self) -> tuple[Tensor, Tensor]:
@@ -29,14 +30,6 @@ class Images:
         chunks = (part.float().div_(255).flatten(2) for part in self.pixels.split(CHUNK))
         means, stds = zip(*((pixels.mean(2), pixels.std(2)) for pixels in chunks), strict=True)
         return torch.cat(means), torch.cat(stds)
-
-    def take(self, indices: Tensor) -> Images:
-        """Return the images with these indices, in their order."""
-        return Images(self.pixels[indices], self.labels[indices], self.num_classes)
-
-    def to(self, device: torch.device) -> Images:
-        """Return the images on another device."""
-        return Images(self.pixels.to(device), self.labels.to(device), self.num_classes)
 
 
 @dataclass(frozen=True)
@@ -122,3 +115,41 @@ class Geometry:
             return pixels
         smaller = pixels.shape[2] > self.side or pixels.shape[3] > self.side
         return F.interpolate(pixels.float(), size, mode="bilinear", align_corners=False, antialias=smaller)
+
+
+@dataclass(frozen=True)
+class ImageTransform(Transform):
+    """Resize, crop, flip and normalize images.
+
+    Attributes:
+        geometry: sizes, and what is random in training.
+        normalization: learned by `fit`; None before.
+    """
+
+    geometry: Geometry
+    normalization: Normalization | None = None
+
+    def fit(self, examples: Examples, rows: Tensor | None = None) -> Self:
+        if not isinstance(examples, Images):
+            raise TypeError(f"an ImageTransform needs Images, got {type(examples).__name__}")
+        return replace(self, normalization=Normalization.of(examples, rows))
+
+    def to(self, device: torch.device) -> Self:
+        moved = self.fitted
+        return replace(self, normalization=Normalization(moved.mean.to(device), moved.std.to(device)))
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        return self.geometry.draw(count, generator)
+
+    def training(self, inputs: Tensor, drawn: Tensor) -> Tensor:
+        return self.fitted(self.geometry.training(inputs, drawn))
+
+    def evaluation(self, inputs: Tensor) -> Tensor:
+        return self.fitted(self.geometry.evaluation(inputs))
+
+    @property
+    def fitted(self) -> Normalization:
+        """The normalization; ValueError before `fit`."""
+        if self.normalization is None:
+            raise ValueError("the images' normalization is not known: call fit with the training images first")
+        return self.normalization

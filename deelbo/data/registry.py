@@ -34,10 +34,10 @@ class TaskEntry:
 def _mnist_digits(_root: Path, image_size: int, _verify: bool) -> Task:
     from deelbo.data.dataset import Task
     from deelbo.data.digits import load_mnist
-    from deelbo.data.images import Geometry
+    from deelbo.data.images import Geometry, ImageTransform
 
     pool, test = load_mnist(DIGIT_SIZE)
-    return Task("mnist-digits", pool, test, Geometry(side=DIGIT_SIZE, crop=image_size, pad=1))
+    return Task("mnist-digits", pool, test, ImageTransform(Geometry(side=DIGIT_SIZE, crop=image_size, pad=1)))
 
 
 def _published(files: DatasetFiles, images_per_class: int | None = None) -> TaskEntry:

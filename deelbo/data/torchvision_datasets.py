@@ -16,7 +16,7 @@ from torchvision import datasets
 from deelbo.data.cifar_pickle import read_batch, read_pickle
 from deelbo.data.dataset import Task
 from deelbo.data.decoding import Listing, load_decoded
-from deelbo.data.images import Geometry, Images, resize_side
+from deelbo.data.images import Geometry, Images, ImageTransform, resize_side
 from deelbo.data.integrity import CIFAR10, FLOWERS, PET, DataError, DatasetFiles, as_data_error
 
 IMAGE_FOLDERS = {PET.name: "images", FLOWERS.name: "jpg"}
@@ -49,7 +49,7 @@ def load(files: DatasetFiles, root: Path, image_size: int, verify: bool, images_
         decoded = load_decoded(listing, side, files.name, root, root / files.folder)
         labels = (listing.training_labels, listing.test_labels)
         pool, test = (Images(x, torch.tensor(y), files.num_classes) for x, y in zip(decoded, labels, strict=True))
-    return Task(files.name, pool, test, Geometry(side, image_size, flip=True), images_per_class)
+    return Task(files.name, pool, test, ImageTransform(Geometry(side, image_size, flip=True)), images_per_class)
 
 
 def check(files: DatasetFiles, root: Path, verify: bool) -> None:

@@ -126,14 +126,14 @@ class HypergradientMAP(MAP):
         return torch.stack(cosines).double().cpu().nan_to_num()
 
     def _validation_gradient(self, run: TrainingContext) -> list[Tensor]:
-        images = run.split.validation
-        if images is None:
+        examples = run.split.validation
+        if examples is None:
             raise ValueError("hypergradients need validation images, got none: give the split validation images")
-        indices = self._next_batch(len(images), run.batch_size).to(images.labels.device)
-        x = run.split.normalization(run.split.geometry.evaluation(images.pixels[indices]))
+        indices = self._next_batch(len(examples), run.batch_size).to(examples.labels.device)
+        x = run.split.transform.evaluation(examples.inputs[indices])
         run.model.eval()
         with run.numerics.autocast(run.device):
-            loss = F.cross_entropy(run.model(run.numerics.to_memory_format(x)).float(), images.labels[indices])
+            loss = F.cross_entropy(run.model(run.numerics.to_memory_format(x)).float(), examples.labels[indices])
         gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
         run.model.train()
         return [torch.zeros_like(w) if g is None else g for w, g in zip(self.weights, gradients, strict=True)]

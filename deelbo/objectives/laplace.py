@@ -68,16 +68,16 @@ def empirical_fisher(run: TrainingContext, max_batches: int | None = None) -> Cu
     ``max_batches`` batches of images. Model, gradients and random numbers stay unchanged.
     """
     backend_class = _backend_class()
-    groups, weights, images = run.objective.groups, run.objective.weights, run.split.train
+    groups, weights, examples = run.objective.groups, run.objective.weights, run.split.train
     batch = max(min(MAX_GRADIENT_NUMBERS // run.objective.dim, MAX_IMAGES), 1)
     with _evaluation_mode(run.model):
         backend = backend_class(run.model, "classification")
         nll = torch.zeros((), dtype=torch.float64, device=run.device)
         total = torch.zeros(sum(p.numel() for p in backend.params), dtype=weights[0].dtype, device=run.device)
-        batches = zip(images.pixels.split(batch), images.labels.split(batch), strict=True)
-        for pixels, labels in islice(batches, max_batches):
-            x = run.split.normalization(run.split.geometry.evaluation(pixels)).to(weights[0].dtype)
-            loss, diagonal = backend.diag(run.numerics.to_memory_format(x), labels, N=len(images))
+        batches = zip(examples.inputs.split(batch), examples.labels.split(batch), strict=True)
+        for inputs, labels in islice(batches, max_batches):
+            x = run.split.transform.evaluation(inputs).to(weights[0].dtype)
+            loss, diagonal = backend.diag(run.numerics.to_memory_format(x), labels, N=len(examples))
             nll += loss.double()
             total += diagonal
     pieces = total.split([p.numel() for p in backend.params])

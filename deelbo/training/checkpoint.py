@@ -12,7 +12,7 @@ import io
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from deelbo.training.clock import PhaseClock
 from deelbo.training.run import TrainingRun, form_of
 
 DIGEST_BYTES = 32  # a SHA-256 at the end, as torch's own format does not notice a flipped bit
-HASHED_IMAGES = 512  # images copied to the host at one time
+HASHED_EXAMPLES = 512  # copied to the host at one time
 
 
 class _Snapshot:
@@ -140,19 +140,30 @@ def fingerprint(run: TrainingRun) -> str:
     """Hash everything that determines how a run which is at its start will end."""
     objective, split = run.objective, run.split
     names = {parameter: name for name, parameter in run.model.named_parameters()}
-    settings: list[Any] = [torch.__version__, run.device.type, run.schedule, run.numerics, split.geometry]
+    settings: list[Any] = [torch.__version__, run.device.type, run.schedule, run.numerics]
     settings += [f"{type(part).__module__}.{type(part).__qualname__}" for part in (run.model, run.optimizer, objective)]
     settings += [len(split.train), _numbers(vars(objective))]
     for group in objective.groups:
         settings += [group.name, [names.get(weight) for weight in group.weights]]
         settings += [type(group.prior).__qualname__, _numbers(vars(group.prior))]
     tensors: list[Any] = [run.state(), [group.prior.mean for group in objective.groups]]
-    tensors += [split.normalization.mean, split.normalization.std]
-    for images in filter(None, (split.train, split.validation)):
-        tensors += [images.labels, *images.pixels.split(HASHED_IMAGES)]
+    _add_fields(split.transform, settings, tensors)
+    for examples in filter(None, (split.train, split.validation)):
+        tensors += [examples.labels, *examples.inputs.split(HASHED_EXAMPLES)]
     digest = hashlib.sha256(repr(settings).encode())
     _hash(digest, tensors)
     return digest.hexdigest()
+
+
+def _add_fields(value: Any, settings: list[Any], tensors: list[Any]) -> None:
+    """Add the fields of a dataclass, and of dataclasses in it, to settings or, where they are tensors, to tensors."""
+    settings.append(type(value).__qualname__)
+    for part in fields(value):
+        inner = getattr(value, part.name)
+        if is_dataclass(inner):
+            _add_fields(inner, settings, tensors)
+        else:
+            (tensors if isinstance(inner, Tensor) else settings).append(inner)
 
 
 def _numbers(values: dict[str, Any]) -> list[str]:

@@ -9,7 +9,6 @@ from torch import nn
 
 from deelbo._random import seeded
 from deelbo.data.dataset import Split
-from deelbo.data.images import Normalization
 from deelbo.objectives.base import Objective
 from deelbo.training.checkpoint import Checkpoint, Handover
 from deelbo.training.clock import PhaseClock
@@ -28,7 +27,7 @@ class FitResult:
     Attributes:
         status: "completed", or "diverged" where a loss or a metric is not finite.
         steps: optimizer steps of the run so far, those of earlier segments included.
-        metrics: at the posterior mean: train_nll (mean since the last evaluation) and, where there are images for it,
+        metrics: at the posterior mean: train_nll (mean since the last evaluation) and, where there are examples for it,
             val_nll, val_acc, test_nll, test_acc (class-balanced, 0 to 1). A whole run of a Bayesian objective adds
             nll_under_q (posterior draws) and objective, one of another objective its `Objective.selection_metrics`. A
             run that stops early has no test metrics; a Bayesian objective is then estimated with train_nll.
@@ -66,10 +65,10 @@ def fit(
 
     Args:
         model: on its device; its trained weights are the objective's.
-        split: images, which are moved to the model's device.
-        objective: over the model's weights, made for N = the number of training images.
+        split: examples, which are moved to the model's device.
+        objective: over the model's weights, made for N = the number of training examples.
         schedule: length and speed of training.
-        seed: of the order of images, their augmentation, and the model's own random numbers.
+        seed: of the order of examples, their augmentation, and the model's own random numbers.
         test: whether to measure the test metrics at the end of a whole run.
         clock: where seconds are booked; None: a new clock.
         on_epoch: called with each new row of the series; its time is booked nowhere.
@@ -82,7 +81,7 @@ def fit(
             with Nesterov momentum. It must have no weight decay. One that averages weights is evaluated by its average.
 
     Raises:
-        ValueError: the objective's N is not the number of training images, or ``until`` is not above 0 and at most 1.
+        ValueError: the objective's N is not the number of training examples, or ``until`` is not above 0 and at most 1.
     """
     if objective.num_examples != len(split.train):
         raise ValueError(f"the objective was made for N = {objective.num_examples}, the split has {len(split.train)}")
@@ -90,8 +89,8 @@ def fit(
     clock, numerics = clock or PhaseClock(device), numerics or Numerics()
     with seeded(seed, device), numerics.backend_flags():
         with clock.phase("setup"):
-            images = _to_device(split, device, test and until == 1)
-            run = TrainingRun(model, images, objective, schedule, seed, numerics, optimizer, until)
+            moved = _to_device(split, device, test and until == 1)
+            run = TrainingRun(model, moved, objective, schedule, seed, numerics, optimizer, until)
         with clock.phase("warmup"):
             run.warm_up()
         for snapshot in (handover, checkpoint):
@@ -109,11 +108,10 @@ def fit(
 
 
 def _to_device(split: Split, device: torch.device, test: bool) -> Split:
-    """Return the split on the device; the test images only where they will be used."""
+    """Return the split on the device; the test examples only where they will be used."""
     validation = None if split.validation is None else split.validation.to(device)
-    normalization = Normalization(split.normalization.mean.to(device), split.normalization.std.to(device))
-    test_images = split.test.to(device) if test else split.test
-    return Split(split.train.to(device), validation, test_images, normalization, split.geometry)
+    test_examples = split.test.to(device) if test else split.test
+    return Split(split.train.to(device), validation, test_examples, split.transform.to(device))
 
 
 def _train(

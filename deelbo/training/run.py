@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deelbo.data.dataset import Split
-from deelbo.data.images import Images
+from deelbo.data.examples import Examples
 from deelbo.objectives.base import Objective
 from deelbo.training.evaluation import BATCH_SIZE as EVALUATION_BATCH
 from deelbo.training.evaluation import evaluate
@@ -107,23 +107,22 @@ class TrainingRun:
         return {math.ceil(self.epochs * (i + 1) / points) for i in range(points)}
 
     def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """Draw one epoch's batches in random order: image indices (B,) and crops (2 or 3, B), on the device.
+        """Draw one epoch's batches in random order: indices (B,) and `Transform.draw`'s columns (k, B), on the device.
 
         The last partial batch is dropped.
         """
         order = torch.randperm(len(self.split.train), generator=self.generator)
-        crops = self.split.geometry.draw(len(order), self.generator)
-        plan = torch.cat([order[None], crops])
+        plan = torch.cat([order[None], self.split.transform.draw(len(order), self.generator)])
         if self.device.type == "cuda":  # from pinned memory, or the copy would wait for the steps before it
             plan = plan.pin_memory().to(self.device, non_blocking=True)
         return [(piece[0], piece[1:]) for piece in plan.split(self.batch_size, dim=1)[: self.steps_per_epoch]]
 
     def step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Take one optimizer step and return the batch's mean NLL, which stays on the device."""
-        indices, crops = batch
-        images, geometry = self.split.train, self.split.geometry
-        x = self.split.normalization(geometry.training(images.pixels[indices], crops))
-        x, labels = self.numerics.to_memory_format(x), images.labels[indices]
+        indices, drawn = batch
+        examples = self.split.train
+        x = self.split.transform.training(examples.inputs[indices], drawn)
+        x, labels = self.numerics.to_memory_format(x), examples.labels[indices]
         with self.objective.step():
             with self.numerics.autocast(self.device):
                 loss = F.cross_entropy(self.forward(x).float(), labels)
@@ -158,10 +157,10 @@ class TrainingRun:
 
     def _evaluate_each_batch_size(self) -> None:
         """Evaluate a batch of each size that the phases "evaluate" and "select" will have."""
-        for images in (self.split.validation, self.split.train if self.objective.is_bayesian else None):
-            if images is not None:
-                for size in {min(len(images), EVALUATION_BATCH), len(images) % EVALUATION_BATCH} - {0}:
-                    self.evaluate(images.take(torch.arange(size, device=self.device)))
+        for examples in (self.split.validation, self.split.train if self.objective.is_bayesian else None):
+            if examples is not None:
+                for size in {min(len(examples), EVALUATION_BATCH), len(examples) % EVALUATION_BATCH} - {0}:
+                    self.evaluate(examples.take(torch.arange(size, device=self.device)))
 
     def _generators(self) -> list[torch.Generator]:
         return [generator for generator in (self.generator, self.objective.generator) if generator is not None]
@@ -201,9 +200,9 @@ class TrainingRun:
             setattr(self, name, state[name])
         self.nll_sum = self.nll_sum.to(self.device)
 
-    def evaluate(self, images: Images) -> tuple[float, float]:
+    def evaluate(self, examples: Examples) -> tuple[float, float]:
         """Return `deelbo.evaluate` of the current weights: mean NLL and class-balanced accuracy."""
-        return evaluate(self.model, images, self.split.normalization, self.split.geometry, self.numerics)
+        return evaluate(self.model, examples, self.split.transform, self.numerics)
 
     def nll_under_posterior(self) -> float:
         """Estimate E_q of the mean NLL of the training images, not augmented, with one draw of the weights per pass."""

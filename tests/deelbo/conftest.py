@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from deelbo import GaussianPrior, LowRank
-from deelbo.data import Geometry, Images, Normalization, Split
+from deelbo.data import Geometry, Images, ImageTransform, Split
 from tests.helpers.refusals import Bomb
 
 
@@ -142,7 +142,12 @@ def toy_images() -> Callable[[int, int], Images]:
 def toy_split(toy_images: Callable[[int, int], Images]) -> Split:
     """160 training images, 40 to validate, 80 to test."""
     train = toy_images(160, 1)
-    return Split(train, toy_images(40, 2), toy_images(80, 3), Normalization.of(train), Geometry(side=4, crop=4, pad=1))
+    return Split(
+        train,
+        toy_images(40, 2),
+        toy_images(80, 3),
+        ImageTransform(Geometry(side=4, crop=4, pad=1)).fit(train),
+    )
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bench.execution.optimizers import PRODIGY_D0, RHO_RATE, AveragedWeights, WeightsAndScalars, make_optimizer
 from deelbo.data import Split
-from deelbo.data.images import Geometry, Images, Normalization
+from deelbo.data.images import Geometry, Images, ImageTransform
 from deelbo.groups import make_groups
 from deelbo.objectives.elbo import DataEmphasizedELBO
 from deelbo.training.checkpoint import Handover
@@ -31,7 +31,7 @@ def images(n: int, seed: int) -> Images:
     return Images(pixels.to(torch.uint8), labels, 4)
 
 
-SPLIT = Split(images(60, 1), None, images(80, 2), Normalization.of(images(60, 1)), Geometry(side=4, crop=4))
+SPLIT = Split(images(60, 1), None, images(80, 2), ImageTransform(Geometry(side=4, crop=4)).fit(images(60, 1)))
 
 
 def network() -> nn.Module:

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from bench.speed.baseline import BaselineRun, SingleImages, reference_kl, reference_terms
-from deelbo.data import Geometry, Images, Normalization, Split
+from deelbo.data import Geometry, Images, ImageTransform, Normalization, Split
 from deelbo.groups import make_groups
 from deelbo.objectives.base import Objective
 from deelbo.objectives.elbo import DataEmphasizedELBO
@@ -36,7 +36,7 @@ def images(count: int, channels: int, side: int) -> Images:
 def split() -> Split:
     """One batch of digits without augmentation, the same in every step."""
     train = images(BATCH, 1, 16)
-    return Split(train, None, train, Normalization.of(train), Geometry(side=16, crop=16))
+    return Split(train, None, train, ImageTransform(Geometry(side=16, crop=16)).fit(train))
 
 
 def kl_by_torch(weights: dict[str, Tensor], means: dict[str, Tensor], sigma: Tensor, scale: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def test_baseline_steps_train(method: str, split: Split) -> None:
     """The NLL of the images decreases after some steps of the baseline."""
     model, head = build_backbone("digits-resnet", 10, seed=1)
     run = BaselineRun(model, head, split, method, BATCH, 0)
-    x = split.normalization(split.geometry.evaluation(split.train.pixels))
+    x = split.transform.normalization(split.transform.geometry.evaluation(split.train.pixels))
 
     def nll() -> float:
         with torch.no_grad():
@@ -168,8 +168,8 @@ def test_baseline_steps_train(method: str, split: Split) -> None:
 def test_images_one_by_one_are_those_of_a_batch(channels: int, stored: int, geometry: Geometry) -> None:
     """Without random augmentation, torchvision's transforms of one image equal those of a batch."""
     found = images(4, channels, stored)
-    split = Split(found, None, found, Normalization.of(found), geometry)
-    expected = split.normalization(geometry.evaluation(found.pixels))
+    split = Split(found, None, found, ImageTransform(geometry).fit(found))
+    expected = split.transform.normalization(geometry.evaluation(found.pixels))
     loader = SingleImages(split)
     for i in range(len(loader)):
         image, label = loader[i]
@@ -182,7 +182,9 @@ def test_images_one_by_one_are_moved_and_mirrored() -> None:
     pixels = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
     pixels[0, 0, 1, 1] = 255
     found = Images(pixels, torch.zeros(1, dtype=torch.int64), 1)
-    split = Split(found, None, found, Normalization(torch.zeros(1), torch.ones(1)), Geometry(4, 3, flip=True))
+    split = Split(
+        found, None, found, ImageTransform(Geometry(4, 3, flip=True), Normalization(torch.zeros(1), torch.ones(1)))
+    )
     loader: Any = SingleImages(split)
     torch.manual_seed(0)
     seen = [tuple(divmod(int(loader[0][0].argmax()), 3)) for _ in range(200)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from deelbo.data import TASKS, Geometry, Images, Normalization, Task, load_task
+from deelbo.data import TASKS, Geometry, Images, ImageTransform, Normalization, Task, load_task
 from deelbo.data.digits import load_uci
 from deelbo.data.splits import check_size
 
@@ -36,7 +36,12 @@ def test_possible_sizes(n: int, pool: int) -> None:
 
 @pytest.fixture
 def task(toy_images: Callable[[int, int], Images]) -> Task:
-    return Task("toy", pool=toy_images(200, 1), test=toy_images(40, 2), geometry=Geometry(side=4, crop=4, pad=1))
+    return Task(
+        "toy",
+        pool=toy_images(200, 1),
+        test=toy_images(40, 2),
+        transform=ImageTransform(Geometry(side=4, crop=4, pad=1)),
+    )
 
 
 def test_a_task_splits_its_pool(task: Task) -> None:
@@ -47,7 +52,7 @@ def test_a_task_splits_its_pool(task: Task) -> None:
     assert (len(whole.train), len(parts.train), len(parts.validation)) == (80, 64, 16)
     together = torch.cat([parts.train.pixels, parts.validation.pixels]).flatten(1).tolist()
     assert sorted(together) == sorted(whole.train.pixels.flatten(1).tolist())
-    assert torch.equal(parts.normalization.mean, Normalization.of(parts.train).mean)
+    assert torch.equal(parts.transform.normalization.mean, Normalization.of(parts.train).mean)
     assert whole.test is parts.test is task.test
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.model_selection import train_test_split
 
-from deelbo.data import Geometry, Images, Split, Task
+from deelbo.data import Geometry, Images, ImageTransform, Split, Task
 from deelbo.data.splits import balanced_draw
 
 Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -30,7 +30,7 @@ def numbered(labels: Indices, num_classes: int, images_per_class: int | None = N
     index = torch.arange(len(labels))
     pixels = torch.stack([index // 256, index % 256], 1).to(torch.uint8).view(-1, 1, 1, 2)
     images = Images(pixels, torch.from_numpy(labels), num_classes)
-    return Task("numbered", images, images.take(index[:1]), Geometry(1, 1), images_per_class)
+    return Task("numbered", images, images.take(index[:1]), ImageTransform(Geometry(1, 1)), images_per_class)
 
 
 def indices(images: Images | None) -> list[int]:

@@ -13,7 +13,18 @@ from scipy.io import loadmat
 from torch import Tensor
 from torchvision.transforms import v2 as transforms
 
-from deelbo.data import TASKS, Geometry, Images, Task, check_task, crop_size, data_folder, download_task, load_task
+from deelbo.data import (
+    TASKS,
+    Geometry,
+    Images,
+    ImageTransform,
+    Task,
+    check_task,
+    crop_size,
+    data_folder,
+    download_task,
+    load_task,
+)
 from deelbo.data.images import resize_side
 
 NAMES = ["CIFAR-10", "Oxford-IIIT_Pet", "Flowers-102"]
@@ -53,7 +64,7 @@ def test_cifar10_is_read_from_its_batches(data_root: Path, cifar10: Task) -> Non
         assert images.pixels.dtype == torch.uint8
         np.testing.assert_array_equal(images.pixels.numpy(), planes)
     assert (len(cifar10.pool), len(cifar10.test), cifar10.pool.num_classes) == (400, 60, 10)
-    assert cifar10.geometry == Geometry(side=256, crop=224, flip=True)
+    assert cifar10.transform.geometry == Geometry(side=256, crop=224, flip=True)
     assert cifar10.images_per_class is None
 
 
@@ -66,7 +77,7 @@ def test_pet_is_read_from_its_lists(data_root: Path, pet: Task) -> None:
         expected = torch.stack([resized(folder / "images" / f"{name}.jpg", 37) for name, *_ in lines])
         assert torch.equal(images.pixels, expected)
     assert (len(pet.pool), len(pet.test), pet.pool.num_classes) == (441, 74, 37)
-    assert pet.geometry == Geometry(side=37, crop=32, flip=True)
+    assert pet.transform.geometry == Geometry(side=37, crop=32, flip=True)
     assert (pet.images_per_class, pet.pool_size) == (93, 370)  # 37 times the smallest class
 
 
@@ -88,12 +99,12 @@ def test_a_split_can_be_trained_on(name: str, data_root: Path) -> None:
     """A split of each dataset gives distinct training and evaluation batches of the right size."""
     task = load_task(name, data_root, image_size=32, verify=False)
     split = task.split(task.pool_size, 1001, validation=True)
-    plan = split.geometry.draw(8, torch.Generator().manual_seed(0))
+    plan = split.transform.geometry.draw(8, torch.Generator().manual_seed(0))
     for batch in (
-        split.geometry.training(split.train.pixels[:8], plan),
-        split.geometry.evaluation(split.test.pixels[:8]),
+        split.transform.geometry.training(split.train.pixels[:8], plan),
+        split.transform.geometry.evaluation(split.test.pixels[:8]),
     ):
-        x = split.normalization(batch)
+        x = split.transform.normalization(batch)
         assert (x.shape, x.dtype) == ((8, 3, 32, 32), torch.float32)
         assert len(torch.unique(x.flatten(1).mean(1))) == 8
     assert split.validation is not None
@@ -178,11 +189,11 @@ def test_the_embedded_task_needs_no_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(6, 1, 2, 2), (50, 3, 64, 64)])
 def test_fingerprints_of_different_data_differ(monkeypatch: pytest.MonkeyPatch, size: tuple[int, ...]) -> None:
     """Other labels, order, pixels of any image or test images change the fingerprint, equal data do not."""
-    monkeypatch.setattr("deelbo.data.dataset.HASHED_BYTES", 100_000)
+    monkeypatch.setattr("deelbo.data.dataset.HASHED_NUMBERS", 100_000)
     pixels, labels = torch.randint(0, 256, size, dtype=torch.uint8), torch.arange(size[0]) % 3
 
     def task(pixels: Tensor = pixels, labels: Tensor = labels, test: Tensor = pixels) -> Task:
-        return Task("any", Images(pixels, labels, 3), Images(test, labels, 3), Geometry(2, 2))
+        return Task("any", Images(pixels, labels, 3), Images(test, labels, 3), ImageTransform(Geometry(2, 2)))
 
     other = pixels.clone()
     other[4] = 255 - other[4]
@@ -198,4 +209,4 @@ def test_fingerprints_of_different_data_differ(monkeypatch: pytest.MonkeyPatch, 
     assert len(set(prints)) == len(varied)
     assert all(re.fullmatch("[0-9a-f]{16}", made) for made in prints)
     assert task(pixels=pixels.clone()).fingerprint == prints[0]
-    assert replace(task(), name="b", geometry=Geometry(9, 9)).fingerprint == prints[0]
+    assert replace(task(), name="b", transform=ImageTransform(Geometry(9, 9))).fingerprint == prints[0]

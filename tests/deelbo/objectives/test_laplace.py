@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deelbo.data import Split
-from deelbo.data.images import Geometry, Images, Normalization
+from deelbo.data.images import Geometry, Images, ImageTransform
 from deelbo.groups import Group, make_groups
 from deelbo.limits import MAX_WEIGHT_DECAY, MIN_WEIGHT_DECAY
 from deelbo.objectives.laplace import Curvature, LaplaceMAP, empirical_fisher, log_marginal_likelihood
@@ -53,7 +53,7 @@ def make_run(kind: str = "network", prior: str = "l2-zero", **settings: Any) -> 
     """Return a float64 run over 60 images with random weights and running statistics."""
     torch.manual_seed(0)
     train = images(60, 1)
-    split = Split(train, None, images(30, 2), Normalization.of(train), Geometry(side=4, crop=4))
+    split = Split(train, None, images(30, 2), ImageTransform(Geometry(side=4, crop=4)).fit(train))
     if kind == "linear":
         model: nn.Module = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double()
         groups = make_groups(model, None, prior)
@@ -72,7 +72,7 @@ def make_run(kind: str = "network", prior: str = "l2-zero", **settings: Any) -> 
 
 def inputs(run: TrainingRun) -> tuple[Tensor, Tensor]:
     """Return the network's inputs for the training images, and their labels."""
-    return run.split.normalization(run.split.train.pixels).double(), run.split.train.labels
+    return run.split.transform.normalization(run.split.train.pixels).double(), run.split.train.labels
 
 
 def dense(run: TrainingRun, log_precision: Tensor) -> float:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from deelbo import ELBO, MAP, DataEmphasizedELBO, FitResult, LowRank, PhaseClock, Schedule, make_groups
-from deelbo.data import Geometry, Images, Normalization, Split
+from deelbo.data import Geometry, Images, ImageTransform, Split
 from deelbo.objectives.base import Objective
 from deelbo.training.checkpoint import Checkpoint
 from deelbo.training.fit import fit
@@ -37,7 +37,7 @@ def images(n: int, seed: int) -> Images:
 
 
 TRAIN = images(160, 1)
-SPLIT = Split(TRAIN, images(40, 2), images(80, 3), Normalization.of(TRAIN), Geometry(4, 4, pad=1, flip=True))
+SPLIT = Split(TRAIN, images(40, 2), images(80, 3), ImageTransform(Geometry(4, 4, pad=1, flip=True)).fit(TRAIN))
 
 
 @dataclass
@@ -241,7 +241,7 @@ OTHERS = {
     "labels": Setting(split=replace(SPLIT, train=Images(TRAIN.pixels, TRAIN.labels.flip(0), 4))),
     "validation": Setting(split=replace(SPLIT, validation=None)),
     "N": Setting(split=replace(SPLIT, train=images(128, 1))),
-    "geometry": Setting(split=replace(SPLIT, geometry=Geometry(4, 4, pad=1))),
+    "geometry": Setting(split=replace(SPLIT, transform=replace(SPLIT.transform, geometry=Geometry(4, 4, pad=1)))),
     "prior": Setting(prior="l2-zero"),
     "objective": Setting("elbo"),
     "start": Setting(weights=6),

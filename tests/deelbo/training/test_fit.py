@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score, log_loss
 from torch import Tensor, nn
 
 from deelbo import ELBO, MAP, DataEmphasizedELBO, FitResult, PhaseClock, Schedule, evaluate, make_groups
-from deelbo.data import Geometry, Images, Normalization, Split
+from deelbo.data import Geometry, Images, ImageTransform, Split
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.training.fit import fit
 from deelbo.training.run import TrainingRun
@@ -75,8 +75,8 @@ def test_the_metrics_of_a_bound(toy_split: Split, toy_model: nn.Module) -> None:
     objective = bound(toy_model)
     result = fit(toy_model, toy_split, objective, SHORT)
     metrics = result.metrics
-    assert (metrics["test_nll"], metrics["test_acc"]) == evaluate(toy_model, toy_split.test, toy_split.normalization)
-    at_mean = evaluate(toy_model, toy_split.validation or toy_split.test, toy_split.normalization)
+    assert (metrics["test_nll"], metrics["test_acc"]) == evaluate(toy_model, toy_split.test, toy_split.transform)
+    at_mean = evaluate(toy_model, toy_split.validation or toy_split.test, toy_split.transform)
     assert (metrics["val_nll"], metrics["val_acc"]) == at_mean
     assert metrics["objective"] == metrics["nll_under_q"] + float(objective.regularizer())
     assert result.state == objective.describe()
@@ -87,14 +87,14 @@ def test_nll_under_q_averages_draws(toy_split: Split, toy_model: nn.Module) -> N
     for sigma, agrees in ((1e-9, True), (1.0, False)):
         objective = ELBO(make_groups(toy_model, "4", "l2-sp"), 160, sigma=sigma)
         run = TrainingRun(toy_model, toy_split, objective, SHORT, seed=0)
-        at_mean, _ = evaluate(toy_model, toy_split.train, toy_split.normalization)
+        at_mean, _ = evaluate(toy_model, toy_split.train, toy_split.transform)
         assert (run.nll_under_posterior() == pytest.approx(at_mean, rel=1e-4)) is agrees
-        assert evaluate(toy_model, toy_split.train, toy_split.normalization)[0] == at_mean
+        assert evaluate(toy_model, toy_split.train, toy_split.transform)[0] == at_mean
 
 
 def test_optional_metrics(toy_split: Split, toy_model: nn.Module) -> None:
     """Without test, validation images or a posterior, their metrics are absent."""
-    split = Split(toy_split.train, None, toy_split.test, toy_split.normalization, toy_split.geometry)
+    split = Split(toy_split.train, None, toy_split.test, toy_split.transform)
     result = fit(toy_model, split, point(toy_model), SHORT, test=False)
     assert set(result.metrics) == {"train_nll"}
     assert result.seconds["test"] == result.seconds["select"] == 0
@@ -208,10 +208,10 @@ def test_evaluate_against_sklearn(toy_images: Callable[[int, int], Images]) -> N
     images = images.take(torch.where(keep)[0])
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4)).train()
     before = copy.deepcopy(model.state_dict())
-    normalize = Normalization.of(images)
-    nll, accuracy = evaluate(model, images, normalize)
+    transform = ImageTransform(Geometry(4, 4)).fit(images)
+    nll, accuracy = evaluate(model, images, transform)
     with torch.no_grad():
-        logits = model.eval()(normalize(images.pixels)).double()
+        logits = model.eval()(transform.evaluation(images.pixels)).double()
     labels = images.labels.numpy()
     assert len(images) > 500
     assert accuracy == pytest.approx(balanced_accuracy_score(labels, logits.argmax(1).numpy()), rel=1e-9)
@@ -256,7 +256,7 @@ def test_warm_up_evaluates_batches_of_all_sizes(
 ) -> None:
     """Each size of batch that a method's own evaluation has was evaluated in the warm-up, and the mode is training."""
     train, validation = toy_images(520, 1), toy_images(530, 2)
-    split = Split(train, validation, toy_images(4, 3), Normalization.of(train), Geometry(side=4, crop=4))
+    split = Split(train, validation, toy_images(4, 3), ImageTransform(Geometry(side=4, crop=4)).fit(train))
     run = TrainingRun(toy_model, split, make(toy_model, 520), SHORT, seed=0)
     sizes: set[int] = set()
     toy_model.register_forward_hook(lambda module, args, _: None if module.training else sizes.add(len(args[0])))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deelbo import ELBO, MAP, Checkpoint, DataEmphasizedELBO, Handover, LearnedL2, LowRank, Schedule, make_groups
-from deelbo.data import Geometry, Images, Normalization, Split
+from deelbo.data import Geometry, Images, ImageTransform, Split
 from deelbo.objectives.base import Objective
 from deelbo.objectives.hypergradient import HypergradientMAP
 from deelbo.objectives.laplace import LaplaceMAP
@@ -55,7 +55,7 @@ def train(toy_images: MakeImages) -> Callable[..., None]:
         torch.manual_seed(0)  # a snapshot is of one initial state
         images, model = toy_images(160, 1), network()
         geometry = Geometry(side=4, crop=4, pad=1)
-        split = Split(images, toy_images(40, 2), toy_images(80, 3), Normalization.of(images), geometry)
+        split = Split(images, toy_images(40, 2), toy_images(80, 3), ImageTransform(geometry).fit(images))
         objective = make(model)
         if spoil is not None:
             spoil(model)

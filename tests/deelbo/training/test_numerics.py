@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deelbo import MAP, DataEmphasizedELBO, Schedule, evaluate, make_groups
-from deelbo.data import Geometry, Images, Normalization, Split
+from deelbo.data import Geometry, Images, ImageTransform, Split
 from deelbo.objectives.base import Objective
 from deelbo.training.fit import fit
 from deelbo.training.numerics import PRECISIONS, Numerics
@@ -82,7 +82,7 @@ def split() -> Split:
         return Images(pixels.to(torch.uint8), labels, 4)
 
     train = images(80, 1)
-    return Split(train, None, images(40, 2), Normalization.of(train), Geometry(side=8, crop=6, flip=True))
+    return Split(train, None, images(40, 2), ImageTransform(Geometry(side=8, crop=6, flip=True)).fit(train))
 
 
 @pytest.fixture
@@ -143,10 +143,10 @@ def test_batches_have_the_memory_layout(channels_last: bool, split: Split, model
     run.step(batch)
     run.evaluate(split.test)
     assert seen == [(True, not channels_last, channels_last), (False, not channels_last, channels_last)]
-    view = split.geometry
-    expected = split.normalization(view.training(split.train.pixels[batch[0]], batch[1]))
+    view = split.transform.geometry
+    expected = split.transform.normalization(view.training(split.train.pixels[batch[0]], batch[1]))
     assert torch.equal(inputs[0], expected.contiguous())
-    assert torch.equal(inputs[1], split.normalization(view.evaluation(split.test.pixels)).contiguous())
+    assert torch.equal(inputs[1], split.transform.normalization(view.evaluation(split.test.pixels)).contiguous())
 
 
 @pytest.mark.parametrize("kind", ["map", "de-elbo"])
@@ -177,7 +177,7 @@ def test_layouts_agree(split: Split, model: nn.Module) -> None:
 
 def test_evaluation_is_in_float32_by_default(split: Split, model: nn.Module) -> None:
     """Without numerics a network is evaluated in float32; its NLL in bf16 is another, near to it."""
-    arguments = (model, split.test, split.normalization, split.geometry)
+    arguments = (model, split.test, split.transform)
     plain, half = evaluate(*arguments), evaluate(*arguments, Numerics("bf16"))
     assert plain == evaluate(*arguments, Numerics("float32"))
     assert half[0] != plain[0]

@@ -8,7 +8,7 @@ import torch
 
 from deelbo import MAP, DataEmphasizedELBO, LowRank, Schedule, make_groups
 from deelbo._vectors import flatten
-from deelbo.data import Geometry, Images, Normalization, Split
+from deelbo.data import Geometry, Images, ImageTransform, Normalization, Split
 from deelbo.groups import split_at_head
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.training.fit import fit
@@ -36,7 +36,7 @@ def photographs(count: int, side: int) -> Images:
 
 def split_of(count: int) -> Split:
     images = photographs(count, 32)
-    return Split(images, None, images, Normalization.of(images), Geometry(side=64, crop=56, flip=True))
+    return Split(images, None, images, ImageTransform(Geometry(side=64, crop=56, flip=True)).fit(images))
 
 
 @pytest.mark.parametrize("method", ["map", "de-elbo"])
@@ -55,8 +55,8 @@ def test_no_step_waits_for_the_device(device: torch.device, method: str, prior: 
         split.train.to(device),
         None,
         split.test.to(device),
-        Normalization(split.normalization.mean.to(device), split.normalization.std.to(device)),
-        split.geometry,
+        Normalization(split.transform.normalization.mean.to(device), split.transform.normalization.std.to(device)),
+        split.transform.geometry,
     )
     run = TrainingRun(model.train(), split, objective, Schedule(0.01, steps=1000, batch_size=32), 0, FAST)
     run.step(run.batches()[0])
@@ -94,7 +94,7 @@ def test_memory_beyond_map(device: torch.device) -> None:
         strengths = {"backbone": 1e-3, "head": 1e-3}
         objective = MAP(groups, 64, strengths) if method == "map" else DataEmphasizedELBO(groups, 64)
         images = photographs(64, 32).to(device)
-        split = Split(images, None, images, Normalization.of(images), Geometry(side=256, crop=224, flip=True))
+        split = Split(images, None, images, ImageTransform(Geometry(side=256, crop=224, flip=True)).fit(images))
         run = TrainingRun(model.train(), split, objective, Schedule(0.01, steps=1000, batch_size=64), 0, FAST)
         run.step(run.batches()[0])  # cuDNN tries its algorithms at first, with memory of their own
         torch.cuda.synchronize(device)
