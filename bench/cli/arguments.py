@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 from bench.utils.urls import TRACKING_URI_VARIABLE
+from deelbo.paths import expand_user
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -40,6 +42,14 @@ def add_only(parser: argparse.ArgumentParser) -> None:
 def add_tracking_uri(parser: argparse.ArgumentParser, text: str) -> None:
     """Add ``--tracking-uri`` with ``$DEELBO_TRACKING_URI`` as its default."""
     parser.add_argument("--tracking-uri", default=os.environ.get(TRACKING_URI_VARIABLE), help=text)
+
+
+def to_path(text: str) -> Path:
+    """Convert an argument to a path: shells leave the tilde of ``--out=~/x`` as it is."""
+    try:
+        return expand_user(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_address(parser: argparse.ArgumentParser, text: str = "") -> None:

@@ -1,6 +1,7 @@
 """The terminal that commands print to, and the names of paths and of the command itself."""
 
 import os
+import shlex
 import shutil
 import sys
 from contextlib import suppress
@@ -25,7 +26,7 @@ class _Console(Console):
         self.quiet = True
 
 
-console = _Console(soft_wrap=True, highlight=False, markup=False)
+console = _Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def make_table(title: str) -> Table:
@@ -37,12 +38,19 @@ def short(path: str | Path) -> str:
     """Return a path as one would type it here: relative if it is below the working directory."""
     text = str(path)
     relative = os.path.relpath(text) if Path(text).is_absolute() else text
-    return text if relative.startswith("..") else relative
+    if relative.startswith(".."):
+        return text
+    return f"./{relative}" if relative.startswith(("-", "~")) else relative
+
+
+def quoted(path: str | Path) -> str:
+    """Return a path as one can paste it into a shell here."""
+    return shlex.quote(short(path))
 
 
 def command() -> str:
-    """Return the command as it was called; inside a job, as the submitting user calls it."""
+    """Return the command as it was called, to be pasted into a shell; inside a job, as the submitting user calls it."""
     if shutil.which("deelbo-bench") or IN_JOB in os.environ:
         return "deelbo-bench"
     called = Path(sys.argv[0])
-    return short(called) if called.name == "deelbo-bench" else f"{short(sys.executable)} -m bench"
+    return quoted(called) if called.name == "deelbo-bench" else f"{quoted(sys.executable)} -m bench"

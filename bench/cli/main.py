@@ -1,13 +1,14 @@
 """The command line: parse the arguments, call the command, turn its errors into one line and an exit code."""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from bench.cli import doctor, jobs, mlflow, plan, prepare, replay, report, run, speed, submit, swag
 from bench.utils.signals import ignore_signals, interrupt_on_signals
-from bench.utils.text import single_line
+from bench.utils.text import describe_denied, single_line
 
 COMMANDS = (run, plan, prepare, swag, report, mlflow, replay, submit, doctor, jobs, speed)  # in the order of `--help`
 MAX_MESSAGE_CHARS = 1000
@@ -20,6 +21,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0 if done, 1 if some trials failed, 2 for bad input (in one line), 130 if interrupted."""
+    _replace_unprintable()
     options = build_parser().parse_args(arguments)
     try:
         with interrupt_on_signals():
@@ -27,12 +29,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, OSError) as error:
         if options.traceback:
             raise
-        return _report_error(single_line(error, MAX_MESSAGE_CHARS) or type(error).__name__)
+        message = describe_denied(error) or single_line(error, MAX_MESSAGE_CHARS)
+        return _report_error(message or type(error).__name__)
     except KeyboardInterrupt:
         return 130
     finally:
         if arguments is None:  # the process ends
             ignore_signals()
+
+
+def _replace_unprintable() -> None:
+    """Let the terminal show an escape for each letter that its encoding lacks, which would otherwise be an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def build_parser() -> argparse.ArgumentParser:

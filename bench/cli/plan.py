@@ -6,10 +6,9 @@ import argparse
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.arguments import Subparsers, add_command, add_config, add_only, add_set
+from bench.cli.arguments import Subparsers, add_command, add_config, add_only, add_set, to_path
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +28,12 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--trials", action="store_true", help="list every trial")
     parser.add_argument("--images-per-second", type=float, metavar="R", help="training images a second, for the hours")
     parser.add_argument(
-        "--speed", type=Path, nargs="+", default=[], metavar="FILE", help="results of `speed --out FILE`, for the hours"
+        "--speed",
+        type=to_path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="results of `speed --out FILE`, for the hours",
     )
     add_set(parser)
     add_only(parser)

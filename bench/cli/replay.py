@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.arguments import add_command
+from bench.cli.arguments import add_command, to_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--repetitions", type=int, metavar="R", help="of each method (default: 200; of bo 20)")
     parser.add_argument("--slots", type=int, default=1, help="how many trials run at once, for wall_hours (default: 1)")
-    parser.add_argument("--out", type=Path, help="folder for the files (default: STORAGE/replay, else ./replay)")
+    parser.add_argument("--out", type=to_path, help="folder for the files (default: STORAGE/replay, else ./replay)")
 
 
 def _replay(options: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.arguments import add_command
+from bench.cli.arguments import add_command, to_path
 
 if TYPE_CHECKING:
     from bench.cli.arguments import Subparsers
@@ -25,13 +25,13 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--published",
         nargs=2,
-        type=Path,
+        type=to_path,
         action="append",
         default=[],
         metavar=("TUNED.csv", "RETRAINED.csv"),
         help="the authors' result files of a dataset, alone or beside storages; may be given for several datasets",
     )
-    parser.add_argument("--out", type=Path, help="folder for the files (default: STORAGE/report, else ./report)")
+    parser.add_argument("--out", type=to_path, help="folder for the files (default: STORAGE/report, else ./report)")
     parser.add_argument(
         "--subsamples", type=int, metavar="S", help="draw figure 2 also from S random subsets (paper: 500)"
     )

@@ -6,6 +6,7 @@ import argparse
 import errno
 import math
 import os
+import shlex
 import signal
 import threading
 import time
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.cli.console import command, console, make_table, short
+from bench.cli.console import command, console, make_table, quoted, short
 from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import load_benchmark
 from bench.config.selection import filter_methods
@@ -197,8 +198,8 @@ class RunSession(RunCallback):
         sent = not self._has_begun or self._close_tracking(summary, report, tracker)
         console.print(summary.describe())
         if not sent:
-            again = f"{command()} sync {short(redact_url(self.store.url))}"
-            again += f" --tracking-uri {redact_url(self.options.tracking_uri)}" if self.options.tracking_uri else ""
+            again, given = f"{command()} sync {quoted(redact_url(self.store.url))}", self.options.tracking_uri
+            again += f" --tracking-uri {shlex.quote(redact_url(given))}" if given else ""
             console.print(f"MLflow did not take everything ({tracker.problem}): `{again}` will")
         self._print_places(report)
         for line in summary.failures:
@@ -235,7 +236,7 @@ class RunSession(RunCallback):
             if (report / "figure2.png").exists():
                 console.print(f"figure  {short(f'{place}/figure2.png')}")
         given = self.options.tracking_uri
-        console.print(f"MLflow  {f'{command()} ui {short(self.store.url)}' if given is None else redact_url(given)}")
+        console.print(f"MLflow  {f'{command()} ui {quoted(self.store.url)}' if given is None else redact_url(given)}")
 
 
 def _import_slow_modules() -> None:

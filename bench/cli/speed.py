@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.cli.arguments import Subparsers, add_command
+from bench.cli.arguments import Subparsers, add_command, to_path
 
 if TYPE_CHECKING:
     from bench.speed.workloads import Setting
@@ -44,7 +43,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "--peers", action="store_true", help="instead, time LearnedL2 beside SGD, AdamW and IVON, each in a plain loop"
     )
     parser.add_argument(
-        "--out", type=Path, help=".json file or folder for the result, made where missing (default: the terminal)"
+        "--out",
+        type=to_path,
+        help=".json file or folder for the result, made where missing (default: the terminal)",
     )
 
 

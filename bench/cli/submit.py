@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from bench.utils.text import short_repr
 
 if TYPE_CHECKING:
     from bench.cli.arguments import Subparsers
-    from bench.config.benchmark import Benchmark
+    from bench.doctor.cluster_report import DoctorRequest
     from bench.jobs.client import Cluster, Job
 
 IDENTITY_OPTIONS = ("only", "env", "from-source", "install", "tracking-uri")
@@ -43,13 +44,15 @@ def _submit(options: argparse.Namespace) -> int:
     from bench.cli.console import console
     from bench.config.benchmark import make_methods
     from bench.config.loading import load_benchmark
-    from bench.config.places import check_places
+    from bench.config.places import check_places, expand_tracking_uri
     from bench.config.selection import filter_methods
     from bench.config.validation import check
+    from bench.doctor.cluster_report import DoctorRequest
     from bench.jobs.client import Cluster
+    from bench.jobs.http import ADDRESS_VARIABLE
     from bench.jobs.package import job_environment, job_metadata, pack_job
 
-    tracking = options.tracking_uri and options.tracking_uri.rstrip("/")
+    tracking = options.tracking_uri and expand_tracking_uri(options.tracking_uri.rstrip("/"))
     benchmark = load_benchmark(options.config, options.set)
     storage = check_places(options.storage, tracking)
     env = job_environment(tracking, options.env)
@@ -61,7 +64,8 @@ def _submit(options: argparse.Namespace) -> int:
         metadata = job_metadata(benchmark, storage, tracking, _job_options(options, source_hash))
         if (active := _active_job(cluster, storage)) is None:
             if not options.unchecked:
-                _check_cluster(options, benchmark, storage, tracking)
+                request = DoctorRequest(benchmark, storage, tracking, options.from_source, options.install is not None)
+                _check_cluster(options.address or os.environ[ADDRESS_VARIABLE], request, options.env)
             if (name := _start_job(cluster, Path(folder), options, env, metadata)) is not None:
                 console.print(f"{name} is submitted to {cluster.address}")
                 return _follow(cluster, name, options.detach)
@@ -84,16 +88,14 @@ def _job_options(options: argparse.Namespace, source_hash: str) -> dict[str, str
     }
 
 
-def _check_cluster(options: argparse.Namespace, benchmark: Benchmark, storage: str, tracking: str | None) -> None:
+def _check_cluster(address: str, request: DoctorRequest, env_names: Sequence[str]) -> None:
     """Raise ConfigError if `doctor` finds that the benchmark cannot run on the cluster."""
     from bench.cli.console import console
     from bench.cli.doctor import raise_first_failure
-    from bench.doctor.cluster_report import DoctorRequest
     from bench.doctor.examine import examine
 
     console.print("checking the cluster's nodes, the storage and MLflow")
-    request = DoctorRequest(benchmark, storage, tracking, options.from_source, options.install is not None)
-    raise_first_failure(examine(options.address, request, options.env)[1])
+    raise_first_failure(examine(address, request, env_names)[1])
 
 
 def _start_job(

@@ -1,17 +1,16 @@
 """`swag`: fit PTYL's prior on a folder of source images."""
 
 import argparse
-from pathlib import Path
 
-from bench.cli.arguments import Subparsers, add_command
+from bench.cli.arguments import Subparsers, add_command, to_path
 
 
 def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(
         subparsers, "swag", _swag, "fit PTYL's prior on a folder of source images, one folder in it for each class"
     )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("out", type=Path, help="a .safetensors or .pt file: what backbones.NAME.ptyl takes")
+    parser.add_argument("folder", type=to_path)
+    parser.add_argument("out", type=to_path, help="a .safetensors or .pt file: what backbones.NAME.ptyl takes")
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--weights", help="IMAGENET1K_V1 (default), IMAGENET1K_V2, or a local file")
     parser.add_argument("--epochs", type=int, default=10)

@@ -12,6 +12,7 @@ from bench.config.benchmark import Benchmark
 from bench.config.error_messages import describe_problem
 from bench.exceptions import ConfigError
 from bench.utils.text import single_line
+from deelbo.paths import expand_user
 
 MAX_CHARACTERS = 50_000  # a benchmark takes about 1,000; PyYAML reads some 25,000 a second
 MAX_MERGED, MAX_MERGED_KEYS = 10, 1_000
@@ -25,7 +26,7 @@ def preset_names() -> list[str]:
 def load_benchmark(config: str, overrides: Sequence[str] = ()) -> Benchmark:
     """Read a preset by name, or a YAML file by path, and change it by overrides such as ``training.steps=3``."""
     presets = preset_names()
-    path = PRESETS / f"{config}.yaml" if config in presets else Path(config)
+    path = PRESETS / f"{config}.yaml" if config in presets else expand_user(config)
     shown, expected = single_line(config, 200), f"give a YAML file, or one of {', '.join(presets)}"
     try:
         status = path.stat()

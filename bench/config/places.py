@@ -8,6 +8,7 @@ from pathlib import Path
 from bench.exceptions import ConfigError
 from bench.utils.text import has_credentials, redact_url
 from bench.utils.urls import local_folder
+from deelbo.paths import expand_user
 
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss")  # URLs begin with a bucket
@@ -19,7 +20,20 @@ def resolve_storage(storage: str) -> str:
     if folder is None:
         _check_storage_url(storage)
         return storage.rstrip("/")
-    return "/" + os.path.normpath(Path(folder).absolute()).lstrip("/")  # POSIX keeps two slashes
+    path = Path(expand_storage(storage)).absolute()
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"--storage {folder} cannot be read as text in the encoding of this terminal's settings: set LC_ALL=C.UTF-8"
+        ) from None
+    return "/" + os.path.normpath(path).lstrip("/")  # POSIX keeps two slashes
+
+
+def expand_storage(storage: str) -> str:
+    """Return a storage that is a folder as a path, with the home folder in place of a leading tilde; a URL as it is."""
+    folder = local_folder(storage)
+    return storage if folder is None else str(expand_user(folder))
 
 
 def _check_storage_url(url: str) -> None:
@@ -39,6 +53,12 @@ def check_no_password(storage: str) -> None:
             f"--storage {redact_url(storage)} has a password in it, visible to everybody who lists the cluster's jobs: "
             "give credentials by --env"
         )
+
+
+def expand_tracking_uri(uri: str) -> str:
+    """Return a tracking URI with the home folder in place of a tilde at the start of a sqlite file's path."""
+    path = uri.removeprefix("sqlite:///")
+    return uri if path == uri else f"sqlite:///{expand_user(path)}"
 
 
 def check_tracking_uri(uri: str) -> None:
@@ -80,6 +100,7 @@ def check_places(storage: str | None, tracking: str | None) -> str:
             "is deleted with the job"
         )
     check_no_password(storage)
+    storage = expand_storage(storage)
     folder = local_folder(storage)
     resolved = resolve_storage(storage)
     if folder is not None and not Path(folder).is_absolute():

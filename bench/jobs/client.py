@@ -72,7 +72,7 @@ class Cluster:
     def __init__(self, client: Any, address: str, ray_version: str, token_mode: str) -> None:
         self.client, self.address = client, address
         in_environment = os.environ.get(http.ADDRESS_VARIABLE, "").rstrip("/") == address
-        self.option = "" if in_environment else f" --address {address}"
+        self.option = "" if in_environment else f" --address {shlex.quote(address)}"
         self.ray_version, self.token_mode = ray_version, token_mode
 
     @classmethod

@@ -3,12 +3,12 @@
 import logging
 import os
 import re
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from bench.exceptions import ConfigError, UnreachableError
 from bench.utils.text import connection_problem, redact_url, single_line
+from deelbo.paths import expand_user
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 TIMEOUT_SECONDS = 30.0
@@ -102,7 +102,7 @@ def _configure_token(token_mode: str, address: str) -> None:
     if token_mode == "disabled":  # noqa: S105 - a mode's name
         os.environ["RAY_AUTH_MODE"] = token_mode
         return
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    file = expand_user(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token")
     if not os.environ.get("RAY_AUTH_TOKEN") and not (file.is_file() and file.stat().st_size):
         raise ConfigError(
             f"the cluster at {address} wants a token, and none was found: put it into $RAY_AUTH_TOKEN, or into {file}"

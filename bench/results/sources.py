@@ -20,7 +20,7 @@ from bench.results.published import read_published
 from bench.scheduling.queue import FinishedCells, split_finished
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
-from bench.utils.text import single_line
+from bench.utils.text import describe_denied, single_line
 
 MAX_CELLS_NAMED = 20
 
@@ -133,7 +133,7 @@ def load_results(storages: Sequence[str], pairs: Sequence[tuple[Path, Path]]) ->
         try:
             results.append(load_storage(store, label))
         except (ValueError, OSError, ImportError) as error:  # fsspec raises ImportError for a URL without a driver
-            failed.append(single_line(error))
+            failed.append(describe_denied(error) or single_line(error))
     if pairs:
         try:
             results.append(load_published(pairs, names[-1]))

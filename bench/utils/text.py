@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
 import reprlib
+from pathlib import Path
 
 MAX_MESSAGE_CHARS = 500
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class _ShortRepr(reprlib.Repr):
@@ -43,6 +47,24 @@ def describe_error(error: BaseException, max_chars: int = MAX_MESSAGE_CHARS) -> 
     """
     message = redact_url(str(error))
     return single_line(message if isinstance(error, ValueError) else f"{type(error).__name__}: {message}", max_chars)
+
+
+def describe_denied(error: BaseException) -> str | None:
+    """Describe in a single line a file that this user may not use: why, whose it is, and what to do.
+
+    Returns:
+        None for any other error.
+    """
+    if not isinstance(error, OSError) or error.errno not in DENIED or not isinstance(error.filename, str):
+        return None
+    place = Path(error.filename).absolute()
+    owner = ""
+    with contextlib.suppress(OSError, KeyError, StopIteration):  # a user without a name
+        owner = f"; {(found := next(p for p in (place, *place.parents) if p.exists()))} belongs to {found.owner()}"
+    return (
+        f"{place} cannot be used ({error.strerror}{owner}): choose another place (--storage, --out, $DEELBO_CACHE), "
+        "or copy it, or ask for access"
+    )
 
 
 def connection_problem(error: Exception) -> str:

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from urllib.request import ProxyHandler, Request, build_opener
 import psutil
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
+
+from deelbo.paths import expand_user
 
 DEFAULTS = {"DASHBOARD_PORT": 8265, "MLFLOW_PORT": 5000, "RAY_PORT": 6379, "WORKERS": 2, "CPUS": 1}
 MAX_START_SECONDS = 180.0
@@ -148,7 +151,7 @@ def read_token() -> str:
     mode = os.environ.get("RAY_AUTH_MODE", "").strip().lower() or "disabled"
     if mode not in ("disabled", "token"):
         raise ValueError(f"RAY_AUTH_MODE={mode}: expected token, disabled or nothing")
-    command = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token"]
+    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "get-auth-token"]
     token = mode == "token" and subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     if mode == "token" and not token:
         raise ValueError("RAY_AUTH_MODE=token: no token; set RAY_AUTH_TOKEN, or run `ray get-auth-token --generate`")
@@ -195,7 +198,8 @@ def start_services(state: State, token: str, workers: int, cpus: int) -> None:
 def up(folder: Path) -> int:
     """Start a cluster and wait until all of it answers; on failure stop what was started."""
     workers, cpus, token = read_variable("WORKERS"), read_variable("CPUS"), read_token()
-    down_command = "make cluster-down" + f" CLUSTER={folder}" * (folder != Path("deelbo-cluster").absolute())
+    named = f" CLUSTER={shlex.quote(str(folder))}" * (folder != Path("deelbo-cluster").absolute())
+    down_command = f"make cluster-down{named}"
     State.read(folder)
     if find_processes(folder):
         raise ValueError(f"a cluster is already up in {folder}; use it, or end it by `{down_command}`")
@@ -217,7 +221,8 @@ def up(folder: Path) -> int:
             raise
     tokens = "required (RAY_AUTH_MODE=token in each shell)" if token else "off: other users here can run code as you"
     dashboard, mlflow = state.url("dashboard"), state.url("mlflow")
-    bench = "deelbo-bench" if shutil.which("deelbo-bench") else f"{Path(sys.executable).parent}/deelbo-bench"
+    own = shlex.quote(f"{Path(sys.executable).parent}/deelbo-bench")
+    bench = "deelbo-bench" if shutil.which("deelbo-bench") else own
     print(f"""\
 Ray     {dashboard}  (dashboard and Job API; workers: {workers}, CPUs of each: {cpus})
 MLflow  {mlflow}
@@ -225,7 +230,7 @@ Tokens  {tokens}
 Kept    {folder}: logs, MLflow's database and artifacts
 
 Next:
-  {bench} submit quickstart --address {dashboard} --storage {folder}/storage --tracking-uri {mlflow}
+  {bench} submit quickstart --address {dashboard} --storage {shlex.quote(f"{folder}/storage")} --tracking-uri {mlflow}
   {bench} status --address {dashboard}
   {down_command}
   RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 {bench} run ... --address 127.0.0.1:{state.ports["ray"]}    # a local driver""")
@@ -261,8 +266,8 @@ def main() -> int:
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-    folder = options.folder.absolute()
     try:
+        folder = expand_user(options.folder).absolute()
         return {"up": up, "down": down, "status": status}[options.action](folder)
     except Timeout:
         print(f"cluster: another command starts or stops the cluster in {folder}; wait for it", file=sys.stderr)

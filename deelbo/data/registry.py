@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deelbo.data.integrity import CIFAR10, FLOWERS, PET, DatasetFiles
+from deelbo.paths import expand_user
 
 if TYPE_CHECKING:
     from deelbo.data.dataset import Task
@@ -59,15 +60,23 @@ TASKS = {
 
 
 def cache_folder() -> Path:
-    """Return the folder of pretrained weights and datasets: $DEELBO_CACHE, or ``deelbo`` in the user's cache folder."""
+    """Return the folder of pretrained weights and datasets: $DEELBO_CACHE, or ``deelbo`` in the user's cache folder.
+
+    Raises:
+        ValueError: none is set, and the user has no home folder.
+    """
     if folder := os.environ.get("DEELBO_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deelbo"
+        return expand_user(folder)
+    try:
+        return expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "deelbo"
+    except ValueError as error:
+        raise ValueError(f"there is no folder for pretrained weights ({error}): set $DEELBO_CACHE to one") from None
 
 
 def data_folder() -> Path:
     """Return the default folder of the datasets: $DEELBO_DATA, or ``data`` in `cache_folder`."""
-    return Path(os.environ.get("DEELBO_DATA") or cache_folder() / "data")
+    folder = os.environ.get("DEELBO_DATA")
+    return expand_user(folder) if folder else cache_folder() / "data"
 
 
 def crop_size(name: str, image_size: int | None = None) -> int:
@@ -131,7 +140,7 @@ def _entry(name: str) -> TaskEntry:
 
 
 def _absolute(root: str | os.PathLike[str] | None) -> Path:
-    return (data_folder() if root is None else Path(root)).expanduser().absolute()
+    return (data_folder() if root is None else expand_user(root)).absolute()
 
 
 @lru_cache(maxsize=2)

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
@@ -82,11 +83,12 @@ def cache_path(recipe: Recipe) -> Path:
 def load_pretrained(recipe: Recipe | None = None, say: Callable[[str], object] | None = None) -> Pretrained:
     """Return the embedded backbone pretrained by ``recipe``, from the user's cache or trained now and cached.
 
-    ``say`` is called with one line if it has to be trained. A damaged cached file raises ValueError.
+    ``say`` is called with one line if it has to be trained, and with another if the cache cannot be written. A damaged
+    cached file raises ValueError.
     """
     recipe = recipe or Recipe()
     path = cache_path(recipe)
-    if path.exists():
+    if os.access(path, os.R_OK):  # False also in a folder that may not be searched
         try:
             return Pretrained(**torch.load(path, weights_only=True))
         except Exception as error:
@@ -95,12 +97,21 @@ def load_pretrained(recipe: Recipe | None = None, say: Callable[[str], object] |
     if say is not None:
         say(f"pretraining {recipe.backbone} on its source task, once for this user")
     pretrained = pretrain(recipe)
+    try:
+        _write_cache(path, pretrained)
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a disk that is full
+        if say is not None:
+            reason = f"{path.parent}: {getattr(error, 'strerror', None) or type(error).__name__}"
+            say(f"it cannot be kept for later ({reason}): set $DEELBO_CACHE to a folder that can be written")
+    return pretrained
+
+
+def _write_cache(path: Path, pretrained: Pretrained) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, suffix=".part") as folder:
         temporary = Path(folder) / path.name
         torch.save({field.name: getattr(pretrained, field.name) for field in fields(pretrained)}, temporary)
         temporary.replace(path)
-    return pretrained
 
 
 def pretrain(recipe: Recipe) -> Pretrained:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from deelbo.paths import expand_user
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, with which torchvision's weights were trained
 Item = tuple[Tensor, int] | str
 
@@ -26,7 +28,8 @@ class SourceImages(Dataset[Item]):
         from torchvision import transforms
         from torchvision.datasets import ImageFolder
 
-        if not Path(folder).is_dir():
+        folder = expand_user(folder)
+        if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder: give one that contains a folder of images for each class")
         try:
             found = ImageFolder(str(folder))

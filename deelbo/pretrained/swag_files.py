@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from deelbo._vectors import views
 from deelbo.groups import split_at_head
+from deelbo.paths import expand_user
 from deelbo.pretrained.backbones import EMBEDDING, shapes_only
 from deelbo.pretrained.registry import vit_image_size
 from deelbo.pretrained.tensor_files import read_file, read_tensors
@@ -142,7 +143,7 @@ def weights_at_mean(weights: Mapping[str, Tensor], posterior: SwagPosterior, bac
 
 def check_target(out: str | Path) -> Path:
     """Return ``out`` as a path; raise ValueError if `write_swag` cannot write there."""
-    out = Path(out)
+    out = expand_user(out)
     if out.suffix not in (".pt", ".safetensors"):
         raise ValueError(f"{out}: SWAG is written to a .pt or .safetensors file, got the suffix {out.suffix!r}")
     if out.is_dir():

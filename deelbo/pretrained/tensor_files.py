@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deelbo.paths import expand_user
+
 SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
@@ -18,7 +20,7 @@ def read_file(path: str | Path) -> object:
     Raises:
         ValueError: no such file, another suffix, damage, or content that is more than tensors and plain values.
     """
-    path = Path(path)
+    path = expand_user(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: tensors are read from {', '.join(SUFFIXES)} files, got the suffix {path.suffix!r}")
     if not path.is_file():

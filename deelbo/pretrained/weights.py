@@ -76,7 +76,7 @@ def download_weights(backbone: str, version: str) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), prefix)
         except (OSError, RuntimeError, HTTPException) as error:
-            remedy = "try again where there is a network, or set `weights` to a local file"
+            remedy = "try again with a network and a $TORCH_HOME that can be written, or set `weights` to a local file"
             raise ValueError(f"{url} could not be downloaded to {path} ({one_line(error)}): {remedy}") from error
     return imagenet_file(backbone, version)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.config.places import check_database, check_places
+from bench.config.places import check_database, check_places, expand_tracking_uri, resolve_storage
 from bench.exceptions import ConfigError
 
 SERVER = "http://mlflow:5000"
@@ -48,6 +48,22 @@ def test_invalid_places_are_refused(storage: str | None, tracking: str | None, m
 def test_storage_has_one_canonical_form(storage: str, canonical: str) -> None:
     """Different spellings of one storage give the same string; a directory needs no tracking URI."""
     assert check_places(storage, None if canonical.startswith("/") else SERVER) == canonical
+
+
+def test_tildes_are_this_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the command line a tilde is this user's home folder, as the shell expands it; not a folder of that name."""
+    monkeypatch.setenv("HOME", "/home/me")
+    assert check_places("~/x", "sqlite:////x.db") == "/home/me/x"
+    assert expand_tracking_uri("sqlite:///~/x.db") == "sqlite:////home/me/x.db"
+    assert expand_tracking_uri("http://h/~/x") == "http://h/~/x"
+    with pytest.raises(ValueError, match="no home folder is known for ~nobody-at-all"):
+        check_places("~nobody-at-all/x", None)
+
+
+def test_a_name_that_is_not_text_is_refused() -> None:
+    """A folder's name in bytes that this terminal's encoding cannot read is refused with a remedy."""
+    with pytest.raises(ConfigError, match=r"cannot be read as text .*: set LC_ALL=C.UTF-8"):
+        resolve_storage("/x/\udcff")
 
 
 @pytest.mark.parametrize("folder", ["/proc", "/nowhere/at/all"])
