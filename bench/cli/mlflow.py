@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import socket
 import sqlite3
@@ -40,7 +41,7 @@ def _sync(options: argparse.Namespace) -> int:
     from bench.cli.console import console
     from bench.storage.lock import Lease
     from bench.storage.records import open_benchmark
-    from bench.tracking.client import tracking_uri
+    from bench.tracking.client import is_own_database, tracking_uri
     from bench.tracking.sync import sync
 
     store, benchmark = open_benchmark(options.storage)
@@ -50,6 +51,8 @@ def _sync(options: argparse.Namespace) -> int:
             f"{options.storage} is in use by a `run` ({lease.describe()}), which sends its trials: wait for its end"
         )
     uri = tracking_uri(store, options.tracking_uri)
+    if is_own_database(store, uri):
+        _check_writable(Path(store.path("mlflow.db")))
     with _report_folder(store) as folder:
         try:
             count = send(lambda uri: sync(store, benchmark, uri, folder), uri)
@@ -58,6 +61,13 @@ def _sync(options: argparse.Namespace) -> int:
             raise
     console.print(f"{count} trials of {benchmark.name} are in MLflow")
     return 0
+
+
+def _check_writable(file: Path) -> None:
+    """Raise PermissionError if a file cannot be written or made: MLflow would retry for a minute."""
+    place = file if file.exists() else file.parent
+    if not os.access(place, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
 
 def send(call: Callable[[str], T], uri: str) -> T:
@@ -73,7 +83,7 @@ def send(call: Callable[[str], T], uri: str) -> T:
 
 def _ui(options: argparse.Namespace) -> NoReturn:
     """Serve the MLflow page of a storage until Ctrl-C."""
-    from bench.cli.console import command, console
+    from bench.cli.console import command, console, quoted
     from bench.storage.records import open_benchmark
     from bench.tracking.client import tracking_uri
 
@@ -81,7 +91,9 @@ def _ui(options: argparse.Namespace) -> NoReturn:
     store, benchmark = open_benchmark(storage)
     uri, database = tracking_uri(store), Path(store.path("mlflow.db"))
     if not database.exists():
-        raise RecordError(f"{storage} has no mlflow.db: `{command()} sync {storage}` makes it from the records")
+        raise RecordError(
+            f"{storage} has no mlflow.db: `{command()} sync {quoted(store.url)}` makes it from the records"
+        )
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -91,8 +103,9 @@ def _ui(options: argparse.Namespace) -> NoReturn:
     console.print(f"MLflow on http://{host}:{port}/{_trials_view(database, benchmark.name)} (Ctrl-C ends it)")
     server = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", host, "--port", str(port)]
     artifacts = Path(store.path("mlartifacts")).as_uri()
-    server += ["--backend-store-uri", uri, "--default-artifact-root", artifacts]
+    server += ["--backend-store-uri", uri, "--serve-artifacts", "--artifacts-destination", artifacts]
     sys.stdout.flush()
+    os.chdir(store.root)  # the server's processes import modules from their current folder
     os.execv(sys.executable, server)  # noqa: S606 - becomes the server, so that a signal ends both or none
 
 

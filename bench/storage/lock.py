@@ -39,6 +39,7 @@ class Lease:
 
     Attributes:
         machine, pid, started: its process: booted kernel and namespace of processes, number, and start in clock ticks.
+        folder: inode number of the storage, as a copy of a storage holds a copy of its lease; 0 if it is not a folder.
         token: identifies its invocation; workers that find it share the driver's storage.
         since, heartbeat: when it claimed the storage and last rewrote this file, by its own clock, seconds since 1970.
     """
@@ -48,15 +49,16 @@ class Lease:
     machine: str = ""
     pid: int = 0
     started: str = ""
+    folder: int = 0
     token: str = ""
     since: Timestamp = 0.0
     heartbeat: Timestamp = 0.0
 
     @classmethod
-    def of_this_process(cls, number: int, token: str) -> Lease:
+    def of_this_process(cls, number: int, token: str, store: RecordStore) -> Lease:
         """Return a new lease of this process."""
         pid, now = os.getpid(), time.time()
-        return cls(number, platform.node(), _machine(), pid, _start_time(pid), token, now, now)
+        return cls(number, platform.node(), _machine(), pid, _start_time(pid), _inode(store), token, now, now)
 
     @classmethod
     def read_all(cls, store: RecordStore) -> list[Lease]:
@@ -93,7 +95,7 @@ class Lease:
         Another machine's lease is watched for two minutes of this one's monotonic clock: two clocks are never compared.
         """
         if self.machine and self.machine == _machine():
-            return self.started == _start_time(self.pid)
+            return self.started == _start_time(self.pid) and self.folder == _inode(store)
         say(f"waiting up to {STALE_SECONDS:.0f} s to see whether a `run` ({self.describe()}) is still at work")
         deadline = time.monotonic() + STALE_SECONDS
         while time.monotonic() < deadline:
@@ -104,6 +106,10 @@ class Lease:
 
 
 _ADAPTER = TypeAdapter(Lease)
+
+
+def _inode(store: RecordStore) -> int:
+    return Path(store.root).stat().st_ino if store.local else 0
 
 
 def _machine() -> str:
@@ -180,7 +186,7 @@ class StorageLock:
             self.predecessor = found[-1] if found else None
             if self.predecessor is not None and self.predecessor.is_in_use(self.store, self._say):
                 raise self._refusal(self.predecessor)
-            mine = Lease.of_this_process(found[-1].number + 1 if found else 1, self.token)
+            mine = Lease.of_this_process(found[-1].number + 1 if found else 1, self.token, self.store)
             with suppress(FileExistsError):  # which also follows a write that succeeded but whose answer was lost
                 self.store.create_file(mine.name, mine.to_json())
             now = Lease.read_all(self.store)

@@ -1,9 +1,10 @@
 """Connect to MLflow, and classify its errors."""
 
 import os
+from pathlib import Path
 from typing import Any
 
-from bench.config.places import check_database, check_tracking_uri
+from bench.config.places import check_database, check_tracking_uri, expand_tracking_uri
 from bench.exceptions import ConfigError
 from bench.storage.records import RecordStore
 
@@ -13,6 +14,7 @@ MLFLOW_CLIENT_ENV = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines and one request for each trial
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # no traceback for each retry
+    "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",  # else a new database names the current folder
 }
 """Settings of MLflow's client, read from the environment; values that are set there already win."""
 
@@ -34,9 +36,16 @@ def tracking_uri(store: RecordStore, uri: str | None = None) -> str:
                 "give --tracking-uri, or choose another --storage"
             )
         return f"sqlite:///{store.path('mlflow.db')}"
+    uri = expand_tracking_uri(uri)
     check_tracking_uri(uri)
     check_database(uri)
     return uri
+
+
+def is_own_database(store: RecordStore, uri: str) -> bool:
+    """Return True if a URI is that of the database in the storage, which moves and is copied with it."""
+    path = uri.removeprefix("sqlite:///")
+    return path != uri and store.local and Path(path).resolve() == Path(store.path("mlflow.db")).resolve()
 
 
 def connect(uri: str) -> Any:

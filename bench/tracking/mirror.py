@@ -236,7 +236,7 @@ class MLflowMirror:
             if run.status == "RUNNING":
                 runs.set_status(run, "KILLED")
         if not self._is_published:
-            runs.call("log_text", runs.parent, json.dumps(self.benchmark.content(), indent=1), "benchmark.json")
+            runs.log_text(json.dumps(self.benchmark.content(), indent=1), "benchmark.json")
             if (report := self._target.report) is not None:
                 runs.log_report(sorted(file for file in report.iterdir() if file.is_file()))
             runs.describe(report)

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.config.benchmark import Benchmark
 from bench.storage.records import RecordStore
-from bench.tracking.client import connect
+from bench.tracking.client import connect, is_own_database
 from bench.tracking.conversion import MAX_NAME_CHARS, Point, clip_text, final_status, milliseconds, run_name, run_params
 from bench.tracking.descriptions import NOTE, experiment_note, is_replaceable, run_note
 from bench.tracking.views import saved_views
@@ -72,7 +72,7 @@ class MLflowRuns:
         since: float | None = None,
     ) -> None:
         self.benchmark, self.store, self._before_request = benchmark, store, before_request
-        self.client = connect(uri)
+        self.client, self._is_own = connect(uri), is_own_database(store, uri)
         self.experiment = self._find_experiment(uri)
         self.trials: dict[str, TrialRun] = {}
         found = self.search("benchmark")
@@ -91,7 +91,9 @@ class MLflowRuns:
         found = self.call("get_experiment_by_name", self.benchmark.name)
         if found is None:
             artifacts, path = None, uri.removeprefix("sqlite:///")
-            if path != uri and not path.startswith("file:"):  # MLflow's default is the working directory
+            if self._is_own:  # no path of this machine: `ui` says where they are
+                artifacts = f"mlflow-artifacts:/{self.benchmark.name}"
+            elif path != uri and not path.startswith("file:"):  # MLflow's default is the working directory
                 artifacts = (Path(path).absolute().parent / "mlartifacts").as_uri()
             return str(self.call("create_experiment", self.benchmark.name, artifacts, EXPERIMENT_TAGS))
         if found.lifecycle_stage == "deleted":  # its name stays taken until `mlflow gc`
@@ -99,9 +101,9 @@ class MLflowRuns:
         return str(found.experiment_id)
 
     def _tags(self, role: str) -> dict[str, str]:
-        """Return the tags by which `role_filter` finds a run, and its storage's address."""
-        storage_id, url = clip_text(self.store.identity), clip_text(redact_url(self.store.url))
-        return {ROLE: role, STORAGE_ID: storage_id, STORAGE: url}
+        """Return the tags by which `role_filter` finds a run, and its storage's address if MLflow is elsewhere."""
+        tags = {ROLE: role, STORAGE_ID: clip_text(self.store.identity)}
+        return tags if self._is_own else tags | {STORAGE: clip_text(redact_url(self.store.url))}
 
     def search(self, role: str, condition: str = "") -> list[Any]:
         """Return this storage's runs in a role, newest first."""
@@ -196,10 +198,27 @@ class MLflowRuns:
         if is_replaceable(old) and old != new and (report is not None or not old):
             self.call("set_tag", self.parent, NOTE, new)
 
+    def log_text(self, text: str, name: str) -> None:
+        """Log a text as a file to the benchmark's run."""
+        if not self._write_artifact(name, text.encode()):
+            self.call("log_text", self.parent, text, name)
+
     def log_report(self, files: Iterable[Path]) -> None:
         """Log the files of a report to the benchmark's run."""
         for file in files:
-            self.call("log_artifact", self.parent, str(file), "report")
+            if not self._write_artifact(f"report/{file.name}", file.read_bytes()):
+                self.call("log_artifact", self.parent, str(file), "report")
+
+    def _write_artifact(self, name: str, content: bytes) -> bool:
+        """Write an artifact into the storage if the database is there, as MLflow's client would need a server for it.
+
+        Returns:
+            False if the artifacts are elsewhere.
+        """
+        if self._is_own:
+            self._before_request()
+            self.store.write_file(f"mlartifacts/{self.benchmark.name}/{self.parent}/artifacts/{name}", content)
+        return self._is_own
 
 
 def role_filter(store: RecordStore, role: str) -> str:

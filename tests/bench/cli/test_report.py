@@ -258,10 +258,11 @@ def test_ui_needs_a_database(storage: RecordStore, call: Any) -> None:
     assert f"sync {storage.url}" in line
 
 
-def test_ui_opens_the_trials(storage: RecordStore, call: Any, monkeypatch: Any) -> None:
+def test_ui_opens_the_trials(storage: RecordStore, call: Any, monkeypatch: Any, tmp_path: Path) -> None:
     """`ui` prints the address of the benchmark's trials, or the front page in a database without that view."""
     assert call("sync", storage.url)[0] == 0
     served: list[list[str]] = []
+    monkeypatch.chdir(tmp_path)
 
     def become(_: str, command: list[str]) -> None:
         served.append(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,13 +83,22 @@ def newest(store: RecordStore) -> Lease:
 def elsewhere(number: int = 1, heartbeat: float | None = None) -> Lease:
     """A lease of another machine."""
     now = time.time() if heartbeat is None else heartbeat
-    return Lease(number, "elsewhere", "another kernel", 1, "5", "another token", now, now)
+    return Lease(number, "elsewhere", "another kernel", 1, "5", 7, "another token", now, now)
 
 
 def refusal(store: RecordStore) -> str:
     with pytest.raises(RecordError, match="in use by another `run`") as refused:
         StorageLock(store).__enter__()
     return str(refused.value)
+
+
+def test_a_copy_of_a_used_storage_is_free(store: RecordStore, holder: subprocess.Popen[str], tmp_path: Path) -> None:
+    """A copy that was made during a run holds a copy of its lease, and can be used at once; the original is not."""
+    shutil.copytree(store.url, tmp_path / "copy")
+    with StorageLock(RecordStore(str(tmp_path / "copy"))) as lock:
+        assert lock.predecessor is not None
+        assert lock.predecessor.pid == holder.pid
+    assert f"process {holder.pid} on " in refusal(store)
 
 
 def test_a_second_run_is_refused(store: RecordStore, holder: subprocess.Popen[str]) -> None:
@@ -176,7 +186,7 @@ def test_a_lost_machine_is_followed_after_the_waiting_time(
 
 def test_a_dead_process_of_this_machine_is_looked_up(remote: RecordStore) -> None:
     """On an object store too a dead process of this machine holds nothing, nor does a later one of the same number."""
-    mine = Lease.of_this_process(1, "t")
+    mine = Lease.of_this_process(1, "t", remote)
     remote.write_file("lease-1.json", replace(mine, started="not mine").to_json())
     with StorageLock(remote) as lock:
         assert lock.predecessor is not None
@@ -186,7 +196,7 @@ def test_a_dead_process_of_this_machine_is_looked_up(remote: RecordStore) -> Non
 @pytest.mark.usefixtures("_quick")
 def test_a_container_is_another_machine(remote: RecordStore) -> None:
     """A process of another namespace cannot be looked up: its lease is watched, and taken once it left."""
-    mine = Lease.of_this_process(1, "t")
+    mine = Lease.of_this_process(1, "t", remote)
     remote.write_file("lease-1.json", replace(mine, machine=f"{mine.machine}0", pid=2**30).to_json())
     threading.Timer(0.1, remote.remove, ["lease-1.json"]).start()
     with StorageLock(remote) as lock:
@@ -239,7 +249,7 @@ def test_a_claim_that_comes_too_late_is_withdrawn(
 ) -> None:
     """If another run claims the storage between a run's look at it and its own claim, the other one keeps it."""
     create = RecordStore.create_file
-    other = Lease.of_this_process(number, "another")
+    other = Lease.of_this_process(number, "another", remote)
 
     def late(store: RecordStore, name: str, content: bytes) -> None:
         if not remote.exists(other.name):
@@ -334,7 +344,7 @@ def test_of_two_that_start_together_one_runs(s3: ObjectStore, dead: bool) -> Non
             url = f"s3://lab/{uuid.uuid4().hex}/a"
             if dead:
                 RecordStore(url).write_file(
-                    "lease-1.json", replace(Lease.of_this_process(1, "t"), started="1").to_json()
+                    "lease-1.json", replace(Lease.of_this_process(1, "t", RecordStore(url)), started="1").to_json()
                 )
             start = time.time() + 0.5
             for process in pipes:
