@@ -1,4 +1,4 @@
-"""`doctor`: check that a benchmark can run on a cluster, before a GPU is paid for."""
+"""`doctor`: check that a benchmark can run on a cluster or on this machine, before a GPU is paid for."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add the command to the command line."""
     text = "check that a benchmark can run, before a GPU is paid for"
     parser = add_command(subparsers, "doctor", _doctor, text)
-    parser.add_argument("config", nargs="?", help="a preset's name, or a YAML file (default: the cluster alone)")
-    add_address(parser, "; or auto or HOST:PORT of Ray itself, on one of its machines")
+    parser.add_argument("config", nargs="?", help="a preset's name, or a YAML file (default: the machines alone)")
+    add_address(parser, "; or auto or HOST:PORT of Ray itself, on one of its machines; without any, this machine")
     parser.add_argument("--storage", help="URL, or folder that all nodes share")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     add_job_arguments(parser)

@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bench.doctor.cluster_report import CheckResult, ClusterReport, DoctorRequest, Node, check_each, describe_nodes
+from bench.doctor.cluster_report import (
+    THIS_MACHINE,
+    CheckResult,
+    ClusterReport,
+    DoctorRequest,
+    Node,
+    check_each,
+    describe_nodes,
+)
 from bench.ray_backend.capacity import ACCELERATOR, no_fit_message
 from bench.utils.text import redact_url
 from bench.utils.urls import local_folder
@@ -23,7 +31,7 @@ MLFLOW_ADVICE = {
 
 def check_cluster(report: ClusterReport, request: DoctorRequest) -> list[CheckResult]:
     """Run all checks in order; without an inspection of the nodes, those that need none."""
-    results = [_check_access(report), _check_ray(report)]
+    results = [] if report.address == THIS_MACHINE else [_check_access(report), _check_ray(report)]
     if report.problem is not None:
         todo = "see the cluster's dashboard; on one of its machines, --address auto may say more"
         return [*results, CheckResult("nodes", report.problem, "fail", todo)]
@@ -101,15 +109,25 @@ def _check_deelbo(report: ClusterReport, request: DoctorRequest) -> list[CheckRe
     if request.install:
         return [CheckResult("deelbo", "--install puts it on the nodes when the job starts", "note")]
     here, nodes = report.client["deelbo"], report.used_nodes(request)
+    own = report.client["code"]
+    code = next((node["code"] for node in nodes if node["driver"] and node["code"] is not None), own)
 
     def problem(node: Node) -> str | None:
         if node["deelbo"] != here:
             return f"{here} here, {node['deelbo'] or 'none'}"
         missing = [*(["torch"] if node["torch"] is None else []), *node["missing"]]
-        return f"{', '.join(missing)} missing" if missing else None
+        if missing:
+            return f"{', '.join(missing)} missing"
+        return (
+            None if node["code"] == code else f"{here} whose code ({node['code']}) is not that of the driver ({code})"
+        )
 
     todo = f"install deelbo[bench,methods]=={here} there, or let --install or --from-source do it"
-    return check_each("deelbo", nodes, problem, todo, f"{here} here and on {describe_nodes(nodes, nodes)}")
+    results = check_each("deelbo", nodes, problem, todo, f"{here} here and on {describe_nodes(nodes, nodes)}")
+    if code != own and not request.from_source and all(result.status == "ok" for result in results):
+        found = f"{here} here too, but its code is not the same ({own} here, {code} on the cluster)"
+        return [CheckResult("deelbo", found, "note", "the cluster's runs; --from-source takes this one along")]
+    return results
 
 
 def _check_gpus(report: ClusterReport, request: DoctorRequest) -> list[CheckResult]:
@@ -175,6 +193,8 @@ def _check_room(nodes: Sequence[Node], request: DoctorRequest) -> CheckResult:
 def _check_storage(report: ClusterReport, request: DoctorRequest) -> list[CheckResult]:
     """Distinguish a storage that cannot be written, one that is not shared, and one that is."""
     if request.storage is None:
+        if report.address == THIS_MACHINE:
+            return []
         return [CheckResult("storage", "none given", "note", "give --storage, a URL or a folder that all nodes share")]
     url, folder = redact_url(request.storage), local_folder(request.storage)
     if folder is not None and not Path(folder).is_absolute():

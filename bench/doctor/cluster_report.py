@@ -11,6 +11,8 @@ from bench.utils.text import single_line
 
 Node = Mapping[str, Any]
 Status = Literal["ok", "note", "fail"]
+THIS_MACHINE = "this machine"
+"""The address of a report on the machine of this process, which is in no cluster."""
 MAX_SHOWN = 3
 """Nodes that are named in a line, and different problems of one check."""
 
@@ -57,7 +59,8 @@ class ClusterReport:
         address: the address that was given, without a password.
         token_mode: "token" or "disabled".
         ray: Ray's version on the head.
-        client: versions of python, ray, torch and deelbo on this machine; None for what is not installed.
+        client: versions of python, ray, torch and deelbo on this machine, None for what is not installed; and the hash
+            of its ``code``.
         driver, nodes, problem: as `bench.probe.cluster.inspect_cluster` returns them.
     """
 

@@ -9,15 +9,22 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bench.config.benchmark import EMBEDDED, Benchmark
-from bench.config.places import check_no_password, check_tracking_uri
+from bench.config.places import (
+    check_no_password,
+    check_tracking_uri,
+    expand_storage,
+    expand_tracking_uri,
+    resolve_storage,
+)
 from bench.config.sections import Resources
 from bench.doctor.checks import check_cluster, minor_version
-from bench.doctor.cluster_report import CheckResult, ClusterReport, DoctorRequest
+from bench.doctor.cluster_report import THIS_MACHINE, CheckResult, ClusterReport, DoctorRequest
 from bench.exceptions import ConfigError
 from bench.jobs.package import ROOT, is_relative, job_environment, list_weight_files
 from bench.probe import MARKER, REQUEST_FILE
 from bench.probe.cluster import inspect_cluster
 from bench.probe.node import installed_version
+from bench.utils.code import running_code
 from bench.utils.text import redact_url, single_line
 from bench.utils.urls import local_folder
 
@@ -30,10 +37,11 @@ NODE_SECONDS, JOB_SECONDS = 180.0, 600.0
 def examine(
     address: str | None, request: DoctorRequest, env_names: Sequence[str] = ()
 ) -> tuple[ClusterReport, list[CheckResult]]:
-    """Inspect a cluster and check whether a benchmark can run there.
+    """Inspect a cluster, or this machine, and check whether a benchmark can run there.
 
     Args:
-        address: of the Job API, http://HOST:8265; or as for ``ray.init``, on one of the cluster's machines.
+        address: of the Job API, http://HOST:8265; or as for ``ray.init``, on one of the cluster's machines; None for
+            this machine, where `run` starts Ray itself.
         request: what would run; without a benchmark, only the cluster is checked.
         env_names: variables of this process that the job gets.
 
@@ -42,15 +50,28 @@ def examine(
     """
     if request.storage is not None:
         check_no_password(request.storage)
+        request = replace(request, storage=expand_storage(request.storage))
     if request.tracking is not None:
-        check_tracking_uri(request.tracking)
+        request = replace(request, tracking=expand_tracking_uri(request.tracking))
+        check_tracking_uri(request.tracking or "")
+    if address is None:
+        request = _local_request(request)
     probe_request = _probe_request(request)
-    if address is not None and urlsplit(address).scheme not in ("http", "https"):
+    if address is None or urlsplit(address).scheme not in ("http", "https"):
         report = _inspect_from_inside(address, {**probe_request, "tracking": request.tracking})
         return report, check_cluster(report, replace(request, from_source=False))
     env = job_environment(request.tracking, env_names)
     report = _inspect_by_job(address, probe_request, env, request.from_source)
     return report, check_cluster(report, request)
+
+
+def _local_request(request: DoctorRequest) -> DoctorRequest:
+    """Return the request with the storage that `run` would use here, and without what a job takes along."""
+    storage = request.storage
+    if storage is None and request.benchmark is not None:
+        storage = f"deelbo-runs/{request.benchmark.name}"
+    resolved = None if storage is None else resolve_storage(storage)
+    return replace(request, storage=resolved, from_source=False, install=False)
 
 
 def _probe_request(request: DoctorRequest) -> dict[str, Any]:
@@ -81,8 +102,8 @@ def _weight_files(benchmark: Benchmark) -> list[tuple[str, ...]]:
 
 
 def _client_versions() -> dict[str, str | None]:
-    """Return the versions on this machine."""
-    return {"python": platform.python_version()} | {
+    """Return the versions on this machine, and the hash of this code."""
+    return {"python": platform.python_version(), "code": running_code().hash} | {
         name: installed_version(name) for name in ("ray", "torch", "deelbo")
     }
 
@@ -111,13 +132,14 @@ def _inspect_by_job(
     return replace(report, problem=f"a small job {end} ({single_line(last_line, 200)})")
 
 
-def _inspect_from_inside(address: str, probe_request: Mapping[str, Any]) -> ClusterReport:
-    """Inspect a cluster from this process, on one of its machines."""
+def _inspect_from_inside(address: str | None, probe_request: Mapping[str, Any]) -> ClusterReport:
+    """Inspect a cluster from this process, on one of its machines; or this machine, by Ray on it alone."""
     from bench.ray_backend.connect import ray_session
 
-    if address.startswith("ray://"):
+    if address is not None and address.startswith("ray://"):
         raise ConfigError(f"--address {address}: expected http://HOST:8265, or HOST:PORT on a machine of the cluster")
     with ray_session(Resources(), address):
         found = inspect_cluster(probe_request)
     mode, versions = os.environ.get("RAY_AUTH_MODE", "disabled").lower(), _client_versions()
-    return ClusterReport(redact_url(address), mode, versions["ray"], versions, **found)
+    shown = THIS_MACHINE if address is None else redact_url(address)
+    return ClusterReport(shown, mode, versions["ray"], versions, **found)

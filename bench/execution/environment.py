@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bench.utils.code import running_code
 from bench.utils.text import single_line
 
 PACKAGES = [
@@ -31,8 +32,8 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of everything that affects a result."""
-    installed = {"python": platform.python_version()}
+    """Return the versions of everything that affects a result, and the hash of this package's own code."""
+    installed = {"python": platform.python_version(), "code": running_code().hash}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             installed[name] = version(name)

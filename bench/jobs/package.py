@@ -1,6 +1,5 @@
 """Package a job: its benchmark, the small files that this names, its code, its environment variables, its metadata."""
 
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from bench.config.benchmark import Benchmark
 from bench.config.sections import SWAGFiles
 from bench.exceptions import ConfigError
 from bench.jobs import IN_JOB
+from bench.utils.code import PACKAGES, hash_code
 from bench.utils.text import has_credentials, redact_url
 from bench.utils.urls import TRACKING_URI_VARIABLE
 from deelbo.pretrained.registry import IMAGENET_VERSIONS
@@ -29,8 +29,7 @@ PIP_TIMEOUT_SECONDS = 3600
 """For pip on a node: torch has gigabytes."""
 MLFLOW_CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 """Variables that every job gets, if they are set here."""
-CODE_PACKAGES = ("bench", "deelbo")
-RESERVED_NAMES = (*CODE_PACKAGES, CONFIG_FILE, "entrypoint.sh")
+RESERVED_NAMES = (*PACKAGES, CONFIG_FILE, "entrypoint.sh")
 ROOT = Path(bench.__file__).parent.parent
 
 
@@ -72,22 +71,14 @@ def pack_job(folder: Path, benchmark: Benchmark, from_source: bool) -> str:
         shutil.copy(name, folder / name)
     if not from_source:
         return ""
-    for package in CODE_PACKAGES:
+    for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    return _hash_code(folder)
+    return hash_code(folder)
 
 
 def is_relative(path: str) -> bool:
     """Return True for a path of this machine, which a job takes along; False for one on the cluster's nodes."""
-    return not Path(path).expanduser().is_absolute()
-
-
-def _hash_code(folder: Path) -> str:
-    """Hash the source code in a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(path for name in CODE_PACKAGES for path in (folder / name).rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
+    return not path.startswith(("/", "~"))
 
 
 def list_weight_files(benchmark: Benchmark) -> list[tuple[str, str]]:

@@ -53,7 +53,7 @@ def inspect_cluster(request: Mapping[str, Any]) -> Facts:
     markers = {node["id"]: f".deelbo-doctor-{token}-{i}" for i, node in enumerate(nodes)}
     arguments = {node: ({**request, "weights": None}, marker) for node, marker in markers.items()}
     arguments[driver_id] = (dict(request), markers[driver_id])
-    answers = _run_on_nodes(collect_node_info, arguments, float(request["seconds"]))
+    answers = run_on_nodes(collect_node_info, arguments, float(request["seconds"]))
     for node in nodes:
         node.update(answers[node["id"]])
     _read_datasets(nodes, request)
@@ -71,18 +71,18 @@ def _compare_storages(nodes: Sequence[Facts], url: str, markers: Mapping[str, st
     """Add to each node the nodes whose files it does not find in the storage; then remove the files."""
     storages = {node["id"]: node["storage"] for node in nodes if node["problem"] is None}
     written = {node: markers[node] for node, storage in storages.items() if storage["problem"] is None}
-    answers = _run_on_nodes(missing_markers, dict.fromkeys(written, (url, written)), MAX_STORAGE_SECONDS)
+    answers = run_on_nodes(missing_markers, dict.fromkeys(written, (url, written)), MAX_STORAGE_SECONDS)
     for node, answer in answers.items():
         storages[node].update(answer)
     # also from a node that answered too late: it may have written nevertheless
-    _run_on_nodes(remove_marker, {node: (url, marker) for node, marker in markers.items()}, MAX_STORAGE_SECONDS)
+    run_on_nodes(remove_marker, {node: (url, marker) for node, marker in markers.items()}, MAX_STORAGE_SECONDS)
 
 
 def _read_datasets(nodes: Sequence[Facts], request: Mapping[str, Any]) -> None:
     """Let the nodes that answered read their data: separately, as reading may take long."""
     datasets, answered = request.get("datasets") or [], [node for node in nodes if node["problem"] is None]
     arguments = {node["id"]: (dict(request),) for node in answered if datasets}
-    answers = _run_on_nodes(read_datasets, arguments, float(request["seconds"]))
+    answers = run_on_nodes(read_datasets, arguments, float(request["seconds"]))
     for node in answered:
         answer = answers.get(node["id"], {})
         node["unread"] = answer.get("late") and f"not read ({answer['problem']})"
@@ -101,10 +101,15 @@ def _describe_node(node: Mapping[str, Any], driver_id: str) -> Facts:
     }
 
 
-def _run_on_nodes(
+def run_on_nodes(
     function: Callable[..., Facts], arguments: Mapping[str, tuple[Any, ...]], max_seconds: float
 ) -> dict[str, Facts]:
     """Run a function on each of the nodes, with arguments by node; return its results, or the problems."""
+    return collect_answers(start_on_nodes(function, arguments), max_seconds)
+
+
+def start_on_nodes(function: Callable[..., Facts], arguments: Mapping[str, tuple[Any, ...]]) -> dict[Any, str]:
+    """Start a function on each of the nodes, with arguments by node; return the nodes by Ray's tasks."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -113,6 +118,13 @@ def _run_on_nodes(
     for node, values in arguments.items():
         strategy = NodeAffinitySchedulingStrategy(node, soft=False)
         nodes[remote.options(scheduling_strategy=strategy).remote(*values)] = node
+    return nodes
+
+
+def collect_answers(nodes: Mapping[Any, str], max_seconds: float) -> dict[str, Facts]:
+    """Wait for the tasks of `start_on_nodes`; return their results by node, or the problems."""
+    import ray
+
     done, late = ray.wait(list(nodes), num_returns=len(nodes), timeout=max_seconds) if nodes else ([], [])
     answers = {}
     for task in done:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.utils.code import hash_code
 from bench.utils.text import describe_error, single_line
 from bench.utils.urls import local_folder
 
@@ -37,6 +38,7 @@ def collect_node_info(request: Mapping[str, Any], marker: str) -> Facts:
     facts: Facts = {
         "python": platform.python_version(),
         "deelbo": installed_version("deelbo"),
+        "code": _code_hash(),
         "torch": installed_version("torch"),
         "missing": [name for name in request.get("modules") or [] if importlib.util.find_spec(name) is None],
         "devices": devices,
@@ -70,6 +72,12 @@ def installed_version(package: str) -> str | None:
         return None
 
 
+def _code_hash() -> str | None:
+    """Return the hash of the code beside deelbo: `bench` itself may be the part of it that came with the probe."""
+    spec = importlib.util.find_spec("deelbo")
+    return None if spec is None or spec.origin is None else hash_code(Path(spec.origin).resolve().parents[1])
+
+
 def _list_gpus() -> list[str]:
     """Return the models and memory of the GPUs that nvidia-smi lists; none without nvidia-smi."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
@@ -83,7 +91,7 @@ def _list_gpus() -> list[str]:
 
 def _cuda_problem() -> str:
     """Return the error of torch about the GPUs, "" if there is none; in a process of its own, which releases them."""
-    command = [sys.executable, "-c", "import torch; torch.cuda.init()"]
+    command = [sys.executable, "-P", "-c", "import torch; torch.cuda.init()"]
     env = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}  # Ray hides the GPUs
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": TORCH_TIMEOUT_SECONDS, "env": env}
     try:
@@ -113,7 +121,7 @@ def _open_weights(backbone_or_path: str, version: str | None = None) -> None:
         from deelbo.pretrained.weights import imagenet_file
 
         imagenet_file(backbone_or_path, version)
-    elif not Path(backbone_or_path).is_file():
+    elif not Path(backbone_or_path).expanduser().is_file():
         raise ValueError("there is no such file")
 
 

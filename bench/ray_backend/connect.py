@@ -1,6 +1,8 @@
 """Join a Ray cluster, or start one on this machine, and count how many trials it can run at once."""
 
 import logging
+import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +17,7 @@ from bench.config.sections import Resources
 from bench.exceptions import ConfigError
 from bench.probe.cluster import has_autoscaler
 from bench.ray_backend.capacity import accelerator_conflict, no_fit_message, trial_resources, trials_per_node
+from bench.ray_backend.code_check import worker_search_path
 from bench.ray_backend.environment import configure_ray
 from bench.utils.signals import preserve_handlers
 from bench.utils.text import redact_url, single_line
@@ -45,9 +48,9 @@ def ray_session(resources: Resources, address: str | None) -> Iterator[None]:
 
 def _initialize(resources: Resources, address: str | None) -> None:
     configure_ray(address)
-    options: dict[str, Any] = {"address": address}
+    options: dict[str, Any] = {"address": address or "local", "job_config": worker_search_path()}
     if address is None:
-        options = {"address": "local", "include_dashboard": False}
+        options["include_dashboard"] = False
         if resources.slots:
             options["num_cpus"] = resources.slots * resources.cpus_per_trial
     elif address.startswith("ray://"):
@@ -60,8 +63,14 @@ def _initialize(resources: Resources, address: str | None) -> None:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except ray.exceptions.AuthenticationError as error:
         raise token_refused(address or "local", error) from None
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if address is None:
+    except (OSError, RuntimeError, ValueError) as error:
+        if "AF_UNIX path length" in str(error):
+            folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+            raise ConfigError(
+                f"the path of the folder for temporary files is too long for Ray's sockets ({folder}): "
+                "set $RAY_TMPDIR to a short one, such as /tmp"
+            ) from error
+        if address is None or not isinstance(error, ConnectionError | RuntimeError | ValueError):
             raise
         raise ConfigError(
             f"no Ray cluster answers at {address} ({single_line(error)[:120]}): check --address, and that a head runs"

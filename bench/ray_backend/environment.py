@@ -1,6 +1,9 @@
 """Environment variables that Ray and Ray Tune are run with."""
 
 import os
+import secrets
+
+from deelbo.paths import expand_user
 
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -27,3 +30,19 @@ def configure_ray(address: str | None) -> None:
     """
     for name, value in (DEFAULTS if address is not None else DEFAULTS | LOCAL_DEFAULTS).items():
         os.environ.setdefault(name, value)
+    if (
+        address is None
+        and not ({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ))
+        and not _has_token_folder()
+    ):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _has_token_folder() -> bool:
+    """Return False if Ray cannot keep its token in the user's home folder, which need not exist."""
+    try:
+        folder = expand_user("~/.ray")
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError):
+        return False
+    return os.access(folder, os.W_OK) or os.access(folder / "auth_token", os.R_OK)

@@ -13,6 +13,7 @@ from ray.tune.search import Searcher
 from bench.config.benchmark import Benchmark
 from bench.exceptions import RecordError, RunAborted
 from bench.execution.environment import hardware, versions
+from bench.ray_backend.code_check import code_problem
 from bench.scheduling.callbacks import RunCallback
 from bench.scheduling.queue import TrialQueue
 from bench.storage.attempts import AttemptLog
@@ -22,6 +23,7 @@ from bench.trials.spec import TrialSpec
 from bench.utils.text import single_line
 
 T = TypeVar("T")
+WORKER_RESULT = ("record", "series", "written", "code", "hostname")  # the last is Tune's
 UNKNOWN_REASON = "its process ended without an error message"
 MIN_RETRIES_BEFORE_START = 3
 """Retries of a trial that was lost before it started, even if max_failures is less: it has cost nothing yet."""
@@ -33,7 +35,7 @@ class _Attempt:
 
     Attributes:
         started: when it got its slot, in seconds since 1970; None if it has none yet.
-        result: the worker's record, series, and whether the worker wrote them.
+        result: the worker's host, code, record and series, and whether the worker wrote them.
     """
 
     spec: TrialSpec
@@ -109,7 +111,7 @@ class QueueSearcher(Searcher):
     def take_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Remove a worker's record from Tune's result, which Tune keeps in memory to its end."""
         if "record" in result:
-            self._out[trial_id].result = {name: result.pop(name) for name in ("record", "series", "written")}
+            self._out[trial_id].result = {name: result.pop(name, None) for name in WORKER_RESULT}
 
     def note_error(self, trial_id: str, reason: str) -> None:
         """Note why the process of a trial died."""
@@ -149,12 +151,16 @@ class QueueSearcher(Searcher):
         """Restore nothing."""
 
     def _accept(self, result: dict[str, Any]) -> TrialRecord:
-        """Check a worker's record, and write it if the worker could not."""
+        """Check a worker's code and record, and write the record if the worker could not."""
+        problem = code_problem(str(result["hostname"]), result["code"] or {})
+        if problem is not None and result["record"] is None:
+            raise RunAborted(problem)
         record = TrialRecord.from_json(result["record"])
-        if (problem := self._incompatibility(record)) is not None:
+        problem = problem or self._incompatibility(record)
+        if problem is not None:
             if result["written"]:
                 self._or_abort(self._store.quarantine, f"records/{record.key}.json")
-            raise RunAborted(f"node {record.hardware.get('node')} has {problem}; then the same command continues")
+            raise RunAborted(f"{problem}; then the same command continues")
         if not result["written"]:
             self._or_abort(self._store.write, record, result["series"])
         if record.status == "failed":
@@ -163,17 +169,18 @@ class QueueSearcher(Searcher):
 
     def _incompatibility(self, record: TrialRecord) -> str | None:
         """Describe what of a record cannot be compared with earlier ones, and what to do about it."""
-        images, dataset = record.versions.get("data"), record.spec.dataset
+        images, dataset, node = record.versions.get("data"), record.spec.dataset, record.hardware.get("node")
         if images is not None and images != (known := self._images.setdefault(dataset, images)):
             return (
-                f"other images of {dataset} than earlier trials saw ({images}, not {known}): put the same folder on "
-                "every node"
+                f"node {node} has other images of {dataset} than earlier trials saw ({images}, not {known}): put "
+                "the same folder on every node"
             )
         gpu = record.hardware.get("gpu")
         if self._timed and gpu is not None and gpu not in (gpus := self._gpus or {gpu}):
             return (
-                f"a {gpu}, earlier trials ran on {', '.join(sorted(gpus))}, and seconds on both cannot be compared: "
-                "use nodes of one model only, pin resources.accelerator if the types differ, or set timed: false"
+                f"node {node} has a {gpu}, earlier trials ran on {', '.join(sorted(gpus))}, and seconds on both "
+                "cannot be compared: use nodes of one model only, pin resources.accelerator if the types differ, or "
+                "set timed: false"
             )
         if gpu is not None:
             self._gpus.add(gpu)

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from bench.storage.object_store import MAX_OUTAGE_SECONDS, OutageTimer
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
+from bench.utils.code import Code, running_code
 from bench.utils.text import single_line
 from deelbo.pretrained.embedded import Pretrained
 from deelbo.training.checkpoint import Checkpoint, Handover
@@ -34,6 +35,7 @@ class WorkerSettings:
         benchmark: whose trials are run.
         slots: number of trials that may run at once.
         data: folder of the datasets; None for the node's own.
+        code: the driver's.
         run_trial: runs one trial.
     """
 
@@ -42,6 +44,7 @@ class WorkerSettings:
     benchmark: Benchmark
     slots: int
     data: str | None
+    code: Code
     run_trial: TrialRunner
 
 
@@ -78,6 +81,9 @@ class TrialTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
+        code = running_code()
+        if code.hash != self.settings.code.hash:  # a node that the driver has not checked
+            return {"code": asdict(code), "record": None, "done": True}
         spec = TrialSpec(**self.config["spec"])
         if self.shares_storage is None:
             self.shares_storage = shares_storage(self.store, self.settings.token)
@@ -98,7 +104,8 @@ class TrialTrainable(tune.Trainable):
         written = bool(self.shares_storage) and self._write(record, series)
         if record.status == "failed":
             self._free_memory()
-        return {"record": record.to_json(), "series": series, "written": written, "done": True}
+        result = {"record": record.to_json(), "series": series, "written": written, "code": asdict(code)}
+        return result | {"done": True}
 
     def _free_memory(self) -> None:
         """Free what a failed trial has left, so that the next one has the whole memory."""

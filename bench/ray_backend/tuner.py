@@ -18,6 +18,7 @@ from bench.execution.run_trial import run_trial
 from bench.methods.base import Method
 from bench.ray_backend.callbacks import ResultForwarder, StartedActorFirstScheduler
 from bench.ray_backend.capacity import trial_resources
+from bench.ray_backend.code_check import NodeCodeCheck
 from bench.ray_backend.connect import count_slots, ray_session
 from bench.ray_backend.searcher import QueueSearcher
 from bench.ray_backend.trainable import TrialRunner, TrialTrainable, WorkerSettings
@@ -27,8 +28,10 @@ from bench.scheduling.run_summary import FinishedTrial, RunSummary, summarize_ru
 from bench.storage.attempts import AttemptLog
 from bench.storage.lock import StorageLock
 from bench.trials.record import TrialRecord
+from bench.utils.code import running_code
 from bench.utils.signals import interrupt_on_signals
 from deelbo.data import data_folder
+from deelbo.paths import expand_user
 from deelbo.pretrained.embedded import Pretrained
 
 SCRATCH_PREFIX = "deelbo-tune-"
@@ -80,7 +83,10 @@ class BenchmarkRun:
                     with ray_session(self.benchmark.resources, self.address):
                         slots, num_fits = count_slots(self.benchmark, self.address, self.say)
                         _start(callbacks, queue, slots)
-                        self._tune(queue, callbacks, slots, num_fits)
+                        checks: list[RunCallback] = []
+                        if self.address is not None:  # on one machine each worker's own comparison is enough
+                            checks = [NodeCodeCheck(trial_resources(self.benchmark.resources))]
+                        self._tune(queue, [*checks, *callbacks], slots, num_fits)
         except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: at SIGTERM, by Ray while it starts
             self.lock.store.stop_waiting()
             stop_reason = str(stop) if isinstance(stop, RunAborted) else ""
@@ -113,7 +119,9 @@ class BenchmarkRun:
         trainable = tune.with_parameters(
             TrialTrainable,
             pretrained=self.pretrained,
-            settings=WorkerSettings(self.lock.store.url, self.lock.token, self.benchmark, slots, data, self.run_trial),
+            settings=WorkerSettings(
+                self.lock.store.url, self.lock.token, self.benchmark, slots, data, running_code(), self.run_trial
+            ),
         )
         return tune.Tuner(
             tune.with_resources(trainable, {TUNE_NAMES.get(name, name): wanted[name] for name in wanted}),
@@ -156,7 +164,7 @@ def _data_folder(benchmark: Benchmark, address: str | None) -> str | None:
     """
     if benchmark.data is None:
         return None if address is not None else str(data_folder().absolute())
-    return str(Path(benchmark.data).expanduser().absolute())
+    return str(expand_user(benchmark.data).absolute())
 
 
 class _FinishedTrials(RunCallback):

@@ -11,7 +11,7 @@ from bench.doctor.checks import check_cluster
 from bench.doctor.cluster_report import CheckResult, ClusterReport, DoctorRequest
 from bench.exceptions import ConfigError
 
-HERE = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.15.0", "deelbo": "0.1.0"}
+HERE = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.15.0", "deelbo": "0.1.0", "code": "abc"}
 SERVER = "http://mlflow:5000"
 ENOUGH_BYTES = 9e10
 LOST_WEIGHTS = {"resnet50 IMAGENET1K_V1": "the weights are not at /x: run `...`"}
@@ -28,6 +28,7 @@ def node(number: int = 0, **changed: Any) -> dict[str, Any]:
         "problem": None,
         "python": HERE["python"],
         "deelbo": HERE["deelbo"],
+        "code": HERE["code"],
         "torch": HERE["torch"],
         "missing": [],
         "devices": [],
@@ -169,6 +170,17 @@ def test_missing_and_other_versions_of_deelbo(tiny_request: DoctorRequest, tiny:
     assert_failed(results[1], "0.1.0 here, 0.0.9 on 1 of 4 nodes (host2)")
     assert_failed(results[2], "torch, optuna missing on 1 of 4 nodes (host3)")
     assert result_of("deelbo", report, DoctorRequest(tiny, install=True)).status == "note"
+
+
+def test_nodes_with_other_code_of_the_same_version(tiny_request: DoctorRequest, tiny: Benchmark) -> None:
+    """A node whose code is not the driver's fails; a cluster whose code is not this machine's is a note."""
+    result = result_of("deelbo", report_of(node(0), node(1, code="def"), node(2)), tiny_request)
+    assert_failed(result, "0.1.0 whose code (def) is not that of the driver (abc) on 1 of 3 nodes (host1)")
+    equal = report_of(*(node(i, code="def") for i in range(2)))
+    result = result_of("deelbo", equal, tiny_request)
+    assert (result.status, result.todo) == ("note", "the cluster's runs; --from-source takes this one along")
+    assert "(abc here, def on the cluster)" in result.found
+    assert result_of("deelbo", equal, DoctorRequest(tiny, from_source=True)).status == "ok"
 
 
 def test_missing_gpus(request_of: Any) -> None:

@@ -248,12 +248,32 @@ def test_packages_of_methods_are_requested(monkeypatch: pytest.MonkeyPatch) -> N
 
     def inspect(address: str, request: dict[str, Any]) -> ClusterReport:
         modules.append(request["modules"])
-        return ClusterReport(address, "token", None, {"python": "3", "ray": None, "torch": None, "deelbo": None})
+        return ClusterReport(
+            address, "token", None, {"python": "3", "ray": None, "torch": None, "deelbo": None, "code": None}
+        )
 
     monkeypatch.setattr("bench.doctor.examine._inspect_from_inside", inspect)
     for preset in ("digits", "quickstart"):
         examine("127.0.0.1:1", DoctorRequest(load_benchmark(preset)))
     assert modules == [["curvlinops", "laplace", "optuna", "prodigyopt"], []]
+
+
+@pytest.mark.slow
+def test_without_an_address_this_machine_is_checked(tmp_path: Path, cache: Path) -> None:
+    """Ray is started here for the checks, which are those of a cluster without its access and Ray version."""
+    env = {name: value for name, value in os.environ.items() if name != "RAY_API_SERVER_ADDRESS"}
+    command = [sys.executable, "-m", "bench", "doctor", "quickstart", "--json"]
+    env["PYTHONPATH"] = str(NODE.parents[2])
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["facts"]["address"] == "this machine"
+    verdicts = {row["check"]: row["verdict"] for row in found["findings"]}
+    assert verdicts == dict.fromkeys(verdicts, "ok")
+    assert {"nodes", "torch", "deelbo", "room", "storage", "data"} <= verdicts.keys()
+    assert not {"access", "Ray"} & verdicts.keys()
+    assert str(tmp_path / "deelbo-runs" / "quickstart") in done.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_token_is_one_line(tmp_path: Path) -> None:

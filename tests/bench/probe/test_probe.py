@@ -219,8 +219,10 @@ def test_versions_and_missing_modules() -> None:
     assert done.stdout == "['no_such_module'] False\n"
 
 
-def test_error_of_torch_about_gpus() -> None:
-    """On a machine without GPUs the last line of torch's error is reported."""
+def test_error_of_torch_about_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine without GPUs the last line of torch's error is reported; a torch.py here is not torch."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('not torch')")
+    monkeypatch.chdir(tmp_path)
     if torch.cuda.is_available():
         assert node._cuda_problem() == ""
     else:

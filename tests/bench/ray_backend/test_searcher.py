@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from bench.storage.attempts import AttemptLog
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
+from bench.utils.code import Code, running_code
 
 Fake = Callable[..., TrialRecord]
 
@@ -53,8 +55,12 @@ class Desk:
         assert config is not None
         return TrialSpec(**config["spec"]), config["attempt"], config["lost_seconds"]
 
-    def end(self, trial: str, record: TrialRecord, written: bool = False, series: Any = ()) -> None:
-        result = {"record": record.to_json(), "series": list(series), "written": written, "done": True}
+    def end(
+        self, trial: str, record: TrialRecord | None, written: bool = False, series: Any = (), code: Code | None = None
+    ) -> None:
+        content = None if record is None else record.to_json()
+        result = {"record": content, "series": list(series), "written": written, "done": True, "hostname": "n1"}
+        result["code"] = asdict(code or running_code())
         self.searcher.take_result(trial, result)
         assert result == {"done": True}
         self.searcher.on_trial_complete(trial, result)
@@ -166,6 +172,18 @@ def test_gpus_may_differ_where_seconds_are_not_compared(tiny: Benchmark, store: 
         spec, *_ = desk.suggest(trial)
         desk.end(trial, fake(spec, hardware={"gpu": gpu}))
     assert len(desk.notes.ended) == 2
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_worker_with_other_code_stops_the_run(desk: Desk, fake: Fake, trained: bool) -> None:
+    """Its record is set aside if it made one, as an earlier version would; the line names the node and its folder."""
+    spec, *_ = desk.suggest("a")
+    if trained:
+        desk.store.write(fake(spec), [])
+    with pytest.raises(RunAborted, match=r"node n1 has other code than this command: /elsewhere \(abc\) there"):
+        desk.end("a", fake(spec) if trained else None, written=trained, code=Code("/elsewhere", "abc"))
+    assert desk.store.read(spec.key) is None
+    assert len(desk.store.names("damaged")) == trained
 
 
 @pytest.mark.parametrize("most", [0, 1, 2])

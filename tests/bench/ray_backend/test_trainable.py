@@ -20,6 +20,7 @@ from bench.storage.lock import StorageLock
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
+from bench.utils.code import Code, running_code
 from deelbo.pretrained.embedded import Pretrained
 from deelbo.training.numerics import Numerics
 from deelbo.training.run import TrainingRun
@@ -36,7 +37,8 @@ class Worker:
     def __init__(self, store: RecordStore, token: str, benchmark: Benchmark, pretrained: Pretrained) -> None:
         self.trainable = TrialTrainable.__new__(TrialTrainable)
         self.store = store
-        settings = WorkerSettings(store.url, token, benchmark, slots=1, data=None, run_trial=run_trial)
+        code = running_code()
+        settings = WorkerSettings(store.url, token, benchmark, slots=1, data=None, code=code, run_trial=run_trial)
         self.trainable.setup({}, {"digits-resnet": pretrained}, settings)
 
     def replace_run_trial(self, run: Callable[..., Any]) -> None:
@@ -57,6 +59,14 @@ def worker(tmp_path: Path, pretrained: Pretrained) -> Iterator[Callable[..., Wor
     store = RecordStore(str(tmp_path / "storage"))
     with StorageLock(store) as lock:
         yield lambda **changes: Worker(store, lock.token, parse_benchmark(CONTENT | changes, "x"), pretrained)
+
+
+def test_a_worker_with_other_code_runs_nothing(worker: Callable[..., Worker]) -> None:
+    """It returns its own code and no record, and the searcher stops the run."""
+    trainable = worker().trainable
+    trainable.settings = replace(trainable.settings, code=Code("/elsewhere", "abc"))
+    trainable.config = {"spec": asdict(SPEC)}
+    assert trainable.step() == {"code": asdict(running_code()), "record": None, "done": True}
 
 
 def check_none_alive(living: LivingRuns, runs: int) -> None:

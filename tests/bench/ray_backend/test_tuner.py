@@ -159,6 +159,13 @@ def test_the_storage_holds_the_report_and_nothing_of_tune(done: Done) -> None:
     assert [*done.storage.rglob("*.part"), *done.storage.rglob("lock*")] == []
 
 
+def test_nothing_in_the_storage_names_its_place(done: Done) -> None:
+    """No file holds the path of the storage or of the folder of the run, so that it can be moved and copied."""
+    files = [path for path in done.storage.rglob("*") if path.is_file()]
+    assert len(files) > 40
+    assert [path for path in files if str(done.folder).encode() in path.read_bytes()] == []
+
+
 def test_a_trial_does_not_depend_on_ray(done: Done, cache: Path) -> None:
     """A trial under Ray, beside another one, gives the same as alone, bit for bit."""
     import torch
