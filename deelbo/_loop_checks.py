@@ -8,6 +8,7 @@ waits for it.
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 import weakref
 from collections.abc import Iterable, Sequence
@@ -37,8 +38,8 @@ class LoopChecks:
         rho: the posterior's parameter, which the optimizer must train too.
 
     Attributes:
-        grad_scaler: the `torch.amp.GradScaler` that has scaled a loss in the open block and has not unscaled its
-            gradients there; None without one.
+        grad_scaler: the `torch.amp.GradScaler` that has scaled a loss in the open or last block, and has not unscaled
+            the gradients; None without one.
     """
 
     def __init__(self, model: nn.Module, weights: Sequence[nn.Parameter], rho: nn.Parameter) -> None:
@@ -49,9 +50,11 @@ class LoopChecks:
         self._ids = {id(p) for p in [*weights, rho]}
         self._versions: list[int] = []  # of the weights as drawn
         self._rho_version = 0  # after the last block
-        self._rho_gradient: tuple[Tensor | None, int] = (None, 0)  # that the last block has left, with its version
+        self._left: list[tuple[int, int]] = []  # the gradients after the last block, by `_identify`
         self._earlier: Tensor | None = None  # rho's gradient from earlier blocks of the step
-        self._outside = ""  # name of a weight whose gradient arrived between two steps
+        self._outside: tuple[nn.Parameter, tuple[int, int]] | None = None  # gradient that came between two blocks
+        self._unscaled: set[int] = set()  # parameters whose gradients a GradScaler has unscaled in the open block
+        self._thread = 0  # that has opened the block
         self._stepped: set[int] | None = set()  # parameters that optimizers have stepped; None after their check
         self._known_optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._record_structure()
@@ -87,6 +90,7 @@ class LoopChecks:
         begins = not self._has_unused_gradients(accumulate)
         if begins:
             self._check_outside()
+            self._check_others()
             self._warn_of_unstepped()
         elif not accumulate:
             raise RuntimeError(
@@ -94,8 +98,9 @@ class LoopChecks:
                 "optimizer.step() after each block, use sample(accumulate=True) to add up the gradients of several "
                 "blocks, or discard them with optimizer.zero_grad()"
             )
-        self.state, self._outside, self.grad_scaler = INSIDE, "", None
+        self.state, self._outside, self._thread = INSIDE, None, threading.get_ident()
         self._earlier = None if begins else self.rho.grad
+        self.grad_scaler, self._unscaled = None, set()
         return begins
 
     def record_draw(self) -> None:
@@ -103,7 +108,7 @@ class LoopChecks:
         self._versions = [p._version for p in self.weights]
 
     def check_draw(self) -> None:
-        """Raise RuntimeError where a weight is no longer as drawn, or earlier gradients of the step are gone."""
+        """Raise RuntimeError where weights are not as drawn, earlier gradients gone, or some gradients unscaled."""
         if self._earlier is not None and self.rho.grad is not self._earlier:
             raise RuntimeError(
                 "the gradients of the step's earlier blocks were cleared inside sample(accumulate=True): call "
@@ -116,15 +121,20 @@ class LoopChecks:
                 f"{self._describe(changed)} changed in place inside sample(), which leaving the block would undo: step "
                 "the optimizer, clamp or renormalize after the block (an Embedding with max_norm does so in forward)"
             )
+        if self._unscaled:
+            if scaled := [p for p in self.weights if p.grad is not None and id(p) not in self._unscaled]:
+                raise RuntimeError(
+                    "GradScaler.unscale_ was called inside sample() for an optimizer without "
+                    f"{self._describe(scaled)}: call it after the block"
+                )
+            self.grad_scaler = None
 
     def leave(self, has_gradient: bool) -> None:
         """Remember what the block has left behind; warn if no ``backward`` ran in it."""
-        self.grad_scaler = None
         if has_gradient:
             self.state = COMPLETE
             self._rho_version = self.rho._version
-            gradient = self.rho.grad
-            self._rho_gradient = gradient, 0 if gradient is None else gradient._version
+            self._left = self._identify_all()
             return
         self.state = NO_BACKWARD
         warnings.warn(
@@ -139,41 +149,78 @@ class LoopChecks:
         self.state = IDLE
 
     def check(self, optimizers: Iterable[Optimizer]) -> None:
-        """Raise ValueError where optimizers leave a parameter out or have weight decay of their own."""
+        """Raise ValueError where optimizers leave a parameter out or have weight decay of their own or maximize."""
         optimizers = list(optimizers)
         trained = {id(p) for optimizer in optimizers for p in _parameters(optimizer)}
-        problems = [self._describe_missing(trained), *map(self._describe_decay, optimizers)]
+        problems = [self._describe_missing(trained), *map(self._describe_settings, optimizers)]
         if any(problems):
             raise ValueError("; ".join(filter(None, problems)))
 
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
-        """Check an optimizer that is about to step some of the parameters; warn of its weight decay once.
+        """Check an optimizer that is about to step some of the parameters; warn of its settings once.
 
         A closure may leave the block before the optimizer changes a weight.
         """
         if not has_closure:
             self._check_left()
+            self._check_unscaled(optimizer)
         if optimizer not in self._known_optimizers:
             self._known_optimizers.add(optimizer)
-            if problem := self._describe_decay(optimizer):
+            if problem := self._describe_settings(optimizer):
                 warnings.warn(problem, RuntimeWarning, stacklevel=5)
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """Note that an optimizer has used the gradients."""
+        """Note that an optimizer has used the gradients; warn where one of them arrived outside a block."""
         self._check_left()
+        stepped = set(map(id, _parameters(optimizer)))
         if self._stepped is not None:
-            self._stepped.update(map(id, _parameters(optimizer)))
+            self._stepped |= stepped
         if self.state == COMPLETE:
-            self.state = IDLE
+            self.state, self.grad_scaler = IDLE, None
+        if self._outside is not None and id(weight := self._outside[0]) in stepped:
+            self._outside = None
+            if weight.grad is not None:
+                warnings.warn(
+                    f"{type(optimizer).__name__} has stepped a gradient of {self._describe([weight])} that arrived "
+                    "outside sample(), so it lacked the regularizer: call backward inside the block",
+                    RuntimeWarning,
+                    stacklevel=5,
+                )
 
     def _check_left(self) -> None:
         if self.state == INSIDE:
             raise RuntimeError("an optimizer steps inside sample(), which leaving the block would undo: step after it")
 
-    def after_unscaling(self) -> None:
-        """Note that the gradients have been divided by a GradScaler's scale, which raises no version counter."""
-        self.grad_scaler = None
-        self._rho_gradient = None, 0
+    def _check_unscaled(self, optimizer: Optimizer) -> None:
+        if self.state != COMPLETE or self.grad_scaler is None or hasattr(optimizer, "grad_scale"):
+            return  # fused optimizers are given the scale
+        if self._left == self._identify_all():
+            raise RuntimeError(
+                f"{type(optimizer).__name__} steps gradients that a GradScaler has scaled: call "
+                "scaler.step(optimizer), and scale another model's loss outside this model's block"
+            )
+
+    def before_scaling(self, scaler: torch.amp.GradScaler) -> None:
+        """Note that a GradScaler scales a loss, which belongs to the blocks that are open in this thread."""
+        if self.state != INSIDE or self._thread != threading.get_ident():
+            return
+        if self.grad_scaler not in (None, scaler):
+            raise RuntimeError(
+                "two GradScalers scale losses inside one sample() block: open one model's block after the other's"
+            )
+        self.grad_scaler = scaler
+
+    def after_unscaling(self, optimizer: Optimizer) -> None:
+        """Note that an optimizer's gradients have been divided by a GradScaler's scale; that raises no version."""
+        if self.state != INSIDE:
+            self.grad_scaler, self._left = None, []
+            return
+        if self._earlier is not None:
+            raise RuntimeError(
+                "GradScaler.unscale_ was called inside a sample(accumulate=True) block that adds to earlier gradients: "
+                "call it after the step's last block"
+            )
+        self._unscaled.update(map(id, _parameters(optimizer)))
 
     def trains(self, optimizer: Optimizer) -> bool:
         """Return whether an optimizer has one of the parameters."""
@@ -191,7 +238,8 @@ class LoopChecks:
                 f"a gradient of {self._describe([weight])} arrived outside sample(), so it lacks the regularizer and "
                 "the posterior's part: call backward inside the block, or optimizer.zero_grad() before other gradients"
             )
-        self._outside = self._describe([weight])
+        if not any(other.state == INSIDE and id(weight) in other._ids for other in list(_all_checks)):
+            self._outside = weight, _identify(weight.grad)
 
     def _has_unused_gradients(self, accumulate: bool) -> bool:
         """Return whether gradients of the last block wait for a step; those that overflowed do not.
@@ -204,8 +252,7 @@ class LoopChecks:
             return False
         if self._is_stepped():
             return False
-        is_as_left = gradient is self._rho_gradient[0] and gradient._version == self._rho_gradient[1]
-        if accumulate and is_as_left:
+        if accumulate and self._left == self._identify_all():
             return True
         value = float(gradient)  # waits for the device, in a loop that is about to fail
         if value == 0 or not math.isfinite(value):
@@ -224,12 +271,29 @@ class LoopChecks:
         """
         return self.rho._version != self._rho_version
 
+    def _identify_all(self) -> list[tuple[int, int]]:
+        return [_identify(p.grad) for p in [self.rho, *self.weights]]
+
     def _check_outside(self) -> None:
-        if self._outside and any(p.grad is not None for p in self.weights):
+        if self._outside is None:
+            return
+        weight, arrived = self._outside
+        if weight.grad is not None and _identify(weight.grad) == arrived:  # else it was cleared or set to zero
             raise RuntimeError(
-                f"a gradient of {self._outside} arrived outside sample() and would be cleared: call backward inside "
-                "the block, or optimizer.zero_grad() after computing gradients for another purpose"
+                f"a gradient of {self._describe([weight])} arrived outside sample() and would be cleared: call "
+                "backward inside the block, or optimizer.zero_grad() after computing gradients for another purpose"
             )
+
+    def _check_others(self) -> None:
+        for other in list(_all_checks):
+            if other is self or other.state != COMPLETE:
+                continue
+            shared = [p for p in other.weights if id(p) in self._ids]
+            if shared and other._has_unused_gradients(accumulate=False):
+                raise RuntimeError(
+                    f"gradients of {self._describe(shared)} from a block of another LearnedL2 have not been used by an "
+                    "optimizer step and would be cleared: step after each block, or make one LearnedL2 of both models"
+                )
 
     def _warn_of_unstepped(self) -> None:
         """After the first step of all optimizers, warn of parameters that none of them has."""
@@ -281,13 +345,17 @@ class LoopChecks:
             f"the optimizer does not train {self._describe(missing)}: give it [*model.parameters(), *reg.parameters()]"
         )
 
-    def _describe_decay(self, optimizer: Optimizer) -> str:
+    def _describe_settings(self, optimizer: Optimizer) -> str:
+        """Return the first setting of an optimizer that contradicts the objective, '' without one."""
         for group in optimizer.param_groups:
             decay = group.get("weight_decay") or 0
             own = [p for p in group["params"] if id(p) in self._ids]
-            if decay and own:
+            if own and decay:
                 where = f"weight_decay={float(decay):g} on {self._describe(own)}"
                 return f"{type(optimizer).__name__} has {where}: set it to 0, as the strength is learned"
+            if own and group.get("maximize"):
+                where = f"maximize=True on {self._describe(own)}"
+                return f"{type(optimizer).__name__} has {where}: minimize the mean negative log-likelihood"
         return ""
 
     def _describe(self, parameters: Sequence[nn.Parameter]) -> str:
@@ -304,6 +372,11 @@ def _join(verb: str, names: Sequence[str]) -> str:
 
 def _parameters(optimizer: Optimizer) -> Iterable[nn.Parameter]:
     return (p for group in optimizer.param_groups for p in group["params"])
+
+
+def _identify(gradient: Tensor | None) -> tuple[int, int]:
+    """Return a gradient's identity and version."""
+    return (0, 0) if gradient is None else (id(gradient), gradient._version)
 
 
 def _on_gradient(reference: weakref.ref[LoopChecks], weight: Tensor) -> None:
@@ -338,16 +411,16 @@ def _install_global_hooks() -> None:
     @wraps(original_scale)
     def scale(self: torch.amp.GradScaler, outputs: Any) -> Any:
         for checks in list(_all_checks):
-            if checks.state == INSIDE:
-                checks.grad_scaler = self
+            if self.is_enabled():
+                checks.before_scaling(self)
         return original_scale(self, outputs)
 
     @wraps(original_unscale)
     def unscale_(self: torch.amp.GradScaler, optimizer: Optimizer) -> None:
         original_unscale(self, optimizer)
         for checks in list(_all_checks):
-            if checks.trains(optimizer):
-                checks.after_unscaling()
+            if self.is_enabled() and checks.trains(optimizer):
+                checks.after_unscaling(optimizer)
 
     scaler.scale = scale  # type: ignore[method-assign]
     scaler.unscale_ = unscale_  # type: ignore[method-assign]

@@ -44,8 +44,14 @@ def views(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def overlapping(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
-    """Return two of the tensors, which are on one device, whose elements share memory; None if none do."""
+    """Return two of the tensors, which are on one device, whose elements share memory; None if none do.
+
+    Twice the same one where its own elements do, as after ``expand``.
+    """
     filled = sorted((t for t in tensors if t.numel()), key=lambda tensor: tensor.data_ptr())
+    for tensor in filled:
+        if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+            return tensor, tensor
     for first, second in pairwise(filled):
         span = 1 + sum((size - 1) * stride for size, stride in zip(first.shape, first.stride(), strict=True))
         if first.data_ptr() + span * first.element_size() > second.data_ptr():

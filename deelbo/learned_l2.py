@@ -136,7 +136,8 @@ class LearnedL2(DataEmphasizedELBO):
         """Check the optimizers that train the model together; without this call, the first steps warn.
 
         Raises:
-            ValueError: a trained weight or `parameters` is in none of them, or one has a weight decay of its own.
+            ValueError: a trained weight or `parameters` is in none of them, or one has a weight decay of its own or
+                ``maximize``.
         """
         self._checks.check(optimizers)
 

@@ -51,8 +51,8 @@ class IsotropicPosterior:
         generator: source of eps; None: torch's global generator.
 
     Raises:
-        ValueError: no trained weight, weights of several types or devices, different weights in the same memory, or
-            weights in half precision, where a shift of 1e-4 would be lost to rounding.
+        ValueError: no trained weight, weights of several types or devices, on the meta device or in the same memory,
+            or weights in half precision, where a shift of 1e-4 would be lost to rounding.
     """
 
     def __init__(
@@ -70,7 +70,11 @@ class IsotropicPosterior:
         first = self.weights[0]
         if first.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"weights must be float32 or float64, got {first.dtype}: keep them so and use autocast")
+        if first.is_meta:
+            raise ValueError("the weights are on the meta device, so they have no values yet: load the model first")
         if (pair := overlapping(self.weights)) is not None:
+            if pair[0] is pair[1]:
+                raise ValueError(f"elements of a weight of shape {tuple(pair[0].shape)} share memory: clone it first")
             raise ValueError(
                 f"two weights of shapes {tuple(pair[0].shape)} and {tuple(pair[1].shape)} share memory, so both would "
                 "be shifted: tie them as one nn.Parameter (module_b.weight = module_a.weight)"

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -110,6 +111,88 @@ def test_a_step_that_a_scaler_skips(accumulate: bool) -> None:
         moved = not all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
         assert moved == (factor == 1.0)
     assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def unscale_one_of_two(model: nn.Module, reg: LearnedL2, scaler: torch.amp.GradScaler) -> None:
+    first = optimizer_of(model.get_submodule("head"), reg)
+    with reg.sample():
+        scaler.scale(F.cross_entropy(model(X), Y)).backward()
+        scaler.unscale_(first)
+
+
+def unscale_in_the_last_block(model: nn.Module, reg: LearnedL2, scaler: torch.amp.GradScaler) -> None:
+    for is_last in (False, True):
+        with reg.sample(accumulate=True):
+            scaler.scale(F.cross_entropy(model(X), Y) / 2).backward()
+            if is_last:
+                scaler.unscale_(optimizer_of(model, reg))
+
+
+def two_scalers(model: nn.Module, reg: LearnedL2, scaler: torch.amp.GradScaler) -> None:
+    with reg.sample():
+        for each in (scaler, torch.amp.GradScaler("cpu")):
+            each.scale(F.cross_entropy(model(X), Y) / 2).backward()
+
+
+def step_without_the_scaler(model: nn.Module, reg: LearnedL2, scaler: torch.amp.GradScaler) -> None:
+    with reg.sample():
+        scaler.scale(F.cross_entropy(model(X), Y)).backward()
+    optimizer_of(model, reg).step()
+
+
+def scale_the_loss_of_another_model(model: nn.Module, reg: LearnedL2, scaler: torch.amp.GradScaler) -> None:
+    with reg.sample():
+        backward(model)
+        scaler.scale(torch.ones(()))
+    optimizer_of(model, reg).step()
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (unscale_one_of_two, r"for an optimizer without first\.weight, first\.bias, second\.bias"),
+        (unscale_in_the_last_block, "adds to earlier gradients: call it after"),
+        (two_scalers, "two GradScalers"),
+        (step_without_the_scaler, r"SGD steps gradients that a GradScaler has scaled: call scaler\.step"),
+        (scale_the_loss_of_another_model, "scale another model's loss outside"),
+    ],
+)
+def test_scalers_that_would_give_wrong_gradients(act: Callable[..., None], words: str) -> None:
+    """Where only some gradients are in a GradScaler's unit, or those of a plain step are, it is refused."""
+    model, reg, _ = make_problem("l2-sp")
+    with pytest.raises(RuntimeError, match=words):
+        act(model, reg, torch.amp.GradScaler("cpu", init_scale=2.0**10))
+
+
+def test_fused_optimizers_unscale_by_themselves() -> None:
+    """A fused optimizer is given the scale instead of unscaled gradients, and steps as one without a scaler."""
+    found = []
+    for enabled in (True, False):
+        model, reg, _ = make_problem("l2-sp")
+        opt = torch.optim.AdamW([*model.parameters(), *reg.parameters()], lr=0.01, weight_decay=0, fused=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=enabled)
+        for _ in range(2):
+            with reg.sample():
+                scaler.scale(F.cross_entropy(model(X), Y)).backward()
+            scaler.step(opt)
+            scaler.update()
+        found.append([p.detach() for p in [*model.parameters(), *reg.parameters()]])
+    for scaled, plain in zip(*found, strict=True):
+        torch.testing.assert_close(scaled, plain, rtol=1e-10, atol=1e-12)
+
+
+def test_a_scaler_of_another_thread() -> None:
+    """A loss that another thread scales meanwhile leaves the gradients of this thread's block alone."""
+    model, reg, covariance = make_problem("l2-sp")
+    expected = expected_gradients(model, reg, covariance, mean_nll, noise_of(reg))
+    scaler = torch.amp.GradScaler("cpu")
+    with reg.sample():
+        backward(model)
+        thread = threading.Thread(target=lambda: scaler.scale(torch.ones(())))
+        thread.start()
+        thread.join()
+    for found, wanted in zip(gradients(reg), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-14)
 
 
 def freeze(model: TiedAndUnused) -> None:
@@ -228,12 +311,14 @@ def test_gradients_that_no_step_used() -> None:
         one_block(model, reg)
 
 
-def test_accumulation_after_gradients_changed_is_refused() -> None:
+@pytest.mark.parametrize("clip", [nn.utils.clip_grad_norm_, nn.utils.clip_grad_value_])
+@pytest.mark.parametrize("with_rho", [True, False])
+def test_accumulation_after_gradients_changed_is_refused(clip: Callable[..., object], with_rho: bool) -> None:
     """Clipping between blocks of one step, or clearing inside one, is refused; zeroing in place begins a new step."""
     model, reg, _ = make_problem("l2-sp")
     opt = optimizer_of(model, reg)
     several_blocks(model, reg)
-    nn.utils.clip_grad_norm_([*model.parameters(), *reg.parameters()], 1e-3)
+    clip([*model.parameters(), *(reg.parameters() if with_rho else [])], 1e-3)
     with pytest.raises(RuntimeError, match="clipped or changed otherwise between"):
         several_blocks(model, reg)
     opt.step()
@@ -272,6 +357,66 @@ def test_a_backward_outside() -> None:
         one_block(model, reg)
     opt.zero_grad()
     one_block(model, reg)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_from_another_model_s_loss(set_to_none: bool) -> None:
+    """The generator's loss reaches the discriminator, whose ``zero_grad`` of either kind discards that."""
+    generator, discriminator = nn.Linear(3, 3), nn.Linear(3, 1)
+    regs = [LearnedL2(generator, 10), LearnedL2(discriminator, 10)]
+    first, second = (optimizer_of(*pair) for pair in zip((generator, discriminator), regs, strict=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            second.zero_grad(set_to_none=set_to_none)
+            with regs[1].sample():
+                discriminator(generator(torch.ones(4, 3)).detach()).mean().backward()
+            second.step()
+            with regs[0].sample():
+                discriminator(generator(torch.ones(4, 3))).mean().backward()
+            first.step()
+
+
+def whole_step_outside(model: nn.Module, reg: LearnedL2) -> None:
+    backward(model)
+
+
+def evaluation_with_gradients(model: nn.Module, reg: LearnedL2) -> None:
+    with torch.no_grad(), reg.sample(), torch.enable_grad():
+        backward(model)
+
+
+@pytest.mark.parametrize("act", [whole_step_outside, evaluation_with_gradients])
+def test_a_step_without_the_regularizer(act: Callable[[nn.Module, LearnedL2], None]) -> None:
+    """Where an optimizer steps gradients from outside a block, even clipped ones, it warns; a block may follow."""
+    model, reg, _ = make_problem("l2-sp")
+    opt = optimizer_of(model, reg)
+    act(model, reg)
+    nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    with pytest.warns(RuntimeWarning, match=r"SGD has stepped a gradient of .* outside sample"):
+        opt.step()
+    one_block(model, reg)
+
+
+def test_two_models_that_share_weights() -> None:
+    """Two objects may share weights if an optimizer steps after each block; otherwise gradients would be lost."""
+    trunk = nn.Linear(4, 4)
+    models = [nn.Sequential(trunk, nn.Linear(4, 2)) for _ in range(2)]
+    regs = [LearnedL2(model, 10, head="1") for model in models]
+    opt = torch.optim.SGD(dict.fromkeys(p for part in (*models, *regs) for p in part.parameters()), lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for model, reg in zip(models, regs, strict=True):
+            with reg.sample():
+                model(torch.ones(5, 4)).sum().backward()
+            opt.step()
+    with regs[0].sample():
+        models[0](torch.ones(5, 4)).sum().backward()
+    with (
+        pytest.raises(RuntimeError, match=r"of 0\.weight, 0\.bias from a block of another LearnedL2"),
+        regs[1].sample(),
+    ):
+        pass
 
 
 def test_a_linear_probe_outside() -> None:
@@ -318,6 +463,10 @@ def adamw(model: nn.Module, reg: LearnedL2) -> torch.optim.Optimizer:
     return torch.optim.AdamW([*model.parameters(), *reg.parameters()])
 
 
+def ascending(model: nn.Module, reg: LearnedL2) -> torch.optim.Optimizer:
+    return optimizer_of(model, reg, maximize=True)
+
+
 def decay_of_the_head(model: nn.Module, reg: LearnedL2) -> torch.optim.Optimizer:
     backbone = [p for name, p in model.named_parameters() if not name.startswith("head")]
     groups = [{"params": backbone}, {"params": model.get_submodule("head").parameters(), "weight_decay": 0.1}]
@@ -330,6 +479,7 @@ def decay_of_the_head(model: nn.Module, reg: LearnedL2) -> torch.optim.Optimizer
         (without, r"does not train reg\.parameters\(\): give it"),
         (head_only, r"does not train first\.weight, first\.bias, second\.bias and 2 more"),
         (adamw, r"AdamW has weight_decay=0\.01 on first\.weight, .*set it to 0"),
+        (ascending, r"SGD has maximize=True on first\.weight, .*minimize the mean negative log-likelihood"),
         (decay_of_the_head, r"SGD has weight_decay=0\.1 on head\.weight, head\.bias: set"),
     ],
 )
@@ -537,6 +687,17 @@ def test_weights_that_share_memory_are_refused() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight.data = model[0].weight.data
     with pytest.raises(ValueError, match=r"share memory.*tie them as one nn\.Parameter"):
+        LearnedL2(model, 10)
+
+
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [(torch.zeros(1, 3).expand(4, 3), r"shape \(4, 3\) share memory: clone"), (torch.zeros(2, device="meta"), "meta")],
+)
+def test_weights_without_memory_of_their_own_are_refused(weight: Tensor, words: str) -> None:
+    """Expanded weights, and those on the meta device, cannot be shifted."""
+    model = nn.ParameterList([nn.Parameter(weight)])
+    with pytest.raises(ValueError, match=words):
         LearnedL2(model, 10)
 
 
