@@ -92,7 +92,7 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((255 - scaled if tags.get(PHOTOMETRIC) == 0 else scaled).astype(np.uint8))
 
 
-def describe(error: Exception) -> str:
+def describe_failure(error: Exception) -> str:
     """Describe why an image cannot be decoded, without Pillow's messages, which mean little to its owner."""
     return str(error) if isinstance(error, DataError) else type(error).__name__
 
@@ -106,7 +106,7 @@ def decode(files: Sequence[Path], side: int) -> Tensor:
             resized = open_image(files[i]).resize((side, side), Image.Resampling.BILINEAR)
         except Exception as error:
             raise DataError(
-                f"{files[i]} cannot be decoded ({describe(error)}): put the official file in its place, or delete"
+                f"{files[i]} cannot be decoded ({describe_failure(error)}): put the official file in its place, or delete"
                 " it and run `deelbo-bench prepare CONFIG` where there is a network"
             ) from error
         pixels[i] = torch.from_numpy(np.array(resized)).permute(2, 0, 1)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from deelbo.paths import expand_user
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, with which torchvision's weights were trained
+CHUNK = 10_000  # images
 Item = tuple[Tensor, int] | str
 
 
@@ -69,10 +70,11 @@ class SourceImages(Dataset[Item]):
                 return _refusal(path, error)
             return None
 
+        paths = [path for path, _ in self.samples]
         with ThreadPoolExecutor(THREADS) as pool:
-            refusal = next(filter(None, pool.map(check_one, (path for path, _ in self.samples))), None)
-        if refusal is not None:
-            raise ValueError(refusal)
+            for start in range(0, len(paths), CHUNK):  # a pool keeps an object for each call until the last
+                for refusal in filter(None, pool.map(check_one, paths[start : start + CHUNK])):
+                    raise ValueError(refusal)
 
     def batches(
         self,
@@ -115,9 +117,9 @@ class SourceImages(Dataset[Item]):
 
 
 def _refusal(path: str, error: Exception) -> str:
-    from deelbo.data.decoding import describe
+    from deelbo.data.decoding import describe_failure
 
-    return f"{path} cannot be decoded ({describe(error)}): delete it, copy it again, or save it in RGB with 8 bits"
+    return f"{path} cannot be decoded ({describe_failure(error)}): delete it, copy it again, or save it as 8-bit RGB"
 
 
 def _collate(items: list[Item]) -> Any:

@@ -103,6 +103,7 @@ def fit_swag(
         found = f"{config.epochs} epochs of {steps} steps give {iterates}: raise epochs or lower collect_every"
         raise ValueError(f"SWAG of rank {config.rank} needs as many iterates, {found}")
     pretrained = read_weights(backbone, weights)
+    say(f"checking the headers of {len(images):,} images")  # three minutes for ImageNet's
     images.check_headers()
     model, head = build_backbone(backbone, images.num_classes, pretrained, config.seed, image_size=config.image_size)
     kept = _keep_head(model.get_submodule(head), pretrained, head)

@@ -86,6 +86,24 @@ def test_figures_do_not_depend_on_the_users_settings(storage: RecordStore, tmp_p
     assert b"/FontFile2" in found["figure2.pdf"].read_bytes()
 
 
+def test_a_matplotlibrc_that_cannot_be_passed_by(tmp_path: Path) -> None:
+    """One in the current folder that is not UTF-8, which matplotlib reads before any other, is named in one line."""
+    (tmp_path / "matplotlibrc").write_bytes("# große Schrift".encode("latin1"))
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "report", "nothing", "--published", "a", "b"],
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("deelbo-bench: matplotlib cannot be imported ('utf-8' codec can't decode")
+    assert last.endswith("correct or move ./matplotlibrc")
+
+
 @pytest.mark.parametrize("variable", ["MPLBACKEND", "MATPLOTLIBRC"])
 def test_settings_that_matplotlib_refuses(variable: str, tmp_path: Path) -> None:
     """The report loads with a backend that does not exist, and with a matplotlibrc that is not UTF-8."""
