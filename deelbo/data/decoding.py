@@ -106,8 +106,8 @@ def decode(files: Sequence[Path], side: int) -> Tensor:
             resized = open_image(files[i]).resize((side, side), Image.Resampling.BILINEAR)
         except Exception as error:
             raise DataError(
-                f"{files[i]} cannot be decoded ({describe_failure(error)}): put the official file in its place, or delete"
-                " it and run `deelbo-bench prepare CONFIG` where there is a network"
+                f"{files[i]} cannot be decoded ({describe_failure(error)}): put the official file in its place, or "
+                "delete it and run `deelbo-bench prepare CONFIG` where there is a network"
             ) from error
         pixels[i] = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
