@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -237,8 +237,20 @@ class TestLightning:
         compare(start, net, module.reg.posterior.rho, grouped(recorder.calls, [2] * STEPS))
 
 
+def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.0)
+
+
 class TestTransformers:
     """The Trainer's subclass, with its own AdamW and clipping, on a tiny random BERT."""
+
+    SETTINGS: ClassVar[dict[str, Any]] = {
+        "head": "classifier",
+        "sigma": 1e-4,
+        "optimizer": adamw,
+        "clips_rho": False,
+        "loss": lambda output, _: output.loss,
+    }
 
     @staticmethod
     def bert(transformers: ModuleType, seed: int = 1) -> Any:
@@ -270,20 +282,12 @@ class TestTransformers:
         trainer.train(resume_from_checkpoint=resume)
         return trainer
 
-    @staticmethod
-    def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.0)
-
-    def check(self, start: Any, model: Any, trainer: Any, steps: list[list[Call]]) -> None:
-        own = {"head": "classifier", "sigma": 1e-4, "optimizer": self.adamw, "clips_rho": False}
-        compare(start, model, trainer.reg.posterior.rho, steps, loss=lambda output, _: output.loss, **own)
-
     @pytest.mark.parametrize("accumulate", [1, 3])
     def test_steps(self, transformers: ModuleType, accumulate: int, tmp_path: Path) -> None:
         model = self.bert(transformers)
         start, recorder = copy.deepcopy(model), Recorder(model)
         trainer = self.train(transformers, model, tmp_path, accumulate, max_steps=STEPS, save_strategy="no")
-        self.check(start, model, trainer, grouped(recorder.calls, [accumulate] * STEPS))
+        compare(start, model, trainer.reg.posterior.rho, grouped(recorder.calls, [accumulate] * STEPS), **self.SETTINGS)
 
     def test_a_checkpoint_resumes(self, transformers: ModuleType, tmp_path: Path) -> None:
         model = self.bert(transformers)
@@ -293,7 +297,8 @@ class TestTransformers:
         recorder2 = Recorder(model)
         settings = {"max_steps": STEPS, "save_strategy": "no", "resume": str(tmp_path / "checkpoint-2")}
         trainer = self.train(transformers, model, tmp_path, 2, **settings)
-        self.check(start, model, trainer, grouped([*recorder.calls, *recorder2.calls], [2] * STEPS))
+        steps = grouped([*recorder.calls, *recorder2.calls], [2] * STEPS)
+        compare(start, model, trainer.reg.posterior.rho, steps, **self.SETTINGS)
 
     def test_a_model_that_trainer_makes_anew(self, transformers: ModuleType, tmp_path: Path) -> None:
         """With ``model_init`` the trained model is not the one that the constructor has seen; then it trains on."""
@@ -372,7 +377,6 @@ def test_peft(micro_batches: int) -> None:
     data = list(zip(ids.split(BATCH), (ids.sum(1) % 2).split(BATCH), strict=True))
     reg = deelbo.LearnedL2(model, N, head=recipe.HEAD, sigma=SIGMA)
     trained = [p for p in model.parameters() if p.requires_grad]
-    adamw = TestTransformers.adamw
     opt = adamw([*trained, *reg.parameters()])
     reg.check(opt)
     recipe.train(model, data, reg, opt, micro_batches)
@@ -412,18 +416,21 @@ def test_torch_compile(micro_batches: int) -> None:
 class TestDDP:
     """Two processes of torchrun, each with half of each batch and a seed of its own, against one loop on all."""
 
-    @pytest.mark.parametrize("kind", range(3), ids=["1", "2 in no_sync", "2 and gradient_as_bucket_view"])
-    def test_steps(self, ddp_output: tuple[str, list[Any]], kind: int) -> None:
-        first, second = (ranks[kind] for ranks in ddp_output[1])
+    @pytest.mark.parametrize("kind", ["ddp", "ddp no_sync", "ddp views", "accelerate", "lightning", "transformers"])
+    def test_steps(self, ddp_output: tuple[str, list[Any]], kind: str) -> None:
+        first, second = (results[kind] for results in ddp_output[1])
         for name, weight in first["net"].items():
             assert torch.equal(weight, second["net"][name])
         assert torch.equal(first["rho"], second["rho"])
-        parts = len(first["calls"]) // STEPS
-        of_ranks = [grouped(result["calls"], [parts] * STEPS) for result in (first, second)]
+        sizes = {"ddp": [1] * STEPS, "transformers": [2, 2, 1, 2, 2]}.get(kind, [2] * STEPS)
+        of_ranks = [grouped(result["calls"], sizes) for result in (first, second)]
         steps = [[*a, *b] for a, b in zip(*of_ranks, strict=True)]
-        net = make_net()
-        net.load_state_dict(first["net"])
-        compare(make_net(), net, first["rho"], steps)
+        start, own = make_net(), {}
+        if kind == "transformers":
+            start, own = TestTransformers.bert(load("transformers_trainer")), TestTransformers.SETTINGS
+        model = copy.deepcopy(start)
+        model.load_state_dict(first["net"])
+        compare(start, model, first["rho"], steps, **own)
 
     def test_example_runs(self, ddp_output: tuple[str, list[Any]]) -> None:
         check_printed(ddp_output[0])
