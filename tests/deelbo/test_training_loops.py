@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deelbo import LearnedL2
+from deelbo import Isotropic, LearnedL2
 from tests.helpers.whole_objective import PRIORS, TiedAndUnused, expected_gradients, gradients, make_problem, noise_of
 
 X, Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(5)).double(), torch.arange(12) % 3
@@ -241,6 +241,30 @@ def test_a_weight_unfrozen_later_is_refused() -> None:
     model.spare.requires_grad_(True)
     with pytest.raises(RuntimeError, match=r"also trains spare\.weight, spare\.bias"), reg.sample():
         pass
+
+
+def test_unfreezing_with_the_same_optimizer() -> None:
+    """LearnedL2 made anew can keep sigma and the pretrained weights as the prior's mean, in the same optimizer."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    pretrained = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model[0].requires_grad_(False)
+    reg = LearnedL2(model, 50, head="4")
+    opt = optimizer_of(model, reg, momentum=0.9)
+    for _ in range(2):
+        one_block(model, reg)
+        opt.step()
+    model[0].requires_grad_(True)
+    sigma, names = reg.sigma, [name for name in pretrained if not name.startswith("4.")]
+    mean = torch.cat([pretrained[name].reshape(-1) for name in names])
+    reg = LearnedL2(model, 50, Isotropic(mean), "4", sigma=sigma)
+    opt.add_param_group({"params": reg.parameters()})
+    reg.check(opt)
+    assert reg.sigma == pytest.approx(sigma, rel=1e-12)
+    moved = sum(float((model.get_parameter(name) - pretrained[name]).detach().square().sum()) for name in names)
+    assert reg.lambda_ == pytest.approx(sigma**2 + moved / len(mean), rel=1e-9)
+    assert float(opt.state[model[2].weight]["momentum_buffer"].norm()) > 0
+    one_block(model, reg)
+    opt.step()
 
 
 def test_changes_that_keep_the_trained_weights() -> None:
