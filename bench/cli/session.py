@@ -34,6 +34,7 @@ from bench.storage.object_store import MAX_OUTAGE_SECONDS, OutageTimer
 from bench.storage.records import RecordStore
 from bench.tracking.client import tracking_uri
 from bench.trials.record import TrialRecord
+from bench.utils.code import running_code
 from bench.utils.signals import interrupt_on_signals
 from bench.utils.text import describe_error, format_duration, redact_url, single_line
 
@@ -48,6 +49,7 @@ MANY_TRIALS = 100
 
 def run(options: argparse.Namespace, start_time: float) -> int:
     """Carry out `run`, started at ``start_time`` in seconds since 1970, and return the exit code."""
+    running_code()  # before the files on the disk may change
     benchmark = load_benchmark(options.config, options.set)
     check(benchmark)
     methods = filter_methods(make_methods(benchmark), options.only)
