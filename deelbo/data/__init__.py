@@ -3,7 +3,17 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from deelbo.data.registry import TASKS, TaskEntry, check_task, crop_size, data_folder, download_task, load_task
+from deelbo.data.folders import ImageSource
+from deelbo.data.registry import (
+    TASKS,
+    TaskEntry,
+    check_task,
+    crop_size,
+    data_folder,
+    download_task,
+    find_task,
+    load_task,
+)
 
 if TYPE_CHECKING:
     from deelbo.data.dataset import Split, Task
@@ -14,6 +24,7 @@ __all__ = [
     "TASKS",
     "Examples",
     "Geometry",
+    "ImageSource",
     "ImageTransform",
     "Images",
     "Normalization",
@@ -25,6 +36,7 @@ __all__ = [
     "crop_size",
     "data_folder",
     "download_task",
+    "find_task",
     "load_task",
 ]
 

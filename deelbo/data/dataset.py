@@ -28,7 +28,8 @@ class Task:
     """A dataset in memory; ``pool`` has all training examples, and each split fits ``transform`` to its own of them.
 
     With ``images_per_class``, the N examples of a seed are taken from so many of each class, which the seed draws
-    from the pool; at most as many as the smallest class has.
+    from the pool; at most as many as the smallest class has. ``proportional`` classes need not be equally large: N
+    images are split over them as the pool is.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Task:
     test: Examples
     transform: Transform
     images_per_class: int | None = None
+    proportional: bool = False
 
     @property
     def pool_size(self) -> int:
@@ -61,9 +63,14 @@ class Task:
                 digest.update(part[:, :: max(step, 1)].cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def check_size(self, n: int) -> None:
+        """Raise ValueError if N examples cannot be taken; see `deelbo.data.splits.check_size`."""
+        smallest = self._smallest_class() if self.proportional else None
+        check_size(n, self.pool_size, self.pool.num_classes, smallest)
+
     def split(self, n: int, seed: int, validation: bool) -> Split:
         """Return a seed's N training examples, of which ``validation`` holds out a fifth; raises as `check_size`."""
-        check_size(n, self.pool_size, self.pool.num_classes)
+        self.check_size(n)
         labels = self.pool.labels.numpy()
         available = np.arange(len(labels))
         if self.images_per_class is not None:
@@ -78,4 +85,7 @@ class Task:
         return Split(self.pool.take(rows), held_out, self.test, self.transform.fit(self.pool, rows))
 
     def _balanced_size(self, images_per_class: int) -> int:
-        return min(images_per_class, int(self.pool.labels.bincount(minlength=self.pool.num_classes).min()))
+        return min(images_per_class, self._smallest_class())
+
+    def _smallest_class(self) -> int:
+        return int(self.pool.labels.bincount(minlength=self.pool.num_classes).min())

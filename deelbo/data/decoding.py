@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from deelbo.data.integrity import DataError
@@ -49,7 +49,8 @@ class Listing:
             digest.update(f"{len(files)}\n".encode())
             for file, label in zip(files, labels, strict=True):
                 stat, name = file.stat(), file.relative_to(folder).as_posix()
-                digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns} {label}\n".encode())
+                line = f"{name} {stat.st_size} {stat.st_mtime_ns} {label}\n"
+                digest.update(line.encode(errors="surrogateescape"))  # a name need not be text
         return digest.hexdigest()[:16]
 
 
@@ -94,27 +95,40 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
 
 def describe_failure(error: Exception) -> str:
     """Describe why an image cannot be decoded, without Pillow's messages, which mean little to its owner."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image of a known format"
+    if type(error) is OSError and error.errno is None:  # as Pillow's decoders raise it
+        return "truncated or damaged"
     return str(error) if isinstance(error, DataError) else type(error).__name__
 
 
 def decode(files: Sequence[Path], side: int) -> Tensor:
     """Return the images in RGB, resized as torchvision resizes a PIL image; uint8 (n, 3, side, side)."""
-    pixels = torch.empty(len(files), 3, side, side, dtype=torch.uint8)
+    pixels, problems = decode_readable(files, side)
+    for file, problem in problems.items():
+        raise DataError(
+            f"{file} cannot be decoded ({problem}): put the official file in its place, or delete"
+            " it and run `deelbo-bench prepare CONFIG` where there is a network"
+        )
+    return pixels
 
-    def decode_one(i: int) -> None:
+
+def decode_readable(files: Sequence[Path], side: int, upright: bool = False) -> tuple[Tensor, dict[Path, str]]:
+    """Return images as `decode` does, and why some of them could not be decoded, whose pixels are zeros."""
+    pixels = torch.zeros(len(files), 3, side, side, dtype=torch.uint8)
+
+    def decode_one(i: int) -> str | None:
         try:
-            resized = open_image(files[i]).resize((side, side), Image.Resampling.BILINEAR)
-        except Exception as error:
-            raise DataError(
-                f"{files[i]} cannot be decoded ({describe_failure(error)}): put the official file in its place, or "
-                "delete it and run `deelbo-bench prepare CONFIG` where there is a network"
-            ) from error
-        pixels[i] = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+            resized = open_image(files[i], upright).resize((side, side), Image.Resampling.BILINEAR)
+            pixels[i] = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+        except Exception as error:  # Pillow's decoders raise anything, such as SyntaxError or struct.error
+            return "empty" if files[i].is_file() and not files[i].stat().st_size else describe_failure(error)
+        return None
 
     # threads suffice, as Pillow releases the interpreter lock while it decodes and resizes
     with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(decode_one, range(len(files))))
-    return pixels
+        problems = zip(files, pool.map(decode_one, range(len(files))), strict=True)
+        return pixels, {file: problem for file, problem in problems if problem is not None}
 
 
 def load_decoded(listing: Listing, side: int, name: str, root: Path, folder: Path) -> tuple[Tensor, Tensor]:
@@ -124,12 +138,38 @@ def load_decoded(listing: Listing, side: int, name: str, root: Path, folder: Pat
     nothing can be written, the images are in memory only.
     """
     path = root / CACHE / f"{name}-{side}-{listing.digest(folder)}.pt"
-    shapes = {"training": (len(listing.training), 3, side, side), "test": (len(listing.test), 3, side, side)}
+    shapes = _shapes(listing, side)
     if (pixels := _read(path, shapes)) is None:
         pixels = {"training": decode(listing.training, side), "test": decode(listing.test, side)}
         if _write(path, pixels, like=listing.training[0]):
             pixels = _read(path, shapes) or pixels
     return pixels["training"], pixels["test"]
+
+
+def load_readable(
+    listing: Listing, side: int, name: str, root: Path, folder: Path, skip: bool
+) -> tuple[tuple[Tensor, Tensor], dict[Path, str]]:
+    """Return upright images as `load_decoded` does, and why some could not be decoded: cached only with ``skip``."""
+    path = root / CACHE / f"{name}-{side}-{listing.digest(folder)}.pt"
+    files = [*listing.training, *listing.test]
+    shapes = {**_shapes(listing, side), "unreadable": (len(files),)}
+    if (pixels := _read(path, shapes)) is not None:
+        unreadable = pixels["unreadable"].nonzero().flatten().tolist()
+        return (pixels["training"], pixels["test"]), {files[i]: "found earlier" for i in unreadable}
+    training, problems = decode_readable(listing.training, side, upright=True)
+    test, test_problems = decode_readable(listing.test, side, upright=True)
+    problems |= test_problems
+    if problems and not skip:
+        return (training, test), problems
+    marks = torch.tensor([file in problems for file in files], dtype=torch.uint8)
+    pixels = {"training": training, "test": test, "unreadable": marks}
+    if _write(path, pixels, like=files[0]):
+        pixels = _read(path, shapes) or pixels
+    return (pixels["training"], pixels["test"]), problems
+
+
+def _shapes(listing: Listing, side: int) -> dict[str, tuple[int, ...]]:
+    return {"training": (len(listing.training), 3, side, side), "test": (len(listing.test), 3, side, side)}
 
 
 def _read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
@@ -144,7 +184,7 @@ def _read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor
 def _write(path: Path, pixels: dict[str, Tensor], like: Path) -> bool:
     """Write a file, as a whole or not at all, with the permissions of ``like``; return whether it could be written."""
     try:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, suffix=".part") as folder:
             temporary = Path(folder) / path.name
             with temporary.open("wb") as file:

@@ -9,13 +9,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deelbo.data.folders import ImageSource, list_images, read_images
 from deelbo.data.integrity import CIFAR10, FLOWERS, PET, DatasetFiles
 from deelbo.paths import expand_user
 
 if TYPE_CHECKING:
     from deelbo.data.dataset import Task
 
-DIGIT_SIZE = 16  # pixels
+DIGIT_SIZE, PHOTO_SIZE = 16, 224  # pixels
 PET_IMAGES_PER_CLASS = 93  # in the smallest class of the official trainval split
 
 
@@ -29,7 +30,9 @@ class TaskEntry:
     num_classes: int
     channels: int  # 1: grey, 3: RGB
     image_size: int  # side in pixels of what the network sees by default
-    files: DatasetFiles | None = None  # None: the images come with an installed package
+    files: DatasetFiles | None = None  # None: the images come with an installed package, or are the user's own
+    smallest_class: int | None = None  # training images of it, where classes may have different sizes
+    others: tuple[Path, ...] = ()  # files beside the images that are not read
 
 
 def _mnist_digits(_root: Path, image_size: int, _verify: bool) -> Task:
@@ -48,7 +51,9 @@ def _published(files: DatasetFiles, images_per_class: int | None = None) -> Task
         return torchvision_datasets.load(files, root, image_size, verify, images_per_class)
 
     pool_size = files.training_images if images_per_class is None else images_per_class * files.num_classes
-    return TaskEntry(load, pool_size, files.test_images, files.num_classes, channels=3, image_size=224, files=files)
+    return TaskEntry(
+        load, pool_size, files.test_images, files.num_classes, channels=3, image_size=PHOTO_SIZE, files=files
+    )
 
 
 TASKS = {
@@ -79,43 +84,91 @@ def data_folder() -> Path:
     return expand_user(folder) if folder else cache_folder() / "data"
 
 
-def crop_size(name: str, image_size: int | None = None) -> int:
+def crop_size(name: str, image_size: int | None = None, source: ImageSource | None = None) -> int:
     """Return the side in pixels of what the network sees: the dataset's default, or a possible ``image_size``."""
-    entry = _entry(name)
+    default = PHOTO_SIZE if source is not None else _entry(name).image_size
     if image_size is None:
-        return entry.image_size
-    if entry.files is None and image_size != entry.image_size:
-        expected = f"{entry.image_size}, the size of its images"
+        return default
+    if source is None and _entry(name).files is None and image_size != default:
+        expected = f"{default}, the size of its images"
         raise ValueError(f"image_size of {name} must be {expected}, got {image_size}: leave it out")
     if image_size < 1:
-        raise ValueError(f"image_size must be at least 1 pixel, got {image_size}: {entry.image_size} is usual")
+        raise ValueError(f"image_size must be at least 1 pixel, got {image_size}: {default} is usual")
     return image_size
 
 
+def find_task(
+    name: str,
+    source: ImageSource | None = None,
+    root: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+) -> TaskEntry:
+    """Return the sizes of a dataset, with the arguments of `load_task`.
+
+    The user's own images are listed, and not opened except where unreadable ones are to be skipped.
+
+    Raises:
+        ValueError: an unknown name, or images that cannot be used; one line.
+    """
+    if source is None:
+        return _entry(name)
+    own = source
+
+    def load(root: Path, image_size: int, _verify: bool) -> Task:
+        return read_images(name, own, root, image_size)[0]
+
+    if source.skip_unreadable:
+        listed = read_images(name, source, _absolute(root), image_size or PHOTO_SIZE)[1]
+    else:
+        listed = list_images(name, source)
+
+    return TaskEntry(
+        load,
+        pool_size=len(listed.training),
+        test_size=len(listed.test),
+        num_classes=len(listed.classes),
+        channels=3,
+        image_size=PHOTO_SIZE,
+        smallest_class=listed.smallest_class,
+        others=listed.others,
+    )
+
+
 def load_task(
-    name: str, root: str | os.PathLike[str] | None = None, image_size: int | None = None, verify: bool = True
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+    verify: bool = True,
+    source: ImageSource | None = None,
+    fresh: bool = False,
 ) -> Task:
     """Return the named dataset, which is read once per process.
 
     Args:
-        name: a key of `TASKS`.
-        root: the folder of the datasets; None: `data_folder`.
+        name: a key of `TASKS`; with a ``source``, any name for it.
+        root: the folder of the datasets, and of the cache of decoded images; None: `data_folder`.
         image_size: side of the crop that the network sees, cut from images resized to 256 / 224 of it; None: the
             dataset's default.
         verify: whether the data must be the official ones by checksums and number of images. If not, everything in the
             right format is accepted, such as a small set for a rehearsal. No code in a file is executed either way.
+        source: where the user's own images are; None for a dataset of `TASKS`.
+        fresh: whether it is read again, as its files may have changed.
 
     Raises:
         ValueError: an unknown name, a size that the dataset does not have, or data that are missing, incomplete,
             another version or unreadable; one line.
     """
-    crop, embedded = crop_size(name, image_size), TASKS[name].files is None  # embedded: the same for every folder
-    return _load_once(name, Path() if embedded else _absolute(root), crop, embedded or verify)
+    crop = crop_size(name, image_size, source)
+    embedded = source is None and _entry(name).files is None  # the same for every folder
+    load = _load_once.__wrapped__ if fresh else _load_once
+    return load(name, Path() if embedded else _absolute(root), crop, embedded or verify, source)
 
 
-def check_task(name: str, root: str | os.PathLike[str] | None = None, verify: bool = True) -> None:
+def check_task(
+    name: str, root: str | os.PathLike[str] | None = None, verify: bool = True, source: ImageSource | None = None
+) -> None:
     """Raise what `load_task` would raise, except for images that cannot be decoded. Takes about a second."""
-    if (files := _entry(name).files) is not None:
+    if (files := find_task(name, source).files) is not None:
         from deelbo.data import torchvision_datasets
 
         torchvision_datasets.check(files, _absolute(root), verify)
@@ -144,5 +197,5 @@ def _absolute(root: str | os.PathLike[str] | None) -> Path:
 
 
 @lru_cache(maxsize=2)
-def _load_once(name: str, root: Path, crop: int, verify: bool) -> Task:
-    return TASKS[name].load(root, crop, verify)
+def _load_once(name: str, root: Path, crop: int, verify: bool, source: ImageSource | None) -> Task:
+    return find_task(name, source, root, crop).load(root, crop, verify)

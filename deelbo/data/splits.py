@@ -5,12 +5,29 @@ import numpy as np
 Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
-def check_size(n: int, pool: int, num_classes: int) -> None:
-    """Raise ValueError where N images cannot be split equally over the classes, or their fifth would miss a class."""
+MIN_PER_CLASS = 5
+"""Training images of each class, so that the fifth for validation has one of it."""
+
+
+def check_size(n: int, pool: int, num_classes: int, smallest: int | None = None) -> None:
+    """Raise ValueError where N images cannot be split over the classes, or their fifth would miss a class.
+
+    The classes get equally many, or, where the ``smallest`` has a known number of the pool, in proportion.
+    """
     if n > pool:
         raise ValueError(f"n = {n} is larger than the pool of {pool} training images: choose n <= {pool}")
+    if smallest is not None:
+        if n * smallest // pool < MIN_PER_CLASS:
+            found = f"{n * smallest // pool} images of the smallest class, which has {smallest} of {pool}"
+            raise ValueError(f"n = {n} leaves {found}: choose n >= {-(-MIN_PER_CLASS * pool // smallest)}")
+        if pool - num_classes < n < pool:
+            raise ValueError(f"n = {n} leaves out less than one image a class of {pool}: choose {pool}, or fewer")
+        return
     if n < pool and n % num_classes:
-        lower, found = max(n // num_classes, 5) * num_classes, f"not a multiple of the {num_classes} classes"
+        lower, found = (
+            max(n // num_classes, MIN_PER_CLASS) * num_classes,
+            f"not a multiple of the {num_classes} classes",
+        )
         raise ValueError(f"n = {n} is {found}, as stratification needs: try {lower}")
     if n // 5 < num_classes:
         found = f"{n // 5} validation images for {num_classes} classes"

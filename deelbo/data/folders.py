@@ -1,0 +1,304 @@
+"""A user's own images: a folder with a folder for each class, or a CSV file that lists them.
+
+`list_images` reads names alone and needs no torch; `read_images` decodes the files, once, into the cache of
+`deelbo.data.decoding`. Every fault is a `DataError` of one line.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deelbo.data.integrity import DataError, as_data_error
+from deelbo.data.splits import MIN_PER_CLASS
+
+if TYPE_CHECKING:
+    from deelbo.data.dataset import Task
+
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .gif .bmp .tif .tiff .webp .ppm .pgm .pbm .pnm".split()  # noqa: SIM905 - a list of words
+)
+SPLITS = ("train", "test")
+LIKE_SPLITS = {*SPLITS, "training", "testing", "val", "valid", "validation"}
+COLUMNS = ("path", "label")
+HELD_OUT_SEED = 0
+MAX_SHOWN, MAX_CHARACTERS = 3, 60
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Where images are, and how they are read.
+
+    Attributes:
+        path: a folder with ``train/CLASS/*`` and ``test/CLASS/*``, or with ``CLASS/*``; or a manifest.
+        is_manifest: whether ``path`` is a CSV file with the columns path (relative to the file's folder), label and,
+            not necessarily, split ("train" or "test").
+        test_share: share of each class that is held out as the test set, where there is none; the same for every seed.
+        skip_unreadable: go on without files that cannot be decoded, instead of refusing all.
+    """
+
+    path: str
+    is_manifest: bool = False
+    test_share: float = 0.2
+    skip_unreadable: bool = False
+
+
+@dataclass(frozen=True)
+class LabeledFile:
+    """An image file, its class, and whether it is in the test set."""
+
+    path: Path
+    label: str
+    is_test: bool = False
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """The image files of a source, below ``folder``; ``others`` are files that are no images by their names."""
+
+    folder: Path
+    classes: tuple[str, ...]
+    files: tuple[LabeledFile, ...]
+    others: tuple[Path, ...] = ()
+
+    @property
+    def training(self) -> list[LabeledFile]:
+        return [file for file in self.files if not file.is_test]
+
+    @property
+    def test(self) -> list[LabeledFile]:
+        return [file for file in self.files if file.is_test]
+
+    @property
+    def smallest_class(self) -> int:
+        """Number of training images in the smallest class."""
+        return min(Counter(file.label for file in self.training).values())
+
+
+def list_images(name: str, source: ImageSource) -> ImageList:
+    """List a dataset's images without opening one; ``name`` is for the messages."""
+    path = Path(source.path)
+    if not path.exists():
+        raise DataError(f"{name}: there is no {show(path)}: correct the path, or bring the images to this machine")
+    if path.is_dir() == source.is_manifest:
+        found, remedy = ("folder", "give it as folder") if path.is_dir() else ("file", "unpack an archive, or give csv")
+        raise DataError(f"{name}: {show(path)} is a {found}, expected the other of folder and CSV file: {remedy}")
+    folder = path.parent if source.is_manifest else path
+    with as_data_error(f"{name}: {show(path)} cannot be read", "make its files and folders readable for you"):
+        files, others = (_list_manifest(name, path), []) if source.is_manifest else _list_folder(name, path)
+    classes = tuple(sorted({file.label for file in files if not file.is_test}))
+    if len(classes) < 2:
+        beside = f", and {len(others)} files that are no images, such as {show(others[0].name)}" if others else ""
+        found = f"one class, {_quote(classes[0])}" if classes else "no training images in folders of classes"
+        raise DataError(f"{name}: {show(path)} has {found}{beside}: give images of at least two classes")
+    if unknown := [file for file in files if file.label not in classes]:
+        found = f"{show(unknown[0].path)}, whose class {_quote(unknown[0].label)} has no training images"
+        raise DataError(f"{name}: the test set has {found}: add some, or remove the class from the test set")
+    is_held_out = not any(file.is_test for file in files)
+    if is_held_out:
+        files = hold_out(files, source.test_share)
+    listed = ImageList(folder, classes, tuple(files), tuple(others))
+    check_classes(name, listed, is_held_out)
+    return listed
+
+
+def hold_out(files: Sequence[LabeledFile], share: float) -> list[LabeledFile]:
+    """Return the files with a ``share`` of each class as test files, at least one; the same ones at every call."""
+    random = np.random.RandomState(HELD_OUT_SEED)
+    rows_by_class: dict[str, list[int]] = {}
+    for row, file in enumerate(files):
+        rows_by_class.setdefault(file.label, []).append(row)
+    held_out: set[int] = set()
+    for _, rows in sorted(rows_by_class.items()):
+        held_out.update(random.permutation(rows)[: max(1, round(share * len(rows)))].tolist())
+    return [replace(file, is_test=row in held_out) for row, file in enumerate(files)]
+
+
+def check_classes(name: str, listed: ImageList, is_held_out: bool = False) -> None:
+    """Raise DataError for a class with too few training images, or without a test image."""
+    training, test = (Counter(file.label for file in files) for files in (listed.training, listed.test))
+    for label in listed.classes:
+        if training[label] < MIN_PER_CLASS:
+            beside = f", with {test[label]} more held out for the test" if is_held_out else ""
+            found = f"{training[label]} training images of class {_quote(label)} in {show(listed.folder)}{beside}"
+            raise DataError(f"{name}: {found}: at least {MIN_PER_CLASS} are needed: add images, or remove the class")
+        if not test[label]:
+            found = f"no test image of class {_quote(label)} in {show(listed.folder)}"
+            raise DataError(f"{name}: {found}: add one, or leave the test set out, so that a share is held out")
+
+
+def read_images(name: str, source: ImageSource, root: Path, image_size: int) -> tuple[Task, ImageList]:
+    """Return a dataset and the list of what is in it, decoded or from the cache below ``root``.
+
+    The images are resized as those of Pet and Flowers are. With ``skip_unreadable`` the list has no unreadable ones.
+    """
+    import torch
+
+    from deelbo.data.dataset import Task
+    from deelbo.data.decoding import Listing, load_readable
+    from deelbo.data.images import Geometry, Images, ImageTransform, resize_side
+
+    listed, side = list_images(name, source), resize_side(image_size)
+    check_memory(name, len(listed.files), side, available_memory())
+    numbers = {label: number for number, label in enumerate(listed.classes)}
+    parts = listed.training, listed.test
+    paths = [[file.path for file in part] for part in parts]
+    labels = [[numbers[file.label] for file in part] for part in parts]
+    listing = Listing(paths[0], labels[0], paths[1], labels[1])
+    pixels, problems = load_readable(listing, side, name, root, listed.folder, source.skip_unreadable)
+    if problems and not source.skip_unreadable:
+        shown = [f"{show(file.relative_to(listed.folder))} ({why})" for file, why in problems.items()]
+        raise DataError(
+            f"{name}: {len(problems)} of {len(listed.files)} images in {show(listed.folder)} cannot be read: "
+            f"{_some(shown)}: copy them again or remove them, or set datasets.{name}.unreadable to skip"
+        )
+    examples = []
+    for tensor, part, files in zip(pixels, labels, paths, strict=True):
+        rows = [row for row, file in enumerate(files) if file not in problems]
+        kept = tensor if len(rows) == len(tensor) else tensor[rows]
+        examples.append(Images(kept, torch.tensor([part[row] for row in rows]), len(listed.classes)))
+    if problems:
+        listed = replace(listed, files=tuple(file for file in listed.files if file.path not in problems))
+        check_classes(name, listed)
+    pool, test = examples
+    transform = ImageTransform(Geometry(side, image_size, flip=True))
+    return Task(name, pool, test, transform, proportional=True), listed
+
+
+def check_memory(name: str, images: int, side: int, available: int | None) -> None:
+    """Raise DataError if so many decoded images of side x side pixels do not fit the ``available`` bytes."""
+    needed = images * 3 * side * side
+    if available is not None and needed > available:
+        raise DataError(
+            f"{name}: its {images:,} images take {needed / 2**30:.1f} GiB of memory at {side} x {side} pixels, "
+            f"{available / 2**30:.1f} GiB are available: set training.image_size lower, or name a part of the images"
+        )
+
+
+def available_memory() -> int | None:
+    """Return the bytes of memory that this process can still take, also in a container; None if they are not known."""
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        found.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    except (OSError, ValueError, StopIteration):  # also a container without a limit, whose file says "max"
+        pass
+    return min(found, default=None)
+
+
+def _list_folder(name: str, folder: Path) -> tuple[list[LabeledFile], list[Path]]:
+    """Return the images below the folders of classes, and the files there that are no images."""
+    entries, root = list(_entries(folder, folder.resolve())), folder.resolve()
+    names = {entry.name for entry in entries if entry.is_dir()}
+    if "train" in names and names - set(SPLITS):
+        found = f"{_some(sorted(map(_quote, names - set(SPLITS))))} beside train"
+        raise DataError(f"{name}: {show(folder)} has {found}, expected test alone: move it away, or rename it to test")
+    if "train" not in names and (like := sorted(name for name in names if name.lower() in LIKE_SPLITS)):
+        expected = "expected train and test, or folders of classes alone"
+        raise DataError(f"{name}: {show(folder)} has the folder {_quote(like[0])}, {expected}: rename it")
+    splits = [folder / split for split in SPLITS if split in names] if "train" in names else [folder]
+    files: list[LabeledFile] = []
+    others: list[Path] = []
+    for split in splits:
+        for entry in _entries(split, root):
+            if entry.is_dir():
+                label, is_test = unicodedata.normalize("NFC", entry.name), split != folder and split.name == "test"
+                for path in _walk(entry, root):
+                    if path.suffix.lower() in SUFFIXES and path.is_file():
+                        files.append(LabeledFile(path, label, is_test))
+                    else:
+                        others.append(path)
+            elif entry.suffix.lower() in SUFFIXES:
+                raise DataError(f"{name}: {show(entry)} lies in no folder of a class: move it into one, or remove it")
+    return files, others
+
+
+def _walk(folder: Path, root: Path) -> Iterator[Path]:
+    """Yield the files in a folder and the folders in it."""
+    for entry in _entries(folder, root):
+        if entry.is_dir():
+            yield from _walk(entry, root)
+        else:
+            yield entry
+
+
+def _entries(folder: Path, root: Path) -> list[Path]:
+    """Return what is in a folder, by name, without hidden files; raise DataError for links that are not followed."""
+    entries = [e for e in sorted(folder.iterdir()) if not e.name.startswith(".") and e.name != "__MACOSX"]
+    for entry in entries:
+        if entry.is_symlink():
+            problem = "leads out of it" if not entry.resolve().is_relative_to(root) else "is a folder"
+            if problem == "leads out of it" or entry.is_dir() or not entry.exists():
+                problem = problem if entry.exists() else "leads nowhere"
+                raise DataError(f"{show(root)}: the link {show(entry)} {problem}: copy what it leads to, or remove it")
+    return entries
+
+
+def _list_manifest(name: str, file: Path) -> list[LabeledFile]:
+    """Return the files that a manifest lists; its rows must all be right."""
+    with (
+        as_data_error(f"{name}: {show(file)} cannot be read", "save it as CSV in UTF-8, columns path,label[,split]"),
+        file.open(newline="", encoding="utf-8-sig") as text,
+    ):
+        reader = csv.DictReader(text, strict=True)
+        columns = reader.fieldnames = [column.strip() for column in reader.fieldnames or ()]
+        rows = [(reader.line_num, row) for row in reader]
+    if missing := [column for column in COLUMNS if columns.count(column) != 1]:
+        expected = "expected path,label or path,label,split, separated by commas"
+        found = f"its first line is {_quote(','.join(columns))}"
+        raise DataError(f"{name}: {show(file)} has no column {' and '.join(missing)} ({found}): {expected}")
+    files, problems = [], []
+    seen, root = set[Path](), file.parent.resolve()
+    for line, row in rows:
+        labeled = _labeled_file(row, file.parent, root)
+        if isinstance(labeled, LabeledFile) and labeled.path in seen:
+            labeled = f"{show(labeled.path)} is there twice"
+        if isinstance(labeled, str):
+            problems.append(f"line {line}: {labeled}")
+        else:
+            seen.add(labeled.path)
+            files.append(labeled)
+    if problems:
+        found = f"{len(problems)} of {len(rows)} rows of {show(file)} cannot be used: {_some(problems, '; ')}"
+        raise DataError(f"{name}: {found}: correct or remove them")
+    return files
+
+
+def _labeled_file(row: Mapping[str, str | None], folder: Path, root: Path) -> LabeledFile | str:
+    """Return what a row of a manifest says, or what is wrong with it."""
+    path, label = (unicodedata.normalize("NFC", (row[column] or "").strip()) for column in COLUMNS)
+    if not path or not label:
+        return "no path" if not path else "no label"
+    if None in row:  # where `csv` puts fields without a column
+        return "more fields than columns"
+    split = (row.get("split") or "").strip().lower()
+    if "split" in row and split not in SPLITS:
+        return f"split {_quote(split)}, expected train or test"
+    found = Path(os.path.normpath(folder / (row["path"] or "").strip()))
+    if not found.is_relative_to(folder) or not found.resolve().is_relative_to(root):
+        return f"{show(found)} is not in {show(folder)} or leads out of it"
+    return LabeledFile(found, label, split == "test") if found.is_file() else f"no file {show(found)}"
+
+
+def show(path: Path | str) -> str:
+    """Return a path as text of one line."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)
+
+
+def _quote(text: str) -> str:
+    return repr(text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}...")
+
+
+def _some(items: Sequence[str], separator: str = ", ") -> str:
+    """Join the first few of some items."""
+    return separator.join([*items[:MAX_SHOWN], *["..."] * (len(items) > MAX_SHOWN)])
