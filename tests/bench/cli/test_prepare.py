@@ -152,7 +152,8 @@ def test_what_cannot_run_is_not_prepared(tmp_path: Path, capsys: pytest.CaptureF
 def test_run_does_not_fetch(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`run` never downloads: missing datasets or weights are one line that names `prepare`."""
     for change in ({"data": str(tmp_path / "data"), "verify_data": True}, {"data": str(data_root)}):
-        assert main(["run", written(tmp_path, **change), "--storage", "storage"]) == 2
+        settings = ["--set", "resources.gpus_per_trial=0", "--storage", "storage"]  # a GPU would be missing first
+        assert main(["run", written(tmp_path, **change), *settings]) == 2
         error = capsys.readouterr().err
         assert len(error.splitlines()) == 1
         assert "deelbo-bench prepare" in error
