@@ -43,4 +43,5 @@ Flag = Annotated[bool, Field(strict=True)]
 Prior = Literal["l2-zero", "l2-sp", "ptyl"]
 LearningRates = Annotated[tuple[Positive, ...], Unique]
 DEFAULT_LEARNING_RATES = (0.1, 0.01, 0.001, 0.0001)
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]

@@ -43,12 +43,12 @@ def _doctor(options: argparse.Namespace) -> int:
     from bench.doctor.examine import examine
 
     benchmark = None
+    address = options.address or os.environ.get("RAY_API_SERVER_ADDRESS")
     if options.config is not None:
         benchmark = load_benchmark(options.config, options.set)
-        check(benchmark)
+        check(benchmark, images_here=not (address or "").startswith(("http://", "https://")))
     elif options.set:
         raise ConfigError(f"--set {options.set[0]}: expected a configuration that it changes: name a preset or a file")
-    address = options.address or os.environ.get("RAY_API_SERVER_ADDRESS")
     install = options.install is not None
     request = DoctorRequest(benchmark, options.storage, options.tracking_uri, options.from_source, install)
     report, results = examine(address, request, options.env)

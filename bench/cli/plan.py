@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bench.cli.arguments import Subparsers, add_command, add_config, add_only, add_set, to_path
@@ -49,7 +49,7 @@ def _plan(options: argparse.Namespace) -> int:
     from deelbo.data import crop_size
 
     benchmark = load_benchmark(options.config, options.set)
-    check(benchmark)
+    benchmark = check(benchmark, None if options.trials else console.print)
     throughput = Throughput(options.images_per_second, options.speed)
     methods = filter_methods(make_methods(benchmark), options.only)
     if options.trials:
@@ -60,7 +60,8 @@ def _plan(options: argparse.Namespace) -> int:
     console.print(_table(benchmark, methods, throughput, unit))
     console.print(_summary(methods))
     for backbone in dict.fromkeys(method.cell.backbone for method in methods):
-        size = max(crop_size(method.cell.dataset, benchmark.training.image_size) for method in methods)
+        datasets = {method.cell.dataset for method in methods}
+        size = max(crop_size(name, benchmark.training.image_size, benchmark.source(name)) for name in datasets)
         console.print(f"{unit} of {backbone}: {throughput.describe(backbone, benchmark.training, size)}")
     console.print("An image that is only evaluated (validation, selection, test) counts a third of one trained on.")
     if any(method.adaptive for method in methods):
@@ -90,8 +91,10 @@ def _table(benchmark: Benchmark, methods: Sequence[Method], throughput: Throughp
     from rich.text import Text
 
     from bench.cli.console import make_table
+    from bench.config.validation import find_tasks
     from bench.labels import PRIOR_NAMES, dataset_name, method_name
 
+    tests = {name: task.test_size for name, task in find_tasks(benchmark).items()}
     blocks: dict[tuple[str, int, str], dict[tuple[str, str], list[Method]]] = {}
     for method in methods:
         cell = method.cell
@@ -100,7 +103,7 @@ def _table(benchmark: Benchmark, methods: Sequence[Method], throughput: Throughp
 
     def numbers(group: Sequence[Method]) -> list[str]:
         stages = _count_trials(group)
-        hours = sum(_hours(method, benchmark, throughput) for method in group)
+        hours = sum(_hours(method, benchmark, throughput, tests) for method in group)
         shown = "" if math.isnan(hours) else f"{hours:,.2f}" if hours < 10 else f"{hours:,.0f}"
         return [*(f"{stages[stage]:,}" if stages[stage] else "" for stage in STAGES), shown]
 
@@ -125,16 +128,15 @@ def _count_trials(methods: Iterable[Method]) -> Counter[str]:
     return sum((method.stages() for method in methods), Counter[str]())
 
 
-def _hours(method: Method, benchmark: Benchmark, throughput: Throughput) -> float:
-    """Return the hours of a method in its cell; nan if the throughput of its backbone is not known."""
+def _hours(method: Method, benchmark: Benchmark, throughput: Throughput, tests: Mapping[str, int]) -> float:
+    """Return the hours of a method in its cell, with ``tests`` test images by dataset; nan without a throughput."""
     from bench.scheduling.cost import count_work
-    from deelbo.data import TASKS
 
     cell = method.cell
     rate = throughput.of(cell.backbone, method.bayesian, cell.prior)
     if rate is None:
         return math.nan
-    works = {stage: count_work(stage, cell.n, TASKS[cell.dataset].test_size, benchmark.training) for stage in STAGES}
+    works = {stage: count_work(stage, cell.n, tests[cell.dataset], benchmark.training) for stage in STAGES}
     return sum(count * works[stage].hours(rate) for stage, count in method.run_equivalents().items())
 
 

@@ -22,23 +22,23 @@ def _prepare(options: argparse.Namespace) -> int:
     from bench.exceptions import ConfigError
     from bench.execution.pretrained import load_pretrained_backbones
     from deelbo.data import check_task, download_task, load_task
-    from deelbo.data.splits import check_size
     from deelbo.pretrained.registry import IMAGENET_VERSIONS
     from deelbo.pretrained.weights import download_weights, imagenet_file
 
     benchmark = load_benchmark(options.config, options.set)
-    check(benchmark)
+    benchmark = check(benchmark, console.print)
     for name in benchmark.datasets:
+        source = benchmark.source(name)
         try:
-            check_task(name, benchmark.data, benchmark.verify_data)
+            check_task(name, benchmark.data, benchmark.verify_data, source)
         except ValueError as missing:
-            if not benchmark.verify_data:  # the official data are not what was asked for
+            if source is not None or not benchmark.verify_data:  # the official data are not what was asked for
                 raise
             console.print(f"{name}: {missing}")
             console.print(f"{name}: downloaded to {short(download_task(name, benchmark.data))}")
-        task = load_task(name, benchmark.data, benchmark.training.image_size, benchmark.verify_data)
-        for n in benchmark.datasets[name]:
-            check_size(n, task.pool_size, task.pool.num_classes)
+        task = load_task(name, benchmark.data, benchmark.training.image_size, benchmark.verify_data, source)
+        for n in benchmark.sizes[name]:
+            task.check_size(n)
         console.print(
             f"{name}: {len(task.pool):,} training and {len(task.test):,} test images, data {task.fingerprint}"
         )

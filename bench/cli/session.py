@@ -51,7 +51,7 @@ def run(options: argparse.Namespace, start_time: float) -> int:
     """Carry out `run`, started at ``start_time`` in seconds since 1970, and return the exit code."""
     running_code()  # before the files on the disk may change
     benchmark = load_benchmark(options.config, options.set)
-    check(benchmark)
+    benchmark = check(benchmark, console.print)
     methods = filter_methods(make_methods(benchmark), options.only)
     check_packages(methods)
     store = RecordStore(options.storage or f"deelbo-runs/{benchmark.name}")

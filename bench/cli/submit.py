@@ -56,8 +56,9 @@ def _submit(options: argparse.Namespace) -> int:
     benchmark = load_benchmark(options.config, options.set)
     storage = check_places(options.storage, tracking)
     env = job_environment(tracking, options.env)
-    check(benchmark)
-    filter_methods(make_methods(benchmark), options.only)
+    check(benchmark, images_here=False)
+    if options.only is not None:
+        filter_methods(make_methods(benchmark), options.only)
     cluster = Cluster.connect(options.address)
     with TemporaryDirectory(prefix="deelbo-job-") as folder:
         source_hash = pack_job(Path(folder), benchmark, options.from_source)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any, Self, Union
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from bench.config.sections import BackboneSettings, Resources, Training
+from bench.config.sections import BackboneSettings, ImageSettings, Resources, Training
+from bench.exceptions import ConfigError
 from bench.methods import METHODS, method_named
 from bench.methods.base import Method, MethodSettings
 from bench.trials.spec import Cell, TrialTemplate
 from bench.types import Count, Flag, Name, Positive, Prior, Seed, StrictModel, Unique, check_unique
 from bench.utils.text import short_repr
+from deelbo.data import ImageSource
+from deelbo.paths import expand_user
 
 EMBEDDED = "digits-resnet"  # trained by this package, which also fits its SWAG posterior
 MAX_TRIALS = 100_000  # 17 times the paper's; each takes 10 microseconds and 3 KB before anything runs
@@ -76,11 +80,22 @@ else:
     ]
 
 
+def _kind_of_dataset(value: Any) -> str:
+    return "images" if isinstance(value, dict | BaseModel) else "sizes"
+
+
+Dataset = Annotated[
+    Annotated[tuple[Count, ...], Unique, Tag("sizes")] | Annotated[ImageSettings, Tag("images")],
+    Discriminator(_kind_of_dataset),
+]
+"""The sizes of a dataset that comes by its name, or the user's own images."""
+
+
 class Benchmark(StrictModel):
     """A whole benchmark: each (dataset, n, backbone, prior, seed) is a cell for all methods; see docs/config.md."""
 
     name: Name
-    datasets: Annotated[dict[str, Annotated[tuple[Count, ...], Unique]], Unique]
+    datasets: Annotated[dict[str, Dataset], Unique]
     backbones: Annotated[dict[str, BackboneSettings], Unique]
     priors: Annotated[tuple[Prior, ...], Unique]
     seeds: Annotated[tuple[Seed, ...], Unique]
@@ -118,7 +133,7 @@ class Benchmark(StrictModel):
                 f"checkpoint_minutes = {self.checkpoint_minutes:g} with timed: true, expected timed: false beside it, "
                 "as a timed run restarts from its start: set timed: false, or leave checkpoint_minutes out"
             )
-        cells = sum(map(len, self.datasets.values())) * len(self.backbones) * len(self.seeds)
+        cells = sum(len(_sizes(setting)) for setting in self.datasets.values()) * len(self.backbones) * len(self.seeds)
         trials = cells * sum(
             settings.max_trials(prior)
             for settings, prior in product(self.methods.values(), self.priors)
@@ -130,6 +145,32 @@ class Benchmark(StrictModel):
                 "into several benchmarks"
             )
         return self
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """The training set sizes of each dataset; ConfigError for an "all" that `with_pools` has not replaced."""
+        sizes = {}
+        for name, setting in self.datasets.items():
+            if "all" in _sizes(setting):
+                raise ConfigError(f"datasets.{name}.n = all is known only where its images are: give a number")
+            sizes[name] = tuple(int(n) for n in _sizes(setting))
+        return sizes
+
+    def with_pools(self, pools: Mapping[str, int]) -> Self:
+        """Return the benchmark with the number of training images, of the datasets in ``pools``, for "all"."""
+        datasets = dict(self.datasets)
+        for name, pool in pools.items():
+            if isinstance(setting := datasets[name], ImageSettings):
+                n = tuple(dict.fromkeys(pool if size == "all" else size for size in setting.n))
+                datasets[name] = setting.model_copy(update={"n": n})
+        return self.model_copy(update={"datasets": datasets})
+
+    def source(self, dataset: str) -> ImageSource | None:
+        """Return where the images of a dataset are on this machine, if they are the user's own."""
+        setting = self.datasets[dataset]
+        if not isinstance(setting, ImageSettings):
+            return None
+        return setting.source(str(expand_user(setting.path).absolute()))
 
     def content(self) -> dict[str, Any]:
         """Return the benchmark as its YAML file would be read; `parse_benchmark` is the inverse."""
@@ -146,6 +187,10 @@ class Benchmark(StrictModel):
         return self.model_dump(mode="json", include=include)
 
 
+def _sizes(setting: tuple[int, ...] | ImageSettings) -> tuple[int | str, ...]:
+    return setting.n if isinstance(setting, ImageSettings) else setting
+
+
 def trial_template(benchmark: Benchmark, cell: Cell) -> TrialTemplate:
     """Return the fields that all trials of a cell share."""
     return TrialTemplate(cell, benchmark.backbones[cell.backbone].head, benchmark.training.model_dump())
@@ -153,7 +198,7 @@ def trial_template(benchmark: Benchmark, cell: Cell) -> TrialTemplate:
 
 def make_methods(benchmark: Benchmark) -> list[Method]:
     """Return every configured method, once for each of the cells that it runs in."""
-    sizes = [(dataset, n) for dataset, sizes in benchmark.datasets.items() for n in sizes]
+    sizes = [(dataset, n) for dataset, sizes in benchmark.sizes.items() for n in sizes]
     methods = []
     for (dataset, n), backbone, prior, seed in product(sizes, benchmark.backbones, benchmark.priors, benchmark.seeds):
         template = trial_template(benchmark, Cell(dataset, backbone, prior, n, seed))

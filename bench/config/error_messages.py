@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from bench.config.benchmark import SHORT_FORMS, Benchmark
+from bench.config.sections import ImageSettings
 from bench.methods import METHODS, method_named
 from bench.utils.text import short_repr, single_line
 
@@ -21,8 +22,8 @@ def describe_problem(details: Any, content: dict[str, Any]) -> str:
     parts = [str(part) for part in details["loc"] if not str(part).startswith(BRANCHES)]
     if parts[:1] == ["backbones"] and parts[2:3] == ["ptyl"]:
         del parts[3:4]  # the type that pydantic took it for
-    if parts[:1] == ["methods"]:
-        del parts[2:3]  # the method that pydantic took it for
+    if parts[:1] in (["methods"], ["datasets"]):
+        del parts[2:3]  # the method, or the kind of dataset, that pydantic took it for
     key, kind, value = single_line(_key_as_written(".".join(parts), content), 100), details["type"], details["input"]
     if kind == "union_tag_invalid":
         known = ", ".join(method.name for method in METHODS)
@@ -53,6 +54,8 @@ def _keys_beside(location: tuple[Any, ...]) -> str:
     model: Any = Benchmark
     if location[0] == "methods" and len(location) > 3:  # entry, method, key
         model, location = method_named(location[2]).Settings, location[3:]
+    if location[0] == "datasets":  # name, kind, key
+        model, location = ImageSettings, location[3:]
     for part in location[:-1]:
         by_alias = {field.alias or name: field for name, field in model.model_fields.items()}
         annotation = by_alias[str(part)].annotation if str(part) in by_alias else None

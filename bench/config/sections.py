@@ -1,10 +1,11 @@
-"""The sections of a configuration: training, resources and backbones."""
+"""The sections of a configuration: training, resources, own images and backbones."""
 
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from bench.types import Count, Flag, Name, NotNegative, Number, Positive, StrictModel
+from bench.types import Count, Flag, Fraction, Name, NotNegative, Number, Positive, StrictModel, Unique
+from deelbo.data import ImageSource
 from deelbo.limits import MIN_SIGMA
 
 
@@ -40,6 +41,38 @@ class Resources(StrictModel):
                 "gpus_per_trial to 1, or leave accelerator out"
             )
         return self
+
+
+def _check_size(value: Any) -> Any:
+    if value != "all" and (type(value) is not int or not 1 <= value < 2**31):
+        raise ValueError("must be a whole number of at least 1, or all")
+    return value
+
+
+class ImageSettings(StrictModel):
+    """A dataset of the user's own images, and the training set sizes; "all" stands for all training images."""
+
+    folder: str | None = None
+    csv: str | None = None
+    n: Annotated[tuple[Annotated[int | str, BeforeValidator(_check_size)], ...], Unique]
+    test_share: Fraction = 0.2
+    unreadable: Literal["refuse", "skip"] = "refuse"
+
+    @model_validator(mode="after")
+    def _check_path(self) -> Self:
+        if (self.folder is None) == (self.csv is None):
+            found = "folder and csv are both given" if self.folder is not None else "neither folder nor csv is given"
+            raise ValueError(f"{found}: give one of them")
+        return self
+
+    @property
+    def path(self) -> str:
+        """The folder or the manifest, as the configuration has it."""
+        return self.folder or self.csv or ""
+
+    def source(self, path: str) -> ImageSource:
+        """Return where the images are, at a ``path`` that the reader can find."""
+        return ImageSource(path, self.csv is not None, self.test_share, self.unreadable == "skip")
 
 
 class SWAGFiles(StrictModel):

@@ -1,27 +1,41 @@
 """Check before anything starts that a configuration fits the datasets, backbones and packages that exist."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 
 from bench.config.benchmark import EMBEDDED, Benchmark
+from bench.config.sections import ImageSettings
 from bench.exceptions import ConfigError
 from bench.methods.base import Method
-from deelbo.data import TASKS, crop_size, load_task
+from bench.types import NAME_PATTERN
+from deelbo.data import TASKS, TaskEntry, crop_size, find_task, load_task
+from deelbo.data.folders import show
 from deelbo.data.splits import check_size
 from deelbo.pretrained.registry import BACKBONES, IMAGENET_VERSIONS, find_backbone
 
+Say = Callable[[str], object]
 
-def check(benchmark: Benchmark) -> None:
-    """Check that datasets, backbones, heads, sizes and methods exist and fit together; reads no files."""
-    for name in benchmark.datasets:
-        if name not in TASKS:
-            raise ConfigError(f"dataset = {name!r}: expected one of {', '.join(sorted(TASKS))}")
+
+def check(benchmark: Benchmark, say: Say | None = None, images_here: bool = True) -> Benchmark:
+    """Check that datasets, backbones, heads, sizes and methods exist and fit together.
+
+    No file is opened, but the user's own images are listed if they are on this machine; ``say`` gets a line on files
+    beside them.
+
+    Returns:
+        the benchmark with the number of training images in place of "all", if they are listed.
+    """
+    _check_datasets(benchmark, images_here)
     _check_backbones(benchmark)
     _check_methods(benchmark)
     try:
-        for name, sizes in benchmark.datasets.items():
-            for n in sizes:
-                _check_size(name, n, TASKS[name].pool_size)
-            crop_size(name, benchmark.training.image_size)
+        tasks = find_tasks(benchmark, images_here)
+        benchmark = benchmark.with_pools({name: task.pool_size for name, task in tasks.items()})
+        for name, task in tasks.items():
+            for n in benchmark.sizes[name] if images_here else ():
+                _check_size(name, n, task)
+            if say is not None and task.others:
+                say(f"{name}: files that are left out: {len(task.others)}, such as {show(task.others[0])}")
         _check_networks(benchmark)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -33,6 +47,34 @@ def check(benchmark: Benchmark) -> None:
             f"resources.gpus_per_trial = {gpus:g} with timed: true, expected 1 or 0, as trials that share a GPU slow "
             "each other down: set it to 1, or timed: false"
         )
+    return benchmark
+
+
+def find_tasks(benchmark: Benchmark, images_here: bool = True) -> dict[str, TaskEntry]:
+    """Return the sizes of the datasets, the user's own only if they are on this machine; raises as `find_task`."""
+    sources = {name: benchmark.source(name) for name in benchmark.datasets}
+    return {
+        name: find_task(name, source, benchmark.data, crop_size(name, benchmark.training.image_size, source))
+        for name, source in sources.items()
+        if source is None or images_here
+    }
+
+
+def _check_datasets(benchmark: Benchmark, images_here: bool) -> None:
+    """Check the names of datasets, and the paths of the user's own images."""
+    for name, setting in benchmark.datasets.items():
+        own = isinstance(setting, ImageSettings)
+        if not own and name not in TASKS:
+            known = ", ".join(sorted(TASKS))
+            raise ConfigError(f"dataset = {name!r}: expected one of {known}, or {{folder: ..., n: [...]}} of your own")
+        if own and (name in TASKS or not re.match(NAME_PATTERN, name)):
+            expected = "expected letters, digits, dots, dashes, underscores, and no name of a published dataset"
+            raise ConfigError(f"datasets.{name} is no name for images of your own, {expected}: choose another")
+        if isinstance(setting, ImageSettings) and not images_here and not setting.path.startswith(("/", "~")):
+            raise ConfigError(
+                f"datasets.{name}: {setting.path!r} is relative to this machine, not to the nodes: give the absolute "
+                "path on the nodes"
+            )
 
 
 def _check_backbones(benchmark: Benchmark) -> None:
@@ -73,16 +115,17 @@ def _check_networks(benchmark: Benchmark) -> None:
             check_head(name, settings.head)
         channels = BACKBONES[name].channels
         for dataset in benchmark.datasets:
-            if TASKS[dataset].channels != channels:
+            given = TASKS[dataset].channels if benchmark.source(dataset) is None else 3
+            if given != channels:
                 raise ValueError(
                     f"{name} takes images of {channels} channel{'s' * (channels > 1)}, those of {dataset} have "
-                    f"{TASKS[dataset].channels}: choose another backbone or dataset"
+                    f"{given}: choose another backbone or dataset"
                 )
 
 
-def _check_size(name: str, n: int, pool: int) -> None:
+def _check_size(name: str, n: int, task: TaskEntry) -> None:
     try:
-        check_size(n, pool, TASKS[name].num_classes)
+        check_size(n, task.pool_size, task.num_classes, task.smallest_class)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
 
@@ -101,9 +144,14 @@ def check_data(benchmark: Benchmark, datasets: Iterable[str]) -> dict[str, str]:
     """Read datasets as the trials will, check that every N fits, and return a hash of the images of each."""
     fingerprints = {}
     for name in datasets:
-        if TASKS[name].files is not None:  # others come with an installed package
-            task = load_task(name, benchmark.data, benchmark.training.image_size, benchmark.verify_data)
-            for n in benchmark.datasets[name]:
-                _check_size(name, n, task.pool_size)
-            fingerprints[name] = task.fingerprint
+        source, size = benchmark.source(name), benchmark.training.image_size
+        if source is None and TASKS[name].files is None:  # comes with an installed package
+            continue
+        task = load_task(name, benchmark.data, size, benchmark.verify_data, source, fresh=True)
+        for n in benchmark.sizes[name]:
+            try:
+                task.check_size(n)
+            except ValueError as error:
+                raise ConfigError(f"{name}: {error}") from error
+        fingerprints[name] = task.fingerprint
     return fingerprints

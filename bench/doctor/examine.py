@@ -4,7 +4,8 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ from bench.config.places import (
     expand_tracking_uri,
     resolve_storage,
 )
-from bench.config.sections import Resources
+from bench.config.sections import ImageSettings, Resources
 from bench.doctor.checks import check_cluster, minor_version
 from bench.doctor.cluster_report import THIS_MACHINE, CheckResult, ClusterReport, DoctorRequest
 from bench.exceptions import ConfigError
@@ -84,11 +85,21 @@ def _probe_request(request: DoctorRequest) -> dict[str, Any]:
     return probe_request | {
         "modules": sorted({name for method in benchmark.methods.values() for name in method.packages}),
         "datasets": list(benchmark.datasets),
+        "images": _image_sources(benchmark),
         "data": benchmark.data,
         "verify": benchmark.verify_data,
         "weights": _weight_files(benchmark),
         "cuda": bool(benchmark.resources.gpus_per_trial),
     }
+
+
+def _image_sources(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
+    """Return where the user's own images are, by dataset, as fields of `deelbo.data.ImageSource`."""
+    sources = {}
+    for name, own in benchmark.datasets.items():
+        if isinstance(own, ImageSettings):
+            sources[name] = asdict(own.source(str(Path(own.path).absolute()) if is_relative(own.path) else own.path))
+    return sources
 
 
 def _weight_files(benchmark: Benchmark) -> list[tuple[str, ...]]:

@@ -17,7 +17,8 @@ def load_pretrained_backbones(
 ) -> dict[str, Pretrained]:
     """Return the pretrained weights by backbone, of those that ``methods`` use; PTYL's files only if one needs them."""
     pretrained: dict[str, Pretrained] = {}
-    size = min(crop_size(dataset, benchmark.training.image_size) for dataset in benchmark.datasets)
+    given = benchmark.training.image_size
+    size = min(crop_size(dataset, given, benchmark.source(dataset)) for dataset in benchmark.datasets)
     for name, settings in benchmark.backbones.items():
         priors = {method.cell.prior for method in methods if method.cell.backbone == name}
         if not priors:

@@ -13,7 +13,7 @@ from bench.execution.objectives import make_objective
 from bench.execution.optimizers import make_optimizer
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from deelbo.data import load_task
+from deelbo.data import ImageSource, load_task
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.pretrained.embedded import Pretrained
 from deelbo.training.checkpoint import Checkpoint, Handover
@@ -41,6 +41,7 @@ class TrialContext:
     lost_seconds: float = 0.0
     checkpoint: Checkpoint | None = None
     handover: Handover | None = None
+    source: ImageSource | None = None
 
 
 def run_trial(spec: TrialSpec, pretrained: Pretrained, context: TrialContext) -> tuple[TrialRecord, Series]:
@@ -97,7 +98,7 @@ def _train(
         torch.cuda.reset_peak_memory_stats(device)
     with clock.phase("setup"):
         optimizer = make_optimizer(spec.optimizer)
-        task = load_task(spec.dataset, context.data, spec.image_size, context.verify_data)
+        task = load_task(spec.dataset, context.data, spec.image_size, context.verify_data, context.source)
         fingerprints["data"] = task.fingerprint
         split = task.split(spec.n, spec.seed, validation=spec.stage == "tune")
         model, head = make_model(spec, pretrained, task.pool.num_classes, device)

@@ -56,10 +56,16 @@ def collect_node_info(request: Mapping[str, Any], marker: str) -> Facts:
 
 
 def read_datasets(request: Mapping[str, Any]) -> Facts:
-    """Read each dataset; report None, or why it cannot be used. This takes minutes from a slow disk."""
+    """Read each dataset; report None, or why it cannot be used, and the number of files of the user's own images.
+
+    This takes minutes from a slow disk.
+    """
     options = request.get("data"), bool(request.get("verify", True))
-    datasets = request.get("datasets") or []
-    return {"data": {dataset: _find_problem(_check_dataset, dataset, *options) for dataset in datasets}}
+    datasets, images = request.get("datasets") or [], request.get("images") or {}
+    return {
+        "data": {name: _find_problem(_check_dataset, name, *options, images.get(name)) for name in datasets},
+        "files": {name: _count_images(name, source) for name, source in images.items()},
+    }
 
 
 def installed_version(package: str) -> str | None:
@@ -110,10 +116,26 @@ def _find_problem(check: Callable[..., object], *arguments: Any) -> str | None:
     return None
 
 
-def _check_dataset(dataset: str, folder: str | None, verify: bool) -> None:
+def _check_dataset(dataset: str, folder: str | None, verify: bool, source: Mapping[str, Any] | None) -> None:
     from deelbo.data import check_task
 
-    check_task(dataset, folder, verify)
+    if source is None:
+        check_task(dataset, folder, verify)
+    else:
+        from deelbo.data import ImageSource  # which an earlier deelbo on a node lacks
+
+        check_task(dataset, folder, verify, ImageSource(**source))
+
+
+def _count_images(dataset: str, source: Mapping[str, Any]) -> int | None:
+    """Return the number of a dataset's images; None if they cannot be listed, which `_check_dataset` reports."""
+    try:
+        from deelbo.data import ImageSource, find_task
+
+        entry = find_task(dataset, ImageSource(**{**source, "skip_unreadable": False}))  # which opens none
+        return entry.pool_size + entry.test_size
+    except Exception:
+        return None
 
 
 def _open_weights(backbone_or_path: str, version: str | None = None) -> None:

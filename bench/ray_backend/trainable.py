@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from bench.utils.code import Code, running_code
 from bench.utils.text import single_line
+from deelbo.data import ImageSource
 from deelbo.pretrained.embedded import Pretrained
 from deelbo.training.checkpoint import Checkpoint, Handover
 
@@ -37,6 +38,7 @@ class WorkerSettings:
         data: folder of the datasets; None for the node's own.
         code: the driver's.
         run_trial: runs one trial.
+        sources: where the user's own images are, by dataset.
     """
 
     storage: str
@@ -46,6 +48,7 @@ class WorkerSettings:
     data: str | None
     code: Code
     run_trial: TrialRunner
+    sources: Mapping[str, ImageSource] = field(default_factory=dict)
 
 
 def shares_storage(store: RecordStore, token: str) -> bool | None:
@@ -97,6 +100,7 @@ class TrialTrainable(tune.Trainable):
             lost_seconds=self.config["lost_seconds"],
             checkpoint=self._checkpoint(spec),
             handover=self._handover(spec),
+            source=self.settings.sources.get(spec.dataset),
         )
         record, series = self.settings.run_trial(spec, self.pretrained.get(spec.backbone), context)
         if (seconds := self.config["choosing_seconds"]) > 0:

@@ -120,7 +120,14 @@ class BenchmarkRun:
             TrialTrainable,
             pretrained=self.pretrained,
             settings=WorkerSettings(
-                self.lock.store.url, self.lock.token, self.benchmark, slots, data, running_code(), self.run_trial
+                self.lock.store.url,
+                self.lock.token,
+                self.benchmark,
+                slots,
+                data,
+                running_code(),
+                self.run_trial,
+                sources={name: s for name in self.benchmark.datasets if (s := self.benchmark.source(name)) is not None},
             ),
         )
         return tune.Tuner(

@@ -76,7 +76,7 @@ def _incompatibility(record: TrialRecord, data: Mapping[str, str], starts: Mappi
     spec, versions = record.spec, record.versions
     recorded, local = versions.get("data"), data.get(spec.dataset)
     if recorded is not None and local is not None and recorded != local:
-        return f"saw other images of {spec.dataset}: {recorded}, here {local}, so `data` was changed"
+        return f"saw other images of {spec.dataset}: {recorded}, here {local}, so `data` or its files were changed"
     start = starts.get(spec.backbone)
     if start is None or (spec.prior == "ptyl" and start.factor is None):
         return None  # this run covers a subset of the benchmark and did not read these weights

@@ -44,7 +44,7 @@ def experiment_note(benchmark: Benchmark, experiment: str, run: str) -> str:
         experiment: MLflow's id of it.
         run: MLflow's id of the benchmark's run.
     """
-    sizes = sorted({n for counts in benchmark.datasets.values() for n in counts})
+    sizes = sorted({n for counts in benchmark.sizes.values() for n in counts})
     text = EXPERIMENT.format(
         name=benchmark.name,
         methods=shorten(", ".join(map(method_name, benchmark.methods)), MAX_CHARS // 3, placeholder=" ..."),

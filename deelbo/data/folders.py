@@ -19,6 +19,7 @@ import numpy as np
 
 from deelbo.data.integrity import DataError, as_data_error
 from deelbo.data.splits import MIN_PER_CLASS
+from deelbo.paths import expand_user
 
 if TYPE_CHECKING:
     from deelbo.data.dataset import Task
@@ -62,7 +63,7 @@ class LabeledFile:
 
 @dataclass(frozen=True)
 class ImageList:
-    """The image files of a source, below ``folder``; ``others`` are files that are no images by their names."""
+    """The image files of a source, below ``folder``; ``others`` are files that are not read."""
 
     folder: Path
     classes: tuple[str, ...]
@@ -85,7 +86,7 @@ class ImageList:
 
 def list_images(name: str, source: ImageSource) -> ImageList:
     """List a dataset's images without opening one; ``name`` is for the messages."""
-    path = Path(source.path)
+    path = expand_user(source.path)
     if not path.exists():
         raise DataError(f"{name}: there is no {show(path)}: correct the path, or bring the images to this machine")
     if path.is_dir() == source.is_manifest:
@@ -138,7 +139,7 @@ def check_classes(name: str, listed: ImageList, is_held_out: bool = False) -> No
 def read_images(name: str, source: ImageSource, root: Path, image_size: int) -> tuple[Task, ImageList]:
     """Return a dataset and the list of what is in it, decoded or from the cache below ``root``.
 
-    The images are resized as those of Pet and Flowers are. With ``skip_unreadable`` the list has no unreadable ones.
+    The images are resized as those of Pet and Flowers are. With ``skip_unreadable``, unreadable ones are among others.
     """
     import torch
 
@@ -166,7 +167,8 @@ def read_images(name: str, source: ImageSource, root: Path, image_size: int) -> 
         kept = tensor if len(rows) == len(tensor) else tensor[rows]
         examples.append(Images(kept, torch.tensor([part[row] for row in rows]), len(listed.classes)))
     if problems:
-        listed = replace(listed, files=tuple(file for file in listed.files if file.path not in problems))
+        kept_files = tuple(file for file in listed.files if file.path not in problems)
+        listed = replace(listed, files=kept_files, others=(*listed.others, *problems))
         check_classes(name, listed)
     pool, test = examples
     transform = ImageTransform(Geometry(side, image_size, flip=True))

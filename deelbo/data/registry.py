@@ -32,7 +32,7 @@ class TaskEntry:
     image_size: int  # side in pixels of what the network sees by default
     files: DatasetFiles | None = None  # None: the images come with an installed package, or are the user's own
     smallest_class: int | None = None  # training images of it, where classes may have different sizes
-    others: tuple[Path, ...] = ()  # files beside the images that are not read
+    others: tuple[Path, ...] = ()  # files beside the images that are left out
 
 
 def _mnist_digits(_root: Path, image_size: int, _verify: bool) -> Task:
@@ -168,7 +168,9 @@ def check_task(
     name: str, root: str | os.PathLike[str] | None = None, verify: bool = True, source: ImageSource | None = None
 ) -> None:
     """Raise what `load_task` would raise, except for images that cannot be decoded. Takes about a second."""
-    if (files := find_task(name, source).files) is not None:
+    if source is not None:
+        list_images(name, source)
+    elif (files := _entry(name).files) is not None:
         from deelbo.data import torchvision_datasets
 
         torchvision_datasets.check(files, _absolute(root), verify)

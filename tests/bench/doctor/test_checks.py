@@ -317,6 +317,17 @@ def test_missing_data(tiny_request: DoctorRequest) -> None:
     assert missing.describe().count("run `") == 1
 
 
+def test_own_images_that_differ_between_nodes(tiny_request: DoctorRequest) -> None:
+    """A node with fewer of the user's own images than another is named; one that has none says what to bring."""
+    own = {"data": {"photos": None}, "files": {"photos": 90}}
+    lack = {"data": {"photos": "photos: there is no /photos: correct the path"}, "files": {"photos": None}}
+    report = report_of(node(0, **own), node(1, **own | {"files": {"photos": 88}}), node(2, **lack))
+    missing, fewer = results_of("data", report, tiny_request)
+    assert_failed(missing, "photos: there is no /photos", "on 1 of 3 nodes (host2)", "bring your own images there")
+    assert_failed(fewer, "photos has 88 images, 90 elsewhere on 1 of 3 nodes (host1)", "bring the same images")
+    assert result_of("data", report_of(node(0, **own), node(1, **own)), tiny_request).status == "ok"
+
+
 def test_data_that_take_long_to_read(tiny_request: DoctorRequest) -> None:
     """A node that is still reading its data is a note, and has answered."""
     report = report_of(node(0), node(1, unread="not read (no answer in 90 s)"), node(2))

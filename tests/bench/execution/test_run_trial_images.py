@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from bench.execution import run_trial as executing
 from bench.execution.run_trial import TrialContext, run_trial
 from bench.trials.record import TrialRecord
+from deelbo.data import ImageSource, load_task
 from deelbo.pretrained.embedded import Pretrained
 from tests.helpers.tiny import SPEC
 
@@ -77,6 +79,26 @@ def test_a_large_network_sees_photographs(data_root: Path, photographic: Pretrai
     assert record.versions["pretrained"] == photographic.fingerprint
     assert len(record.versions["data"]) == 16
     assert TrialRecord.from_json(record.to_json()).spec.image_size == 32
+
+
+def test_a_trial_on_own_images(photographic: Pretrained, tmp_path: Path) -> None:
+    """A trial reads the user's own images where its context says, and its record has their hash."""
+    for c, label in enumerate(("a", "b", "c")):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (20, 30), (80 * c, 9 * i, 0)).save(tmp_path / "photos" / label / f"{i}.png")
+    source = ImageSource(str(tmp_path / "photos"))
+    spec = replace(PHOTOGRAPHS, dataset="photos", n=20, batch_size=8)
+    context = TrialContext(CPU, data=str(tmp_path / "data"), source=source)
+    record, _ = run_trial(spec, photographic, context)
+    assert record.status == "completed", record.error
+    assert record.state["dim_head"] == 2048 * 3 + 3
+    seen = load_task("photos", tmp_path / "data", 32, source=source).fingerprint
+    assert record.versions["data"] == seen
+    (tmp_path / "photos" / "a" / "0.png").write_bytes(b"")
+    elsewhere = replace(context, data=str(tmp_path / "other"))  # or this process would not read them again
+    record, _ = run_trial(spec, photographic, elsewhere)
+    assert "1 of 30 images" in last_line(record)
 
 
 @pytest.mark.parametrize("stage", ["tune", "run"])
