@@ -52,8 +52,17 @@ def to_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def nonempty(text: str) -> str:
+    """Refuse an empty argument, as a script gives it for a variable that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty, expected a value")
+    return text
+
+
 def add_address(parser: argparse.ArgumentParser, text: str = "") -> None:
-    parser.add_argument("--address", help=f"http://HOST:8265 of the cluster (default: $RAY_API_SERVER_ADDRESS){text}")
+    parser.add_argument(
+        "--address", type=nonempty, help=f"http://HOST:8265 of the cluster (default: $RAY_API_SERVER_ADDRESS){text}"
+    )
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:

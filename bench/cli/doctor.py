@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from bench.cli.arguments import add_address, add_command, add_job_arguments
+from bench.cli.arguments import add_address, add_command, add_job_arguments, nonempty
 from bench.exceptions import ConfigError
 from bench.utils.text import single_line
 
@@ -22,7 +22,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(subparsers, "doctor", _doctor, text)
     parser.add_argument("config", nargs="?", help="a preset's name, or a YAML file (default: the machines alone)")
     add_address(parser, "; or auto or HOST:PORT of Ray itself, on one of its machines; without any, this machine")
-    parser.add_argument("--storage", help="URL, or folder that all nodes share")
+    parser.add_argument("--storage", type=nonempty, help="URL, or folder that all nodes share")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     add_job_arguments(parser)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from bench.cli.arguments import add_command
+from bench.cli.arguments import add_command, nonempty
 from bench.exceptions import ConfigError, RecordError
 from bench.utils.text import redact_url, single_line
 
@@ -34,7 +34,7 @@ def add_parser(subparsers: Subparsers) -> None:
     ui = add_command(subparsers, "ui", _ui, "open the MLflow page of a storage")
     ui.add_argument("storage")
     ui.add_argument("--port", type=int, default=5000)
-    ui.add_argument("--host", default="127.0.0.1", help="loopback by default")
+    ui.add_argument("--host", type=nonempty, default="127.0.0.1", help="loopback by default")
 
 
 def _sync(options: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.arguments import add_address, add_command, add_config, add_job_arguments
+from bench.cli.arguments import add_address, add_command, add_config, add_job_arguments, nonempty
 from bench.exceptions import ConfigError
 from bench.utils.text import short_repr
 
@@ -26,7 +26,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(subparsers, "submit", _submit, "run a benchmark as a job of a Ray cluster, and follow it")
     add_config(parser)
     add_address(parser)
-    parser.add_argument("--storage", help="URL, or folder that all nodes share, for the records")
+    parser.add_argument("--storage", type=nonempty, help="URL, or folder that all nodes share, for the records")
     parser.add_argument("--only", metavar="KEY=VALUE,...", help="a subset of it, as for `run`")
     parser.add_argument("--detach", action="store_true", help="do not follow the job")
     parser.add_argument("--unchecked", action="store_true", help="skip the checks of `doctor`")

@@ -33,7 +33,7 @@ def load_benchmark(config: str, overrides: Sequence[str] = ()) -> Benchmark:
     except (ValueError, OSError):  # also a null character in the name, or a name that is too long
         raise ConfigError(f"no preset or file {shown!r}: {expected}") from None
     if not stat.S_ISREG(status.st_mode):
-        raise ConfigError(f"{shown} is not a file: {expected}")
+        raise ConfigError(f"{shown!r} is not a file: {expected}")
     if status.st_size > MAX_CHARACTERS:
         raise ConfigError(
             f"{shown} has {status.st_size} bytes, at most {MAX_CHARACTERS} are read: a benchmark is a short YAML file"

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import tempfile
 import time
 import warnings
@@ -24,6 +25,7 @@ from bench.utils.text import redact_url, single_line
 
 MAX_NODE_WAIT_MINUTES = 30
 """A node of a cloud takes minutes to start; an autoscaler asks again and again for one that its cloud refuses."""
+CONNECT_SECONDS = 10.0
 
 
 @contextmanager
@@ -58,6 +60,8 @@ def _initialize(resources: Resources, address: str | None) -> None:
             f"--address {address}: the driver must run on a machine of the cluster, expected HOST:PORT of its head, or "
             "auto: start `run` there"
         )
+    else:
+        _check_listens(address)
     try:
         with warnings.catch_warnings(action="ignore"), preserve_handlers():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -70,12 +74,31 @@ def _initialize(resources: Resources, address: str | None) -> None:
                 f"the path of the folder for temporary files is too long for Ray's sockets ({folder}): "
                 "set $RAY_TMPDIR to a short one, such as /tmp"
             ) from error
+        if address is None and isinstance(error, NotADirectoryError | FileNotFoundError | PermissionError):
+            raise ConfigError(
+                f"Ray has no folder for temporary files ({single_line(error)}): set $TMPDIR or $RAY_TMPDIR to one that "
+                "can be written"
+            ) from error
         if address is None or not isinstance(error, ConnectionError | RuntimeError | ValueError):
             raise
-        raise ConfigError(
-            f"no Ray cluster answers at {address} ({single_line(error)[:120]}): check --address, and that a head runs"
-        ) from error
+        raise _no_cluster(address, error) from error
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it reports each lost attempt as an error at the end
+
+
+def _check_listens(address: str) -> None:
+    """Raise ConfigError if nothing listens at HOST:PORT, as Ray would try for minutes and print each attempt."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return  # auto, or refused by Ray
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> ConfigError:
+    reason = single_line(error)[:120]
+    return ConfigError(f"no Ray cluster answers at {address} ({reason}): check --address, and that a head runs")
 
 
 def count_slots(benchmark: Benchmark, address: str | None, say: Callable[[str], object] = print) -> tuple[int, int]:

@@ -49,8 +49,8 @@ def read_published(
 
     Rows without a runtime are placeholders and left out. A run with a runtime but no finite NLL diverged. A row that
     cannot be read, or two that disagree about one run, remove their whole cell (prior, N, seed), by the columns and by
-    the name: a grid with a gap would pass for a smaller grid. So does a last line without a line's end, as its last
-    number may be cut.
+    the name: a grid with a gap would pass for a smaller grid. So does a line without an end or with too few fields, as
+    its last number may be cut.
 
     Raises:
         ValueError: a file is not such a table, or no row of it can be used.
@@ -66,11 +66,14 @@ def read_published(
             problems.append(single_line(f"{path}: {text}; left out: {' and '.join(map(_describe, cells))}"))
             unusable |= set(cells)
         if cut:
+            cells = dict.fromkeys(cell for of in cut.values() for cell in of)
             problems.append(
-                f"{path}: the last line has no end, so that it may be cut and others may be missing: copy the file "
-                f"again; left out: {' and '.join(map(_describe, cut))}"
+                single_line(
+                    f"{path}: no end or too few fields in line {', '.join(map(str, cut))}, which may be cut, and "
+                    f"others may be missing: copy the file again; left out: {' and '.join(map(_describe, cells))}"
+                )
             )
-            unusable |= set(cut)
+            unusable |= set(cells)
         if placeholders:
             notes.append(f"{path.name}: {placeholders} rows without a runtime are placeholders, and left out.")
         parts.append(rows)
@@ -100,8 +103,8 @@ def _dataset(tuned: Path, retrained: Path) -> str:
     return first
 
 
-def _read_runs(path: Path, stage: str) -> tuple[pd.DataFrame, int, list[Cell]]:
-    """Read a file: its runs, with a column ``problem`` (empty: usable), its placeholders' number, a cut row's cells."""
+def _read_runs(path: Path, stage: str) -> tuple[pd.DataFrame, int, dict[int, list[Cell]]]:
+    """Read a file: runs with a column ``problem`` (empty: usable), the number of placeholders, cells of cut lines."""
     kind, metrics = STAGES[stage]
     raw, prior, cut = _read_table(path, f"the published {kind} results", metrics)
     has_runtime = raw["runtime"].notna()
@@ -154,23 +157,24 @@ def _read_runs(path: Path, stage: str) -> tuple[pd.DataFrame, int, list[Cell]]:
     return rows[~repeated].reset_index(drop=True), int((~has_runtime).sum()), cut
 
 
-def _read_table(path: Path, content: str, metrics: list[str]) -> tuple[pd.DataFrame, str, list[Cell]]:
-    """Read the file as text, and find the column that names the prior; a line without an end gives its cells only."""
+def _read_table(path: Path, content: str, metrics: list[str]) -> tuple[pd.DataFrame, str, dict[int, list[Cell]]]:
+    """Read the file as text, and find the column that names the prior; a cut line, by its number, gives its cells."""
     try:
         if (size := path.stat().st_size) > MAX_FILE_BYTES:
             raise ValueError(f"it has {size} bytes, at most {MAX_FILE_BYTES} are read")
         data = path.read_bytes()
         if b"\0" in data:
             raise ValueError("it has zero bytes: it is not in UTF-8, or was copied in part")
-        *lines, last = data.splitlines(keepends=True) or [b""]
-        header = _split_line(lines[0] if lines else last)
+        lines = data.splitlines(keepends=True)
+        header = _split_line(lines[0]) if lines else [""]
+        while len(header) > 1 and not header[-1]:  # commas at the end of the header alone
+            del header[-1]
         separator = next((name for sign, name in SEPARATORS.items() if sign in header[0]), None)
         if len(header) == 1 and separator is not None:
             raise ValueError(f"its columns are separated by {separator}: save it with commas, and points in numbers")
-        cut = []
-        if lines and last.strip() and not last.endswith((b"\n", b"\r")):
-            data, cut = b"".join(lines), _cut_cells(header, _split_line(last))
-        raw = pd.read_csv(io.BytesIO(data), dtype=str).drop_duplicates()
+        cut = {i: cells for i, line in enumerate(lines[1:], 2) if (cells := _cut_cells(header, line, i))}
+        whole = b"".join(line for i, line in enumerate(lines, 1) if i not in cut)
+        raw = pd.read_csv(io.BytesIO(whole), dtype=str).drop_duplicates()
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a CSV table ({single_line(error)}): give {content}") from error
     prior = next((column for column in PRIOR_COLUMNS if column in raw), None)
@@ -187,14 +191,17 @@ def _split_line(line: bytes) -> list[str]:
         raise ValueError(str(error)) from error
 
 
-def _cut_cells(header: list[str], fields: list[str]) -> list[Cell]:
-    """Find the cells that a row may belong to of which the last field may be cut."""
+def _cut_cells(header: list[str], line: bytes, number: int) -> list[Cell]:
+    """Find the cells that a line may belong to which has no end or lacks fields; none for a blank or a whole line."""
+    fields = _split_line(line)
+    if not line.strip() or (line.endswith((b"\n", b"\r")) and len(fields) >= len(header)):
+        return []
     whole = dict(zip(header, fields[:-1], strict=False))
     try:
         row = {"key": whole["model_name"], "prior": next(whole[name] for name in PRIOR_COLUMNS if name in whole)}
         cells = _possible_cells(row | {"n": int(whole["n"]), "seed": int(whole["random_state"])})
     except (KeyError, StopIteration, ValueError):
-        raise ValueError("it ends in the middle of a row") from None
+        raise ValueError(f"line {number} is cut") from None
     return list(dict.fromkeys(cells))
 
 

@@ -9,7 +9,7 @@ import reprlib
 from pathlib import Path
 
 MAX_MESSAGE_CHARS = 500
-DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 class _ShortRepr(reprlib.Repr):
@@ -50,11 +50,13 @@ def describe_error(error: BaseException, max_chars: int = MAX_MESSAGE_CHARS) -> 
 
 
 def describe_denied(error: BaseException) -> str | None:
-    """Describe in a single line a file that this user may not use: why, whose it is, and what to do.
+    """Describe in a single line a file that cannot be used: why, whose it is, and what to do.
 
     Returns:
         None for any other error.
     """
+    if isinstance(error, FileNotFoundError) and error.filename is None:  # of `os.getcwd`
+        return "the current folder was deleted: change to another one"
     if not isinstance(error, OSError) or error.errno not in DENIED or not isinstance(error.filename, str):
         return None
     place = Path(error.filename).absolute()
@@ -62,8 +64,8 @@ def describe_denied(error: BaseException) -> str | None:
     with contextlib.suppress(OSError, KeyError, StopIteration):  # a user without a name
         owner = f"; {(found := next(p for p in (place, *place.parents) if p.exists()))} belongs to {found.owner()}"
     return (
-        f"{place} cannot be used ({error.strerror}{owner}): choose another place (--storage, --out, $DEELBO_CACHE), "
-        "or copy it, or ask for access"
+        f"{place} cannot be used ({error.strerror}{owner}): choose another place (--storage, --out, $DEELBO_CACHE, "
+        "$TMPDIR), or copy it, or ask for access"
     )
 
 

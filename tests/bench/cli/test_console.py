@@ -143,4 +143,4 @@ def test_a_storage_of_another_user(
     owner = Path(storage.url).owner()
     for line in lines:
         assert f"cannot be used (Permission denied; {storage.url}" in line
-        assert f"belongs to {owner}): choose another place (--storage, --out, $DEELBO_CACHE), or copy it" in line
+        assert f"belongs to {owner}): choose another place (--storage, --out, $DEELBO_CACHE, $TMPDIR), or copy" in line

@@ -48,6 +48,14 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEELBO_CACHE", str(tmp_path / "here" / "cache"))
 
 
+@pytest.mark.parametrize("command", [["run", "quickstart"], ["report", "nothing"]])
+def test_a_current_folder_that_was_deleted(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """It has no path any more, which is said in one line."""
+    Path.cwd().rmdir()
+    assert exit_code(*command) == 2
+    assert capsys.readouterr().err == "deelbo-bench: the current folder was deleted: change to another one\n"
+
+
 @pytest.mark.parametrize("command", ["run", "plan"])
 @pytest.mark.parametrize(
     ("change", "words"),
@@ -132,6 +140,13 @@ USAGE = [
     (["speed", "--stored", "0"], "--stored must be at least 1, got 0"),
     (["speed", "--precision", "fp8"], "fp8"),
     (["speed", "--priors", "l1"], "l1"),
+    *((["run", "quickstart", option, ""], f"{option}: is empty") for option in ("--storage", "--address")),
+    (["doctor", "--address", ""], "--address: is empty"),
+    (["submit", "quickstart", "--storage", ""], "--storage: is empty"),
+    (["ui", "nothing", "--host", ""], "--host: is empty"),
+    (["run", "quickstart", "--storage", "a" * 300], "cannot be used (File name too long): choose another place"),
+    (["speed", "--out", "/dev/null/x"], "/dev/null/x cannot be used (Not a directory; /dev/null belongs to"),
+    (["plan", ""], "'' is not a file"),
 ]
 
 

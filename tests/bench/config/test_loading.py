@@ -252,7 +252,7 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, expected: li
 @pytest.mark.parametrize("name", ["quickstat", "missing/file.yaml", "n" * 300])
 def test_a_missing_file_lists_the_presets(name: str) -> None:
     """A name that is neither a preset nor a file is refused with the list of presets; so is a folder."""
-    with pytest.raises(ConfigError, match=r"^\. is not a file: give a YAML file"):
+    with pytest.raises(ConfigError, match=r"^'\.' is not a file: give a YAML file"):
         load_benchmark(".")
     with pytest.raises(ConfigError) as caught:
         load_benchmark(name)

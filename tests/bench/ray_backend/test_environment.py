@@ -1,6 +1,7 @@
 """The environment that Ray is started with."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,22 @@ def test_a_folder_for_temporary_files_that_is_too_deep(monkeypatch: pytest.Monke
     monkeypatch.setattr(connect.ray, "init", fail)
     with pytest.raises(ConfigError, match=r"too long for Ray's sockets .*: set \$RAY_TMPDIR to a short one, such as"):
         connect._initialize(Resources(), None)
+
+
+def test_no_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A $TMPDIR that Ray cannot make is named with what to do."""
+    monkeypatch.setenv("TMPDIR", "/proc/nowhere")
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    with pytest.raises(ConfigError, match=r"no folder for temporary files \(.*/proc/nowhere.*\): set \$TMPDIR"):
+        connect._initialize(Resources(), None)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "[::1]:{}", "localhost:99999"])
+def test_nothing_listens_at_the_address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray is not asked to join, as it would try for minutes and print each attempt."""
+    monkeypatch.setattr(connect.ray, "init", lambda **_: pytest.fail("Ray was asked"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(ConfigError, match=r"^no Ray cluster answers at .*: check --address"):
+        connect._initialize(Resources(), address.format(port))

@@ -292,12 +292,12 @@ def test_a_line_without_an_end_removes_its_cell(tmp_path: Path, file: int, newli
             frame, problems, _ = read_published(*paths)
         except ValueError as error:
             refused += 1
-            assert re.search(f"{paths[file].name} cannot be read .*ends in the middle of a row", str(error))  # noqa: PT017
+            assert re.search(f"{paths[file].name} cannot be read .*line 3 is cut", str(error))  # noqa: PT017
         else:
             assert cells(frame) == {("l2-sp", 370, 2001, stage) for stage in ("tune", "retrain")}
             (problem,) = problems
             assert str(paths[file]) in problem
-            assert "the last line has no end" in problem
+            assert "no end or too few fields in line 3" in problem
             assert problem.endswith(f"left out: {LEFT_OUT}")
     assert 0 < refused < len(ends) - 4
 
@@ -312,6 +312,23 @@ def test_the_only_line_without_an_end(tmp_path: Path) -> None:
     tuned.write_bytes(content.splitlines()[0][:-1])
     with pytest.raises(ValueError, match="has no column val_nll"):
         read_published(tuned, retrained)
+
+
+def test_a_line_with_too_few_fields(tmp_path: Path) -> None:
+    """A run whose last fields were cut off is no diverged run, wherever the line is; its cell is left out and named."""
+    name, more = ELSEWHERE
+    pair = [rows(L2SP, "val"), rows(L2SP, "test")], [rows(name, "val", **more), rows(name, "test", **more)]
+    paths = files(tmp_path, *([pair[0][i], pair[1][i]] for i in range(2)))
+    lines = paths[0].read_text().splitlines(keepends=True)
+    lines[1] = lines[1].rpartition(",")[0] + "\n"
+    paths[0].write_text("".join(lines))
+    frame, (problem,), _ = read_published(*paths)
+    assert cells(frame) == {("l2-sp", 370, 2001, stage) for stage in ("tune", "retrain")}
+    assert "too few fields in line 2, which may be cut" in problem
+    assert problem.endswith(f"left out: {LEFT_OUT}")
+    paths[0].write_text("".join([lines[0].replace("\n", ",\n"), *lines[2:]]))
+    paths[1].write_text("".join(line for line in paths[1].read_text().splitlines(keepends=True) if "1001" not in line))
+    assert not read_published(*paths).problems  # a comma at the end of the header alone
 
 
 def test_a_copy_filled_with_zeros_is_refused(tmp_path: Path) -> None:
