@@ -88,8 +88,8 @@ def _initialize(resources: Resources, address: str | None) -> None:
 def _check_listens(address: str) -> None:
     """Raise ConfigError if nothing listens at HOST:PORT, as Ray would try for minutes and print each attempt."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        return  # auto, or refused by Ray
+    if not host or "/" in host or not port.isdecimal():
+        return  # auto, or refused by Ray in its words
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
