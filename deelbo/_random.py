@@ -38,7 +38,8 @@ def fill_normal_(vector: Tensor, std: Tensor, generator: torch.Generator | None)
     scale = float(std)
 
     def fill(part: Tensor, source: torch.Generator) -> None:
-        part.normal_(0, scale, generator=source)
+        for piece in part.split(MIN_STREAM_SIZE):  # torch passes over its numbers twice: they stay in the cache
+            piece.normal_(0, scale, generator=source)
 
     with ThreadPoolExecutor(min(num_streams, torch.get_num_threads())) as threads:
         list(threads.map(fill, vector.chunk(num_streams), generators))
