@@ -81,12 +81,12 @@ def mlflow_runs(database: Path, storage: Path) -> list[tuple[str, str, str]]:
     words = """
         select runs.run_uuid, runs.status, coalesce(key.value, '')
         from runs
-        join tags as place on place.run_uuid = runs.run_uuid and place.key = 'deelbo.storage' and place.value = ?
+        join tags as place on place.run_uuid = runs.run_uuid and place.key = 'deelbo.storage_id' and place.value = ?
         left join tags as key on key.run_uuid = runs.run_uuid and key.key = 'deelbo.key'
         where runs.lifecycle_stage = 'active'
     """
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
-        return list(connection.execute(words, (str(storage),)))
+        return list(connection.execute(words, ((storage / "id").read_text(),)))
 
 
 def in_mlflow(database: Path, storage: Path) -> int:
