@@ -280,8 +280,9 @@ def test_missing_token_is_one_line(tmp_path: Path) -> None:
     """From a machine of a cluster that needs a token, without one, the command prints where it belongs, and exits 2."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env |= {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
-    command = [sys.executable, "-m", "bench", "doctor", "--address", "127.0.0.1:1"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        command = [sys.executable, "-m", "bench", "doctor", "--address", f"127.0.0.1:{head.getsockname()[1]}"]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"deelbo-bench: .* requires its token \(.*\): put it into \$RAY_AUTH_TOKEN.*\n", done.stderr)
 
