@@ -53,10 +53,12 @@ def _speed(options: argparse.Namespace) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # on a CPU the profiler warns that there is no GPU
     from bench.speed.measure import measure
     from bench.speed.peers import measure_peers
-    from bench.speed.result_file import Result, to_json, write
+    from bench.speed.result_file import Result, make_folder, to_json, write
     from deelbo.devices import usable_device
 
     _check(options)
+    if options.out is not None:
+        make_folder(options.out)  # before minutes of work
     device = usable_device(options.device)
     setting = _setting(options)
 

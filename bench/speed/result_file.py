@@ -22,13 +22,18 @@ def environment(device: torch.device, threads: int) -> Result:
     return facts
 
 
+def make_folder(out: Path) -> None:
+    """Make the folder of a .json file, or the folder ``out``, where it is missing."""
+    (out.parent if out.suffix == ".json" else out).mkdir(parents=True, exist_ok=True)
+
+
 def write(result: Result, out: Path) -> Path:
     """Write the result as JSON to a .json file, or to a folder under a name of its own; return the file.
 
     A file that is there is replaced as a whole, so that it is never a part of a result.
     """
+    make_folder(out)
     path = out if out.suffix == ".json" else out / f"{_name(result)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         temporary.write_text(to_json(result) + "\n", encoding="utf-8")

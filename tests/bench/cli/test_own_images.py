@@ -16,7 +16,7 @@ from PIL import Image
 from bench.storage.records import RecordStore
 from deelbo.pretrained.backbones import build_backbone
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(500)]
 MINE = {
     "name": "mine",
     "datasets": {"photos": {"folder": "./photos", "n": [20, "all"]}},

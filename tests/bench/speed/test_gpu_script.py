@@ -83,6 +83,7 @@ def test_a_part_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "no part resnet51" in log
 
 
+@pytest.mark.long
 def test_the_script_runs_on_a_bare_machine(tmp_path: Path) -> None:
     """Tests, times, baseline and peers need none of the extras, nor the plugins of the project's own tests."""
     options = "--device cpu --backbone digits-resnet --batch 4 --size 16 --rounds 1 --steps 1 --threads 1"
