@@ -304,15 +304,14 @@ class LoopChecks:
 
     def _record_structure(self) -> None:
         """Remember the model's modules and parameters, in a form that takes microseconds to compare."""
-        modules = list(self.model.modules())  # kept, so that no new object can have the id of an old one
-        self._modules = [(module._modules, module._parameters) for module in modules]
-        self._children = [list(children.values()) for children, _ in self._modules]
+        self._known_modules = list(self.model.modules())  # kept alive, so that no new module can have the id of one
+        self._members = [(module._modules, module._parameters) for module in self._known_modules]
         self._structure = self._current_structure()
 
     def _current_structure(self) -> list[tuple[int, bool]]:
         """Return the identity of each child module and parameter, with whether a parameter is trained."""
         structure: list[tuple[int, bool]] = []
-        for children, parameters in self._modules:
+        for children, parameters in self._members:
             structure += [(id(child), False) for child in children.values()]
             structure += [(id(p), p is not None and p.requires_grad) for p in parameters.values()]
         return structure

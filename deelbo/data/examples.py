@@ -37,10 +37,10 @@ class Examples:
 
 @dataclass(frozen=True)
 class Transform:
-    """How rows of `Examples.inputs` become the network's input, on their device; here they are taken as they are.
+    """Make batches of a network's input from rows of `Examples.inputs`, on their device. This class changes nothing.
 
-    A subclass for another kind of data overrides what it needs. It is a dataclass, whose fields identify it: a run
-    continues from a checkpoint only with the same ones.
+    A subclass for a kind of data overrides the methods that it needs. It is a dataclass: a run continues from a
+    checkpoint only if all fields of its transform are the same.
     """
 
     def fit(self, examples: Examples, rows: Tensor | None = None) -> Self:

@@ -36,7 +36,7 @@ MAX_SHOWN, MAX_CHARACTERS = 3, 60
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where images are, and how they are read.
+    """Location of a user's images, and how to read them.
 
     Attributes:
         path: a folder with ``train/CLASS/*`` and ``test/CLASS/*``, or with ``CLASS/*``; or a manifest.
@@ -198,7 +198,7 @@ def available_memory() -> int | None:
 
 
 def _list_folder(name: str, folder: Path) -> tuple[list[LabeledFile], list[Path]]:
-    """Return the images below the folders of classes, and the files there that are no images."""
+    """Return the images below the folders of classes, and the files there that are not images."""
     entries, root = list(_entries(folder, folder.resolve())), folder.resolve()
     names = {entry.name for entry in entries if entry.is_dir()}
     if "train" in names and names - set(SPLITS):
