@@ -21,7 +21,7 @@ def _prepare(options: argparse.Namespace) -> int:
     from bench.config.validation import check
     from bench.exceptions import ConfigError
     from bench.execution.pretrained import load_pretrained_backbones
-    from deelbo.data import check_task, download_task, load_task
+    from deelbo.data import check_task, download_task, find_task, load_task
     from deelbo.pretrained.registry import IMAGENET_VERSIONS
     from deelbo.pretrained.weights import download_weights, imagenet_file
 
@@ -32,7 +32,7 @@ def _prepare(options: argparse.Namespace) -> int:
         try:
             check_task(name, benchmark.data, benchmark.verify_data, source)
         except ValueError as missing:
-            if source is not None or not benchmark.verify_data:  # the official data are not what was asked for
+            if source is not None or not benchmark.verify_data or find_task(name).files is None:  # nothing to download
                 raise
             console.print(f"{name}: {missing}")
             console.print(f"{name}: downloaded to {short(download_task(name, benchmark.data))}")

@@ -8,7 +8,7 @@ from bench.config.sections import ImageSettings
 from bench.exceptions import ConfigError
 from bench.methods.base import Method
 from bench.types import NAME_PATTERN
-from deelbo.data import TASKS, TaskEntry, crop_size, find_task, load_task
+from deelbo.data import DATASETS, TASKS, TaskEntry, crop_size, find_task, is_embedded, load_task
 from deelbo.data.folders import show
 from deelbo.data.splits import check_size
 from deelbo.pretrained.registry import BACKBONES, IMAGENET_VERSIONS, find_backbone
@@ -64,8 +64,8 @@ def _check_datasets(benchmark: Benchmark, images_here: bool) -> None:
     """Check the names of datasets, and the paths of the user's own images."""
     for name, setting in benchmark.datasets.items():
         own = isinstance(setting, ImageSettings)
-        if not own and name not in TASKS:
-            known = ", ".join(sorted(TASKS))
+        if not own and name not in DATASETS:
+            known = DATASETS.describe()
             raise ConfigError(f"dataset = {name!r}: expected one of {known}, or {{folder: ..., n: [...]}} of your own")
         if own and (name in TASKS or not re.match(NAME_PATTERN, name)):
             expected = "expected letters, digits, dots, dashes, underscores, and no name of a published dataset"
@@ -115,7 +115,7 @@ def _check_networks(benchmark: Benchmark) -> None:
             check_head(name, settings.head)
         channels = BACKBONES[name].channels
         for dataset in benchmark.datasets:
-            given = TASKS[dataset].channels if benchmark.source(dataset) is None else 3
+            given = DATASETS.find(dataset).channels if benchmark.source(dataset) is None else 3
             if given != channels:
                 raise ValueError(
                     f"{name} takes images of {channels} channel{'s' * (channels > 1)}, those of {dataset} have "
@@ -145,7 +145,7 @@ def check_data(benchmark: Benchmark, datasets: Iterable[str]) -> dict[str, str]:
     fingerprints = {}
     for name in datasets:
         source, size = benchmark.source(name), benchmark.training.image_size
-        if source is None and TASKS[name].files is None:  # comes with an installed package
+        if is_embedded(name, source):
             continue
         task = load_task(name, benchmark.data, size, benchmark.verify_data, source, fresh=True)
         for n in benchmark.sizes[name]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from deelbo.data.folders import ImageSource
 from deelbo.data.registry import (
+    DATASETS,
     TASKS,
     TaskEntry,
     check_task,
@@ -12,6 +13,7 @@ from deelbo.data.registry import (
     data_folder,
     download_task,
     find_task,
+    is_embedded,
     load_task,
 )
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from deelbo.data.images import Geometry, Images, ImageTransform, Normalization
 
 __all__ = [
+    "DATASETS",
     "TASKS",
     "Examples",
     "Geometry",
@@ -37,6 +40,7 @@ __all__ = [
     "data_folder",
     "download_task",
     "find_task",
+    "is_embedded",
     "load_task",
 ]
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from deelbo.data.folders import ImageSource, list_images, read_images
 from deelbo.data.integrity import CIFAR10, FLOWERS, PET, DatasetFiles
 from deelbo.paths import expand_user
+from deelbo.plugins import Registry
+from deelbo.plugins import describe as describe_error
 
 if TYPE_CHECKING:
     from deelbo.data.dataset import Task
@@ -64,6 +66,19 @@ TASKS = {
 }
 
 
+def _find_fault(_name: str, entry: object) -> str | None:
+    """Return what is wrong with the entry that a plug-in gives."""
+    if not isinstance(entry, TaskEntry):
+        return f"it is of the type {type(entry).__name__}, expected deelbo.data.TaskEntry"
+    numbers = ("pool_size", "test_size", "num_classes", "channels", "image_size")
+    bad = next((name for name in numbers if type(getattr(entry, name)) is not int), None)
+    return bad and f"its {bad} is {getattr(entry, bad)!r}, expected a whole number"
+
+
+DATASETS = Registry("dataset", TASKS, _find_fault)
+"""The datasets of `TASKS`, and those of plug-ins."""
+
+
 def cache_folder() -> Path:
     """Return the folder of pretrained weights and datasets: $DEELBO_CACHE, or ``deelbo`` in the user's cache folder.
 
@@ -86,10 +101,10 @@ def data_folder() -> Path:
 
 def crop_size(name: str, image_size: int | None = None, source: ImageSource | None = None) -> int:
     """Return the side in pixels of what the network sees: the dataset's default, or a possible ``image_size``."""
-    default = PHOTO_SIZE if source is not None else _entry(name).image_size
+    default = PHOTO_SIZE if source is not None else DATASETS.find(name).image_size
     if image_size is None:
         return default
-    if source is None and _entry(name).files is None and image_size != default:
+    if is_embedded(name, source) and image_size != default:
         expected = f"{default}, the size of its images"
         raise ValueError(f"image_size of {name} must be {expected}, got {image_size}: leave it out")
     if image_size < 1:
@@ -111,7 +126,7 @@ def find_task(
         ValueError: an unknown name, or images that cannot be used; one line.
     """
     if source is None:
-        return _entry(name)
+        return DATASETS.find(name)
     own = source
 
     def load(root: Path, image_size: int, _verify: bool) -> Task:
@@ -145,13 +160,13 @@ def load_task(
     """Return the named dataset, which is read once per process.
 
     Args:
-        name: a key of `TASKS`; with a ``source``, any name for it.
+        name: a name of `DATASETS`; with a ``source``, any name for it.
         root: the folder of the datasets, and of the cache of decoded images; None: `data_folder`.
         image_size: side of the crop that the network sees, cut from images resized to 256 / 224 of it; None: the
             dataset's default.
         verify: whether the data must be the official ones by checksums and number of images. If not, everything in the
             right format is accepted, such as a small set for a rehearsal. No code in a file is executed either way.
-        source: where the user's own images are; None for a dataset of `TASKS`.
+        source: where the user's own images are; None for a dataset of `DATASETS`.
         fresh: whether it is read again, as its files may have changed.
 
     Raises:
@@ -159,7 +174,7 @@ def load_task(
             another version or unreadable; one line.
     """
     crop = crop_size(name, image_size, source)
-    embedded = source is None and _entry(name).files is None  # the same for every folder
+    embedded = is_embedded(name, source)  # the same for every folder
     load = _load_once.__wrapped__ if fresh else _load_once
     return load(name, Path() if embedded else _absolute(root), crop, embedded or verify, source)
 
@@ -167,10 +182,15 @@ def load_task(
 def check_task(
     name: str, root: str | os.PathLike[str] | None = None, verify: bool = True, source: ImageSource | None = None
 ) -> None:
-    """Raise what `load_task` would raise, except for images that cannot be decoded. Takes about a second."""
+    """Raise what `load_task` would raise, except for images that cannot be decoded.
+
+    It takes about a second; but a plug-in's dataset is loaded.
+    """
     if source is not None:
         list_images(name, source)
-    elif (files := _entry(name).files) is not None:
+    elif name not in TASKS:
+        load_task(name, root, verify=verify)
+    elif (files := TASKS[name].files) is not None:
         from deelbo.data import torchvision_datasets
 
         torchvision_datasets.check(files, _absolute(root), verify)
@@ -181,17 +201,16 @@ def download_task(name: str, root: str | os.PathLike[str] | None = None) -> Path
 
     Nothing is downloaded for a dataset that comes with an installed package. A failed download raises ValueError.
     """
-    if (files := _entry(name).files) is None:
+    if (files := DATASETS.find(name).files) is None:
         return _absolute(root)
     from deelbo.data import torchvision_datasets
 
     return torchvision_datasets.download(files, _absolute(root))
 
 
-def _entry(name: str) -> TaskEntry:
-    if name not in TASKS:
-        raise ValueError(f"dataset must be one of {', '.join(sorted(TASKS))}, got {name!r}")
-    return TASKS[name]
+def is_embedded(name: str, source: ImageSource | None = None) -> bool:
+    """Return whether a dataset comes with a package that deelbo needs, so that there is nothing to check or choose."""
+    return source is None and name in TASKS and TASKS[name].files is None
 
 
 def _absolute(root: str | os.PathLike[str] | None) -> Path:
@@ -200,4 +219,25 @@ def _absolute(root: str | os.PathLike[str] | None) -> Path:
 
 @lru_cache(maxsize=2)
 def _load_once(name: str, root: Path, crop: int, verify: bool, source: ImageSource | None) -> Task:
-    return find_task(name, source, root, crop).load(root, crop, verify)
+    entry = find_task(name, source, root, crop)
+    plugin = DATASETS.plugin(name) if source is None else None
+    return (
+        entry.load(root, crop, verify)
+        if plugin is None
+        else _load_plugin(f"{plugin}: {name}", entry, root, crop, verify)
+    )
+
+
+def _load_plugin(name: str, entry: TaskEntry, root: Path, crop: int, verify: bool) -> Task:
+    """Load a plug-in's dataset; raise ValueError, one line, for whatever it raises, and if it returns no task."""
+    from deelbo.data.dataset import Task
+
+    try:
+        task: object = entry.load(root, crop, verify)
+    except Exception as error:
+        raise ValueError(
+            f"{name} cannot be loaded ({describe_error(error)}): correct the data or the plug-in"
+        ) from error
+    if not isinstance(task, Task):
+        raise ValueError(f"{name}: load returned {type(task).__name__}, expected deelbo.data.Task: correct the plug-in")
+    return task

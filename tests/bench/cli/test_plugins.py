@@ -1,0 +1,63 @@
+"""Plug-ins on the command line: their names in a configuration, what is recorded of them, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import bench
+from bench.storage.records import RecordStore
+from tests.helpers.plugins import write_dataset, write_plugin
+from tests.helpers.tiny import CONTENT
+
+ROOT = Path(bench.__file__).resolve().parents[1]
+ROWS = CONTENT | {"dataset": "rows", "methods": {"elbo": {"learning_rates": [0.1]}}}
+
+
+def call(folder: Path, content: dict[str, Any], *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command on a configuration, with the plug-ins of a folder."""
+    (folder / "mine.yaml").write_text(yaml.safe_dump(content))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]), "COLUMNS": "200"} | variables
+    command = [sys.executable, "-m", "bench", arguments[0], "mine.yaml", *arguments[1:]]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_plan_of_a_plugin(tmp_path: Path) -> None:
+    """A plug-in's dataset is planned by its name, and its sizes are checked."""
+    write_dataset(tmp_path)
+    planned = call(tmp_path, ROWS, "plan")
+    assert planned.returncode == 0, planned.stderr
+    assert "rows, N = 100" in planned.stdout
+    refused = call(tmp_path, ROWS | {"n": [400]}, "plan")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "rows: n = 400 is larger than the pool of 200" in refused.stderr
+
+
+def test_a_plugin_that_fails(tmp_path: Path) -> None:
+    """It is named in one line if it is used or a name is unknown; a benchmark that does not need it is planned."""
+    write_plugin(tmp_path, "bad-data", {"bad_data": "raise SystemExit(7)"}, {"deelbo.datasets": {"bad": "bad_data:X"}})
+    for dataset, problem in (("bad", "dataset 'bad', cannot be imported"), ("worse", "dataset = 'worse'")):
+        refused = call(tmp_path, ROWS | {"dataset": dataset}, "plan")
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+        assert problem in refused.stderr
+        assert (
+            "the plug-in bad-data 1.0, which has the dataset 'bad', cannot be imported (SystemExit: 7)"
+            in refused.stderr
+        )
+    assert call(tmp_path, CONTENT, "plan").returncode == 0
+
+
+@pytest.mark.slow
+def test_run_of_a_plugin(tmp_path: Path, cache: Path) -> None:
+    """Its trials are run and reported."""
+    write_dataset(tmp_path)
+    ran = call(tmp_path, ROWS, "run", "--storage", "storage", DEELBO_CACHE=str(cache))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    (record,) = RecordStore(str(tmp_path / "storage")).records()
+    assert (record.status, record.spec.dataset) == ("completed", "rows")
