@@ -23,6 +23,7 @@ class Training(StrictModel):
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     channels_last: Flag = False
     compile: Flag = False
+    batchnorm: Literal["train", "frozen"] = "train"
 
 
 class Resources(StrictModel):

@@ -39,6 +39,7 @@ class TrialSpec:
         kappa: weight of the likelihood in the ELBo; None: ``kappa_share`` D/N, or MAP, which has none.
         image_size: height and width of the network's input in pixels; None: the dataset's own.
         precision, channels_last, compile: see `deelbo.Numerics`.
+        batchnorm: see `deelbo.Schedule`.
         learner: the method of `bench.methods` whose own objective is minimized; None: MAP with the given strengths,
             or in stage "run" the (DE) ELBo.
         groups: which weights share a learned prior variance: "backbone+head", or "layer".
@@ -81,6 +82,7 @@ class TrialSpec:
     since: Annotated[float, Field(ge=0, le=1)] = 0.0
     number: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     options: str = "{}"
+    batchnorm: Text = "train"
 
     @cached_property
     def key(self) -> str:

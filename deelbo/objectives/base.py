@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +19,7 @@ from deelbo.groups import Group
 class TrainingContext(Protocol):
     """The attributes of a training run that an objective's `adapt`, `warm_up` and `selection_metrics` read."""
 
-    model: nn.Module  # in training mode between steps
+    model: nn.Module  # in training mode between steps, BatchNorm perhaps in evaluation mode
     split: Any  # a `deelbo.data.Split`
     numerics: Any  # a `deelbo.training.numerics.Numerics`
     device: torch.device  # of the weights
@@ -138,3 +138,15 @@ class Objective(ABC):
     def _pieces(self, vector: Tensor) -> list[Tensor]:
         """Split a (D,) vector into one view per group."""
         return list(vector.split([group.prior.dim for group in self.groups]))
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """A block with the model in evaluation mode; each module's own mode is restored afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

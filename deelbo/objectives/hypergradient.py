@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from deelbo._vectors import flatten
 from deelbo.groups import Group
 from deelbo.limits import MAX_WEIGHT_DECAY, MIN_WEIGHT_DECAY
-from deelbo.objectives.base import TrainingContext
+from deelbo.objectives.base import TrainingContext, evaluation_mode
 from deelbo.objectives.map import MAP
 
 TRAVEL = 2 * math.log(MAX_WEIGHT_DECAY / MIN_WEIGHT_DECAY)  # nats: through the range and back
@@ -131,11 +131,9 @@ class HypergradientMAP(MAP):
             raise ValueError("hypergradients need validation images, got none: give the split validation images")
         indices = self._next_batch(len(examples), run.batch_size).to(examples.labels.device)
         x = run.split.transform.evaluation(examples.inputs[indices])
-        run.model.eval()
-        with run.numerics.autocast(run.device):
+        with evaluation_mode(run.model), run.numerics.autocast(run.device):
             loss = F.cross_entropy(run.model(run.numerics.to_memory_format(x)).float(), examples.labels[indices])
         gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
-        run.model.train()
         return [torch.zeros_like(w) if g is None else g for w, g in zip(self.weights, gradients, strict=True)]
 
     def _next_batch(self, count: int, size: int) -> Tensor:

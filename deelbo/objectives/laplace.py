@@ -18,19 +18,18 @@ ReLUs, which ResNets have, and ASDL's return a quarter of the squared gradients 
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deelbo._vectors import flatten
 from deelbo.groups import Group
 from deelbo.limits import MAX_WEIGHT_DECAY, MIN_WEIGHT_DECAY
-from deelbo.objectives.base import TrainingContext
+from deelbo.objectives.base import TrainingContext, evaluation_mode
 from deelbo.objectives.map import MAP
 from deelbo.priors import Isotropic
 
@@ -70,7 +69,7 @@ def empirical_fisher(run: TrainingContext, max_batches: int | None = None) -> Cu
     backend_class = _backend_class()
     groups, weights, examples = run.objective.groups, run.objective.weights, run.split.train
     batch = max(min(MAX_GRADIENT_NUMBERS // run.objective.dim, MAX_IMAGES), 1)
-    with _evaluation_mode(run.model):
+    with evaluation_mode(run.model):
         backend = backend_class(run.model, "classification")
         nll = torch.zeros((), dtype=torch.float64, device=run.device)
         total = torch.zeros(sum(p.numel() for p in backend.params), dtype=weights[0].dtype, device=run.device)
@@ -95,18 +94,6 @@ def _backend_class() -> Any:
     except ImportError as error:
         raise ImportError("laplace needs laplace-torch and curvlinops: pip install 'deelbo[methods]'") from error
     return CurvlinopsEF
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """A block with the model in evaluation mode; each module's own mode is restored afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 class LaplaceMAP(MAP):

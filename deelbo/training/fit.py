@@ -137,7 +137,7 @@ def _train(
 
 
 def _train_epoch(run: TrainingRun, clock: PhaseClock) -> None:
-    run.model.train()
+    run.set_training_mode()
     for batch in run.batches():
         run.nll_sum += run.step(batch)
         run.nll_steps += 1

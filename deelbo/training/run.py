@@ -87,6 +87,14 @@ class TrainingRun:
         if (switch := getattr(self.optimizer, name, None)) is not None:
             switch()
 
+    def set_training_mode(self) -> None:
+        """Put the network in training mode, except layers with running statistics where these are frozen."""
+        self.model.train()
+        if self.schedule.batchnorm == "frozen":
+            for module in self.model.modules():
+                if getattr(module, "running_mean", None) is not None:
+                    module.training = False  # not by `eval`, which would reach modules inside this one
+
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:
         """A block in which the weights are those that the optimizer evaluates; afterwards they are restored exactly."""
@@ -142,7 +150,7 @@ class TrainingRun:
         start, num_modules = copy.deepcopy(self.state()), len(sys.modules)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             self._evaluate_each_batch_size()
-            self.model.train()
+            self.set_training_mode()
             for _ in range(WARMUP_STEPS):
                 self.step(self.batches()[0])
             self.objective.warm_up(self)

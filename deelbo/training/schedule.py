@@ -1,7 +1,9 @@
-"""Length and speed of a training run. This module needs no torch."""
+"""Settings of the training loop: length, speed, BatchNorm. This module needs no torch."""
 
 import math
 from dataclasses import dataclass
+
+BATCHNORM = ("train", "frozen")
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,11 @@ class Schedule:
         posterior_passes: passes over the training images, each with its own draw of the weights, that are averaged into
             the final objective.
         series_points: number of evaluations during the run, the one after the last step included.
+        batchnorm: "train", or "frozen": layers with running statistics (BatchNorm) normalize training batches by the
+            pretrained statistics, as in evaluation, and do not change them. Their weights are trained in both cases.
+
+    Raises:
+        ValueError: ``batchnorm`` is neither.
     """
 
     learning_rate: float
@@ -26,6 +33,11 @@ class Schedule:
     clip_norm: float = 1.0
     posterior_passes: int = 10
     series_points: int = 20
+    batchnorm: str = "train"
+
+    def __post_init__(self) -> None:
+        if self.batchnorm not in BATCHNORM:
+            raise ValueError(f"batchnorm must be one of {', '.join(BATCHNORM)}, got {self.batchnorm!r}")
 
     def batch(self, num_examples: int) -> int:
         """Images per step."""

@@ -170,6 +170,7 @@ REFUSED = [
     ("training/precision", "fp16", ["training.precision = 'fp16'", "'float32', 'tf32' or 'bf16'"]),
     ("training/channels_last", 1, ["training.channels_last = 1", "boolean"]),
     ("training/compile", "yes please", ["training.compile = 'yes please'", "boolean"]),
+    ("training/batchnorm", False, ["training.batchnorm = False", "'train' or 'frozen'"]),
     ("training/image_size", 0, ["training.image_size = 0", "greater than or equal to 1"]),
     ("training/image_size", 64.0, ["training.image_size = 64.0", "integer"]),
     ("name", "../elsewhere", ["name", "'../elsewhere'"]),

@@ -146,3 +146,24 @@ def test_another_error_is_not_out_of_memory(pretrained: Pretrained) -> None:
     record, _ = run_trial(replace(DIGITS, head="nose"), pretrained, TrialContext(CPU))
     assert record.status == "failed"
     assert "out of memory" not in (record.error or "")
+
+
+def test_batchnorm_keeps_its_pretrained_statistics(pretrained: Pretrained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial with frozen BatchNorm ends with the pretrained statistics, another with its own."""
+    models: list[nn.Module] = []
+    make = executing.make_model
+
+    def watching(*arguments: object) -> tuple[nn.Module, str]:
+        model, head = make(*arguments)  # type: ignore[arg-type]
+        models.append(model)
+        return model, head
+
+    monkeypatch.setattr(executing, "make_model", watching)
+    for batchnorm in ("train", "frozen"):
+        record, _ = run_trial(replace(DIGITS, batchnorm=batchnorm), pretrained, TrialContext(CPU))
+        assert record.status == "completed", record.error
+    trained, frozen = (dict(model.named_buffers()) for model in models)
+    names = [name for name in frozen if name.endswith(("running_mean", "running_var"))]
+    assert names
+    assert all(torch.equal(frozen[name], pretrained.weights[name]) for name in names)
+    assert not any(torch.equal(trained[name], pretrained.weights[name]) for name in names)

@@ -98,7 +98,14 @@ def test_stages_are_counted_beforehand(
 
 def test_training_settings_reach_every_trial() -> None:
     """Trials have the training settings of the configuration, and the head of their backbone."""
-    training = {"precision": "bf16", "channels_last": True, "compile": True, "image_size": 64, "steps": 7}
+    training = {
+        "precision": "bf16",
+        "channels_last": True,
+        "compile": True,
+        "image_size": 64,
+        "steps": 7,
+        "batchnorm": "frozen",
+    }
     backbones = {"resnet50": {"head": "fc"}, "vit_b_16": {}}
     content = {"name": "a", "datasets": {"CIFAR-10": [100], "Oxford-IIIT_Pet": [370]}, "backbones": backbones}
     content |= {"priors": ["l2-sp"], "seeds": [1], "methods": {"map-gs": {}, "de-elbo": {}}, "training": training}

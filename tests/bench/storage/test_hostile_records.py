@@ -92,6 +92,7 @@ WRONG = {
     "spec.kappa": ["D/N"],
     "spec.image_size": [16.0],
     "spec.precision": [None],
+    "spec.batchnorm": [True],
     "error": [5, ["x"], "\ud800"],
     "status": [None, "done", 5],
     "attempt": [1.0, "1"],

@@ -237,6 +237,7 @@ OTHERS = {
     "learning rate": Setting(schedule=replace(SCHEDULE, learning_rate=0.04)),
     "momentum": Setting(schedule=replace(SCHEDULE, momentum=0.0)),
     "steps": Setting(schedule=replace(SCHEDULE, steps=40)),
+    "batchnorm": Setting(schedule=replace(SCHEDULE, batchnorm="frozen")),
     "images": Setting(split=replace(SPLIT, train=images(160, 9))),
     "labels": Setting(split=replace(SPLIT, train=Images(TRAIN.pixels, TRAIN.labels.flip(0), 4))),
     "validation": Setting(split=replace(SPLIT, validation=None)),
