@@ -39,8 +39,9 @@ def _prepare(options: argparse.Namespace) -> int:
         task = load_task(name, benchmark.data, benchmark.training.image_size, benchmark.verify_data, source)
         for n in benchmark.sizes[name]:
             task.check_size(n)
+        kind = find_task(name, source, benchmark.data).inputs
         console.print(
-            f"{name}: {len(task.pool):,} training and {len(task.test):,} test images, data {task.fingerprint}"
+            f"{name}: {len(task.pool):,} training and {len(task.test):,} test {kind}, data {task.fingerprint}"
         )
     for name, settings in benchmark.backbones.items():
         version = settings.weights or IMAGENET_VERSIONS[0]

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, Union
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from bench.config.sections import BackboneSettings, ImageSettings, Resources, Training
+from bench.config.sections import BackboneSettings, ImageSettings, OwnSettings, Resources, TextSettings, Training
 from bench.exceptions import ConfigError
 from bench.methods import METHODS, method_named
 from bench.methods.base import Method, MethodSettings
 from bench.trials.spec import Cell, TrialTemplate
 from bench.types import Count, Flag, Name, Positive, Prior, Seed, StrictModel, Unique, check_unique
 from bench.utils.text import short_repr
-from deelbo.data import ImageSource
+from deelbo.data import Source
 from deelbo.paths import expand_user
 
 EMBEDDED = "digits-resnet"  # trained by this package, which also fits its SWAG posterior
@@ -81,14 +81,18 @@ else:
 
 
 def _kind_of_dataset(value: Any) -> str:
-    return "images" if isinstance(value, dict | BaseModel) else "sizes"
+    if isinstance(value, dict):
+        return "texts" if "text" in value else "images"
+    return "texts" if isinstance(value, TextSettings) else "images" if isinstance(value, BaseModel) else "sizes"
 
 
 Dataset = Annotated[
-    Annotated[tuple[Count, ...], Unique, Tag("sizes")] | Annotated[ImageSettings, Tag("images")],
+    Annotated[tuple[Count, ...], Unique, Tag("sizes")]
+    | Annotated[ImageSettings, Tag("images")]
+    | Annotated[TextSettings, Tag("texts")],
     Discriminator(_kind_of_dataset),
 ]
-"""The sizes of a dataset that comes by its name, or the user's own images."""
+"""The sizes of a dataset that comes by its name, or the user's own images or texts."""
 
 
 class Benchmark(StrictModel):
@@ -152,7 +156,7 @@ class Benchmark(StrictModel):
         sizes = {}
         for name, setting in self.datasets.items():
             if "all" in _sizes(setting):
-                raise ConfigError(f"datasets.{name}.n = all is known only where its images are: give a number")
+                raise ConfigError(f"datasets.{name}.n = all is known only where its data are: give a number")
             sizes[name] = tuple(int(n) for n in _sizes(setting))
         return sizes
 
@@ -160,15 +164,15 @@ class Benchmark(StrictModel):
         """Return the benchmark with the number of training images, of the datasets in ``pools``, for "all"."""
         datasets = dict(self.datasets)
         for name, pool in pools.items():
-            if isinstance(setting := datasets[name], ImageSettings):
+            if isinstance(setting := datasets[name], OwnSettings):
                 n = tuple(dict.fromkeys(pool if size == "all" else size for size in setting.n))
                 datasets[name] = setting.model_copy(update={"n": n})
         return self.model_copy(update={"datasets": datasets})
 
-    def source(self, dataset: str) -> ImageSource | None:
-        """Return where the images of a dataset are on this machine, if they are the user's own."""
+    def source(self, dataset: str) -> Source | None:
+        """Return where a dataset is on this machine, if it is the user's own."""
         setting = self.datasets[dataset]
-        if not isinstance(setting, ImageSettings):
+        if not isinstance(setting, OwnSettings):
             return None
         return setting.source(str(expand_user(setting.path).absolute()))
 
@@ -187,8 +191,8 @@ class Benchmark(StrictModel):
         return self.model_dump(mode="json", include=include)
 
 
-def _sizes(setting: tuple[int, ...] | ImageSettings) -> tuple[int | str, ...]:
-    return setting.n if isinstance(setting, ImageSettings) else setting
+def _sizes(setting: tuple[int, ...] | OwnSettings) -> tuple[int | str, ...]:
+    return setting.n if isinstance(setting, OwnSettings) else setting
 
 
 def trial_template(benchmark: Benchmark, cell: Cell) -> TrialTemplate:

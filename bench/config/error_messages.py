@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from bench.config.benchmark import SHORT_FORMS, Benchmark
-from bench.config.sections import ImageSettings
+from bench.config.sections import ImageSettings, TextSettings
 from bench.methods import METHODS, method_named
 from bench.utils.text import short_repr, single_line
 
@@ -55,7 +55,7 @@ def _keys_beside(location: tuple[Any, ...]) -> str:
     if location[0] == "methods" and len(location) > 3:  # entry, method, key
         model, location = method_named(location[2]).Settings, location[3:]
     if location[0] == "datasets":  # name, kind, key
-        model, location = ImageSettings, location[3:]
+        model, location = TextSettings if location[2] == "texts" else ImageSettings, location[3:]
     for part in location[:-1]:
         by_alias = {field.alias or name: field for name, field in model.model_fields.items()}
         annotation = by_alias[str(part)].annotation if str(part) in by_alias else None

@@ -1,11 +1,11 @@
-"""The sections of a configuration: training, resources, own images and backbones."""
+"""The sections of a configuration: training, resources, own data and backbones."""
 
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from bench.types import Count, Flag, Fraction, Name, NotNegative, Number, Positive, StrictModel, Unique
-from deelbo.data import ImageSource
+from deelbo.data import ImageSource, TextSource
 from deelbo.limits import MIN_SIGMA
 
 
@@ -50,12 +50,20 @@ def _check_size(value: Any) -> Any:
     return value
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Sizes = Annotated[tuple[Annotated[int | str, BeforeValidator(_check_size)], ...], Unique]
+"""Training set sizes; "all" stands for all training examples."""
+
+
 class ImageSettings(StrictModel):
-    """A dataset of the user's own images, and the training set sizes; "all" stands for all training images."""
+    """A dataset of the user's own images."""
 
     folder: str | None = None
     csv: str | None = None
-    n: Annotated[tuple[Annotated[int | str, BeforeValidator(_check_size)], ...], Unique]
+    n: Sizes
     test_share: Fraction = 0.2
     unreadable: Literal["refuse", "skip"] = "refuse"
 
@@ -74,6 +82,28 @@ class ImageSettings(StrictModel):
     def source(self, path: str) -> ImageSource:
         """Return where the images are, at a ``path`` that the reader can find."""
         return ImageSource(path, self.csv is not None, self.test_share, self.unreadable == "skip")
+
+
+class TextSettings(StrictModel):
+    """A dataset of the user's own texts."""
+
+    csv: str
+    text: Annotated[tuple[str, ...], BeforeValidator(_as_list), Unique]
+    label: str = "label"
+    n: Sizes
+    test_share: Fraction = 0.2
+
+    @property
+    def path(self) -> str:
+        """The file, as the configuration has it."""
+        return self.csv
+
+    def source(self, path: str) -> TextSource:
+        """Return where the texts are, at a ``path`` that the reader can find."""
+        return TextSource(path, self.text, self.label, self.test_share)
+
+
+OwnSettings = ImageSettings | TextSettings
 
 
 class SWAGFiles(StrictModel):

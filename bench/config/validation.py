@@ -4,12 +4,12 @@ import re
 from collections.abc import Callable, Iterable
 
 from bench.config.benchmark import EMBEDDED, Benchmark
-from bench.config.sections import ImageSettings
+from bench.config.sections import OwnSettings, TextSettings
 from bench.exceptions import ConfigError
 from bench.methods.base import Method
 from bench.types import NAME_PATTERN
 from deelbo.data import DATASETS, TASKS, TaskEntry, crop_size, find_task, is_embedded, load_task
-from deelbo.data.folders import show
+from deelbo.data.listing import show
 from deelbo.data.splits import check_size
 from deelbo.pretrained.registry import BACKBONES, IMAGENET_VERSIONS, find_backbone
 
@@ -19,8 +19,8 @@ Say = Callable[[str], object]
 def check(benchmark: Benchmark, say: Say | None = None, images_here: bool = True) -> Benchmark:
     """Check that datasets, backbones, heads, sizes and methods exist and fit together.
 
-    No file is opened, but the user's own images are listed if they are on this machine; ``say`` gets a line on files
-    beside them.
+    No image is opened, but the user's own are listed, and own texts are read, if they are on this machine; ``say`` gets
+    a line on files beside them.
 
     Returns:
         the benchmark with the number of training images in place of "all", if they are listed.
@@ -63,14 +63,14 @@ def find_tasks(benchmark: Benchmark, images_here: bool = True) -> dict[str, Task
 def _check_datasets(benchmark: Benchmark, images_here: bool) -> None:
     """Check the names of datasets, and the paths of the user's own images."""
     for name, setting in benchmark.datasets.items():
-        own = isinstance(setting, ImageSettings)
+        own = isinstance(setting, OwnSettings)
         if not own and name not in DATASETS:
             known = DATASETS.describe()
             raise ConfigError(f"dataset = {name!r}: expected one of {known}, or {{folder: ..., n: [...]}} of your own")
         if own and (name in TASKS or not re.match(NAME_PATTERN, name)):
             expected = "expected letters, digits, dots, dashes, underscores, and no name of a published dataset"
-            raise ConfigError(f"datasets.{name} is no name for images of your own, {expected}: choose another")
-        if isinstance(setting, ImageSettings) and not images_here and not setting.path.startswith(("/", "~")):
+            raise ConfigError(f"datasets.{name} is no name for data of your own, {expected}: choose another")
+        if isinstance(setting, OwnSettings) and not images_here and not setting.path.startswith(("/", "~")):
             raise ConfigError(
                 f"datasets.{name}: {setting.path!r} is relative to this machine, not to the nodes: give the absolute "
                 "path on the nodes"
@@ -114,7 +114,9 @@ def _check_networks(benchmark: Benchmark) -> None:
 
             check_head(name, settings.head)
         channels = BACKBONES[name].channels
-        for dataset in benchmark.datasets:
+        for dataset, setting in benchmark.datasets.items():
+            if isinstance(setting, TextSettings):
+                raise ValueError(f"{name} takes images, {dataset} has texts: choose another backbone or dataset")
             given = DATASETS.find(dataset).channels if benchmark.source(dataset) is None else 3
             if given != channels:
                 raise ValueError(

@@ -23,7 +23,7 @@ LOW_BYTES, FULL_BYTES = 5e9, 5e8
 SHARE = "give a folder that is mounted on every node, or a URL such as s3://BUCKET/FOLDER"
 GRANT = "pass credentials that allow writing there with --env NAME; s3:// needs deelbo[bench,s3] on all nodes"
 PREPARE = "run `deelbo-bench prepare CONFIG` there"
-BRING = f"bring your own images there, as they are here; for others {PREPARE}"
+BRING = f"bring your own data there, as they are here; for others {PREPARE}"
 MLFLOW_ADVICE = {
     401: "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, here: they go along",
     403: "start `mlflow server` with {host} among its --allowed-hosts, or give a user with access",
@@ -255,16 +255,16 @@ def _check_data(report: ClusterReport, request: DoctorRequest) -> list[CheckResu
     results = check_each("data", able, lambda node: node["unread"], todo, status="note")
     if read := [node for node in able if not node["unread"]]:
         ok = f"{', '.join(sorted(read[0]['data']))} on {describe_nodes(read, able)}"
-        results += check_each("data", read, problem, PREPARE if not read[0].get("files") else BRING, ok)
-        most = {name: max(node["files"][name] or 0 for node in read) for name in read[0].get("files", {})}
-        results += check_each("data", read, lambda node: _find_fewer(node, most), "bring the same images to every node")
+        results += check_each("data", read, problem, PREPARE if not read[0].get("examples") else BRING, ok)
+        most = {name: max(node["examples"][name] or 0 for node in read) for name in read[0].get("examples", {})}
+        results += check_each("data", read, lambda node: _find_fewer(node, most), "bring the same data to every node")
     return results
 
 
 def _find_fewer(node: Node, most: Mapping[str, int]) -> str:
-    """Return the datasets of the user's own of which a node has fewer images than another."""
-    found = {name: count for name, count in node.get("files", {}).items() if count is not None}
-    return "; ".join(f"{name} has {n} images, {most[name]} elsewhere" for name, n in found.items() if n < most[name])
+    """Return the datasets of the user's own of which a node has fewer examples than another."""
+    found = {name: count for name, count in node.get("examples", {}).items() if count is not None}
+    return "; ".join(f"{name} has {n} examples, {most[name]} elsewhere" for name, n in found.items() if n < most[name])
 
 
 def _without_advice(problem: str) -> str:

@@ -17,7 +17,7 @@ from bench.config.places import (
     expand_tracking_uri,
     resolve_storage,
 )
-from bench.config.sections import ImageSettings, Resources
+from bench.config.sections import OwnSettings, Resources
 from bench.doctor.checks import check_cluster, minor_version
 from bench.doctor.cluster_report import THIS_MACHINE, CheckResult, ClusterReport, DoctorRequest
 from bench.exceptions import ConfigError
@@ -85,7 +85,7 @@ def _probe_request(request: DoctorRequest) -> dict[str, Any]:
     return probe_request | {
         "modules": sorted({name for method in benchmark.methods.values() for name in method.packages}),
         "datasets": list(benchmark.datasets),
-        "images": _image_sources(benchmark),
+        "sources": _own_sources(benchmark),
         "data": benchmark.data,
         "verify": benchmark.verify_data,
         "weights": _weight_files(benchmark),
@@ -93,11 +93,11 @@ def _probe_request(request: DoctorRequest) -> dict[str, Any]:
     }
 
 
-def _image_sources(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
-    """Return where the user's own images are, by dataset, as fields of `deelbo.data.ImageSource`."""
+def _own_sources(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
+    """Return where the user's own data are, by dataset, as fields of a `deelbo.data.Source`."""
     sources = {}
     for name, own in benchmark.datasets.items():
-        if isinstance(own, ImageSettings):
+        if isinstance(own, OwnSettings):
             sources[name] = asdict(own.source(str(Path(own.path).absolute()) if is_relative(own.path) else own.path))
     return sources
 

@@ -13,7 +13,7 @@ from bench.execution.objectives import make_objective
 from bench.execution.optimizers import make_optimizer
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from deelbo.data import ImageSource, load_task
+from deelbo.data import Source, load_task
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.pretrained.embedded import Pretrained
 from deelbo.training.checkpoint import Checkpoint, Handover
@@ -41,7 +41,7 @@ class TrialContext:
     lost_seconds: float = 0.0
     checkpoint: Checkpoint | None = None
     handover: Handover | None = None
-    source: ImageSource | None = None
+    source: Source | None = None
 
 
 def run_trial(spec: TrialSpec, pretrained: Pretrained, context: TrialContext) -> tuple[TrialRecord, Series]:

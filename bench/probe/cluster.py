@@ -39,7 +39,7 @@ def inspect_cluster(request: Mapping[str, Any]) -> Facts:
 
     Args:
         request: ``modules``, packages to look for; ``datasets``, ``data`` and ``verify`` as `deelbo.data.check_task`
-            takes them; ``images``, the fields of `deelbo.data.ImageSource` by dataset; ``weights``, files or pairs of a
+            takes them; ``sources``, the fields of a `deelbo.data.Source` by dataset; ``weights``, files or pairs of a
             backbone and a version that the driver reads; ``storage``, a folder or URL; ``tracking``, MLflow's URI;
             ``cuda``, true to test the GPUs with torch; ``seconds`` for a node to answer, and again to read its data.
             None means: not checked.
@@ -88,7 +88,7 @@ def _read_datasets(nodes: Sequence[Facts], request: Mapping[str, Any]) -> None:
         answer = answers.get(node["id"], {})
         node["unread"] = answer.get("late") and f"not read ({answer['problem']})"
         node["data"] = answer.get("data") or dict.fromkeys(datasets, answer.get("problem"))
-        node["files"] = answer.get("files") or {}
+        node["examples"] = answer.get("examples") or {}
 
 
 def _describe_node(node: Mapping[str, Any], driver_id: str) -> Facts:

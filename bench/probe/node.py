@@ -56,15 +56,15 @@ def collect_node_info(request: Mapping[str, Any], marker: str) -> Facts:
 
 
 def read_datasets(request: Mapping[str, Any]) -> Facts:
-    """Read each dataset; report None, or why it cannot be used, and the number of files of the user's own images.
+    """Read each dataset; report None, or why it cannot be used, and the number of examples in the user's own.
 
     This takes minutes from a slow disk.
     """
     options = request.get("data"), bool(request.get("verify", True))
-    datasets, images = request.get("datasets") or [], request.get("images") or {}
+    datasets, sources = request.get("datasets") or [], request.get("sources") or {}
     return {
-        "data": {name: _find_problem(_check_dataset, name, *options, images.get(name)) for name in datasets},
-        "files": {name: _count_images(name, source) for name, source in images.items()},
+        "data": {name: _find_problem(_check_dataset, name, *options, sources.get(name)) for name in datasets},
+        "examples": {name: _count_examples(name, source) for name, source in sources.items()},
     }
 
 
@@ -122,17 +122,18 @@ def _check_dataset(dataset: str, folder: str | None, verify: bool, source: Mappi
     if source is None:
         check_task(dataset, folder, verify)
     else:
-        from deelbo.data import ImageSource  # which an earlier deelbo on a node lacks
+        from deelbo.data import source_from  # which an earlier deelbo on a node lacks
 
-        check_task(dataset, folder, verify, ImageSource(**source))
+        check_task(dataset, folder, verify, source_from(source))
 
 
-def _count_images(dataset: str, source: Mapping[str, Any]) -> int | None:
-    """Return the number of a dataset's images; None if they cannot be listed, which `_check_dataset` reports."""
+def _count_examples(dataset: str, source: Mapping[str, Any]) -> int | None:
+    """Return the number of a dataset's examples; None if they cannot be listed, which `_check_dataset` reports."""
     try:
-        from deelbo.data import ImageSource, find_task
+        from deelbo.data import find_task, source_from
 
-        entry = find_task(dataset, ImageSource(**{**source, "skip_unreadable": False}))  # which opens none
+        listed = {name: value for name, value in source.items() if name != "skip_unreadable"}  # which opens none
+        entry = find_task(dataset, source_from(listed))
         return entry.pool_size + entry.test_size
     except Exception:
         return None

@@ -172,7 +172,7 @@ class QueueSearcher(Searcher):
         images, dataset, node = record.versions.get("data"), record.spec.dataset, record.hardware.get("node")
         if images is not None and images != (known := self._images.setdefault(dataset, images)):
             return (
-                f"node {node} has other images of {dataset} than earlier trials saw ({images}, not {known}): put "
+                f"node {node} has other data of {dataset} than earlier trials saw ({images}, not {known}): put "
                 "the same folder on every node"
             )
         gpu = record.hardware.get("gpu")

@@ -18,7 +18,7 @@ from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from bench.utils.code import Code, running_code
 from bench.utils.text import single_line
-from deelbo.data import ImageSource
+from deelbo.data import Source
 from deelbo.pretrained.embedded import Pretrained
 from deelbo.training.checkpoint import Checkpoint, Handover
 
@@ -38,7 +38,7 @@ class WorkerSettings:
         data: folder of the datasets; None for the node's own.
         code: the driver's.
         run_trial: runs one trial.
-        sources: where the user's own images are, by dataset.
+        sources: where the user's own data are, by dataset.
     """
 
     storage: str
@@ -48,7 +48,7 @@ class WorkerSettings:
     data: str | None
     code: Code
     run_trial: TrialRunner
-    sources: Mapping[str, ImageSource] = field(default_factory=dict)
+    sources: Mapping[str, Source] = field(default_factory=dict)
 
 
 def shares_storage(store: RecordStore, token: str) -> bool | None:

@@ -59,12 +59,12 @@ def check_settings(store: RecordStore, benchmark: Benchmark) -> None:
 def check_same_inputs(
     store: RecordStore, records: Iterable[TrialRecord], data: Mapping[str, str], starts: Mapping[str, Pretrained]
 ) -> None:
-    """Raise RecordError if a trial used other images or other pretrained weights than those available locally.
+    """Raise RecordError if a trial used other data or other pretrained weights than those available locally.
 
     Args:
         store: storage of the records.
         records: records that this run would reuse.
-        data: hash of the local images by dataset.
+        data: hash of the local data by dataset.
         starts: local pretrained weights by backbone. Datasets and backbones that are not available are not compared.
     """
     for record in records:
@@ -76,7 +76,7 @@ def _incompatibility(record: TrialRecord, data: Mapping[str, str], starts: Mappi
     spec, versions = record.spec, record.versions
     recorded, local = versions.get("data"), data.get(spec.dataset)
     if recorded is not None and local is not None and recorded != local:
-        return f"saw other images of {spec.dataset}: {recorded}, here {local}, so `data` or its files were changed"
+        return f"saw other data of {spec.dataset}: {recorded}, here {local}, so `data` or its files were changed"
     start = starts.get(spec.backbone)
     if start is None or (spec.prior == "ptyl" and start.factor is None):
         return None  # this run covers a subset of the benchmark and did not read these weights

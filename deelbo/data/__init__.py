@@ -7,6 +7,7 @@ from deelbo.data.folders import ImageSource
 from deelbo.data.registry import (
     DATASETS,
     TASKS,
+    Source,
     TaskEntry,
     check_task,
     crop_size,
@@ -15,7 +16,9 @@ from deelbo.data.registry import (
     find_task,
     is_embedded,
     load_task,
+    source_from,
 )
+from deelbo.data.texts import TextSource
 
 if TYPE_CHECKING:
     from deelbo.data.dataset import Split, Task
@@ -31,9 +34,11 @@ __all__ = [
     "ImageTransform",
     "Images",
     "Normalization",
+    "Source",
     "Split",
     "Task",
     "TaskEntry",
+    "TextSource",
     "Transform",
     "check_task",
     "crop_size",
@@ -42,6 +47,7 @@ __all__ = [
     "find_task",
     "is_embedded",
     "load_task",
+    "source_from",
 ]
 
 _MODULES = {

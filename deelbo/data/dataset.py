@@ -29,7 +29,8 @@ class Task:
 
     With ``images_per_class``, the N examples of a seed are taken from so many of each class, which the seed draws
     from the pool; at most as many as the smallest class has. ``proportional`` classes need not be equally large: N
-    images are split over them as the pool is.
+    images are split over them as the pool is. ``content`` is the fingerprint of inputs that are not the data
+    themselves, such as token ids, which another tokenizer makes otherwise of the same texts.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Task:
     transform: Transform
     images_per_class: int | None = None
     proportional: bool = False
+    content: str | None = None
 
     @property
     def pool_size(self) -> int:
@@ -48,10 +50,12 @@ class Task:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of a SHA-256 over all labels and over inputs of every example.
+        """``content``, or 16 hex digits of a SHA-256 over all labels and over inputs of every example.
 
         Of a large dataset every k-th number of each example is hashed, which takes a few tenths of a second.
         """
+        if self.content is not None:
+            return self.content
         digest = hashlib.sha256()
         for examples in (self.pool, self.test):
             flat = examples.inputs.flatten(1)

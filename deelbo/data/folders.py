@@ -6,19 +6,28 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from deelbo.data.integrity import DataError, as_data_error
-from deelbo.data.splits import MIN_PER_CLASS
+from deelbo.data.listing import (
+    SPLITS,
+    ExampleList,
+    LabeledFile,
+    Row,
+    check_classes,
+    check_rows,
+    is_test,
+    quote,
+    read_csv,
+    show,
+    some,
+    split_examples,
+)
 from deelbo.paths import expand_user
 
 if TYPE_CHECKING:
@@ -27,11 +36,8 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .gif .bmp .tif .tiff .webp .ppm .pgm .pbm .pnm".split()  # noqa: SIM905 - a list of words
 )
-SPLITS = ("train", "test")
 LIKE_SPLITS = {*SPLITS, "training", "testing", "val", "valid", "validation"}
 COLUMNS = ("path", "label")
-HELD_OUT_SEED = 0
-MAX_SHOWN, MAX_CHARACTERS = 3, 60
 
 
 @dataclass(frozen=True)
@@ -52,36 +58,7 @@ class ImageSource:
     skip_unreadable: bool = False
 
 
-@dataclass(frozen=True)
-class LabeledFile:
-    """An image file, its class, and whether it is in the test set."""
-
-    path: Path
-    label: str
-    is_test: bool = False
-
-
-@dataclass(frozen=True)
-class ImageList:
-    """The image files of a source, below ``folder``; ``others`` are files that are not read."""
-
-    folder: Path
-    classes: tuple[str, ...]
-    files: tuple[LabeledFile, ...]
-    others: tuple[Path, ...] = ()
-
-    @property
-    def training(self) -> list[LabeledFile]:
-        return [file for file in self.files if not file.is_test]
-
-    @property
-    def test(self) -> list[LabeledFile]:
-        return [file for file in self.files if file.is_test]
-
-    @property
-    def smallest_class(self) -> int:
-        """Number of training images in the smallest class."""
-        return min(Counter(file.label for file in self.training).values())
+ImageList = ExampleList[LabeledFile]
 
 
 def list_images(name: str, source: ImageSource) -> ImageList:
@@ -95,45 +72,7 @@ def list_images(name: str, source: ImageSource) -> ImageList:
     folder = path.parent if source.is_manifest else path
     with as_data_error(f"{name}: {show(path)} cannot be read", "make its files and folders readable for you"):
         files, others = (_list_manifest(name, path), []) if source.is_manifest else _list_folder(name, path)
-    classes = tuple(sorted({file.label for file in files if not file.is_test}))
-    if len(classes) < 2:
-        beside = f", and {len(others)} files that are no images, such as {show(others[0].name)}" if others else ""
-        found = f"one class, {_quote(classes[0])}" if classes else "no training images in folders of classes"
-        raise DataError(f"{name}: {show(path)} has {found}{beside}: give images of at least two classes")
-    if unknown := [file for file in files if file.label not in classes]:
-        found = f"{show(unknown[0].path)}, whose class {_quote(unknown[0].label)} has no training images"
-        raise DataError(f"{name}: the test set has {found}: add some, or remove the class from the test set")
-    is_held_out = not any(file.is_test for file in files)
-    if is_held_out:
-        files = hold_out(files, source.test_share)
-    listed = ImageList(folder, classes, tuple(files), tuple(others))
-    check_classes(name, listed, is_held_out)
-    return listed
-
-
-def hold_out(files: Sequence[LabeledFile], share: float) -> list[LabeledFile]:
-    """Return the files with a ``share`` of each class as test files, at least one; the same ones at every call."""
-    random = np.random.RandomState(HELD_OUT_SEED)
-    rows_by_class: dict[str, list[int]] = {}
-    for row, file in enumerate(files):
-        rows_by_class.setdefault(file.label, []).append(row)
-    held_out: set[int] = set()
-    for _, rows in sorted(rows_by_class.items()):
-        held_out.update(random.permutation(rows)[: max(1, round(share * len(rows)))].tolist())
-    return [replace(file, is_test=row in held_out) for row, file in enumerate(files)]
-
-
-def check_classes(name: str, listed: ImageList, is_held_out: bool = False) -> None:
-    """Raise DataError for a class with too few training images, or without a test image."""
-    training, test = (Counter(file.label for file in files) for files in (listed.training, listed.test))
-    for label in listed.classes:
-        if training[label] < MIN_PER_CLASS:
-            beside = f", with {test[label]} more held out for the test" if is_held_out else ""
-            found = f"{training[label]} training images of class {_quote(label)} in {show(listed.folder)}{beside}"
-            raise DataError(f"{name}: {found}: at least {MIN_PER_CLASS} are needed: add images, or remove the class")
-        if not test[label]:
-            found = f"no test image of class {_quote(label)} in {show(listed.folder)}"
-            raise DataError(f"{name}: {found}: add one, or leave the test set out, so that a share is held out")
+    return split_examples(name, ExampleList(folder, (), tuple(files), tuple(others)), path, source.test_share)
 
 
 def read_images(name: str, source: ImageSource, root: Path, image_size: int) -> tuple[Task, ImageList]:
@@ -148,7 +87,7 @@ def read_images(name: str, source: ImageSource, root: Path, image_size: int) -> 
     from deelbo.data.images import Geometry, Images, ImageTransform, resize_side
 
     listed, side = list_images(name, source), resize_side(image_size)
-    check_memory(name, len(listed.files), side, available_memory())
+    check_memory(name, len(listed.examples), side, available_memory())
     numbers = {label: number for number, label in enumerate(listed.classes)}
     parts = listed.training, listed.test
     paths = [[file.path for file in part] for part in parts]
@@ -158,8 +97,8 @@ def read_images(name: str, source: ImageSource, root: Path, image_size: int) -> 
     if problems and not source.skip_unreadable:
         shown = [f"{show(file.relative_to(listed.folder))} ({why})" for file, why in problems.items()]
         raise DataError(
-            f"{name}: {len(problems)} of {len(listed.files)} images in {show(listed.folder)} cannot be read: "
-            f"{_some(shown)}: copy them again or remove them, or set datasets.{name}.unreadable to skip"
+            f"{name}: {len(problems)} of {len(listed.examples)} images in {show(listed.folder)} cannot be read: "
+            f"{some(shown)}: copy them again or remove them, or set datasets.{name}.unreadable to skip"
         )
     examples = []
     for tensor, part, files in zip(pixels, labels, paths, strict=True):
@@ -167,8 +106,8 @@ def read_images(name: str, source: ImageSource, root: Path, image_size: int) -> 
         kept = tensor if len(rows) == len(tensor) else tensor[rows]
         examples.append(Images(kept, torch.tensor([part[row] for row in rows]), len(listed.classes)))
     if problems:
-        kept_files = tuple(file for file in listed.files if file.path not in problems)
-        listed = replace(listed, files=kept_files, others=(*listed.others, *problems))
+        kept_files = tuple(file for file in listed.examples if file.path not in problems)
+        listed = replace(listed, examples=kept_files, others=(*listed.others, *problems))
         check_classes(name, listed)
     pool, test = examples
     transform = ImageTransform(Geometry(side, image_size, flip=True))
@@ -202,11 +141,11 @@ def _list_folder(name: str, folder: Path) -> tuple[list[LabeledFile], list[Path]
     entries, root = list(_entries(folder, folder.resolve())), folder.resolve()
     names = {entry.name for entry in entries if entry.is_dir()}
     if "train" in names and names - set(SPLITS):
-        found = f"{_some(sorted(map(_quote, names - set(SPLITS))))} beside train"
+        found = f"{some(sorted(map(quote, names - set(SPLITS))))} beside train"
         raise DataError(f"{name}: {show(folder)} has {found}, expected test alone: move it away, or rename it to test")
     if "train" not in names and (like := sorted(name for name in names if name.lower() in LIKE_SPLITS)):
         expected = "expected train and test, or folders of classes alone"
-        raise DataError(f"{name}: {show(folder)} has the folder {_quote(like[0])}, {expected}: rename it")
+        raise DataError(f"{name}: {show(folder)} has the folder {quote(like[0])}, {expected}: rename it")
     splits = [folder / split for split in SPLITS if split in names] if "train" in names else [folder]
     files: list[LabeledFile] = []
     others: list[Path] = []
@@ -247,60 +186,25 @@ def _entries(folder: Path, root: Path) -> list[Path]:
 
 def _list_manifest(name: str, file: Path) -> list[LabeledFile]:
     """Return the files that a manifest lists; its rows must all be right."""
-    with (
-        as_data_error(f"{name}: {show(file)} cannot be read", "save it as CSV in UTF-8, columns path,label[,split]"),
-        file.open(newline="", encoding="utf-8-sig") as text,
-    ):
-        reader = csv.DictReader(text, strict=True)
-        columns = reader.fieldnames = [column.strip() for column in reader.fieldnames or ()]
-        rows = [(reader.line_num, row) for row in reader]
-    if missing := [column for column in COLUMNS if columns.count(column) != 1]:
-        expected = "expected path,label or path,label,split, separated by commas"
-        found = f"its first line is {_quote(','.join(columns))}"
-        raise DataError(f"{name}: {show(file)} has no column {' and '.join(missing)} ({found}): {expected}")
-    files, problems = [], []
+    rows = read_csv(name, file, COLUMNS, "expected path,label or path,label,split, separated by commas")
+    parsed: list[tuple[int, LabeledFile | str]] = []
     seen, root = set[Path](), file.parent.resolve()
     for line, row in rows:
-        labeled = _labeled_file(row, file.parent, root)
+        labeled = row if isinstance(row, str) else _labeled_file(row, file.parent, root)
         if isinstance(labeled, LabeledFile) and labeled.path in seen:
             labeled = f"{show(labeled.path)} is there twice"
-        if isinstance(labeled, str):
-            problems.append(f"line {line}: {labeled}")
-        else:
+        if isinstance(labeled, LabeledFile):
             seen.add(labeled.path)
-            files.append(labeled)
-    if problems:
-        found = f"{len(problems)} of {len(rows)} rows of {show(file)} cannot be used: {_some(problems, '; ')}"
-        raise DataError(f"{name}: {found}: correct or remove them")
-    return files
+        parsed.append((line, labeled))
+    return check_rows(name, file, parsed)
 
 
-def _labeled_file(row: Mapping[str, str | None], folder: Path, root: Path) -> LabeledFile | str:
+def _labeled_file(row: Row, folder: Path, root: Path) -> LabeledFile | str:
     """Return what a row of a manifest says, or what is wrong with it."""
-    path, label = (unicodedata.normalize("NFC", (row[column] or "").strip()) for column in COLUMNS)
+    path, label = (unicodedata.normalize("NFC", row[column].strip()) for column in COLUMNS)
     if not path or not label:
         return "no path" if not path else "no label"
-    if None in row:  # where `csv` puts fields without a column
-        return "more fields than columns"
-    split = (row.get("split") or "").strip().lower()
-    if "split" in row and split not in SPLITS:
-        return f"split {_quote(split)}, expected train or test"
-    found = Path(os.path.normpath(folder / (row["path"] or "").strip()))
+    found = Path(os.path.normpath(folder / row["path"].strip()))
     if not found.is_relative_to(folder) or not found.resolve().is_relative_to(root):
         return f"{show(found)} is not in {show(folder)} or leads out of it"
-    return LabeledFile(found, label, split == "test") if found.is_file() else f"no file {show(found)}"
-
-
-def show(path: Path | str) -> str:
-    """Return a path as text of one line."""
-    text = str(path)
-    return text if text.isprintable() else repr(text)
-
-
-def _quote(text: str) -> str:
-    return repr(text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}...")
-
-
-def _some(items: Sequence[str], separator: str = ", ") -> str:
-    """Join the first few of some items."""
-    return separator.join([*items[:MAX_SHOWN], *["..."] * (len(items) > MAX_SHOWN)])
+    return LabeledFile(found, label, is_test(row)) if found.is_file() else f"no file {show(found)}"

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deelbo.data.folders import ImageSource, list_images, read_images
 from deelbo.data.integrity import CIFAR10, FLOWERS, PET, DatasetFiles
+from deelbo.data.texts import TextSource, list_texts, read_texts
 from deelbo.paths import expand_user
 from deelbo.plugins import Registry
 from deelbo.plugins import describe as describe_error
 
 if TYPE_CHECKING:
     from deelbo.data.dataset import Task
+    from deelbo.data.listing import ExampleList
 
 DIGIT_SIZE, PHOTO_SIZE = 16, 224  # pixels
 PET_IMAGES_PER_CLASS = 93  # in the smallest class of the official trainval split
+Source = ImageSource | TextSource
+"""Where a dataset of the user's own is."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,11 @@ class TaskEntry:
     test_size: int  # number of test images
     num_classes: int
     channels: int  # 1: grey, 3: RGB
-    image_size: int  # side in pixels of what the network sees by default
+    image_size: int  # side in pixels of what the network sees by default; 0 without images
     files: DatasetFiles | None = None  # None: the images come with an installed package, or are the user's own
     smallest_class: int | None = None  # training images of it, where classes may have different sizes
     others: tuple[Path, ...] = ()  # files beside the images that are left out
+    inputs: str = "images"  # kind of data
 
 
 def _mnist_digits(_root: Path, image_size: int, _verify: bool) -> Task:
@@ -99,8 +104,22 @@ def data_folder() -> Path:
     return expand_user(folder) if folder else cache_folder() / "data"
 
 
-def crop_size(name: str, image_size: int | None = None, source: ImageSource | None = None) -> int:
-    """Return the side in pixels of what the network sees: the dataset's default, or a possible ``image_size``."""
+def source_from(fields: Mapping[str, Any]) -> Source:
+    """Return the source that `dataclasses.asdict` and JSON made these fields of."""
+    if "text" in fields:
+        return TextSource(**{**fields, "text": tuple(fields["text"])})
+    return ImageSource(**fields)
+
+
+def crop_size(name: str, image_size: int | None = None, source: Source | None = None) -> int:
+    """Return the side in pixels of what the network sees: the dataset's default, or a possible ``image_size``.
+
+    It is 0 for texts, which have no ``image_size``.
+    """
+    if isinstance(source, TextSource):
+        if image_size is not None:
+            raise ValueError(f"image_size = {image_size}, but {name} has texts: leave it out")
+        return 0
     default = PHOTO_SIZE if source is not None else DATASETS.find(name).image_size
     if image_size is None:
         return default
@@ -114,38 +133,57 @@ def crop_size(name: str, image_size: int | None = None, source: ImageSource | No
 
 def find_task(
     name: str,
-    source: ImageSource | None = None,
+    source: Source | None = None,
     root: str | os.PathLike[str] | None = None,
     image_size: int | None = None,
 ) -> TaskEntry:
     """Return the sizes of a dataset, with the arguments of `load_task`.
 
-    The user's own images are listed, and not opened except where unreadable ones are to be skipped.
+    The user's own images are listed, and not opened except where unreadable ones are to be skipped; own texts are read.
 
     Raises:
-        ValueError: an unknown name, or images that cannot be used; one line.
+        ValueError: an unknown name, or data that cannot be used; one line.
     """
     if source is None:
         return DATASETS.find(name)
-    own = source
+    if isinstance(source, TextSource):
+        return _own_texts(name, source)
+    return _own_images(name, source, root, image_size)
 
+
+def _own_images(
+    name: str, source: ImageSource, root: str | os.PathLike[str] | None, image_size: int | None
+) -> TaskEntry:
     def load(root: Path, image_size: int, _verify: bool) -> Task:
-        return read_images(name, own, root, image_size)[0]
+        return read_images(name, source, root, image_size)[0]
 
     if source.skip_unreadable:
         listed = read_images(name, source, _absolute(root), image_size or PHOTO_SIZE)[1]
     else:
         listed = list_images(name, source)
+    return _own_entry(load, listed, channels=3, image_size=PHOTO_SIZE)
 
+
+def _own_texts(name: str, source: TextSource) -> TaskEntry:
+    def load(_root: Path, _image_size: int, _verify: bool) -> Task:
+        return read_texts(name, source)
+
+    return _own_entry(load, list_texts(name, source), channels=0, image_size=0)
+
+
+def _own_entry(
+    load: Callable[[Path, int, bool], Task], listed: ExampleList[Any], channels: int, image_size: int
+) -> TaskEntry:
     return TaskEntry(
         load,
         pool_size=len(listed.training),
         test_size=len(listed.test),
         num_classes=len(listed.classes),
-        channels=3,
-        image_size=PHOTO_SIZE,
+        channels=channels,
+        image_size=image_size,
         smallest_class=listed.smallest_class,
         others=listed.others,
+        inputs=listed.kind,
     )
 
 
@@ -154,7 +192,7 @@ def load_task(
     root: str | os.PathLike[str] | None = None,
     image_size: int | None = None,
     verify: bool = True,
-    source: ImageSource | None = None,
+    source: Source | None = None,
     fresh: bool = False,
 ) -> Task:
     """Return the named dataset, which is read once per process.
@@ -166,7 +204,7 @@ def load_task(
             dataset's default.
         verify: whether the data must be the official ones by checksums and number of images. If not, everything in the
             right format is accepted, such as a small set for a rehearsal. No code in a file is executed either way.
-        source: where the user's own images are; None for a dataset of `DATASETS`.
+        source: where the user's own images or texts are; None for a dataset of `DATASETS`.
         fresh: whether it is read again, as its files may have changed.
 
     Raises:
@@ -180,13 +218,15 @@ def load_task(
 
 
 def check_task(
-    name: str, root: str | os.PathLike[str] | None = None, verify: bool = True, source: ImageSource | None = None
+    name: str, root: str | os.PathLike[str] | None = None, verify: bool = True, source: Source | None = None
 ) -> None:
-    """Raise what `load_task` would raise, except for images that cannot be decoded.
+    """Raise what `load_task` would raise, except for images that cannot be decoded, and tokenizers.
 
     It takes about a second; but a plug-in's dataset is loaded.
     """
-    if source is not None:
+    if isinstance(source, TextSource):
+        list_texts(name, source)
+    elif source is not None:
         list_images(name, source)
     elif name not in TASKS:
         load_task(name, root, verify=verify)
@@ -208,7 +248,7 @@ def download_task(name: str, root: str | os.PathLike[str] | None = None) -> Path
     return torchvision_datasets.download(files, _absolute(root))
 
 
-def is_embedded(name: str, source: ImageSource | None = None) -> bool:
+def is_embedded(name: str, source: Source | None = None) -> bool:
     """Return whether a dataset comes with a package that deelbo needs, so that there is nothing to check or choose."""
     return source is None and name in TASKS and TASKS[name].files is None
 
@@ -218,7 +258,7 @@ def _absolute(root: str | os.PathLike[str] | None) -> Path:
 
 
 @lru_cache(maxsize=2)
-def _load_once(name: str, root: Path, crop: int, verify: bool, source: ImageSource | None) -> Task:
+def _load_once(name: str, root: Path, crop: int, verify: bool, source: Source | None) -> Task:
     entry = find_task(name, source, root, crop)
     plugin = DATASETS.plugin(name) if source is None else None
     return (

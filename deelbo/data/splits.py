@@ -15,13 +15,13 @@ def check_size(n: int, pool: int, num_classes: int, smallest: int | None = None)
     The classes get equally many, or, where the ``smallest`` has a known number of the pool, in proportion.
     """
     if n > pool:
-        raise ValueError(f"n = {n} is larger than the pool of {pool} training images: choose n <= {pool}")
+        raise ValueError(f"n = {n} is larger than the pool of {pool} training examples: choose n <= {pool}")
     if smallest is not None:
         if n * smallest // pool < MIN_PER_CLASS:
-            found = f"{n * smallest // pool} images of the smallest class, which has {smallest} of {pool}"
+            found = f"{n * smallest // pool} examples of the smallest class, which has {smallest} of {pool}"
             raise ValueError(f"n = {n} leaves {found}: choose n >= {-(-MIN_PER_CLASS * pool // smallest)}")
         if pool - num_classes < n < pool:
-            raise ValueError(f"n = {n} leaves out less than one image a class of {pool}: choose {pool}, or fewer")
+            raise ValueError(f"n = {n} leaves out less than one example a class of {pool}: choose {pool}, or fewer")
         return
     if n < pool and n % num_classes:
         lower, found = (
@@ -30,7 +30,7 @@ def check_size(n: int, pool: int, num_classes: int, smallest: int | None = None)
         )
         raise ValueError(f"n = {n} is {found}, as stratification needs: try {lower}")
     if n // 5 < num_classes:
-        found = f"{n // 5} validation images for {num_classes} classes"
+        found = f"{n // 5} validation examples for {num_classes} classes"
         raise ValueError(f"n = {n} leaves {found}: choose n >= {5 * num_classes}")
 
 

@@ -59,8 +59,9 @@ class Numerics:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def to_memory_format(self, x: Tensor) -> Tensor:
-        """Return ``x`` (B, C, H, W) in the memory layout of `channels_last`."""
-        return x.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+        """Return images (B, C, H, W) in the memory layout of `channels_last`, and other inputs contiguous."""
+        last = self.channels_last and x.ndim == 4
+        return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
     def compile_model(self, model: nn.Module) -> Callable[[Tensor], Any]:
         """Return the callable that training uses in place of ``model``; it shares the model's weights."""

@@ -80,7 +80,7 @@ def test_a_benchmark_on_own_images(tmp_path: Path) -> None:
     changed = deelbo_bench("run", "mine.yaml", "--storage", "out", where=tmp_path)
     assert changed.returncode == 2
     (line,) = changed.stderr.splitlines()
-    assert f"holds trials that (saw other images of photos: {data}, here " in line
+    assert f"holds trials that (saw other data of photos: {data}, here " in line
     (tmp_path / "photos").rename(tmp_path / "elsewhere")
     reported = deelbo_bench("report", "out", where=tmp_path)  # which needs no images
     assert reported.returncode == 0, reported.stderr

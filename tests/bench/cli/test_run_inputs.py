@@ -90,7 +90,7 @@ def test_other_images_than_before(
     records = [fake(spec), fake(spec, versions={"data": seen})]
     check_same_inputs(store, records, check_data(benchmark, ["CIFAR-10"]), {})
     cifar10_writer(tmp_path / "other", seed=1)
-    with pytest.raises(RecordError, match=f"saw other images of CIFAR-10: {seen}, here "):
+    with pytest.raises(RecordError, match=f"saw other data of CIFAR-10: {seen}, here "):
         check_same_inputs(store, records, check_data(benchmark_on(tmp_path / "other"), ["CIFAR-10"]), {})
 
 

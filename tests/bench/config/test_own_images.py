@@ -43,7 +43,7 @@ def test_all_is_the_number_of_training_images(photos: Path) -> None:
     """``all`` is replaced once by the number of training images, which a storage keeps; a twofold size is one."""
     asked = benchmark_of(folder="./photos", n=[18, 24, "all"])
     assert asked.content()["datasets"]["photos"]["n"] == [18, 24, "all"]
-    with pytest.raises(ConfigError, match=r"datasets\.photos\.n = all is known only where its images are"):
+    with pytest.raises(ConfigError, match=r"datasets\.photos\.n = all is known only where its data are"):
         make_methods(asked)
     benchmark = check(asked)
     assert benchmark.sizes == {"photos": (18, 24)}
@@ -97,16 +97,16 @@ def test_settings_that_are_refused(settings: dict[str, Any], words: str) -> None
 @pytest.mark.parametrize(
     ("name", "change", "settings", "words"),
     [
-        ("CIFAR-10", {}, {}, "datasets.CIFAR-10 is no name for images of your own"),
-        ("../photos", {}, {}, "datasets.../photos is no name for images of your own"),
+        ("CIFAR-10", {}, {}, "datasets.CIFAR-10 is no name for data of your own"),
+        ("../photos", {}, {}, "datasets.../photos is no name for data of your own"),
         ("photos", {"backbones": {"digits-resnet": {}}}, {}, "takes images of 1 channel, those of photos have 3"),
         ("photos", {}, {"folder": "none"}, "photos: there is no "),
-        ("photos", {}, {"n": [25]}, "photos: n = 25 is larger than the pool of 24 training images: choose n <= 24"),
+        ("photos", {}, {"n": [25]}, "photos: n = 25 is larger than the pool of 24 training examples: choose n <= 24"),
         (
             "photos",
             {},
             {"n": [14]},
-            "photos: n = 14 leaves 4 images of the smallest class, which has 8 of 24",
+            "photos: n = 14 leaves 4 examples of the smallest class, which has 8 of 24",
         ),
     ],
 )

@@ -319,12 +319,12 @@ def test_missing_data(tiny_request: DoctorRequest) -> None:
 
 def test_own_images_that_differ_between_nodes(tiny_request: DoctorRequest) -> None:
     """A node with fewer of the user's own images than another is named; one that has none says what to bring."""
-    own = {"data": {"photos": None}, "files": {"photos": 90}}
-    lack = {"data": {"photos": "photos: there is no /photos: correct the path"}, "files": {"photos": None}}
-    report = report_of(node(0, **own), node(1, **own | {"files": {"photos": 88}}), node(2, **lack))
+    own = {"data": {"photos": None}, "examples": {"photos": 90}}
+    lack = {"data": {"photos": "photos: there is no /photos: correct the path"}, "examples": {"photos": None}}
+    report = report_of(node(0, **own), node(1, **own | {"examples": {"photos": 88}}), node(2, **lack))
     missing, fewer = results_of("data", report, tiny_request)
-    assert_failed(missing, "photos: there is no /photos", "on 1 of 3 nodes (host2)", "bring your own images there")
-    assert_failed(fewer, "photos has 88 images, 90 elsewhere on 1 of 3 nodes (host1)", "bring the same images")
+    assert_failed(missing, "photos: there is no /photos", "on 1 of 3 nodes (host2)", "bring your own data there")
+    assert_failed(fewer, "photos has 88 examples, 90 elsewhere on 1 of 3 nodes (host1)", "bring the same data")
     assert result_of("data", report_of(node(0, **own), node(1, **own)), tiny_request).status == "ok"
 
 

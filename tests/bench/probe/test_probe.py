@@ -173,7 +173,7 @@ def test_storage_that_cannot_be_written(url: str, why: str, tmp_path: Path) -> N
 def test_data_and_weights(tmp_path: Path, data_root: Path) -> None:
     """Missing datasets and weight files are reported, each with its error."""
     request = request_for(datasets=["CIFAR-10", "mnist-digits"], data=str(data_root), verify=False)
-    assert read_datasets(request) == {"data": {"CIFAR-10": None, "mnist-digits": None}, "files": {}}
+    assert read_datasets(request) == {"data": {"CIFAR-10": None, "mnist-digits": None}, "examples": {}}
     lacking = read_datasets(request | {"data": str(tmp_path)})["data"]
     assert lacking["mnist-digits"] is None
     assert lacking["CIFAR-10"].startswith(f"CIFAR-10 was not found: {tmp_path} has no folder")
@@ -189,8 +189,8 @@ def test_own_images(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     images = {"photos": {"path": str(tmp_path)}, "gone": {"path": str(tmp_path / "gone"), "is_manifest": True}}
-    found = read_datasets(request_for(datasets=["photos", "gone"], images=images))
-    assert found["files"] == {"photos": 20, "gone": None}
+    found = read_datasets(request_for(datasets=["photos", "gone"], sources=images))
+    assert found["examples"] == {"photos": 20, "gone": None}
     assert found["data"]["photos"] is None
     assert found["data"]["gone"].startswith(f"gone: there is no {tmp_path}/gone")
 

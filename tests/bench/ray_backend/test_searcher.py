@@ -147,7 +147,7 @@ def test_a_node_with_other_images_stops_the_run(desk: Desk, fake: Fake) -> None:
     first, *_ = desk.suggest("a")
     desk.end("a", fake(first, versions={"data": "abc"}))
     second, *_ = desk.suggest("b")
-    with pytest.raises(RunAborted, match=r"has other images of mnist-digits than earlier trials saw \(def, not abc\)"):
+    with pytest.raises(RunAborted, match=r"has other data of mnist-digits than earlier trials saw \(def, not abc\)"):
         desk.end("b", fake(second, versions={"data": "def"}))
     assert desk.store.read(second.key) is None
 

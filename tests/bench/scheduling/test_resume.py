@@ -112,7 +112,7 @@ def test_other_images_are_refused(store: RecordStore, tiny: Benchmark, play: Any
     records = [fake(spec), fake(spec, versions={"data": "abc"}), fake(spec, "failed", versions={"data": "x"})]
     check_same_inputs(store, records, {"mnist-digits": "abc"}, {})
     check_same_inputs(store, records, {"CIFAR-10": "def"}, {})
-    with pytest.raises(RecordError, match="saw other images of mnist-digits: abc, here def"):
+    with pytest.raises(RecordError, match="saw other data of mnist-digits: abc, here def"):
         check_same_inputs(store, records, {"mnist-digits": "def"}, {})
 
 

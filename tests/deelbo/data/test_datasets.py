@@ -17,9 +17,9 @@ from deelbo.data.splits import check_size
         (700, 600, "n = 700 is larger than the pool of 600"),
         (105, 600, "n = 105 is not a multiple of the 10 classes.*try 100"),
         (3, 600, "n = 3 is not a multiple of the 10 classes.*try 50"),
-        (40, 600, "n = 40 leaves 8 validation images for 10 classes: choose n >= 50"),
+        (40, 600, "n = 40 leaves 8 validation examples for 10 classes: choose n >= 50"),
         (0, 600, "choose n >= 50"),
-        (49, 49, "n = 49 leaves 9 validation images"),
+        (49, 49, "n = 49 leaves 9 validation examples"),
     ],
 )
 def test_impossible_sizes_are_refused(n: int, pool: int, words: str) -> None:

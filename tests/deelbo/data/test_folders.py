@@ -14,8 +14,9 @@ from PIL import Image
 
 from deelbo.data import Images, ImageSource, find_task, load_task
 from deelbo.data.decoding import CACHE
-from deelbo.data.folders import LabeledFile, check_memory, hold_out, list_images, read_images
+from deelbo.data.folders import check_memory, list_images, read_images
 from deelbo.data.integrity import DataError
+from deelbo.data.listing import LabeledFile, hold_out
 
 CLASSES = ("a cat", "Füchse", "犬")
 FOUND = [p / "shared" / "data" / "cifar10-jpeg-subset.zip" for p in Path(__file__).parents]
@@ -93,25 +94,25 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
 
 def test_a_manifest(photos: Path, tmp_path: Path) -> None:
     """A CSV file gives the same dataset as the folders that it lists; with a split, that one."""
-    files = list_images("photos", source(photos)).files
+    files = list_images("photos", source(photos)).examples
     rows = [f'"{file.path.relative_to(tmp_path)}",{file.label},{("train", "test")[file.is_test]}' for file in files]
     (tmp_path / "labels.csv").write_text("\ufeffpath,label,split\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    assert list_images("m", source(tmp_path / "labels.csv")).files == files
+    assert list_images("m", source(tmp_path / "labels.csv")).examples == files
     without = [row.rpartition(",")[0] for row in rows]
     (tmp_path / "two.csv").write_text("label , path\n" + "\n".join(",".join(r.split(",")[::-1]) for r in without))
-    assert list_images("m", source(tmp_path / "two.csv")).files == files
+    assert list_images("m", source(tmp_path / "two.csv")).examples == files
 
 
 def test_hidden_files_and_files_that_are_no_images(photos: Path) -> None:
     """Hidden files and folders do not count, and files of other types are named beside the images."""
-    expected = list_images("photos", source(photos)).files
+    expected = list_images("photos", source(photos)).examples
     for name in (".DS_Store", ".hidden/x.png", "__MACOSX/犬/0.png", "犬/._0.png", "犬/.git/x.png", "README.md"):
         (photos / name).parent.mkdir(exist_ok=True, parents=True)
         (photos / name).write_text("x")
     (photos / "犬" / "notes.txt").write_text("x")
     os.mkfifo(photos / "犬" / "pipe.png")  # which would be read for ever
     listed = list_images("photos", source(photos))
-    assert listed.files == expected
+    assert listed.examples == expected
     assert [path.name for path in listed.others] == ["notes.txt", "pipe.png"]
 
 
@@ -171,7 +172,7 @@ def test_unreadable_files(photos: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
     skip = source(photos, skip_unreadable=True)
     first, listed = read_images("photos", skip, tmp_path / "cache", 16)
-    assert len(listed.files) == 27
+    assert len(listed.examples) == 27
     assert len(first.pool) + len(first.test) == 27
     again, _ = read_images("photos", skip, tmp_path / "cache", 16)  # from the cache
     assert again.fingerprint == first.fingerprint
@@ -209,8 +210,8 @@ def test_any_n_is_split_in_proportion(tmp_path: Path) -> None:
     assert (split.train.labels.bincount() + split.validation.labels.bincount()).tolist() == [24, 12, 5]
     assert len(task.split(82, seed=1, validation=False).train) == 82
     refused = {
-        40: "leaves 4 images of the smallest class, which has 10 of 82: choose n >= 41",
-        81: "leaves out less than one image a class of 82",
+        40: "leaves 4 examples of the smallest class, which has 10 of 82: choose n >= 41",
+        81: "leaves out less than one example a class of 82",
         83: "larger than the pool of 82",
     }
     for n, words in refused.items():
@@ -308,7 +309,7 @@ def test_links_inside_a_folder(photos: Path) -> None:
     """A link to a file of the folder is read, and the folder itself may be reached by a link."""
     (photos / "犬" / "link.png").symlink_to(photos / "犬" / "0.png")
     (photos.parent / "by link").symlink_to(photos)
-    assert len(list_images("photos", source(photos.parent / "by link")).files) == 31
+    assert len(list_images("photos", source(photos.parent / "by link")).examples) == 31
 
 
 @pytest.mark.parametrize(
@@ -317,7 +318,7 @@ def test_links_inside_a_folder(photos: Path) -> None:
         ("", "has no column path and label .*: expected path,label or path,label,split, separated by commas"),
         ("path;label\na.png;x\n", r"has no column path and label \(its first line is 'path;label'\)"),
         ("path,class\na.png,x\n", "has no column label"),
-        ("path,label,label\n", "has no column label"),
+        ("path,label,label\n", "has the column label more than once: rename the others"),
         (
             "path,label\n{0},\n,x\n{1},  \n",
             "3 of 3 rows of .* cannot be used: line 2: no label; line 3: no path; line 4",

@@ -111,5 +111,5 @@ def test_the_smallest_class_limits_the_draw(images_per_class: int, drawn: int) -
 
 def test_n_is_checked_against_the_balanced_pool(pet_labels: Indices) -> None:
     """An N that the images would allow but the draw of 93 per class does not is refused."""
-    with pytest.raises(ValueError, match="n = 3478 is larger than the pool of 3441 training images"):
+    with pytest.raises(ValueError, match="n = 3478 is larger than the pool of 3441 training examples"):
         numbered(pet_labels, 37, images_per_class=93).split(3478, 1001, validation=False)

@@ -1,0 +1,96 @@
+"""A user's own texts in a configuration: what is read, and what is refused."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.config.benchmark import Benchmark
+from bench.config.loading import parse_benchmark
+from bench.config.validation import check
+from bench.exceptions import ConfigError
+
+BASE = {
+    "name": "mine",
+    "backbones": {"resnet18": {}},
+    "priors": ["l2-sp"],
+    "seeds": [1001],
+    "methods": {"de-elbo": {"learning_rates": [0.1]}},
+}
+NEWS = {"csv": "news.csv", "text": ["title", "body"], "label": "class", "n": [18, "all"]}
+
+
+@pytest.fixture
+def news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a file of three classes of ten texts, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    rows = [(f"Title {i}", f"{label} {i}", label) for label in "abc" for i in range(10)]
+    with (tmp_path / "news.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("title", "body", "class"), *rows])
+    return tmp_path / "news.csv"
+
+
+def benchmark_of(change: dict[str, Any] | None = None, **settings: Any) -> Benchmark:
+    return parse_benchmark(BASE | {"datasets": {"news": settings}} | (change or {}), "x")
+
+
+def test_settings_of_texts(news: Path) -> None:
+    """Columns and shares reach the reader with an absolute path; one column may be a word; a storage keeps them."""
+    benchmark = benchmark_of(**NEWS, test_share=0.3)
+    source = benchmark.source("news")
+    assert source is not None
+    assert (source.path, source.text, source.label, source.test_share) == (str(news), ("title", "body"), "class", 0.3)  # type: ignore[union-attr]
+    kept = json.loads(json.dumps(benchmark.content()))
+    assert parse_benchmark(kept, "x").source("news") == source
+    single = benchmark_of(csv="news.csv", text="body", n=[10]).source("news")
+    assert (single.text, single.label) == (("body",), "label")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"csv": None}, "datasets.news.csv = None: "),
+        ({"text": []}, "datasets.news.text = []: must hold at least one value"),
+        ({"text": ["a", "a"]}, "datasets.news.text = ['a', 'a']: must not hold a value twice"),
+        ({"text": 3}, "datasets.news.text = 3: must be a list"),
+        ({"n": [0]}, "datasets.news.n.0 = 0: must be a whole number of at least 1, or all"),
+        ({"label": 3}, "datasets.news.label = 3: "),
+        ({"test_share": 1}, "datasets.news.test_share = 1: "),
+        (
+            {"unreadable": "skip"},
+            "unknown key datasets.news.unreadable: remove it, or use one of csv, text, label, n, ",
+        ),
+    ],
+)
+def test_settings_that_are_refused(settings: dict[str, Any], words: str) -> None:
+    """A setting that is unknown or of the wrong type is named by its key."""
+    with pytest.raises(ConfigError) as raised:
+        benchmark_of(**NEWS | settings)
+    assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "words"),
+    [
+        ({"csv": "gone.csv"}, {}, "news: there is no "),
+        ({"text": ["headline"]}, {}, "has no column headline (its first line is 'title,body,class')"),
+        ({"n": [25]}, {}, "news: n = 25 is larger than the pool of 24 training examples"),
+        ({"n": [14]}, {}, "news: n = 14 leaves 4 examples of the smallest class"),
+        ({}, {"training": {"image_size": 32}}, "image_size = 32, but news has texts: leave it out"),
+        ({}, {}, "resnet18 takes images, news has texts: choose another backbone or dataset"),
+    ],
+)
+def test_what_does_not_fit_the_texts(news: Path, settings: dict[str, Any], change: dict[str, Any], words: str) -> None:
+    """Columns, sizes and networks are checked against the file before anything starts."""
+    with pytest.raises(ConfigError) as raised:
+        check(benchmark_of(change, **NEWS | settings))
+    assert words in str(raised.value)
+
+
+@pytest.mark.usefixtures("news")
+def test_texts_of_a_cluster_are_not_read_here() -> None:
+    """For a job the file is the nodes' own, so that its path must be absolute."""
+    with pytest.raises(ConfigError, match=r"datasets\.news: 'news\.csv' is relative to this machine"):
+        check(benchmark_of(**NEWS), images_here=False)
