@@ -1,6 +1,6 @@
 """Display names of methods, priors and datasets, and their order in tables."""
 
-from bench.methods import METHODS
+from bench.methods import METHODS, REGISTRY
 
 METHOD_NAMES: dict[str, str] = {method.name: method.title for method in METHODS}
 PRIOR_NAMES = {"l2-zero": "L2-zero", "l2-sp": "L2-SP", "ptyl": "PTYL"}
@@ -18,4 +18,5 @@ def dataset_name(name: str) -> str:
 def method_name(entry: str) -> str:
     """Return the display name of an entry: its method's title if the entry has the method's name, else its own name."""
     name = entry.removesuffix(REPLAY_SUFFIX)
-    return METHOD_NAMES.get(name, name) + entry[len(name) :]
+    titles = METHOD_NAMES | {method.name: method.title for method in REGISTRY.loaded().values()}
+    return titles.get(name, name) + entry[len(name) :]

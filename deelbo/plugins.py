@@ -78,7 +78,7 @@ class Registry(Generic[T]):
     def describe(self) -> str:
         """Return the names that can be used, after importing all plug-ins, and why others cannot."""
         problems = {name: problem for name in _entry_points(self.group) if (problem := self.find_problem(name))}
-        known = ", ".join(sorted(name for name in self.names() if name in self.builtin or name not in problems))
+        known = ", ".join(name for name in self.names() if name in self.builtin or name not in problems)
         return f"{known} ({'; '.join(problems.values())})" if problems else known
 
     def find_problem(self, name: str) -> str | None:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Any, Self, Union
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    SerializeAsAny,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from bench.config.sections import BackboneSettings, ImageSettings, OwnSettings, Resources, TextSettings, Training
 from bench.exceptions import ConfigError
-from bench.methods import METHODS, method_named
+from bench.methods import REGISTRY, method_named
 from bench.methods.base import Method, MethodSettings
 from bench.trials.spec import Cell, TrialTemplate
 from bench.types import Count, Flag, Name, Positive, Prior, Seed, StrictModel, Unique, check_unique
@@ -62,22 +72,27 @@ def _expand_methods(methods: Any) -> Any:
 
 
 def _check_methods(methods: Any) -> Any:
-    known = [method.name for method in METHODS]
     if not methods:
-        raise ValueError(f"names no method: give at least one of {', '.join(known)}")
+        raise ValueError(f"names no method: give at least one of {REGISTRY.describe()}")
     for name, settings in methods.items():
-        if settings.method != name and name in known:
+        if settings.method != name and name in REGISTRY:
             raise ValueError(f"{name} is a method and would stand for {settings.method}: give that entry another name")
     return methods
 
 
-if TYPE_CHECKING:
-    ConfiguredMethod = MethodSettings
-else:
-    ConfiguredMethod = Annotated[
-        Union[tuple(method.Settings for method in METHODS)],  # noqa: UP007
-        Field(discriminator="method"),
-    ]
+def _read_method(settings: Any) -> Any:
+    """Return the settings of an entry as the class of its method reads them."""
+    if not isinstance(settings, dict):
+        return settings
+    name = settings["method"]
+    if not isinstance(name, str) or name not in REGISTRY:
+        context = {"given": short_repr.repr(name), "known": REGISTRY.describe()}
+        raise PydanticCustomError("unknown_method", "no method {given}: use one of {known}", context)
+    return method_named(name).Settings.model_validate(settings)
+
+
+ConfiguredMethod = Annotated[SerializeAsAny[MethodSettings], BeforeValidator(_read_method)]
+"""The settings of a method, of the class that its method has for them."""
 
 
 def _kind_of_dataset(value: Any) -> str:

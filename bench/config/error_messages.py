@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from bench.config.benchmark import SHORT_FORMS, Benchmark
 from bench.config.sections import ImageSettings, TextSettings
-from bench.methods import METHODS, method_named
+from bench.methods import method_named
 from bench.utils.text import short_repr, single_line
 
 BRANCHES = ("function-", "tuple[", "dict[", "literal[")  # of unions, as pydantic names them: not keys
@@ -22,15 +22,13 @@ def describe_problem(details: Any, content: dict[str, Any]) -> str:
     parts = [str(part) for part in details["loc"] if not str(part).startswith(BRANCHES)]
     if parts[:1] == ["backbones"] and parts[2:3] == ["ptyl"]:
         del parts[3:4]  # the type that pydantic took it for
-    if parts[:1] in (["methods"], ["datasets"]):
-        del parts[2:3]  # the method, or the kind of dataset, that pydantic took it for
+    if parts[:1] == ["datasets"]:
+        del parts[2:3]  # the kind of dataset that pydantic took it for
     key, kind, value = single_line(_key_as_written(".".join(parts), content), 100), details["type"], details["input"]
-    if kind == "union_tag_invalid":
-        known = ", ".join(method.name for method in METHODS)
-        given = short_repr.repr(details["ctx"]["tag"])
-        return f"{key}: no method {given}: use one of {known}, or name one of them by {key}.method"
+    if kind == "unknown_method":
+        return f"{key}: {details['msg']}, or name one of them by {key}.method"
     if kind == "extra_forbidden":
-        return f"unknown key {key}: remove it, or use one of {_keys_beside(details['loc'])}"
+        return f"unknown key {key}: remove it, or use one of {_keys_beside(details['loc'], content)}"
     if kind == "missing":
         return f"key {key} is missing: add it"
     message = re.sub(r" or instance of \w+", "", details["msg"].removeprefix("Value error, "))
@@ -49,11 +47,12 @@ def _key_as_written(key: str, content: dict[str, Any]) -> str:
     return key
 
 
-def _keys_beside(location: tuple[Any, ...]) -> str:
+def _keys_beside(location: tuple[Any, ...], content: dict[str, Any]) -> str:
     """Return the known keys of the section in which an unknown one was found."""
     model: Any = Benchmark
-    if location[0] == "methods" and len(location) > 3:  # entry, method, key
-        model, location = method_named(location[2]).Settings, location[3:]
+    if location[0] == "methods" and len(location) > 2:  # entry, key
+        settings = content["methods"][location[1]]
+        model, location = method_named(settings.get("method", location[1])).Settings, location[2:]
     if location[0] == "datasets":  # name, kind, key
         model, location = TextSettings if location[2] == "texts" else ImageSettings, location[3:]
     for part in location[:-1]:

@@ -6,7 +6,7 @@ from typing import Any
 from bench.config.benchmark import Benchmark
 from bench.config.loading import apply_override, parse_benchmark
 from bench.exceptions import ConfigError
-from bench.methods import METHODS, method_named
+from bench.methods import METHODS, REGISTRY, method_named
 from bench.methods.base import MethodSettings
 from bench.methods.grid_search import Grid, MAPGridSearch
 from bench.replay.grid_table import GridTable
@@ -97,11 +97,11 @@ def _defaults(
 def _replayable_kind(name: str, given: Mapping[str, Any]) -> type[MethodSettings]:
     replayable = [method.name for method in METHODS if _is_replayable(method.Settings)]
     method = given.get("method", name)
-    if method not in [known.name for known in METHODS]:
+    if not isinstance(method, str) or method not in REGISTRY:
         raise ConfigError(
             f"no method {method!r} to replay: use one of {', '.join(replayable)}, or name one of them by {name}.method"
         )
-    kind = method_named(str(method)).Settings
+    kind = method_named(method).Settings
     if not _is_replayable(kind):
         raise ConfigError(
             f"{name} cannot be replayed: its trials are not those of a grid, or have no order; use "

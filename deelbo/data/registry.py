@@ -64,10 +64,10 @@ def _published(files: DatasetFiles, images_per_class: int | None = None) -> Task
 
 
 TASKS = {
-    "mnist-digits": TaskEntry(_mnist_digits, 4000, 1000, 10, channels=1, image_size=DIGIT_SIZE),
     CIFAR10.name: _published(CIFAR10),
-    PET.name: _published(PET, PET_IMAGES_PER_CLASS),
     FLOWERS.name: _published(FLOWERS),
+    PET.name: _published(PET, PET_IMAGES_PER_CLASS),
+    "mnist-digits": TaskEntry(_mnist_digits, 4000, 1000, 10, channels=1, image_size=DIGIT_SIZE),
 }
 
 

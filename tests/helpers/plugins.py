@@ -4,9 +4,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
-DATASET = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)[0]
-"""The dataset of the guide: ``rows``, 200 grey images of 16 x 16 pixels in 4 classes."""
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def read_example(guide: str) -> str:
+    """Return the first piece of Python in a file of the documentation."""
+    return re.findall(r"```python\n(.*?)```", (DOCS / guide).read_text(encoding="utf-8"), re.DOTALL)[0]
 
 
 def write_plugin(
@@ -30,5 +33,12 @@ def write_plugin(
 
 
 def write_dataset(folder: Path, version: str = "1.0") -> None:
-    """Write the plug-in of the guide, with its dataset ``rows``."""
-    write_plugin(folder, "my-data", {"my_data": DATASET}, {"deelbo.datasets": {"rows": "my_data:ENTRY"}}, version)
+    """Write the plug-in of the guide: ``rows``, a dataset of 200 grey images of 16 x 16 pixels in 4 classes."""
+    modules = {"my_data": read_example("plugins.md")}
+    write_plugin(folder, "my-data", modules, {"deelbo.datasets": {"rows": "my_data:ENTRY"}}, version)
+
+
+def write_method(folder: Path) -> None:
+    """Write the plug-in my-method with the method of the guide to methods, ``rule-of-thumb``."""
+    modules = {"my_method": read_example("methods.md")}
+    write_plugin(folder, "my-method", modules, {"deelbo.methods": {"rule-of-thumb": "my_method:RuleOfThumb"}})

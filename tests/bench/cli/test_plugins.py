@@ -13,7 +13,7 @@ import yaml
 
 import bench
 from bench.storage.records import RecordStore
-from tests.helpers.plugins import write_dataset, write_plugin
+from tests.helpers.plugins import write_dataset, write_method, write_plugin
 from tests.helpers.tiny import CONTENT
 
 ROOT = Path(bench.__file__).resolve().parents[1]
@@ -55,9 +55,36 @@ def test_a_plugin_that_fails(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_run_of_a_plugin(tmp_path: Path, cache: Path) -> None:
-    """Its trials are run and reported."""
+    """Trials of a dataset and a method of two plug-ins, and of a variant of the method, are run and reported."""
     write_dataset(tmp_path)
-    ran = call(tmp_path, ROWS, "run", "--storage", "storage", DEELBO_CACHE=str(cache))
+    write_method(tmp_path)
+    methods = {"rule-of-thumb": None, "thumb-0.1": {"method": "rule-of-thumb", "learning_rate": 0.1}}
+    ran = call(tmp_path, ROWS | {"methods": methods}, "run", "--storage", "storage", DEELBO_CACHE=str(cache))
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    (record,) = RecordStore(str(tmp_path / "storage")).records()
-    assert (record.status, record.spec.dataset) == ("completed", "rows")
+    records = list(RecordStore(str(tmp_path / "storage")).records())
+    assert {(record.status, record.spec.dataset) for record in records} == {("completed", "rows")}
+    assert {record.spec.method for record in records} == methods.keys()
+    page = (tmp_path / "storage" / "report" / "report.html").read_text()
+    assert "Rule of thumb" in page
+    assert "thumb-0.1" in page
+
+
+def test_plan_of_a_method(tmp_path: Path) -> None:
+    """A method of a plug-in is planned under its title; its keys and problems are reported as of others."""
+    write_method(tmp_path)
+    planned = call(tmp_path, CONTENT | {"methods": {"rule-of-thumb": None, "elbo": None}}, "plan")
+    assert planned.returncode == 0, planned.stderr
+    assert "Rule of thumb" in planned.stdout
+    for change, problem in (
+        (
+            {"methods": {"rule-of-thumb": {"rate": 1}}},
+            "unknown key methods.rule-of-thumb.rate: remove it, or use one of",
+        ),
+        ({"methods": {"rule-of-thumb": None}, "priors": ["ptyl"]}, "methods.rule-of-thumb: there is no rule for prior"),
+        ({"methods": {"thumb": None}}, "methods.thumb: no method 'thumb': use one of map-gs, de-elbo"),
+        ({"methods": {"rule-of-thumb": {"method": "elbo"}}}, "rule-of-thumb is a method and would stand for elbo"),
+    ):
+        refused = call(tmp_path, CONTENT | change, "plan")
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+        assert problem in refused.stderr
+    assert "learning_rate" in call(tmp_path, CONTENT | {"methods": {"rule-of-thumb": {"rate": 1}}}, "plan").stderr
