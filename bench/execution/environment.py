@@ -1,6 +1,7 @@
 """The hardware and the package versions of a trial or a measurement."""
 
 import platform
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 
 import torch
 
-from bench.utils.code import running_code
+from bench.utils.code import hash_module, running_code
 from bench.utils.text import single_line
+from deelbo.plugins import Plugin
 
 PACKAGES = [
     *("deelbo", "torch", "torchvision", "numpy", "scikit-learn", "ray", "mlflow"),
@@ -31,12 +33,14 @@ def hardware(device: torch.device) -> dict[str, Any]:
     return facts
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of everything that affects a result, and the hash of this package's own code."""
+def versions(plugins: Iterable[Plugin] = ()) -> dict[str, str]:
+    """Return the versions of everything that affects a result, and the hashes of this package's and plug-ins' code."""
     installed = {"python": platform.python_version(), "code": running_code().hash}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             installed[name] = version(name)
+    for plugin in plugins:
+        installed |= {plugin.distribution: plugin.version, f"{plugin.distribution} code": hash_module(plugin.module)}
     return installed
 
 

@@ -14,6 +14,7 @@ from bench.execution.optimizers import make_optimizer
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from deelbo.data import Source, load_task
+from deelbo.plugins import Plugin
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.pretrained.embedded import Pretrained
 from deelbo.training.checkpoint import Checkpoint, Handover
@@ -42,6 +43,7 @@ class TrialContext:
     checkpoint: Checkpoint | None = None
     handover: Handover | None = None
     source: Source | None = None
+    plugins: tuple[Plugin, ...] = ()
 
 
 def run_trial(spec: TrialSpec, pretrained: Pretrained, context: TrialContext) -> tuple[TrialRecord, Series]:
@@ -80,7 +82,7 @@ def run_trial(spec: TrialSpec, pretrained: Pretrained, context: TrialContext) ->
         attempt=context.attempt,
         concurrency=context.concurrency,
         hardware=hardware(context.device),
-        versions=versions() | {"pretrained": pretrained.fingerprint_for(spec.prior)} | fingerprints,
+        versions=versions(context.plugins) | {"pretrained": pretrained.fingerprint_for(spec.prior)} | fingerprints,
         lost_seconds=lost_seconds,
         timed=context.timed,
         **values,

@@ -42,12 +42,14 @@ class NodeCodeCheck(RunCallback):
 
     Args:
         wanted: resources of one trial.
+        plugins: of the benchmark, as `bench.config.plugins.plugin_modules` returns them.
 
     Raises:
         RunAborted: when the first trial is about to run, if a node has other code.
     """
 
-    def __init__(self, wanted: Mapping[str, float]) -> None:
+    def __init__(self, wanted: Mapping[str, float], plugins: tuple[tuple[str, str], ...] = ()) -> None:
+        self._own = running_code(plugins)
         self._hosts = {
             node["NodeID"]: node.get("NodeManagerHostname") or node["NodeManagerAddress"]
             for node in ray.nodes()
@@ -55,26 +57,38 @@ class NodeCodeCheck(RunCallback):
         }
         cloudpickle.register_pickle_by_value(bench.utils.code)  # the node may have no or another version of it
         try:
-            self._tasks = start_on_nodes(find_code, dict.fromkeys(self._hosts, ()))
+            self._tasks = start_on_nodes(find_code, dict.fromkeys(self._hosts, (plugins,)))
         finally:
             cloudpickle.unregister_pickle_by_value(bench.utils.code)
 
     def on_trial_start(self, spec: TrialSpec) -> None:
         tasks, self._tasks = self._tasks, {}
         for node, answer in collect_answers(tasks, MAX_ANSWER_SECONDS).items():
-            problem = None if "problem" in answer else code_problem(self._hosts[node], answer)
+            problem = None if "problem" in answer else code_problem(self._hosts[node], answer, self._own)
             if problem is not None:
                 raise RunAborted(problem)
 
 
-def code_problem(node: str, found: Mapping[str, Any]) -> str | None:
+def code_problem(node: str, found: Mapping[str, Any], own: Code) -> str | None:
     """Compare the fields of a node's `Code` with the code of this process; describe the difference and what to do."""
-    theirs, own = Code(**found), running_code()
+    theirs = Code(**found)
     if theirs.hash == own.hash:
-        return None
+        return _plugin_problem(node, theirs, own)
     there = f"{theirs.folder} ({theirs.hash})" if theirs.hash else "none"
     return (
         f"node {node} has other code than this command: {there} there, {own.folder} ({own.hash}) here, expected equal "
         "sources of deelbo and bench: install one version on both, or take the code along by `submit --from-source`, "
         "and change none of it during a run"
     )
+
+
+def _plugin_problem(node: str, theirs: Code, own: Code) -> str | None:
+    """Describe the first plug-in whose version or sources on a node differ from those here."""
+    for module, here in own.plugins.items():
+        there = theirs.plugins.get(module, "none")
+        if there != here:
+            return (
+                f"node {node} has another plug-in {module} than this command: {there} there, {here} here, expected "
+                "equal versions and sources: install it on both, or take it along by `submit --from-source`"
+            )
+    return None

@@ -11,6 +11,7 @@ import torch
 from ray.tune.search import Searcher
 
 from bench.config.benchmark import Benchmark
+from bench.config.plugins import plugin_modules
 from bench.exceptions import RecordError, RunAborted
 from bench.execution.environment import hardware, versions
 from bench.ray_backend.code_check import code_problem
@@ -20,6 +21,7 @@ from bench.storage.attempts import AttemptLog
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
+from bench.utils.code import running_code
 from bench.utils.text import single_line
 
 T = TypeVar("T")
@@ -76,6 +78,7 @@ class QueueSearcher(Searcher):
         super().__init__()
         self._queue, self._callbacks, self._store, self._attempts = queue, callbacks, store, attempts
         self._max_trials, self._max_failures, self._timed = max_trials, benchmark.max_failures, benchmark.timed
+        self._code = running_code(plugin_modules(benchmark))
         self._images: dict[str, str] = {}
         self._gpus: set[str] = set()
         for record in queue.reused:
@@ -152,7 +155,7 @@ class QueueSearcher(Searcher):
 
     def _accept(self, result: dict[str, Any]) -> TrialRecord:
         """Check a worker's code and record, and write the record if the worker could not."""
-        problem = code_problem(str(result["hostname"]), result["code"] or {})
+        problem = code_problem(str(result["hostname"]), result["code"] or {}, self._code)
         if problem is not None and result["record"] is None:
             raise RunAborted(problem)
         record = TrialRecord.from_json(result["record"])

@@ -10,6 +10,7 @@ import torch
 from ray import tune
 
 from bench.config.benchmark import Benchmark
+from bench.config.plugins import plugin_modules, used_plugins
 from bench.execution.run_trial import Series, TrialContext
 from bench.storage.lock import Lease
 from bench.storage.object_store import MAX_OUTAGE_SECONDS, OutageTimer
@@ -84,8 +85,10 @@ class TrialTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        code = running_code()
-        if code.hash != self.settings.code.hash:  # a node that the driver has not checked
+        code = running_code(plugin_modules(self.benchmark))
+        if (
+            replace(code, folder=self.settings.code.folder) != self.settings.code
+        ):  # a node that the driver has not checked
             return {"code": asdict(code), "record": None, "done": True}
         spec = TrialSpec(**self.config["spec"])
         if self.shares_storage is None:
@@ -101,6 +104,7 @@ class TrialTrainable(tune.Trainable):
             checkpoint=self._checkpoint(spec),
             handover=self._handover(spec),
             source=self.settings.sources.get(spec.dataset),
+            plugins=used_plugins(self.benchmark, spec),
         )
         record, series = self.settings.run_trial(spec, self.pretrained.get(spec.backbone), context)
         if (seconds := self.config["choosing_seconds"]) > 0:

@@ -13,6 +13,7 @@ from pathlib import Path
 from ray import tune
 
 from bench.config.benchmark import Benchmark, make_methods
+from bench.config.plugins import plugin_modules
 from bench.exceptions import RunAborted
 from bench.execution.run_trial import run_trial
 from bench.methods.base import Method
@@ -85,7 +86,9 @@ class BenchmarkRun:
                         _start(callbacks, queue, slots)
                         checks: list[RunCallback] = []
                         if self.address is not None:  # on one machine each worker's own comparison is enough
-                            checks = [NodeCodeCheck(trial_resources(self.benchmark.resources))]
+                            checks = [
+                                NodeCodeCheck(trial_resources(self.benchmark.resources), plugin_modules(self.benchmark))
+                            ]
                         self._tune(queue, [*checks, *callbacks], slots, num_fits)
         except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: at SIGTERM, by Ray while it starts
             self.lock.store.stop_waiting()
@@ -125,7 +128,7 @@ class BenchmarkRun:
                 self.benchmark,
                 slots,
                 data,
-                running_code(),
+                running_code(plugin_modules(self.benchmark)),
                 self.run_trial,
                 sources={name: s for name in self.benchmark.datasets if (s := self.benchmark.source(name)) is not None},
             ),

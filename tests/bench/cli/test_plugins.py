@@ -13,6 +13,7 @@ import yaml
 
 import bench
 from bench.storage.records import RecordStore
+from bench.utils.code import hash_module
 from tests.helpers.plugins import write_dataset, write_method, write_plugin
 from tests.helpers.tiny import CONTENT
 
@@ -54,8 +55,9 @@ def test_a_plugin_that_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_run_of_a_plugin(tmp_path: Path, cache: Path) -> None:
+def test_run_of_plugins(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials of a dataset and a method of two plug-ins, and of a variant of the method, are run and reported."""
+    monkeypatch.syspath_prepend(str(tmp_path))
     write_dataset(tmp_path)
     write_method(tmp_path)
     methods = {"rule-of-thumb": None, "thumb-0.1": {"method": "rule-of-thumb", "learning_rate": 0.1}}
@@ -64,6 +66,9 @@ def test_run_of_a_plugin(tmp_path: Path, cache: Path) -> None:
     records = list(RecordStore(str(tmp_path / "storage")).records())
     assert {(record.status, record.spec.dataset) for record in records} == {("completed", "rows")}
     assert {record.spec.method for record in records} == methods.keys()
+    for name, module in (("my-data", "my_data"), ("my-method", "my_method")):
+        assert {record.versions[name] for record in records} == {"1.0"}
+        assert {record.versions[f"{name} code"] for record in records} == {hash_module(module)}
     page = (tmp_path / "storage" / "report" / "report.html").read_text()
     assert "Rule of thumb" in page
     assert "thumb-0.1" in page

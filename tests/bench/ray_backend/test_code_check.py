@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +66,28 @@ def test_trials_ignore_the_current_folder(folder: Path, tmp_path: Path, cache: P
 def test_the_difference_is_described() -> None:
     """Equal code in any folder is accepted; a node with other code or none is named, with both folders."""
     own = running_code()
-    assert code_problem("n7", asdict(Code("/elsewhere", own.hash))) is None
-    other = code_problem("n7", asdict(Code("/elsewhere", "abc")))
+    assert code_problem("n7", asdict(Code("/elsewhere", own.hash)), own) is None
+    other = code_problem("n7", asdict(Code("/elsewhere", "abc")), own)
     assert other is not None
     assert other.startswith(
         f"node n7 has other code than this command: /elsewhere (abc) there, {own.folder} ({own.hash})"
     )
     assert "install one version" in other
-    assert "none there" in str(code_problem("n7", {}))
+    assert "none there" in str(code_problem("n7", {}, own))
+
+
+def test_a_node_with_another_plugin_is_named() -> None:
+    """A plug-in that is missing, of another version or of other sources is named with both."""
+    own = replace(running_code(), plugins={"my_data": "1.0 (abc)"})
+    for there, shown in (
+        ({"my_data": "1.0 (abd)"}, "1.0 (abd)"),
+        ({"my_data": "2.0 (abc)"}, "2.0 (abc)"),
+        ({}, "none"),
+    ):
+        problem = code_problem("n7", asdict(replace(own, plugins=there)), own)
+        expected = f"node n7 has another plug-in my_data than this command: {shown} there, 1.0 (abc) here"
+        assert str(problem).startswith(expected)
+    assert code_problem("n7", asdict(replace(own, folder="/elsewhere")), own) is None
 
 
 DRIVER = """
@@ -98,7 +112,7 @@ with StorageLock(store) as lock:
         summary = run.run()
         print(summary.stop_reason)
         print(summary.ran, store.names("records"))
-        tuner.NodeCodeCheck = lambda wanted: RunCallback()  # as for a node that joins later
+        tuner.NodeCodeCheck = lambda *_: RunCallback()  # as for a node that joins later
 """
 
 

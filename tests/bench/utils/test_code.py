@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import bench
-from bench.utils.code import PACKAGES, find_code, hash_code, running_code
+from bench.utils.code import PACKAGES, describe_module, find_code, hash_code, hash_module, running_code
+from tests.helpers.plugins import write_dataset
 
 ROOT = Path(bench.__file__).resolve().parents[1]
 
@@ -63,3 +64,20 @@ def test_without_the_packages_there_is_no_code(monkeypatch: pytest.MonkeyPatch) 
     """A node that has only a part of the packages reports none."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert find_code() == {}
+
+
+def test_the_code_of_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the version and the hash of a module's or a package's own files, wherever it lies; "none" without it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write_dataset(tmp_path)
+    (tmp_path / "my_package" / "part").mkdir(parents=True)
+    for name in ("__init__", "part/nets"):
+        (tmp_path / "my_package" / f"{name}.py").write_text("import no_such_module")
+    plugins = (("my_data", "my-data"), ("my_package", ""), ("my_data", "no-such-data"), ("no_such_module", "my-data"))
+    found = [describe_module(*plugin) for plugin in plugins]
+    assert found[0] == f"1.0 ({hash_module('my_data')})"
+    assert found[1] == f"({hash_module('my_package')})"
+    assert found[2:] == [f"not installed ({hash_module('my_data')})", "none"]
+    assert find_code(plugins[:2])["plugins"] == {"my_data": found[0], "my_package": found[1]}
+    (tmp_path / "my_package" / "part" / "nets.py").write_text("import another_module")
+    assert describe_module("my_package", "") != found[1]
