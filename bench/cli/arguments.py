@@ -39,6 +39,10 @@ def add_only(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_json(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document (docs/api.md lists its keys)")
+
+
 def add_tracking_uri(parser: argparse.ArgumentParser, text: str) -> None:
     """Add ``--tracking-uri`` with ``$DEELBO_TRACKING_URI`` as its default."""
     parser.add_argument("--tracking-uri", default=os.environ.get(TRACKING_URI_VARIABLE), help=text)

@@ -1,9 +1,11 @@
 """The terminal that commands print to, and the names of paths and of the command itself."""
 
+import json
 import os
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.jobs import IN_JOB
+from bench.utils.text import short
 
 
 class _Console(Console):
@@ -29,18 +32,20 @@ class _Console(Console):
 console = _Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
+def notes_console(as_json: bool) -> Console:
+    """Return the console for notes and progress: stderr where stdout gets a JSON document."""
+    return _Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False) if as_json else console
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """Print the one document of ``--json``; a reader that is gone stops nothing."""
+    with suppress(OSError):
+        print(json.dumps(content, indent=1, allow_nan=False), flush=True)
+
+
 def make_table(title: str) -> Table:
     """Return an empty table in the style of all commands."""
     return Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-
-
-def short(path: str | Path) -> str:
-    """Return a path as one would type it here: relative if it is below the working directory."""
-    text = str(path)
-    relative = os.path.relpath(text) if Path(text).is_absolute() else text
-    if relative.startswith(".."):
-        return text
-    return f"./{relative}" if relative.startswith(("-", "~")) else relative
 
 
 def quoted(path: str | Path) -> str:

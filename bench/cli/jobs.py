@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bench.cli.arguments import add_address, add_command
+from bench.cli.arguments import add_address, add_command, add_json
 from bench.exceptions import ConfigError
 from bench.utils.text import format_duration, single_line
 
@@ -30,6 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
     stop = add_command(subparsers, "stop", _stop, text)
     for parser in (status, logs):
         parser.add_argument("job", nargs="?", help="its name, or its benchmark's (default: the newest)")
+    add_json(status)
     stop.add_argument("job", help="its name, or its benchmark's")  # the newest may be another user's
     for parser in (status, logs, stop):
         add_address(parser)
@@ -38,10 +39,14 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def _status(options: argparse.Namespace) -> int:
     """Print all jobs, or one with the end of its output, and return that job's exit code."""
-    from bench.cli.console import console
+    from bench.cli.console import console, print_json
     from bench.jobs.client import Cluster
 
     cluster = Cluster.connect(options.address)
+    if options.json:
+        jobs = cluster.list_jobs() if options.job is None else [_select_job(cluster, options.job)]
+        print_json({"address": cluster.address, "jobs": [_to_json(cluster, job) for job in jobs]})
+        return 0 if options.job is None else jobs[0].run_code
     if options.job is None:
         _print_jobs(cluster)
         return 0
@@ -57,6 +62,22 @@ def _status(options: argparse.Namespace) -> int:
         for line in [line for line in _read_lines(cluster, job) if line.strip()][-5:]:
             console.print(f"  {line}")
     return job.run_code
+
+
+def _to_json(cluster: Cluster, job: Job) -> dict[str, Any]:
+    """Return what ``--json`` prints of a job; docs/api.md lists the keys."""
+    return {
+        "job": job.name,
+        "benchmark": job.metadata["benchmark"],
+        "status": job.status,
+        "exit_status": None if job.active else job.run_code,
+        "started": job.started,
+        "ended": job.ended,
+        "storage": job.metadata.get("storage"),
+        "tracking_uri": job.metadata.get("tracking-uri"),
+        "version": job.metadata.get("version"),
+        "progress": _last_progress(cluster, job) if job.active else None,
+    }
 
 
 def _print_jobs(cluster: Cluster) -> None:

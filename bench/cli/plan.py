@@ -6,9 +6,10 @@ import argparse
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-from bench.cli.arguments import Subparsers, add_command, add_config, add_only, add_set, to_path
+from bench.cli.arguments import Subparsers, add_command, add_config, add_json, add_only, add_set, to_path
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +26,9 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers, "plan", _plan, "show what would run, method by method, and how long it takes; runs nothing"
     )
     add_config(parser)
-    parser.add_argument("--trials", action="store_true", help="list every trial")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--trials", action="store_true", help="list every trial")
+    add_json(shape)
     parser.add_argument("--images-per-second", type=float, metavar="R", help="training images a second, for the hours")
     parser.add_argument(
         "--speed",
@@ -40,7 +43,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from bench.cli.console import console
+    from bench.cli.console import notes_console, print_json
     from bench.config.benchmark import make_methods
     from bench.config.loading import load_benchmark
     from bench.config.selection import filter_methods
@@ -48,6 +51,7 @@ def _plan(options: argparse.Namespace) -> int:
     from bench.scheduling.cost import Throughput
     from deelbo.data import crop_size
 
+    console = notes_console(options.json)
     benchmark = load_benchmark(options.config, options.set)
     benchmark = check(benchmark, None if options.trials else console.print)
     throughput = Throughput(options.images_per_second, options.speed)
@@ -55,6 +59,9 @@ def _plan(options: argparse.Namespace) -> int:
     if options.trials:
         for line in _list_trials(methods):
             print(line)
+        return 0
+    if options.json:
+        print_json(_to_json(benchmark, methods, throughput))
         return 0
     unit = "GPU-hours" if benchmark.resources.gpus_per_trial else "hours"
     console.print(_table(benchmark, methods, throughput, unit))
@@ -84,6 +91,29 @@ def _list_trials(methods: Iterable[Method]) -> Iterable[str]:
                 yield f"{line} {method.name} {stage}, {count} at most"
             else:
                 yield from [f"{line} {method.name} {stage} the best of {len(initial)}"] * count
+
+
+def _to_json(benchmark: Benchmark, methods: Sequence[Method], throughput: Throughput) -> dict[str, Any]:
+    """Return what ``--json`` prints; docs/api.md lists the keys."""
+    from bench.config.validation import find_tasks
+
+    tests = {name: task.test_size for name, task in find_tasks(benchmark).items()}
+    rows = []
+    for method in methods:
+        stages, hours = method.stages(), _hours(method, benchmark, throughput, tests)
+        row = asdict(method.cell) | {"method": method.name} | {stage: stages[stage] for stage in STAGES}
+        rows.append(row | {"at_most": method.adaptive, "hours": None if math.isnan(hours) else hours})
+    total, known = _count_trials(methods), [row["hours"] for row in rows if row["hours"] is not None]
+    return {
+        "benchmark": benchmark.name,
+        "steps": benchmark.training.steps,
+        "trials": total.total(),
+        **{stage: total[stage] for stage in STAGES},
+        "at_most": any(method.adaptive for method in methods),
+        "hours": sum(known) if len(known) == len(rows) else None,
+        "gpus_per_trial": benchmark.resources.gpus_per_trial,
+        "methods": rows,
+    }
 
 
 def _table(benchmark: Benchmark, methods: Sequence[Method], throughput: Throughput, unit: str) -> Table:

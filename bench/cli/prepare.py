@@ -15,12 +15,13 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def _prepare(options: argparse.Namespace) -> int:
     """Download the datasets and ImageNet weights of a benchmark that are missing, and read everything once."""
-    from bench.cli.console import console, short
+    from bench.cli.console import console
     from bench.config.benchmark import EMBEDDED, make_methods
     from bench.config.loading import load_benchmark
     from bench.config.validation import check
     from bench.exceptions import ConfigError
     from bench.execution.pretrained import load_pretrained_backbones
+    from bench.utils.text import short
     from deelbo.data import check_task, download_task, find_task, load_task
     from deelbo.pretrained.registry import IMAGENET_VERSIONS
     from deelbo.pretrained.weights import download_weights, imagenet_file

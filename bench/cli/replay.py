@@ -45,13 +45,14 @@ def add_parser(subparsers: Subparsers) -> None:
 def _replay(options: argparse.Namespace) -> int:
     """Write replay.csv and a report with the replayed methods, and print their means."""
     names = _check_options(options)
-    from bench.cli.console import console, short
+    from bench.cli.console import console
     from bench.config.loading import parse_benchmark
     from bench.exceptions import ConfigError, RecordError
     from bench.replay.grid_table import load_grid_tables
     from bench.report.build import write_report
     from bench.results.sources import load_storage
     from bench.storage.records import RecordStore
+    from bench.utils.text import short
 
     store = RecordStore(options.storage)
     content = store.read_benchmark()

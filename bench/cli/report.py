@@ -45,13 +45,14 @@ def add_parser(subparsers: Subparsers) -> None:
 def _report(options: argparse.Namespace) -> int:
     """Draw the report and print its files. Returns 1 if some input could not be used, which is listed on stderr."""
     slots = _check_options(options)
-    from bench.cli.console import console, short
+    from bench.cli.console import console
     from bench.cli.mlflow import send
     from bench.report.build import write_report
     from bench.results.sources import load_results
     from bench.storage.records import RecordStore, open_benchmark
     from bench.tracking.client import tracking_uri
     from bench.tracking.sync import log_report
+    from bench.utils.text import short
 
     storages: list[str] = options.storage
     uri = tracking_uri(RecordStore(storages[0]), options.tracking_uri) if options.tracking_uri is not None else None

@@ -2,6 +2,7 @@
 
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,22 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def load_benchmark(config: str, overrides: Sequence[str] = ()) -> Benchmark:
-    """Read a preset by name, or a YAML file by path, and change it by overrides such as ``training.steps=3``."""
+def load_benchmark(config: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> Benchmark:
+    """Read a preset by name, or a YAML file by path, and change it by overrides such as ``training.steps=3``.
+
+    ``config`` may also be what such a file holds.
+    """
+    if isinstance(config, str):
+        content, shown = _read_config(config)
+    else:
+        content, shown = deepcopy(dict(config)), "the configuration"
+    for override in overrides:
+        apply_override(content, override)
+    return parse_benchmark(content, shown)
+
+
+def _read_config(config: str) -> tuple[Any, str]:
+    """Read a preset or a file; also return its name for messages."""
     presets = preset_names()
     path = PRESETS / f"{config}.yaml" if config in presets else expand_user(config)
     shown, expected = single_line(config, 200), f"give a YAML file, or one of {', '.join(presets)}"
@@ -43,9 +58,7 @@ def load_benchmark(config: str, overrides: Sequence[str] = ()) -> Benchmark:
     except Exception as error:
         problem = f"not a YAML file that can be read ({_describe(error)})"
         raise ConfigError(f"{shown}: {problem}: correct the file") from error
-    for override in overrides:
-        apply_override(content, override)
-    return parse_benchmark(content, shown)
+    return content, shown
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -10,12 +10,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bench.exceptions import ReportError
-from bench.labels import PAPER_METHODS
 from bench.report.all_methods import MethodComparison, best_methods_table, compare_all_methods
 from bench.report.figures.anytime import draw_anytime
 from bench.report.figures.bounds import draw_bounds, select_bound_runs
 from bench.report.figures.style import default_settings, save_figure
-from bench.report.figures.subsampling import draw_subsampling
+from bench.report.figures.subsampling import draw_subsampling, has_subsampling
 from bench.report.formatting import to_markdown
 from bench.report.html import is_report
 from bench.report.narrative import describe_findings
@@ -143,7 +142,7 @@ def _draw_figures(frame: pd.DataFrame, computed: _Tables, folder: Path) -> list[
 def _figures(frame: pd.DataFrame, computed: _Tables) -> Iterator[tuple[str, Figure]]:
     curves, comparison = computed.tables["curves"], computed.comparison
     for name, cost in (("figure2", "train"), ("figure2_full", "full")):
-        if ((curves["cost"] == cost) & curves["method"].isin(PAPER_METHODS)).any():
+        if has_subsampling(curves, cost):
             yield name, draw_subsampling(curves, cost, computed.paper)
             if name == "figure2" and "curves_sampled" in computed.tables:
                 yield "figure2_sampled", draw_subsampling(computed.tables["curves_sampled"], cost, computed.paper)

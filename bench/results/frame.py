@@ -1,5 +1,6 @@
 """The table of trials that all results are computed from: its columns, the order of rows, and groups of rows."""
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -79,6 +80,13 @@ COLUMNS: dict[str, Literal["str", "int64", "float64"]] = {
     "concurrency_end": "float64",
 }
 """Column types of the table of trials, one row per trial; docs/records.md describes each column."""
+
+
+def to_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Convert a table to rows of plain values, as JSON has them: numbers that are missing or not finite are None."""
+    finite = table.replace([math.inf, -math.inf], math.nan)
+    rows = finite.astype(object).where(finite.notna(), None).to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in rows]
 
 
 def to_frame(records: list[TrialRecord], source: str = "", ran: Sequence[TrialRecord] | None = None) -> pd.DataFrame:

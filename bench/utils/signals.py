@@ -22,11 +22,16 @@ def interrupt_on_signals() -> Iterator[None]:
     A signal that is ignored, as SIGHUP under nohup, stays ignored. Outside the main thread nothing changes.
     """
     with preserve_handlers():
-        if threading.current_thread() is threading.main_thread():
+        if in_main_thread():
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     signal.signal(number, _interrupt)
         yield
+
+
+def in_main_thread() -> bool:
+    """Return whether this is the main thread, the only one that may handle signals."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def ignore_signals() -> None:
@@ -38,10 +43,9 @@ def ignore_signals() -> None:
 @contextmanager
 def preserve_handlers() -> Iterator[None]:
     """Restore the signal handlers after the block: Ray installs its own and then resets them to the default."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in handlers.items() if in_main_thread else ():
+        for number, handler in handlers.items() if in_main_thread() else ():
             signal.signal(number, handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import reprlib
 from pathlib import Path
@@ -38,6 +39,15 @@ def single_line(message: object, max_chars: int = MAX_MESSAGE_CHARS) -> str:
         line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
     end = max_chars // 3
     return line if len(line) <= max_chars else f"{line[: max_chars - end - 5]} ... {line[-end:]}"
+
+
+def short(path: str | Path) -> str:
+    """Return a path as one would type it here: relative if it is below the working directory."""
+    text = str(path)
+    relative = os.path.relpath(text) if Path(text).is_absolute() else text
+    if relative.startswith(".."):
+        return text
+    return f"./{relative}" if relative.startswith(("-", "~")) else relative
 
 
 def describe_error(error: BaseException, max_chars: int = MAX_MESSAGE_CHARS) -> str:

@@ -19,12 +19,12 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from bench.cli.progress import ProgressDisplay
 from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import parse_benchmark
 from bench.execution.run_trial import TrialContext
 from bench.scheduling.callbacks import RunCallback
 from bench.scheduling.queue import TrialQueue
+from bench.session.progress import ProgressDisplay
 from bench.storage.attempts import AttemptLog
 from bench.storage.lock import StorageLock
 from bench.storage.records import RecordStore

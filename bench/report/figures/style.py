@@ -3,6 +3,7 @@
 Readable in gray print and by the color-blind: colors are Okabe and Ito's, and no two methods differ by color alone.
 """
 
+import io
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,16 @@ PAPER_STYLES: dict[str, dict[str, Any]] = {
 """Styles of the paper's methods, as in figure 2."""
 
 
+class NotebookFigure(Figure):
+    """A figure that a notebook shows, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        with default_settings():
+            self.savefig(file, format="png", dpi=100)
+        return file.getvalue()
+
+
 @contextmanager
 def default_settings() -> Iterator[None]:
     """Draw and save with matplotlib's own settings, whatever the user's matplotlibrc or the calling program set."""
@@ -53,7 +64,7 @@ def make_panels(
     left, right, below = 0.75, 0.15, 0.6
     width = left + columns * size[0] + (columns - 1) * gaps[0] + right
     height = below + rows * size[1] + (rows - 1) * gaps[1] + above
-    figure = Figure(figsize=(width, height))
+    figure = NotebookFigure(figsize=(width, height))
     FigureCanvasAgg(figure)
     margins = {"left": left / width, "right": 1 - right / width, "bottom": below / height, "top": 1 - above / height}
     margins |= {"wspace": gaps[0] / size[0], "hspace": gaps[1] / size[1]}

@@ -32,6 +32,11 @@ PANEL = [*PROBLEM, "source"]
 CURVE = [*PANEL, "prior", "method", "split_seed"]
 
 
+def has_subsampling(curves: pd.DataFrame, cost: str) -> bool:
+    """Return whether there is a curve to draw."""
+    return bool(((curves["cost"] == cost) & curves["method"].isin(PAPER_METHODS)).any())
+
+
 def draw_subsampling(curves: pd.DataFrame, cost: str, paper: pd.DataFrame) -> Figure:
     """Draw a line per split seed of grid search, with 10-90 % bands of its subsets, and a marker per other method.
 

@@ -190,6 +190,24 @@ def test_hours_follow_the_seeds(told: Told) -> None:
     assert hours[1] == pytest.approx(hours[0] / 3, abs=0.5)
 
 
+def test_plan_as_json(told: Told) -> None:
+    """One document with the same counts and hours as the table, and a row for each method and cell."""
+    document = json.loads(told("quickstart", "--json", "--images-per-second", "100"))
+    assert [document[name] for name in ("benchmark", "trials", "tune", "retrain", "run", "at_most")] == [
+        "quickstart", 168, 72, 72, 24, False,
+    ]  # fmt: skip
+    assert document["hours"] == pytest.approx(4.80, abs=0.005)
+    assert len(document["methods"]) == 9
+    row = {"dataset": "mnist-digits", "backbone": "digits-resnet", "prior": "l2-sp", "n": 100, "seed": 1001}
+    row |= {"method": "map-gs", "tune": 24, "retrain": 24, "run": 0, "at_most": False}
+    first = document["methods"][0]
+    assert first.pop("hours") == pytest.approx(4.09 / 3, abs=0.005)
+    assert first == row
+    assert json.loads(told("quickstart", "--json"))["hours"] is None
+    halving = json.loads(told("quickstart", "--json", "--set", "methods={deelbo-halving: {}}"))
+    assert (halving["at_most"], halving["trials"]) == (True, 21)
+
+
 def test_plan_checks_first(content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A benchmark that cannot run is refused as `run` refuses it."""
     file = tmp_path / "a.yaml"

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from bench.cli.main import main
-from bench.cli.session import _draw_report
 from bench.config.benchmark import Benchmark
+from bench.session.run import draw_report
 from bench.storage.records import RecordStore
 
 Publish = Callable[..., tuple[Path, Path]]
@@ -110,7 +110,7 @@ def test_a_run_without_its_report(
         raise error("no\nink")
 
     monkeypatch.setattr(place, fail)
-    assert _draw_report(storage, tiny) is None
+    assert draw_report(storage, tiny, print) is None
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("no report: ")
     assert error.__name__ in line

@@ -57,9 +57,9 @@ def test_resources_are_checked_before_images(
     """A trial that this machine cannot hold is refused before images are decoded, which may take minutes."""
     nodes = [{"Resources": {"CPU": 2.0}, "Alive": True}]
     monkeypatch.setattr("bench.ray_backend.connect.ray_session", lambda *_: nullcontext())
-    monkeypatch.setattr("bench.cli.session._import_slow_modules", lambda: None)
+    monkeypatch.setattr("bench.session.run._import_slow_modules", lambda: None)
     monkeypatch.setattr("ray.nodes", lambda: nodes)
-    monkeypatch.setattr("bench.cli.session.check_data", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("bench.session.run.check_data", lambda *_: pytest.fail("decoded"))
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(benchmark_on(data_root).content()))
     arguments = ["run", str(file), "--storage", str(tmp_path / "storage"), "--set", "resources.gpus_per_trial=1"]

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
-import math
 import os
-import shlex
 import signal
 import threading
-import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.cli.console import command, console, make_table, quoted, short
+from rich.console import Console
+
 from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import load_benchmark
 from bench.config.selection import filter_methods
 from bench.config.validation import check, check_data, check_packages
 from bench.exceptions import RecordError
-from bench.labels import PRIOR_NAMES, dataset_name, method_name
 from bench.methods.base import Method
 from bench.ray_backend.environment import configure_ray
 from bench.scheduling.callbacks import RunCallback
 from bench.scheduling.queue import TrialQueue
 from bench.scheduling.resume import check_same_inputs, load_for_resume
+from bench.session.progress import ProgressDisplay
 from bench.storage.attempts import AttemptLog
 from bench.storage.lock import StorageLock
 from bench.storage.object_store import MAX_OUTAGE_SECONDS, OutageTimer
@@ -35,8 +32,8 @@ from bench.storage.records import RecordStore
 from bench.tracking.client import tracking_uri
 from bench.trials.record import TrialRecord
 from bench.utils.code import running_code
-from bench.utils.signals import interrupt_on_signals
-from bench.utils.text import describe_error, format_duration, redact_url, single_line
+from bench.utils.signals import in_main_thread, interrupt_on_signals
+from bench.utils.text import describe_error, redact_url, short, single_line
 
 if TYPE_CHECKING:
     from bench.scheduling.run_summary import RunSummary
@@ -47,20 +44,69 @@ INTERRUPTED = 130
 MANY_TRIALS = 100
 
 
-def run(options: argparse.Namespace, start_time: float) -> int:
-    """Carry out `run`, started at ``start_time`` in seconds since 1970, and return the exit code."""
+@dataclass(frozen=True)
+class RunOptions:
+    """What a call of `run` is asked for, as on the command line.
+
+    Attributes:
+        config: a preset's name, a YAML file, or what such a file holds.
+        storage: folder or fsspec URL for the records; None: ./deelbo-runs/NAME of the benchmark.
+        only: subset of the benchmark, see `bench.config.selection`.
+        address: a Ray cluster; None: one on this machine, for this call.
+        tracking_uri: MLflow server or database; None: a sqlite file in the storage.
+        overrides: changes of the configuration, such as training.steps=100.
+    """
+
+    config: str | Mapping[str, Any]
+    storage: str | None = None
+    only: str | None = None
+    address: str | None = None
+    tracking_uri: str | None = None
+    overrides: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What a call of `run` came to.
+
+    Attributes:
+        report: folder of the report on this machine; None if it was not drawn.
+        mlflow_problem: why MLflow did not take everything; None if it did.
+    """
+
+    store: RecordStore
+    benchmark: Benchmark
+    summary: RunSummary
+    report: Path | None
+    mlflow_problem: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 1 some trials failed, 130 stopped by a signal."""
+        if self.summary.stop_reason is not None:
+            return INTERRUPTED
+        return 1 if self.summary.failed else 0
+
+
+def run(options: RunOptions, console: Console, start_time: float) -> RunOutcome:
+    """Carry out `run`, started at ``start_time`` in seconds since 1970; ``console`` shows notes and the progress.
+
+    Raises:
+        ConfigError: bad input. RecordError: the storage cannot be used.
+        KeyboardInterrupt: stopped before or after its trials; among them the outcome says so.
+    """
     running_code()  # before the files on the disk may change
-    benchmark = load_benchmark(options.config, options.set)
+    benchmark = load_benchmark(options.config, options.overrides)
     benchmark = check(benchmark, console.print)
     methods = filter_methods(make_methods(benchmark), options.only)
     check_packages(methods)
     store = RecordStore(options.storage or f"deelbo-runs/{benchmark.name}")
     try:
         with interrupt_on_signals():
-            return RunSession(options, store, benchmark, methods, start_time).run()
+            return RunSession(options, store, benchmark, methods, start_time, console).run()
     except KeyboardInterrupt:
         console.print(f"stopped: the same command continues what is in {short(redact_url(store.url))}")
-        return INTERRUPTED
+        raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -72,16 +118,17 @@ def run(options: argparse.Namespace, start_time: float) -> int:
 
 @dataclass(eq=False)
 class RunSession(RunCallback):
-    """One call of `run`, from the lock of its storage to the last line on the terminal.
+    """One call of `run`, from the lock of its storage to its report.
 
     The storage becomes this benchmark's when trials are about to start, and not before: refused input changes nothing.
     """
 
-    options: argparse.Namespace
+    options: RunOptions
     store: RecordStore
     benchmark: Benchmark
     methods: Sequence[Method]
     start_time: float
+    console: Console
     _has_begun: bool = False
     _reused: list[TrialRecord] = field(default_factory=list)
     _num_reused_at_start: int = 0
@@ -91,20 +138,22 @@ class RunSession(RunCallback):
         self._reused, self._num_reused_at_start = queue.reused, len(queue.reused)
         self.store.write_benchmark(self.benchmark.content())
 
-    def run(self) -> int:
-        """Run the trials that are missing, report on them, and return the exit code."""
+    def run(self) -> RunOutcome:
+        """Run the trials that are missing, and report on them."""
         from bench.tracking.mirror import MLflowMirror
         from bench.tracking.tracker import MLflowTracker
 
         uri = tracking_uri(self.store, self.options.tracking_uri)
-        with StorageLock(self.store, lambda: os.kill(os.getpid(), signal.SIGTERM), console.print) as lock:
-            self.store.outage_timer = OutageTimer(MAX_OUTAGE_SECONDS, console.print)
+        say = self.console.print
+        on_lost = _stop_this_process if in_main_thread() else None  # elsewhere a signal would end the whole process
+        with StorageLock(self.store, on_lost, say) as lock:
+            self.store.outage_timer = OutageTimer(MAX_OUTAGE_SECONDS, say)
             records, quarantined = self._load_records(lock)
             tracker = MLflowTracker(MLflowMirror(uri, self.benchmark, self.store))
             try:
                 with self._ray_ahead(len(records)):
                     summary = self._run_trials(lock, records, *self._resume(lock, records, quarantined), tracker)
-                report = None if summary.stop_reason is not None else _draw_report(self.store, self.benchmark)
+                report = None if summary.stop_reason is not None else draw_report(self.store, self.benchmark, say)
             except BaseException:
                 if self._has_begun and not lock.lost:
                     tracker.stop("KILLED", {})
@@ -115,9 +164,9 @@ class RunSession(RunCallback):
         """Load the records of the storage; also return the keys of the trials of which a file was damaged."""
         if lock.predecessor is not None:
             killed = lock.predecessor.describe()
-            console.print(f"the last run here was killed ({killed}): continuing from its records")
-        records, quarantined = load_for_resume(self.store, self.benchmark, console.print)
-        console.print(f"{self.benchmark.name} in {short(redact_url(self.store.url))}")
+            self.console.print(f"the last run here was killed ({killed}): continuing from its records")
+        records, quarantined = load_for_resume(self.store, self.benchmark, self.console.print)
+        self.console.print(f"{self.benchmark.name} in {short(redact_url(self.store.url))}")
         return records, quarantined
 
     @contextmanager
@@ -145,7 +194,7 @@ class RunSession(RunCallback):
         datasets = dict.fromkeys(method.cell.dataset for method in self.methods)
         is_here = self.options.address is None  # on a cluster the workers read the datasets
         data = check_data(self.benchmark, datasets) if is_here else {}
-        pretrained = load_pretrained_backbones(self.benchmark, self.methods, say=console.print)
+        pretrained = load_pretrained_backbones(self.benchmark, self.methods, say=self.console.print)
         check_same_inputs(self.store, records, data, pretrained)
         died = None if lock.predecessor is None else lock.predecessor.heartbeat
         attempts = AttemptLog(self.store, records, quarantined, died)
@@ -160,12 +209,10 @@ class RunSession(RunCallback):
         pretrained: Mapping[str, Pretrained],
         tracker: MLflowTracker,
     ) -> RunSummary:
-        from bench.cli.progress import ProgressDisplay
-
         configure_ray(self.options.address)
         from bench.ray_backend.tuner import BenchmarkRun
 
-        display = ProgressDisplay(console)
+        display = ProgressDisplay(self.console)
         try:
             summary = BenchmarkRun(
                 self.benchmark,
@@ -177,7 +224,7 @@ class RunSession(RunCallback):
                 [self, display, tracker],
                 self.start_time,
                 self.methods,
-                say=console.print,
+                say=self.console.print,
             ).run()
         finally:
             display.close()
@@ -190,35 +237,15 @@ class RunSession(RunCallback):
             )
         return summary
 
-    def _finish(self, summary: RunSummary, report: Path | None, tracker: MLflowTracker) -> int:
-        """Close MLflow's run, print what was done, and return the exit code."""
+    def _finish(self, summary: RunSummary, report: Path | None, tracker: MLflowTracker) -> RunOutcome:
+        """Close MLflow's run."""
         if self._has_begun and _was_deleted(self.store):
             raise RecordError(
                 f"{redact_url(self.store.url)} was deleted during the run, and its records with it: the same command "
                 "begins again"
             )
         sent = not self._has_begun or self._close_tracking(summary, report, tracker)
-        console.print(summary.describe())
-        if not sent:
-            again, given = f"{command()} sync {quoted(redact_url(self.store.url))}", self.options.tracking_uri
-            again += f" --tracking-uri {shlex.quote(redact_url(given))}" if given else ""
-            console.print(f"MLflow did not take everything ({tracker.problem}): `{again}` will")
-        self._print_places(report)
-        for line in summary.failures:
-            console.print(f"failed  {line}")
-        if summary.stop_reason:
-            raise RecordError(summary.stop_reason)
-        if summary.stop_reason is not None:
-            console.print(f"stopped with {summary.left} trials left: the same command continues")
-            return INTERRUPTED
-        if summary.ran:
-            seconds = time.time() - self.start_time
-            share = summary.utilization * summary.wall_seconds / seconds
-            console.print(
-                f"the whole command took {format_duration(seconds)}; its slots were inside trials for {share:.0%} of "
-                "that"
-            )
-        return 1 if summary.failed else 0
+        return RunOutcome(self.store, self.benchmark, summary, report, None if sent else str(tracker.problem))
 
     def _close_tracking(self, summary: RunSummary, report: Path | None, tracker: MLflowTracker) -> bool:
         """Send MLflow what is left; return whether it took everything."""
@@ -227,18 +254,12 @@ class RunSession(RunCallback):
         metrics = {name: float(getattr(summary, key)) for name, key in RUN_METRICS.items()} if summary.ran else {}
         killed = summary.stop_reason is not None or summary.left
         if (count := tracker.num_missing) > MANY_TRIALS:
-            console.print(f"sending the last {count} trials to MLflow")
+            self.console.print(f"sending the last {count} trials to MLflow")
         return tracker.stop("KILLED" if killed else "FAILED" if summary.failed else "FINISHED", metrics, report)
 
-    def _print_places(self, report: Path | None) -> None:
-        if report is not None:
-            _print_table3(report / "table3.csv")
-            place = report if self.store.local else f"{redact_url(self.store.url)}/report"
-            console.print(f"report  {short(f'{place}/report.html')}")
-            if (report / "figure2.png").exists():
-                console.print(f"figure  {short(f'{place}/figure2.png')}")
-        given = self.options.tracking_uri
-        console.print(f"MLflow  {f'{command()} ui {quoted(self.store.url)}' if given is None else redact_url(given)}")
+
+def _stop_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _import_slow_modules() -> None:
@@ -253,7 +274,7 @@ def _was_deleted(store: RecordStore) -> bool:
         return False
 
 
-def _draw_report(store: RecordStore, benchmark: Benchmark) -> Path | None:
+def draw_report(store: RecordStore, benchmark: Benchmark, say: Callable[[str], object]) -> Path | None:
     """Draw the report and return its folder; None if it cannot be drawn, which is printed and ends nothing."""
     folder = Path(store.path("report")) if store.local else Path("deelbo-runs") / benchmark.name / "report"
     try:
@@ -262,37 +283,12 @@ def _draw_report(store: RecordStore, benchmark: Benchmark) -> Path | None:
 
         files = write_report([load_storage(store)], folder)
     except Exception as error:  # whatever it is, the run's own result stands
-        console.print(f"no report: {describe_error(error)}")
+        say(f"no report: {describe_error(error)}")
         return None
     if not store.local:  # copied there, as the folder of a job is deleted with it
         try:
             for file in files.values():
                 store.write_file(f"report/{file.name}", file.read_bytes())
         except OSError as error:
-            console.print(f"the report is only in {short(folder)}: {single_line(error)}")
+            say(f"the report is only in {short(folder)}: {single_line(error)}")
     return folder
-
-
-def _print_table3(file: Path) -> None:
-    import pandas as pd
-
-    third = pd.read_csv(file)
-    varying = [name for name in ("dataset", "backbone") if third[name].nunique() > 1]
-    published = bool(third["published_mean"].notna().any())
-    table = make_table("test accuracy (%, class-balanced), mean (min-max)")
-    for name in [*varying, "N", "Model", "method", "here", *["published"] * published]:
-        table.add_column(name, justify="right" if name in ("N", "here", "published") else "left", no_wrap=True)
-    previous: list[str] = []
-    for row in third.to_dict("records"):
-        place = [*(dataset_name(str(row[name])) for name in varying), str(row["n"])]
-        if previous and place != previous:
-            table.add_section()
-        cells = [PRIOR_NAMES[row["prior"]], method_name(row["method"]), _spread(row, "")]
-        table.add_row(*place, *cells, *[_spread(row, "published_")] * published)
-        previous = place
-    console.print(table)
-
-
-def _spread(row: Mapping[Hashable, Any], prefix: str) -> str:
-    mean, low, high = (float(row[f"{prefix}{name}"]) for name in ("mean", "min", "max"))
-    return f"{mean:.1f} ({low:.1f}-{high:.1f})" if math.isfinite(mean) else "-"

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bench.cli.progress import ProgressDisplay
 from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import parse_benchmark
 from bench.scheduling.queue import TrialQueue
+from bench.session.progress import ProgressDisplay
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from bench.utils.text import format_duration
@@ -34,7 +34,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("bench.cli.progress.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("bench.session.progress.time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 

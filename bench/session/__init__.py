@@ -1,0 +1,1 @@
+"""One call of `run`, for the command line and for Python."""
