@@ -100,6 +100,7 @@ def run(
     address: str | None = None,
     tracking_uri: str | None = None,
     overrides: Sequence[str] = (),
+    allow_import: Sequence[str] = (),
     quiet: bool = False,
 ) -> Result:
     """Run or continue a benchmark, as `deelbo-bench run` does, and draw its report into the storage.
@@ -112,6 +113,7 @@ def run(
             uses Ray already.
         tracking_uri: MLflow server or database; by default $DEELBO_TRACKING_URI, or a sqlite file in the storage.
         overrides: changes of the configuration, such as "training.steps=100".
+        allow_import: packages from which the configuration may import networks.
         quiet: print nothing.
 
     Raises:
@@ -126,6 +128,7 @@ def run(
         address,
         os.environ.get(TRACKING_URI_VARIABLE) if tracking_uri is None else tracking_uri,
         overrides,
+        allow_import,
     )
     console = Console(file=sys.stdout, quiet=quiet, soft_wrap=True, highlight=False, markup=False, emoji=False)
     outcome = run_session(options, console, time.time())

@@ -33,6 +33,16 @@ def add_set(parser: argparse.ArgumentParser, text: str = "e.g. training.steps=10
     )
 
 
+def add_allow_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-import",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="a Python package from which the configuration may import networks; may be given often",
+    )
+
+
 def add_only(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", metavar="KEY=VALUE,...", help="a subset of it: method=, dataset=, backbone=, prior=, n=, seed="

@@ -9,7 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from bench.cli.arguments import Subparsers, add_command, add_config, add_json, add_only, add_set, to_path
+from bench.cli.arguments import (
+    Subparsers,
+    add_allow_import,
+    add_command,
+    add_config,
+    add_json,
+    add_only,
+    add_set,
+    to_path,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,6 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="results of `speed --out FILE`, for the hours",
     )
     add_set(parser)
+    add_allow_import(parser)
     add_only(parser)
 
 
@@ -53,7 +63,7 @@ def _plan(options: argparse.Namespace) -> int:
 
     console = notes_console(options.json)
     benchmark = load_benchmark(options.config, options.set)
-    benchmark = check(benchmark, None if options.trials else console.print)
+    benchmark = check(benchmark, None if options.trials else console.print, allow_import=options.allow_import)
     throughput = Throughput(options.images_per_second, options.speed)
     methods = filter_methods(make_methods(benchmark), options.only)
     if options.trials:

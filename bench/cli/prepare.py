@@ -2,7 +2,7 @@
 
 import argparse
 
-from bench.cli.arguments import Subparsers, add_command, add_config, add_set
+from bench.cli.arguments import Subparsers, add_allow_import, add_command, add_config, add_set
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -11,23 +11,23 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_config(parser)
     add_set(parser)
+    add_allow_import(parser)
 
 
 def _prepare(options: argparse.Namespace) -> int:
     """Download the datasets and ImageNet weights of a benchmark that are missing, and read everything once."""
     from bench.cli.console import console
-    from bench.config.benchmark import EMBEDDED, make_methods
+    from bench.config.benchmark import make_methods
     from bench.config.loading import load_benchmark
     from bench.config.validation import check
     from bench.exceptions import ConfigError
     from bench.execution.pretrained import load_pretrained_backbones
     from bench.utils.text import short
     from deelbo.data import check_task, download_task, find_task, load_task
-    from deelbo.pretrained.registry import IMAGENET_VERSIONS
     from deelbo.pretrained.weights import download_weights, imagenet_file
 
     benchmark = load_benchmark(options.config, options.set)
-    benchmark = check(benchmark, console.print)
+    benchmark = check(benchmark, console.print, allow_import=options.allow_import)
     for name in benchmark.datasets:
         source = benchmark.source(name)
         try:
@@ -45,14 +45,15 @@ def _prepare(options: argparse.Namespace) -> int:
             f"{name}: {len(task.pool):,} training and {len(task.test):,} test {kind}, data {task.fingerprint}"
         )
     for name, settings in benchmark.backbones.items():
-        version = settings.weights or IMAGENET_VERSIONS[0]
-        if name == EMBEDDED or version not in IMAGENET_VERSIONS:
+        model = settings.model or name
+        version = settings.imagenet_version(name)
+        if version is None:
             continue
         try:
-            imagenet_file(name, version)
+            imagenet_file(model, version)
         except ValueError as missing:
             console.print(f"{name}: {missing}")
-            console.print(f"{name}: downloaded to {short(download_weights(name, version))}")
+            console.print(f"{name}: downloaded to {short(download_weights(model, version))}")
     try:
         pretrained = load_pretrained_backbones(benchmark, make_methods(benchmark), say=console.print)
     except ConfigError as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.cli.arguments import (
     Subparsers,
+    add_allow_import,
     add_command,
     add_config,
     add_json,
@@ -42,6 +43,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--address", type=nonempty, help="a Ray cluster (default: one on this machine, for this run)")
     add_set(parser)
+    add_allow_import(parser)
     add_only(parser)
     add_json(parser)
 
@@ -52,7 +54,13 @@ def _run(options: argparse.Namespace) -> int:
 
     console = notes_console(options.json)
     request = RunOptions(
-        options.config, options.storage, options.only, options.address, options.tracking_uri, options.set
+        options.config,
+        options.storage,
+        options.only,
+        options.address,
+        options.tracking_uri,
+        overrides=options.set,
+        allow_import=options.allow_import,
     )
     outcome = run(request, console, STARTED)
     print_end(outcome, console, options.tracking_uri)

@@ -27,6 +27,7 @@ from bench.types import Count, Flag, Name, Positive, Prior, Seed, StrictModel, U
 from bench.utils.text import short_repr
 from deelbo.data import Source
 from deelbo.paths import expand_user
+from deelbo.pretrained.registry import BackboneSource, imported_package
 
 EMBEDDED = "digits-resnet"  # trained by this package, which also fits its SWAG posterior
 MAX_TRIALS = 100_000  # 17 times the paper's; each takes 10 microseconds and 3 KB before anything runs
@@ -190,6 +191,18 @@ class Benchmark(StrictModel):
         if not isinstance(setting, OwnSettings):
             return None
         return setting.source(str(expand_user(setting.path).absolute()))
+
+    def backbone_source(self, backbone: str) -> BackboneSource:
+        """Return the network of a backbone."""
+        settings = self.backbones[backbone]
+        pixels = settings.normalization
+        mean, std = (None, None) if pixels is None else (pixels.mean, pixels.std)
+        return BackboneSource(settings.model or backbone, mean, std)
+
+    def imported_packages(self) -> list[str]:
+        """Return the top-level packages from which networks are imported."""
+        packages = [imported_package(settings.model or "") for settings in self.backbones.values()]
+        return sorted({package for package in packages if package is not None})
 
     def content(self) -> dict[str, Any]:
         """Return the benchmark as its YAML file would be read; `parse_benchmark` is the inverse."""

@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from bench.types import Count, Flag, Fraction, Name, NotNegative, Number, Positive, StrictModel, Unique
 from deelbo.data import ImageSource, TextSource
 from deelbo.limits import MIN_SIGMA
+from deelbo.pretrained.registry import IMAGENET_VERSIONS, find_backbone
 
 
 class Training(StrictModel):
@@ -122,9 +123,28 @@ def _check_swag_files(value: Any) -> Any:
     return value
 
 
-class BackboneSettings(StrictModel):
-    """The source of a backbone's weights, and the module that is its head."""
+Channels = Annotated[tuple[Annotated[float, Number, Field(allow_inf_nan=False)], ...], Field(min_length=1)]
 
+
+class ChannelNormalization(StrictModel):
+    """Channel means and standard deviations by which a network's images are normalized, of pixels from 0 to 1."""
+
+    mean: Channels
+    std: Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+
+class BackboneSettings(StrictModel):
+    """A backbone's network, the source of its weights, the module that is its head, and the range of its inputs."""
+
+    model: str | None = None
     weights: str | None = None
     ptyl: Annotated[str | SWAGFiles | None, BeforeValidator(_check_swag_files)] = None
     head: str | None = None
+    normalization: ChannelNormalization | None = None
+
+    def imagenet_version(self, name: str) -> str | None:
+        """Return the version of torchvision's weights from which the backbone ``name`` starts; None if from others."""
+        entry = find_backbone(self.model or name)
+        default = IMAGENET_VERSIONS[0] if entry.weights is None and entry.torchvision is not None else None
+        version = self.weights or default
+        return version if version in IMAGENET_VERSIONS else None

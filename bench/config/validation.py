@@ -1,32 +1,38 @@
 """Check before anything starts that a configuration fits the datasets, backbones and packages that exist."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 
 from bench.config.benchmark import EMBEDDED, Benchmark
-from bench.config.sections import OwnSettings, TextSettings
+from bench.config.sections import BackboneSettings, ChannelNormalization, OwnSettings, TextSettings
 from bench.exceptions import ConfigError
 from bench.methods.base import Method
 from bench.types import NAME_PATTERN
+from bench.utils.imports import add_current_folder
 from deelbo.data import DATASETS, TASKS, TaskEntry, crop_size, find_task, is_embedded, load_task
 from deelbo.data.listing import show
 from deelbo.data.splits import check_size
-from deelbo.pretrained.registry import BACKBONES, IMAGENET_VERSIONS, find_backbone
+from deelbo.pretrained.registry import BACKBONES, IMAGENET_VERSIONS, NO_WEIGHTS, find_backbone, imported_package
 
 Say = Callable[[str], object]
+ASSUMED_CLASSES = 10  # of a dataset that is not on this machine
 
 
-def check(benchmark: Benchmark, say: Say | None = None, images_here: bool = True) -> Benchmark:
+def check(
+    benchmark: Benchmark, say: Say | None = None, images_here: bool = True, allow_import: Sequence[str] = ()
+) -> Benchmark:
     """Check that datasets, backbones, heads, sizes and methods exist and fit together.
 
     No image is opened, but the user's own are listed, and own texts are read, if they are on this machine; ``say`` gets
-    a line on files beside them.
+    a line on files beside them. Networks of the user's own are built and tried on two random images; code is imported
+    from the packages in ``allow_import`` alone.
 
     Returns:
         the benchmark with the number of training images in place of "all", if they are listed.
     """
     _check_datasets(benchmark, images_here)
-    _check_backbones(benchmark)
+    _check_backbones(benchmark, allow_import)
     _check_methods(benchmark)
     try:
         tasks = find_tasks(benchmark, images_here)
@@ -36,7 +42,7 @@ def check(benchmark: Benchmark, say: Say | None = None, images_here: bool = True
                 _check_size(name, n, task)
             if say is not None and task.others:
                 say(f"{name}: files that are left out: {len(task.others)}, such as {show(task.others[0])}")
-        _check_networks(benchmark)
+        _check_networks(benchmark, tasks)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     gpus = benchmark.resources.gpus_per_trial
@@ -77,10 +83,13 @@ def _check_datasets(benchmark: Benchmark, images_here: bool) -> None:
             )
 
 
-def _check_backbones(benchmark: Benchmark) -> None:
+def _check_backbones(benchmark: Benchmark, allow_import: Sequence[str]) -> None:
     for name, settings in benchmark.backbones.items():
-        if name not in BACKBONES:
-            raise ConfigError(f"backbone = {name!r}: expected one of {', '.join(sorted(BACKBONES))}")
+        if settings.model is not None:
+            _check_model(name, settings, allow_import)
+        elif name not in BACKBONES:
+            own = f"or give your own network under that name: backbones.{name}.model, such as torchvision:resnet34"
+            raise ConfigError(f"backbone = {name!r}: expected one of {', '.join(sorted(BACKBONES))}; {own}")
         if (settings.weights or "").startswith("IMAGENET") and settings.weights not in IMAGENET_VERSIONS:
             raise ConfigError(
                 f"backbones.{name}.weights = {settings.weights!r}: expected {' or '.join(IMAGENET_VERSIONS)}, "
@@ -91,6 +100,29 @@ def _check_backbones(benchmark: Benchmark) -> None:
                 f"prior ptyl needs backbones.{name}.ptyl, a file of mean, variance and factor: "
                 "`deelbo-bench swag` makes one, or take ptyl out of priors"
             )
+
+
+def _check_model(name: str, settings: BackboneSettings, allow_import: Sequence[str]) -> None:
+    """Check a network of the user's own: its name here, and the text that says what it is."""
+    model = settings.model or ""
+    if name in BACKBONES or not re.match(NAME_PATTERN, name):
+        expected = "expected letters, digits, dots, dashes, underscores, and no name of a built-in network"
+        raise ConfigError(f"backbones.{name} is not a name for a network of your own, {expected}: choose another")
+    try:
+        entry = find_backbone(model)
+    except ValueError:
+        expected = "expected torchvision:NAME, timm:NAME, PACKAGE.MODULE:FUNCTION, or a built-in network's name"
+        raise ConfigError(f"backbones.{name}.model = {model!r}: {expected}") from None
+    package = imported_package(model)
+    if package is not None and package not in allow_import:
+        raise ConfigError(
+            f"backbones.{name}.model = {model!r} runs code of the package {package}, which a configuration alone may "
+            f"not: if you trust it, add --allow-import {package}"
+        )
+    if package is not None:
+        add_current_folder(package)
+    if settings.weights is None and entry.weights is None and entry.torchvision is None and model != EMBEDDED:
+        raise ConfigError(f"backbones.{name}.weights is missing: give a file of weights, or {NO_WEIGHTS}")
 
 
 def _check_methods(benchmark: Benchmark) -> None:
@@ -105,24 +137,66 @@ def _check_methods(benchmark: Benchmark) -> None:
                 raise ConfigError(f"methods.{name}: {problem}")
 
 
-def _check_networks(benchmark: Benchmark) -> None:
-    """Raise ValueError if a head does not exist, or a network does not take the size or channels of the images."""
+def _check_networks(benchmark: Benchmark, tasks: Mapping[str, TaskEntry]) -> None:
+    """Raise ValueError if a head does not exist, or a network does not take the kind, size or channels of the data."""
+    size = benchmark.training.image_size
     for name, settings in benchmark.backbones.items():
-        find_backbone(name, benchmark.training.image_size)
-        if settings.head is not None:
+        entry = find_backbone(benchmark.backbone_source(name).model, size)
+        if settings.head is not None and settings.model is None:
             from deelbo.pretrained.backbones import check_head  # torch takes seconds to import
 
             check_head(name, settings.head)
-        channels = BACKBONES[name].channels
         for dataset, setting in benchmark.datasets.items():
-            if isinstance(setting, TextSettings):
-                raise ValueError(f"{name} takes images, {dataset} has texts: choose another backbone or dataset")
-            given = DATASETS.find(dataset).channels if benchmark.source(dataset) is None else 3
-            if given != channels:
-                raise ValueError(
-                    f"{name} takes images of {channels} channel{'s' * (channels > 1)}, those of {dataset} have "
-                    f"{given}: choose another backbone or dataset"
-                )
+            source = benchmark.source(dataset)
+            given = (
+                "text" if isinstance(setting, TextSettings) else "images" if source else DATASETS.find(dataset).inputs
+            )
+            if entry.inputs != given:
+                found = f"{name} takes {entry.inputs}, {dataset} has {given}"
+                raise ValueError(f"{found}: choose another backbone or dataset")
+            if given == "images":
+                _check_images(benchmark, name, dataset, tasks)
+
+
+def _check_images(benchmark: Benchmark, name: str, dataset: str, tasks: Mapping[str, TaskEntry]) -> None:
+    """Raise ValueError if a network does not take the images of a dataset; one of the user's own is tried."""
+    settings, size, source = benchmark.backbones[name], benchmark.training.image_size, benchmark.source(dataset)
+    model = benchmark.backbone_source(name).model
+    channels, given = find_backbone(model).channels, DATASETS.find(dataset).channels if source is None else 3
+    if channels is not None and given != channels:
+        raise ValueError(
+            f"{name} takes images of {channels} channel{'s' * (channels > 1)}, those of {dataset} have "
+            f"{given}: choose another backbone or dataset"
+        )
+    if pixels := settings.normalization:
+        _check_channels(name, pixels, given)
+    if settings.model is not None:
+        classes = tasks[dataset].num_classes if dataset in tasks else ASSUMED_CLASSES
+        try:
+            _try_network(model, classes, (given, crop_size(dataset, size, source)), settings.head, size)
+        except ValueError as error:
+            raise ValueError(f"backbones.{name}: {error}") from error
+
+
+def _check_channels(name: str, pixels: ChannelNormalization, channels: int) -> None:
+    for key, values in pixels:
+        if len(values) != channels:
+            raise ValueError(
+                f"backbones.{name}.normalization.{key} = {list(values)}: expected a number for each of the {channels} "
+                "channels of its images"
+            )
+
+
+@cache
+def _try_network(model: str, classes: int, shape: tuple[int, int], head: str | None, size: int | None) -> None:
+    """Try a network on two random images of ``shape`` (channels, side); raise ValueError if it cannot be trained."""
+    import torch
+
+    from deelbo.pretrained.backbones import check_network
+
+    channels, side = shape
+    batch = torch.rand(2, channels, side, side, generator=torch.Generator().manual_seed(0))
+    check_network(model, classes, batch, head, size)
 
 
 def _check_size(name: str, n: int, task: TaskEntry) -> None:

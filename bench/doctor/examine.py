@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from bench.config.benchmark import EMBEDDED, Benchmark
+from bench.config.benchmark import Benchmark
 from bench.config.places import (
     check_no_password,
     check_tracking_uri,
@@ -104,12 +104,10 @@ def _own_sources(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
 
 def _weight_files(benchmark: Benchmark) -> list[tuple[str, ...]]:
     """Return backbones and versions, or paths, of weights on the driver's node; a job brings relative ones."""
-    from deelbo.pretrained.registry import IMAGENET_VERSIONS
-
-    names = [name for name in benchmark.backbones if name != EMBEDDED]  # which deelbo itself pretrains
-    versions = [(name, benchmark.backbones[name].weights or IMAGENET_VERSIONS[0]) for name in names]
+    backbones = benchmark.backbones.items()
+    versions = [(settings.model or name, settings.imagenet_version(name)) for name, settings in backbones]
     files = [(path,) for _, path in list_weight_files(benchmark) if not is_relative(path)]
-    return [*(pair for pair in versions if pair[1] in IMAGENET_VERSIONS), *files]
+    return [*((model, version) for model, version in versions if version is not None), *files]
 
 
 def _client_versions() -> dict[str, str | None]:

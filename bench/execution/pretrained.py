@@ -26,7 +26,8 @@ def load_pretrained_backbones(
         posterior = settings.ptyl if "ptyl" in priors else None
         swag = {key: Path(path) for key, path in posterior} if isinstance(posterior, SWAGFiles) else posterior
         try:
-            pretrained[name] = load_backbone(name, settings.weights, swag, say, size)
+            model = benchmark.backbone_source(name).model
+            pretrained[name] = load_backbone(model, settings.weights, swag, say, size, settings.head)
         except ValueError as error:
             raise ConfigError(f"backbones.{name}: {error}") from error
     return pretrained

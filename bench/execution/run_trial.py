@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -14,9 +14,12 @@ from bench.execution.optimizers import make_optimizer
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from deelbo.data import Source, load_task
+from deelbo.data.examples import Transform
+from deelbo.data.images import ImageTransform
 from deelbo.plugins import Plugin
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.pretrained.embedded import Pretrained
+from deelbo.pretrained.registry import BackboneSource, find_backbone
 from deelbo.training.checkpoint import Checkpoint, Handover
 from deelbo.training.clock import PhaseClock
 from deelbo.training.fit import FitResult, fit
@@ -44,6 +47,7 @@ class TrialContext:
     handover: Handover | None = None
     source: Source | None = None
     plugins: tuple[Plugin, ...] = ()
+    network: BackboneSource | None = None
 
 
 def run_trial(spec: TrialSpec, pretrained: Pretrained, context: TrialContext) -> tuple[TrialRecord, Series]:
@@ -103,7 +107,9 @@ def _train(
         task = load_task(spec.dataset, context.data, spec.image_size, context.verify_data, context.source)
         fingerprints["data"] = task.fingerprint
         split = task.split(spec.n, spec.seed, validation=spec.stage == "tune")
-        model, head = make_model(spec, pretrained, task.pool.num_classes, device)
+        network = context.network or BackboneSource(spec.backbone)
+        split = replace(split, transform=fit_to_network(split.transform, network))
+        model, head = make_model(spec, pretrained, task.pool.num_classes, device, network.model)
         objective = make_objective(spec, model, head, pretrained, len(split.train))
     schedule = Schedule(**{field.name: getattr(spec, field.name) for field in fields(Schedule)})
     if spec.compile:
@@ -124,14 +130,27 @@ def _train(
     )
 
 
+def fit_to_network(transform: Transform, network: BackboneSource) -> Transform:
+    """Return the transform with the network's own normalization of images, if it has one."""
+    entry = find_backbone(network.model)
+    mean, std = network.mean or entry.mean, network.std or entry.std
+    if mean is None or std is None or not isinstance(transform, ImageTransform):
+        return transform
+    return transform.normalized_by(mean, std)
+
+
 def make_model(
-    spec: TrialSpec, pretrained: Pretrained, num_classes: int, device: torch.device
+    spec: TrialSpec, pretrained: Pretrained, num_classes: int, device: torch.device, network: str | None = None
 ) -> tuple[nn.Module, str]:
-    """Return the network with the initial weights of its prior, and the name of its head."""
+    """Return the network with the initial weights of its prior, and the name of its head.
+
+    ``network`` is its name for `deelbo.pretrained.registry.find_backbone`; None: that of the backbone.
+    """
     weights = pretrained.swag_weights if spec.prior == "ptyl" else pretrained.weights
     if weights is None:
         raise ValueError(f"prior ptyl needs backbones.{spec.backbone}.ptyl: its mean, variance and factor")
-    model, head = build_backbone(spec.backbone, num_classes, weights, spec.seed, spec.head, spec.image_size)
+    name = network or spec.backbone
+    model, head = build_backbone(name, num_classes, weights or None, spec.seed, spec.head, spec.image_size)
     return model.to(device), head
 
 

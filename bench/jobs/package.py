@@ -18,7 +18,7 @@ from bench.jobs import IN_JOB
 from bench.utils.code import PACKAGES, hash_code
 from bench.utils.text import has_credentials, redact_url
 from bench.utils.urls import TRACKING_URI_VARIABLE
-from deelbo.pretrained.registry import IMAGENET_VERSIONS
+from deelbo.pretrained.registry import IMAGENET_VERSIONS, NO_WEIGHTS
 
 CONFIG_FILE = "benchmark.json"
 MAX_BYTES = 100 * 2**20
@@ -85,7 +85,7 @@ def list_weight_files(benchmark: Benchmark) -> list[tuple[str, str]]:
     """Return the keys and paths of the weight files that a benchmark names."""
     files = []
     for backbone, settings in benchmark.backbones.items():
-        if settings.weights is not None and settings.weights not in IMAGENET_VERSIONS:
+        if settings.weights is not None and settings.weights not in (*IMAGENET_VERSIONS, NO_WEIGHTS):
             files.append((f"backbones.{backbone}.weights", settings.weights))
         if "ptyl" not in benchmark.priors or settings.ptyl is None:
             continue

@@ -1,7 +1,7 @@
 """The Tune trainable: a Ray process that runs trials one after the other and writes their records."""
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from bench.utils.code import Code, running_code
+from bench.utils.imports import add_to_search_path
 from bench.utils.text import single_line
 from deelbo.data import Source
 from deelbo.pretrained.embedded import Pretrained
@@ -40,6 +41,7 @@ class WorkerSettings:
         code: the driver's.
         run_trial: runs one trial.
         sources: where the user's own data are, by dataset.
+        search_path: folders of the packages from which the benchmark imports networks.
     """
 
     storage: str
@@ -50,6 +52,7 @@ class WorkerSettings:
     code: Code
     run_trial: TrialRunner
     sources: Mapping[str, Source] = field(default_factory=dict)
+    search_path: Sequence[str] = ()
 
 
 def shares_storage(store: RecordStore, token: str) -> bool | None:
@@ -74,6 +77,7 @@ class TrialTrainable(tune.Trainable):
     def setup(  # type: ignore[override]  # tune.with_parameters adds the arguments
         self, config: dict[str, Any], pretrained: Mapping[str, Pretrained], settings: WorkerSettings
     ) -> None:
+        add_to_search_path(settings.search_path)
         self.settings, self.benchmark, self.pretrained = settings, settings.benchmark, pretrained
         torch.set_num_threads(self.benchmark.resources.cpus_per_trial)
         self.device = torch.device("cuda" if self.benchmark.resources.gpus_per_trial else "cpu")
@@ -105,6 +109,7 @@ class TrialTrainable(tune.Trainable):
             handover=self._handover(spec),
             source=self.settings.sources.get(spec.dataset),
             plugins=used_plugins(self.benchmark, spec),
+            network=self.benchmark.backbone_source(spec.backbone),
         )
         record, series = self.settings.run_trial(spec, self.pretrained.get(spec.backbone), context)
         if (seconds := self.config["choosing_seconds"]) > 0:

@@ -30,6 +30,7 @@ from bench.storage.attempts import AttemptLog
 from bench.storage.lock import StorageLock
 from bench.trials.record import TrialRecord
 from bench.utils.code import running_code
+from bench.utils.imports import package_folders
 from bench.utils.signals import interrupt_on_signals
 from deelbo.data import data_folder
 from deelbo.paths import expand_user
@@ -131,6 +132,7 @@ class BenchmarkRun:
                 running_code(plugin_modules(self.benchmark)),
                 self.run_trial,
                 sources={name: s for name in self.benchmark.datasets if (s := self.benchmark.source(name)) is not None},
+                search_path=package_folders(self.benchmark.imported_packages()),
             ),
         )
         return tune.Tuner(

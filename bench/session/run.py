@@ -55,6 +55,7 @@ class RunOptions:
         address: a Ray cluster; None: one on this machine, for this call.
         tracking_uri: MLflow server or database; None: a sqlite file in the storage.
         overrides: changes of the configuration, such as training.steps=100.
+        allow_import: packages from which the configuration may import networks.
     """
 
     config: str | Mapping[str, Any]
@@ -63,6 +64,7 @@ class RunOptions:
     address: str | None = None
     tracking_uri: str | None = None
     overrides: Sequence[str] = ()
+    allow_import: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def run(options: RunOptions, console: Console, start_time: float) -> RunOutcome:
     """
     running_code()  # before the files on the disk may change
     benchmark = load_benchmark(options.config, options.overrides)
-    benchmark = check(benchmark, console.print)
+    benchmark = check(benchmark, console.print, allow_import=options.allow_import)
     methods = filter_methods(make_methods(benchmark), options.only)
     check_packages(methods)
     store = RecordStore(options.storage or f"deelbo-runs/{benchmark.name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
@@ -133,6 +134,10 @@ class ImageTransform(Transform):
         if not isinstance(examples, Images):
             raise TypeError(f"an ImageTransform needs Images, got {type(examples).__name__}")
         return replace(self, normalization=Normalization.of(examples, rows))
+
+    def normalized_by(self, mean: Sequence[float], std: Sequence[float]) -> Self:
+        """Return the transform with these channel means and standard deviations, of pixels from 0 to 1."""
+        return replace(self, normalization=Normalization(torch.tensor(mean), torch.tensor(std)))
 
     def to(self, device: torch.device) -> Self:
         moved = self.fitted

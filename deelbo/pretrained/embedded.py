@@ -29,28 +29,29 @@ VERSION = 2
 class Pretrained:
     """A pretrained network. State dicts are of the whole network, vectors are over the backbone's weights in order."""
 
-    weights: dict[str, Tensor]  # the result of ordinary training, from which L2-zero and L2-SP start
+    weights: dict[str, Tensor]  # the result of ordinary training, from which L2-zero and L2-SP start; {}: random ones
     swag_weights: dict[str, Tensor] | None = None  # SWAG's mean with BatchNorm's statistics, from which PTYL starts
     variance: Tensor | None = None  # SWAG's s; (D_w,)
     factor: Tensor | None = None  # SWAG's Q; (D_w, K)
+    architecture: str = ""  # description of a network that the user has chosen; "" for those of this package
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all tensors."""
+        """A hash of all tensors, and of the architecture."""
         vectors = [vector for vector in (self.variance, self.factor) if vector is not None]
-        return _hash([*self.weights.values(), *(self.swag_weights or {}).values(), *vectors])
+        return _hash([*self.weights.values(), *(self.swag_weights or {}).values(), *vectors], self.architecture)
 
     @cached_property
     def _weights_fingerprint(self) -> str:
-        return _hash(self.weights.values())
+        return _hash(self.weights.values(), self.architecture)
 
     def fingerprint_for(self, prior: str) -> str:
         """Return a hash of everything that a run with that prior starts from."""
         return self.fingerprint if prior == "ptyl" else self._weights_fingerprint
 
 
-def _hash(tensors: Iterable[Tensor]) -> str:
-    digest = hashlib.sha256()
+def _hash(tensors: Iterable[Tensor], architecture: str) -> str:
+    digest = hashlib.sha256(architecture.encode())
     for tensor in tensors:
         digest.update(tensor.contiguous().reshape(-1).numpy().data)
     return digest.hexdigest()[:16]

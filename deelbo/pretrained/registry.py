@@ -2,48 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from math import isqrt
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 IMAGENET_VERSIONS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
 """Weights of torchvision that may be named. vit_b_16 has others, whose license excludes commercial use."""
+NO_WEIGHTS = "none"
+"""In place of weights: random initialization."""
 PATCH_SIZE = 16  # pixels; of vit_b_16
+LIBRARIES = ("torchvision", "timm")
 
 
 @dataclass(frozen=True)
 class BackboneEntry:
-    """A network that can be built by name."""
+    """A network that can be built by name.
 
-    build: Callable[[int | None], nn.Module]  # given the side of its images in pixels (None: the usual one)
-    head: str  # dotted name of its last linear layer
-    channels: int = 3  # of its images
-    patch_size: int | None = None  # pixels; the image size must be a positive multiple of it. None: any image size
+    Attributes:
+        build: returns the network, given the number of classes and the side of its images in pixels (None: the usual
+            one). Its head is replaced afterwards, so it may have any number of outputs.
+        head: dotted name of its last linear layer; None: it is found, see `deelbo.pretrained.backbones.find_head`.
+        channels: of its images; None: any.
+        patch_size: in pixels; the image size must be a positive multiple of it. None: any image size.
+        inputs: kind of data that it takes, see `deelbo.data.TaskEntry`.
+        weights: returns its pretrained weights, a state dict or the path of one; None: it has none of its own.
+        mean, std: channel means and standard deviations, of pixels from 0 to 1, by which its images are normalized;
+            None: those of the training images.
+        torchvision: name of torchvision's model whose published weights fit; None: there are none.
+        meta: whether it can be built on torch's device "meta", which saves its initialization: all of its tensors are
+            in its state dict.
+    """
+
+    build: Callable[[int, int | None], nn.Module]
+    head: str | None = None
+    channels: int | None = 3
+    patch_size: int | None = None
+    inputs: str = "images"
+    weights: Callable[[], Mapping[str, Tensor] | str | Path] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    torchvision: str | None = None
+    meta: bool = False
 
 
-def _digits_resnet(_image_size: int | None) -> nn.Module:
+@dataclass(frozen=True)
+class BackboneSource:
+    """A network under a name of the user's own.
+
+    Attributes:
+        model: as for `find_backbone`.
+        mean, std: as those of `BackboneEntry`, which they replace.
+    """
+
+    model: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def _digits_resnet(_num_classes: int, _image_size: int | None) -> nn.Module:
     from deelbo.pretrained.digits_resnet import DigitsResNet
 
     return DigitsResNet()
 
 
-def _torchvision(name: str, head: str, patch_size: int | None = None) -> BackboneEntry:
-    def build(image_size: int | None) -> nn.Module:
+def _torchvision(name: str, head: str | None = None, patch_size: int | None = None) -> BackboneEntry:
+    def build(_num_classes: int, image_size: int | None) -> nn.Module:
         from torchvision import models  # takes a second or more
 
-        network: nn.Module = models.get_model(name, **({} if patch_size is None else {"image_size": image_size or 224}))
+        options = {"image_size": image_size or 224} if name.startswith("vit_") else {}
+        network: nn.Module = models.get_model(name, **options)
         return network
 
-    return BackboneEntry(build, head, patch_size=patch_size)
+    return BackboneEntry(build, head, patch_size=patch_size, torchvision=name, meta=head is not None)
+
+
+def _timm(name: str) -> BackboneEntry:
+    def build(num_classes: int, image_size: int | None) -> nn.Module:
+        timm = _import("timm", f"timm:{name}", "pip install 'deelbo[recipes]'")
+        fixed = getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "fixed_input_size", False)
+        options = {"img_size": image_size} if fixed and image_size is not None else {}
+        network: nn.Module = timm.create_model(name, num_classes=num_classes, **options)
+        return network
+
+    return BackboneEntry(build)
+
+
+def _imported(path: str) -> BackboneEntry:
+    def build(num_classes: int, _image_size: int | None) -> nn.Module:
+        module_name, _, function = path.partition(":")
+        found: Any = _import(module_name, path, "correct the path, or install the package")
+        try:
+            for part in function.split("."):
+                found = getattr(found, part)
+        except AttributeError:
+            raise ValueError(f"{path}: the module {module_name} has no {function}: correct the path") from None
+        network: nn.Module = found(num_classes)
+        return network
+
+    return BackboneEntry(build, channels=None)
+
+
+def _import(module: str, model: str, remedy: str) -> Any:
+    try:
+        return import_module(module)
+    except Exception as error:  # whatever the module does when it is imported
+        reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{model} cannot be imported ({reason}): {remedy}") from error
 
 
 BACKBONES = {
     "convnext_tiny": _torchvision("convnext_tiny", "classifier.2"),
-    "digits-resnet": BackboneEntry(_digits_resnet, "fc", channels=1),
+    "digits-resnet": BackboneEntry(_digits_resnet, "fc", channels=1, meta=True),
     "resnet18": _torchvision("resnet18", "fc"),
     "resnet50": _torchvision("resnet50", "fc"),
     "vit_b_16": _torchvision("vit_b_16", "heads.head", PATCH_SIZE),
@@ -51,13 +127,40 @@ BACKBONES = {
 
 
 def find_backbone(name: str, image_size: int | None = None) -> BackboneEntry:
-    """Return the entry of ``name``, if it takes images of ``image_size`` pixels; else raise ValueError."""
-    if name not in BACKBONES:
-        raise ValueError(f"backbone must be one of {', '.join(sorted(BACKBONES))}, got {name!r}")
-    patch = BACKBONES[name].patch_size
+    """Return the entry of a network, if it takes images of ``image_size`` pixels.
+
+    Args:
+        name: a key of `BACKBONES`; "torchvision:NAME" or "timm:NAME"; or "PACKAGE.MODULE:FUNCTION", a function that
+            returns a network, given the number of classes. Nothing is imported before the network is built.
+        image_size: side of the images in pixels; None: not known.
+
+    Raises:
+        ValueError: no such name, or images of a size that it does not take.
+    """
+    entry = _find(name)
+    patch = entry.patch_size
     if image_size is not None and patch is not None and (image_size < 1 or image_size % patch):
         raise ValueError(f"{name} needs an image size that is a multiple of {patch}, got {image_size}")
+    return entry
+
+
+def _find(name: str) -> BackboneEntry:
+    library, _, model = name.partition(":")
+    if library == "torchvision" and model:
+        return BACKBONES.get(model) or _torchvision(model)
+    if library == "timm" and model:
+        return _timm(model)
+    if imported_package(name) is not None:
+        return _imported(name)
+    if name not in BACKBONES:
+        raise ValueError(f"backbone must be one of {', '.join(sorted(BACKBONES))}, got {name!r}")
     return BACKBONES[name]
+
+
+def imported_package(name: str) -> str | None:
+    """Return the top-level package of "PACKAGE.MODULE:FUNCTION"; None for another name of a network."""
+    match = re.fullmatch(r"([A-Za-z_]\w*)(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name)
+    return None if match is None or match[1] in LIBRARIES else match[1]
 
 
 def vit_image_size(patches: int) -> int:

@@ -105,7 +105,9 @@ def fit_swag(
     pretrained = read_weights(backbone, weights)
     say(f"checking the headers of {len(images):,} images")  # three minutes for ImageNet's
     images.check_headers()
-    model, head = build_backbone(backbone, images.num_classes, pretrained, config.seed, image_size=config.image_size)
+    model, head = build_backbone(
+        backbone, images.num_classes, pretrained or None, config.seed, image_size=config.image_size
+    )
     kept = _keep_head(model.get_submodule(head), pretrained, head)
     say(
         f"{len(images):,} images of {images.num_classes:,} classes, {steps:,} steps an epoch; "

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deelbo.pretrained.backbones import EMBEDDING, shapes_only
+from deelbo.pretrained.backbones import EMBEDDING, build_backbone, shapes_only
 from deelbo.pretrained.embedded import Pretrained, load_pretrained
-from deelbo.pretrained.registry import IMAGENET_VERSIONS, find_backbone, vit_image_size
+from deelbo.pretrained.registry import BACKBONES, IMAGENET_VERSIONS, NO_WEIGHTS, find_backbone, vit_image_size
 from deelbo.pretrained.swag_files import SwagSource, read_swag, weights_at_mean
 from deelbo.pretrained.tensor_files import one_line, read_tensors
 
@@ -23,15 +23,17 @@ def load_backbone(
     ptyl: SwagSource | None = None,
     say: Callable[[str], object] | None = None,
     image_size: int | None = None,
+    head: str | None = None,
 ) -> Pretrained:
     """Return the named backbone's pretrained weights and, with ``ptyl``, its SWAG posterior. Never downloads.
 
     Args:
-        name: a key of `deelbo.pretrained.registry.BACKBONES`.
-        weights: as for `read_weights`; None: IMAGENET1K_V1.
+        name: as for `deelbo.pretrained.registry.find_backbone`.
+        weights: as for `read_weights`.
         ptyl: files as for `deelbo.pretrained.swag_files.read_swag`; None: no SWAG posterior.
         say: called with one line if digits-resnet has to be pretrained now.
         image_size: side of the training images, if known; a vit_b_16 posterior must be of that size.
+        head: dotted name of the head, whose weights are not used; None: the network's own.
 
     Raises:
         ValueError: an unknown name, or a file that is missing, damaged or of another network.
@@ -41,14 +43,23 @@ def load_backbone(
             setting = "weights" if weights is not None else "ptyl"
             raise ValueError(f"digits-resnet is pretrained by deelbo itself: leave out `{setting}`")
         return load_pretrained(say=say)
-    state = read_weights(name, weights)
+    state = read_weights(name, weights, head)
+    architecture = describe_architecture(name, image_size) if name not in BACKBONES else ""
     if ptyl is None:
-        return Pretrained(state)
+        return Pretrained(state, architecture=architecture)
     posterior = read_swag(ptyl, name)
+    state = state or build_backbone(name, 2, image_size=image_size)[0].state_dict()
     if image_size is not None and posterior.image_size not in (None, image_size):
         found = f"the PTYL files of {name} are for images of {posterior.image_size} px, this task has {image_size} px"
         raise ValueError(f"{found}: fit SWAG again with image_size {image_size}")
-    return Pretrained(state, weights_at_mean(state, posterior, name), posterior.variance, posterior.factor)
+    at_mean = weights_at_mean(state, posterior, name)
+    return Pretrained(state, at_mean, posterior.variance, posterior.factor, architecture)
+
+
+def describe_architecture(name: str, image_size: int | None = None) -> str:
+    """Return a text that differs between networks of another name, or with weights of other names or shapes."""
+    model, head = shapes_only(name, image_size)
+    return repr([name, head, [(key, tuple(tensor.shape)) for key, tensor in model.state_dict().items()]])
 
 
 def imagenet_file(backbone: str, version: str) -> Path:
@@ -83,40 +94,41 @@ def download_weights(backbone: str, version: str) -> Path:
 
 def _published(backbone: str, version: str) -> tuple[Path, str, str]:
     """Return torchvision's path and URL of these weights, and the first digits of their SHA-256 hash."""
-    find_backbone(backbone)
     if backbone == "digits-resnet":
         raise ValueError("digits-resnet has no published weights: deelbo pretrains it itself")
+    published = find_backbone(backbone).torchvision
+    if published is None:
+        raise ValueError(f"{backbone} has no weights {version}: set `weights` to a local file, or to {NO_WEIGHTS}")
     from torchvision.models import get_model_weights
 
-    known = {entry.name: entry.url for entry in get_model_weights(backbone) if entry.name in IMAGENET_VERSIONS}
+    known = {entry.name: entry.url for entry in get_model_weights(published) if entry.name in IMAGENET_VERSIONS}
     if version not in known:
         raise ValueError(f"{backbone} has the weights {', '.join(known)}, or those of a local file; got {version!r}")
     path = Path(torch.hub.get_dir()) / "checkpoints" / known[version].rpartition("/")[2]
     return path, known[version], path.stem.rpartition("-")[2]
 
 
-def read_weights(backbone: str, source: str | Path | None = None) -> dict[str, Tensor]:
-    """Return pretrained weights of a torchvision backbone as a float32 state dict in the network's order.
+def read_weights(backbone: str, source: str | Path | None = None, head: str | None = None) -> dict[str, Tensor]:
+    """Return pretrained weights of a backbone as a float32 state dict in the network's order; empty if it has none.
 
     Args:
-        backbone: resnet18, resnet50, vit_b_16 or convnext_tiny.
-        source: IMAGENET1K_V1 (None) or IMAGENET1K_V2, see `imagenet_file`; or the path of a state dict, bare or under
-            "state_dict" or "model", with or without the prefix "module.". The head may be absent or have any number of
-            classes, BatchNorm's num_batches_tracked may be absent, and vit_b_16's positional embedding may have any
-            square number of patches.
+        backbone: as for `deelbo.pretrained.registry.find_backbone`.
+        source: IMAGENET1K_V1 or IMAGENET1K_V2 of torchvision, see `imagenet_file`; "none"; or the path of a state
+            dict, bare or under "state_dict" or "model", with or without the prefix "module.". The head may be absent
+            or have any number of classes, BatchNorm's num_batches_tracked may be absent, and vit_b_16's positional
+            embedding may have any square number of patches. None: the backbone's own weights, which of torchvision's
+            networks are IMAGENET1K_V1.
+        head: dotted name of the head; None: the network's own.
 
     Raises:
         ValueError: no such file, damage, names or shapes of another network, or a number that is not finite.
     """
-    source = "IMAGENET1K_V1" if source is None else source
-    model, head = shapes_only(backbone)
-    if str(source).startswith("IMAGENET1K_") and not Path(source).suffix:
-        source = imagenet_file(backbone, str(source))
-    tensors = read_tensors(source)
-    for old, new in RENAMED.items():
-        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    found = own_weights(backbone) if source is None else source
+    if found == NO_WEIGHTS:
+        return {}
+    model, own_head = shapes_only(backbone)
+    head = head or own_head
+    tensors, where = _read_state(backbone, found)
     own, differences, weights = model.state_dict(), [], {}
     for name, expected in own.items():
         in_head = name.startswith(f"{head}.")
@@ -130,11 +142,40 @@ def read_weights(backbone: str, source: str | Path | None = None) -> dict[str, T
         else:
             weights[name] = tensors[name].to(expected.dtype, copy=True, memory_format=torch.contiguous_format)
     differences += [f"{name} is unknown" for name in tensors if name not in own]
-    _check_weights(source, backbone, differences, weights)
+    _check_weights(where, backbone, differences, weights)
     return weights
 
 
-def _check_weights(source: str | Path, backbone: str, differences: list[str], weights: Mapping[str, Tensor]) -> None:
+def _read_state(backbone: str, source: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of a source of weights by the network's names, and what to call the source in messages."""
+    if isinstance(source, Mapping):
+        tensors, where = {name: tensor.detach() for name, tensor in source.items()}, f"the state dict of {backbone}"
+    else:
+        if str(source).startswith("IMAGENET1K_") and not Path(source).suffix:
+            source = imagenet_file(backbone, str(source))
+        tensors, where = read_tensors(source), str(source)
+    for old, new in RENAMED.items():
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors, where
+
+
+def own_weights(backbone: str) -> str | Path | Mapping[str, Tensor]:
+    """Return the weights that a backbone has by default.
+
+    Raises:
+        ValueError: it has none.
+    """
+    entry = find_backbone(backbone)
+    if entry.weights is not None:
+        return entry.weights()
+    if entry.torchvision is None:
+        raise ValueError(f"{backbone} has no weights of its own: set `weights` to a file, or to {NO_WEIGHTS}")
+    return IMAGENET_VERSIONS[0]
+
+
+def _check_weights(source: str, backbone: str, differences: list[str], weights: Mapping[str, Tensor]) -> None:
     if differences:
         more = len(differences) - 1
         also = f" (and {more} more difference{'s' if more > 1 else ''})" if more else ""

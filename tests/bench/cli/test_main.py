@@ -66,7 +66,7 @@ def test_a_current_folder_that_was_deleted(command: list[str], capsys: pytest.Ca
         ({"n": [5000]}, "n = 5000 is larger than the pool of 4000"),
         ({"n": [101]}, "n = 101 is not a multiple of the 10 classes"),
         ({"dataset": "atlantis"}, "dataset = 'atlantis'"),
-        ({"head": "nose"}, "no submodule 'nose'"),
+        ({"head": "nose"}, "'nose' must be a Linear layer"),
         ({"name": "a\nb"}, "name = 'a\\nb'"),
         ({"multi\nline": 1}, "unknown key multi line"),
     ],

@@ -75,7 +75,7 @@ TRAINING = {"steps": 6000, "batch_size": 128}
             {"backbones": POSTER["backbones"] | {"convnext_tiny": {"weights": "x.pt"}}},
             ["prior ptyl", "backbones.convnext_tiny.ptyl"],
         ),
-        (PRIORS | {"backbones": {"resnet50": {"head": "classifier"}}}, ["no submodule 'classifier'", "fc"]),
+        (PRIORS | {"backbones": {"resnet50": {"head": "classifier"}}}, ["'classifier' must be a Linear layer", "fc"]),
         (PRIORS | {"backbones": {"convnext_tiny": {"head": "classifier"}}}, ["'classifier'", "Linear", "Sequential"]),
         ({"datasets": {"CIFAR-10": [100], "Oxford-IIIT_Pet": [371]}}, ["n = 371", "37 classes", "try 370"]),
         ({"datasets": {"Oxford-IIIT_Pet": [3442]}}, ["n = 3442", "pool of 3441"]),

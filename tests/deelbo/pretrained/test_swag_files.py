@@ -29,7 +29,7 @@ class Small(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BACKBONES, "small", BackboneEntry(Small, "fc"))
+    monkeypatch.setitem(BACKBONES, "small", BackboneEntry(lambda _classes, size: Small(size), "fc", meta=True))
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ class Small(nn.Module):
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of pretrained weights of the backbone "small"."""
-    monkeypatch.setitem(BACKBONES, "small", BackboneEntry(Small, "fc"))
+    monkeypatch.setitem(BACKBONES, "small", BackboneEntry(lambda _classes, size: Small(size), "fc", meta=True))
     torch.save(Small().state_dict(), tmp_path / "w.pt")
     return tmp_path / "w.pt"
 

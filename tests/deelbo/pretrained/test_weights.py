@@ -307,7 +307,7 @@ class Small(nn.Module):
 
 def test_ptyl_starts_at_the_posteriors_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With PTYL files the backbone's weights are the mean, and the rest is pretrained."""
-    monkeypatch.setitem(BACKBONES, "small", BackboneEntry(Small, "fc"))
+    monkeypatch.setitem(BACKBONES, "small", BackboneEntry(lambda _classes, size: Small(size), "fc", meta=True))
     own = Small().state_dict()
     own["bn.running_var"].fill_(3)
     mean, factor = torch.arange(16.0), torch.randn(16, RANK)
