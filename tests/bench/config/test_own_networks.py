@@ -103,7 +103,7 @@ def test_a_run_with_an_own_network(nets: Path, capsys: pytest.CaptureFixture[str
     assert main(["run", "b.yaml"]) == 2
     assert "--allow-import lab_digits" in capsys.readouterr().err
     assert main(["run", "b.yaml", "--allow-import", "lab_digits"]) == 0
-    (record,) = RecordStore("deelbo-runs/mine").read()
+    (record,) = RecordStore("deelbo-runs/mine").records()
     assert record.spec.backbone == "mine"
     assert record.state["dim_backbone"] == 256 * 8 + 8
     (nets / "lab_digits.py").write_text(SOURCE.replace("256, 8", "256, 9").replace("(8,", "(9,"))
