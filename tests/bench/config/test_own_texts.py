@@ -79,7 +79,7 @@ def test_settings_that_are_refused(settings: dict[str, Any], words: str) -> None
         ({"n": [25]}, {}, "news: n = 25 is larger than the pool of 24 training examples"),
         ({"n": [14]}, {}, "news: n = 14 leaves 4 examples of the smallest class"),
         ({}, {"training": {"image_size": 32}}, "image_size = 32, but news has texts: leave it out"),
-        ({}, {}, "resnet18 takes images, news has texts: choose another backbone or dataset"),
+        ({}, {}, "resnet18 takes images, news has text: choose another backbone or dataset"),
     ],
 )
 def test_what_does_not_fit_the_texts(news: Path, settings: dict[str, Any], change: dict[str, Any], words: str) -> None:
