@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from bench.types import Count, Flag, Fraction, Name, NotNegative, Number, Positive, StrictModel, Unique
+from bench.types import Count, Flag, Name, NotNegative, Number, Positive, Share, StrictModel, Unique
 from deelbo.data import ImageSource, TextSource
 from deelbo.limits import MIN_SIGMA
 from deelbo.pretrained.registry import IMAGENET_VERSIONS, find_backbone
@@ -65,7 +65,7 @@ class ImageSettings(StrictModel):
     folder: str | None = None
     csv: str | None = None
     n: Sizes
-    test_share: Fraction = 0.2
+    test_share: Share = 0.2
     unreadable: Literal["refuse", "skip"] = "refuse"
 
     @model_validator(mode="after")
@@ -92,7 +92,7 @@ class TextSettings(StrictModel):
     text: Annotated[tuple[str, ...], BeforeValidator(_as_list), Unique]
     label: str = "label"
     n: Sizes
-    test_share: Fraction = 0.2
+    test_share: Share = 0.2
 
     @property
     def path(self) -> str:

@@ -48,7 +48,8 @@ class ImageSource:
         path: a folder with ``train/CLASS/*`` and ``test/CLASS/*``, or with ``CLASS/*``; or a manifest.
         is_manifest: whether ``path`` is a CSV file with the columns path (relative to the file's folder), label and,
             not necessarily, split ("train" or "test").
-        test_share: share of each class that is held out as the test set, where there is none; the same for every seed.
+        test_share: share of each class that is held out as the test set, where there is none; the same for every
+            seed. 0: no test set.
         skip_unreadable: go on without files that cannot be decoded, instead of refusing all.
     """
 
@@ -104,11 +105,11 @@ def read_images(name: str, source: ImageSource, root: Path, image_size: int) -> 
     for tensor, part, files in zip(pixels, labels, paths, strict=True):
         rows = [row for row, file in enumerate(files) if file not in problems]
         kept = tensor if len(rows) == len(tensor) else tensor[rows]
-        examples.append(Images(kept, torch.tensor([part[row] for row in rows]), len(listed.classes)))
+        examples.append(Images(kept, torch.tensor([part[row] for row in rows], dtype=torch.int64), len(listed.classes)))
     if problems:
         kept_files = tuple(file for file in listed.examples if file.path not in problems)
         listed = replace(listed, examples=kept_files, others=(*listed.others, *problems))
-        check_classes(name, listed)
+        check_classes(name, listed, has_test=len(labels[1]) > 0)
     pool, test = examples
     transform = ImageTransform(Geometry(side, image_size, flip=True))
     return Task(name, pool, test, transform, proportional=True), listed

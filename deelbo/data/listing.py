@@ -85,7 +85,8 @@ class ExampleList(Generic[Example]):
 def split_examples(name: str, listed: ExampleList[Example], path: Path, share: float) -> ExampleList[Example]:
     """Return a list with its classes and, if it has no test set, with a ``share`` of each class held out; checked.
 
-    ``name`` is the dataset's, and ``path`` the folder or file that was read, for the messages.
+    With a share of 0 there is no test set then. ``name`` is the dataset's, and ``path`` the folder or file that was
+    read, for the messages.
     """
     kind, others = listed.kind, listed.others
     classes = tuple(sorted({example.label for example in listed.training}))
@@ -99,10 +100,10 @@ def split_examples(name: str, listed: ExampleList[Example], path: Path, share: f
         raise DataError(
             f"{name}: the test set of {show(path)} has {found}: add some, or remove the class from the test set"
         )
-    is_held_out = not listed.test
+    is_held_out = share > 0 and not listed.test
     examples = tuple(hold_out(listed.examples, share)) if is_held_out else listed.examples
     listed = replace(listed, classes=classes, examples=examples)
-    check_classes(name, listed, is_held_out)
+    check_classes(name, listed, is_held_out, has_test=bool(listed.test))
     return listed
 
 
@@ -118,8 +119,8 @@ def hold_out(examples: Sequence[Example], share: float) -> list[Example]:
     return [replace(example, is_test=row in held_out) for row, example in enumerate(examples)]
 
 
-def check_classes(name: str, listed: ExampleList[Example], is_held_out: bool = False) -> None:
-    """Raise DataError for a class with too few training examples, or without a test example."""
+def check_classes(name: str, listed: ExampleList[Example], is_held_out: bool = False, has_test: bool = True) -> None:
+    """Raise DataError for a class with too few training examples, or without a test example if there is a test set."""
     kind = listed.kind
     training, test = (Counter(example.label for example in part) for part in (listed.training, listed.test))
     for label in listed.classes:
@@ -127,7 +128,7 @@ def check_classes(name: str, listed: ExampleList[Example], is_held_out: bool = F
             beside = f", with {test[label]} more held out for the test" if is_held_out else ""
             found = f"{training[label]} training {kind} of class {quote(label)} in {show(listed.folder)}{beside}"
             raise DataError(f"{name}: {found}: at least {MIN_PER_CLASS} are needed: add {kind}, or remove the class")
-        if not test[label]:
+        if has_test and not test[label]:
             found = f"no test {kind[:-1]} of class {quote(label)} in {show(listed.folder)}"
             raise DataError(f"{name}: {found}: add one, or leave the test set out, so that a share is held out")
 

@@ -41,7 +41,8 @@ class TextSource:
         path: a CSV file with these columns and, not necessarily, split ("train" or "test").
         text: columns whose texts, joined by a space, are an example.
         label: column of the class.
-        test_share: share of each class that is held out as the test set, where there is none; the same for every seed.
+        test_share: share of each class that is held out as the test set, where there is none; the same for every
+            seed. 0: no test set.
         tokenizer: folder or name of the network whose tokenizer makes token ids; None: the texts can only be listed.
         max_length: tokens of a text beyond which it is cut; None: as many as the network takes.
     """
@@ -106,7 +107,7 @@ def read_texts(name: str, source: TextSource) -> Task:
         inputs = torch.full((len(rows), length), pad_id, dtype=torch.int32)
         for i, row in enumerate(rows):
             inputs[i, : len(row)] = row
-        labels = torch.tensor([numbers[example.label] for example in part])
+        labels = torch.tensor([numbers[example.label] for example in part], dtype=torch.int64)
         examples.append(Examples(inputs, labels, len(listed.classes)))
     pool, test = examples
     return Task(name, pool, test, Transform(), proportional=True, content=_hash(listed))

@@ -1,13 +1,30 @@
 """Evaluation of a network on a set of examples."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deelbo.data.examples import Examples, Transform
 from deelbo.training.numerics import Numerics
 
 BATCH_SIZE = 500
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Return the expected calibration error, the mean over examples of |accuracy - confidence| of their bin.
+
+    The confidence is the largest probability; the bins ((m - 1) / bins, m / bins] of it are equally wide. Source: Guo
+    et al. 2017, "On Calibration of Modern Neural Networks", equation 3, with 15 bins as there.
+
+    Args:
+        probabilities: of the classes, each row with the sum 1; (n, classes).
+        labels: int64 (n,).
+        bins: number of bins.
+    """
+    confidence, predicted = probabilities.double().max(1)
+    gaps = (predicted == labels).double() - confidence
+    rows = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
+    return float(torch.zeros(bins, dtype=torch.float64).index_add_(0, rows, gaps).abs().sum()) / len(labels)
 
 
 @torch.no_grad()

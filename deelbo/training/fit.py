@@ -69,7 +69,7 @@ def fit(
         objective: over the model's weights, made for N = the number of training examples.
         schedule: length and speed of training.
         seed: of the order of examples, their augmentation, and the model's own random numbers.
-        test: whether to measure the test metrics at the end of a whole run.
+        test: whether to measure the test metrics at the end of a whole run, if there are test examples.
         clock: where seconds are booked; None: a new clock.
         on_epoch: called with each new row of the series; its time is booked nowhere.
         numerics: precision and memory layout of forward and backward passes; None: float32.
@@ -85,7 +85,7 @@ def fit(
     """
     if objective.num_examples != len(split.train):
         raise ValueError(f"the objective was made for N = {objective.num_examples}, the split has {len(split.train)}")
-    device = objective.weights[0].device
+    device, test = objective.weights[0].device, test and len(split.test) > 0
     clock, numerics = clock or PhaseClock(device), numerics or Numerics()
     with seeded(seed, device), numerics.backend_flags():
         with clock.phase("setup"):

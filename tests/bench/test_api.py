@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,10 @@ import pytest
 import bench
 from bench.config.loading import load_benchmark
 from bench.exceptions import ConfigError, RecordError, ReportError
+from bench.session.run import draw_report
 from bench.storage.records import RecordStore
+from bench.trials.record import TrialRecord
+from bench.trials.spec import TrialSpec
 from tests.helpers.tiny import CONTENT, TRIALS
 
 
@@ -174,3 +178,22 @@ def test_run_as_json(
     assert [row["published_mean"] for row in document["table3"]] == [None] * 3
     assert f"nothing left to run, {TRIALS} trials done before" in error
     assert "test accuracy (%, class-balanced)" in error
+
+
+@pytest.mark.usefixtures("sketch")
+def test_a_report_without_a_test_set(tmp_path: Path, content: dict[str, Any], play: Any, fake: Any, fill: Any) -> None:
+    """Trials without test metrics are reported: what was chosen and what it took, without an accuracy."""
+
+    def judge(spec: TrialSpec) -> TrialRecord:
+        record: TrialRecord = fake(spec)
+        return replace(record, metrics={k: v for k, v in record.metrics.items() if not k.startswith("test_")})
+
+    benchmark = load_benchmark(content | {"methods": {"deelbo-halving": {}, "de-elbo": {}}})
+    store = fill(RecordStore(str(tmp_path / "storage")), benchmark, play(benchmark, judge))
+    notes: list[str] = []
+    folder = draw_report(store, benchmark, notes.append)
+    assert folder is not None, notes
+    assert len(pd.read_csv(folder / "table3.csv")) == 0
+    chosen = bench.load(store.url).chosen()
+    assert chosen["test_acc"].isna().all()
+    assert chosen["method"].tolist() == ["de-elbo", "deelbo-halving"]

@@ -366,3 +366,17 @@ def test_photographs(tmp_path: Path) -> None:
     task, listed = read_images("photos", source(tmp_path / "unpacked"), tmp_path / "cache", 16)
     assert task.pool.num_classes == 10
     assert (len(task.pool), len(task.test), listed.others) == (5000, 2000, ())
+
+
+def test_no_test_set(photos: Path, tmp_path: Path) -> None:
+    """With a share of 0 no image is held out; a test set that is there is used, and the cache is read again."""
+    write_image(photos / CLASSES[0] / "damaged.png").write_bytes(b"")
+    own = source(photos, test_share=0.0, skip_unreadable=True)
+    for _ in range(2):
+        task, listed = read_images("photos", own, tmp_path / "cache", 16)
+        assert (len(task.pool), len(task.test), listed.test) == (30, 0, [])
+        assert task.test.labels.dtype == torch.int64
+    assert task.fingerprint != read_images("photos", source(photos, skip_unreadable=True), tmp_path, 16)[0].fingerprint
+    split = write_classes(tmp_path / "split" / "train").parent
+    write_classes(split / "test", count=2)
+    assert len(list_images("split", source(split, test_share=0.0)).test) == 6

@@ -100,6 +100,15 @@ def test_optional_metrics(toy_split: Split, toy_model: nn.Module) -> None:
     assert result.seconds["test"] == result.seconds["select"] == 0
 
 
+def test_no_test_examples(toy_split: Split, toy_model: nn.Module) -> None:
+    """An empty test set is as none: its metrics are left out, and the run is completed."""
+    empty = toy_split.test.take(torch.empty(0, dtype=torch.int64))
+    split = Split(toy_split.train, None, empty, toy_split.transform)
+    result = fit(toy_model, split, bound(toy_model, len(split.train)), SHORT)
+    assert result.status == "completed"
+    assert not {"test_nll", "test_acc"} & set(result.metrics)
+
+
 @pytest.mark.parametrize(("kind", "learning_rate"), [("bound", 1e6), ("point", 1e30)])
 def test_a_diverged_run(toy_split: Split, toy_model: nn.Module, kind: str, learning_rate: float) -> None:
     """A run whose loss is not finite ends early with status "diverged" and does not raise."""
