@@ -21,10 +21,9 @@ def _prepare(options: argparse.Namespace) -> int:
     from bench.config.loading import load_benchmark
     from bench.config.validation import check
     from bench.exceptions import ConfigError
-    from bench.execution.pretrained import load_pretrained_backbones
+    from bench.execution.pretrained import download_missing_weights, load_pretrained_backbones
     from bench.utils.text import short
     from deelbo.data import check_task, download_task, find_task, load_task
-    from deelbo.pretrained.weights import download_weights, imagenet_file
 
     benchmark = load_benchmark(options.config, options.set)
     benchmark = check(benchmark, console.print, allow_import=options.allow_import)
@@ -44,16 +43,7 @@ def _prepare(options: argparse.Namespace) -> int:
         console.print(
             f"{name}: {len(task.pool):,} training and {len(task.test):,} test {kind}, data {task.fingerprint}"
         )
-    for name, settings in benchmark.backbones.items():
-        model = settings.model or name
-        version = settings.imagenet_version(name)
-        if version is None:
-            continue
-        try:
-            imagenet_file(model, version)
-        except ValueError as missing:
-            console.print(f"{name}: {missing}")
-            console.print(f"{name}: downloaded to {short(download_weights(model, version))}")
+    download_missing_weights(benchmark, console.print)
     try:
         pretrained = load_pretrained_backbones(benchmark, make_methods(benchmark), say=console.print)
     except ConfigError as error:

@@ -7,9 +7,23 @@ from bench.config.benchmark import Benchmark
 from bench.config.sections import SWAGFiles
 from bench.exceptions import ConfigError
 from bench.methods.base import Method
+from bench.utils.text import short
 from deelbo.data import crop_size
 from deelbo.pretrained.embedded import Pretrained
-from deelbo.pretrained.weights import load_backbone
+from deelbo.pretrained.weights import download_weights, imagenet_file, load_backbone
+
+
+def download_missing_weights(benchmark: Benchmark, say: Callable[[str], object]) -> None:
+    """Download torchvision's weights that the benchmark starts from and this machine lacks."""
+    for name, settings in benchmark.backbones.items():
+        model, version = settings.model or name, settings.imagenet_version(name)
+        if version is None:
+            continue
+        try:
+            imagenet_file(model, version)
+        except ValueError as missing:
+            say(f"{name}: {missing}")
+            say(f"{name}: downloaded to {short(download_weights(model, version))}")
 
 
 def load_pretrained_backbones(

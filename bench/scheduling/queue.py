@@ -38,6 +38,8 @@ class TrialQueue:
         keep_failed: bool = False,
     ) -> None:
         self.total = sum(method.count() for method in methods)
+        self._planned = self.total, sum(sum(method.run_equivalents().values()) for method in methods)
+        self._runs_done = 0.0
         self.at_most = any(method.adaptive for method in methods)
         self.reused: list[TrialRecord] = []
         self.num_completed = 0
@@ -86,6 +88,12 @@ class TrialQueue:
         """Number of trials without a record, running ones included; 0 once the queue is finished."""
         return 0 if self.finished else self.total - self.num_completed
 
+    @property
+    def mean_remaining_share(self) -> float:
+        """Share of a whole run that a remaining trial trains, on average, as planned before any result."""
+        trials, runs = self._planned
+        return max(runs - self._runs_done, 0.0) / max(trials - self.num_completed, 1)
+
     def choosing_seconds(self, spec: TrialSpec) -> float:
         """Return the seconds that its method took to choose a trial; 0 if it looked it up."""
         return self._choosing_seconds.get(spec.key, 0.0)
@@ -102,6 +110,7 @@ class TrialQueue:
     def _tell_method(self, method: Method, record: TrialRecord) -> None:
         """Tell a method of a record, and find the snapshots that became unneeded."""
         spec, count_before = record.spec, method.count()
+        self._runs_done += spec.until - spec.since
         self._num_ended[method] += 1
         if spec.until < 1:
             self._snapshots[method].add(spec.snapshot_key(spec.until))

@@ -159,3 +159,21 @@ def test_a_terminal_gets_a_bar(tiny: Benchmark, fake: Fake) -> None:
     display.close()
     assert display.bar is None
     assert "9/9" in out.getvalue()
+
+
+def test_time_left_counts_parts_of_runs(content: dict[str, Any], fake: Fake, clock: Clock) -> None:
+    """Halving's first trial is an eighth of a run: the rest of its run and a half takes eleven times as long."""
+    display, _ = terminal()
+    queue = TrialQueue(make_methods(parse_benchmark(content | {"methods": {"deelbo-halving": {}}}, "x")))
+    display.on_run_start(queue, 1)
+    spec = queue.ask()
+    assert spec is not None
+    display.on_trial_start(spec)
+    clock.now += 8.0
+    queue.tell(record := fake(spec))
+    display.on_trial_end(record)
+    assert display.status().endswith(f"about {format_duration(11 * 8.0)} to go")
+    clock.now += 30.0  # a long trial: the time runs down
+    assert display.status().endswith(f"about {format_duration(58.0)} to go")
+    clock.now += 60.0
+    assert "to go" not in display.status()
