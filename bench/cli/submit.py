@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.cli.arguments import add_address, add_command, add_config, add_job_arguments, nonempty
 from bench.exceptions import ConfigError
@@ -45,12 +45,13 @@ def _submit(options: argparse.Namespace) -> int:
     from bench.config.benchmark import make_methods
     from bench.config.loading import load_benchmark
     from bench.config.places import check_places, expand_tracking_uri
+    from bench.config.plugins import used_plugins
     from bench.config.selection import filter_methods
     from bench.config.validation import check
     from bench.doctor.cluster_report import DoctorRequest
     from bench.jobs.client import Cluster
     from bench.jobs.http import ADDRESS_VARIABLE
-    from bench.jobs.package import job_environment, job_metadata, pack_job
+    from bench.jobs.package import job_environment, job_metadata, pack_job, pip_runtime_env
 
     tracking = options.tracking_uri and expand_tracking_uri(options.tracking_uri.rstrip("/"))
     benchmark = load_benchmark(options.config, options.set)
@@ -62,12 +63,14 @@ def _submit(options: argparse.Namespace) -> int:
     cluster = Cluster.connect(options.address)
     with TemporaryDirectory(prefix="deelbo-job-") as folder:
         source_hash = pack_job(Path(folder), benchmark, options.from_source)
-        metadata = job_metadata(benchmark, storage, tracking, _job_options(options, source_hash))
+        pip = pip_runtime_env(options.install, options.storage, used_plugins(benchmark))
+        metadata = job_metadata(benchmark, storage, tracking, _job_options(options, source_hash, pip))
         if (active := _active_job(cluster, storage)) is None:
             if not options.unchecked:
                 request = DoctorRequest(benchmark, storage, tracking, options.from_source, options.install is not None)
                 _check_cluster(options.address or os.environ[ADDRESS_VARIABLE], request, options.env)
-            if (name := _start_job(cluster, Path(folder), options, env, metadata)) is not None:
+            runtime_env = {"env_vars": dict(env)} | pip
+            if (name := _start_job(cluster, Path(folder), options, runtime_env, metadata)) is not None:
                 console.print(f"{name} is submitted to {cluster.address}")
                 return _follow(cluster, name, options.detach)
             if (active := _active_job(cluster, storage)) is None:
@@ -77,15 +80,13 @@ def _submit(options: argparse.Namespace) -> int:
     return _follow(cluster, active.name, options.detach)
 
 
-def _job_options(options: argparse.Namespace, source_hash: str) -> dict[str, str | None]:
+def _job_options(options: argparse.Namespace, source_hash: str, pip: Mapping[str, Any]) -> dict[str, str | None]:
     """Return the options that distinguish a job from another of the same benchmark."""
-    from bench.jobs.package import pip_runtime_env
-
     return {
         "only": options.only,
         "env": ",".join(sorted(options.env)),
         "from-source": source_hash,
-        "install": pip_runtime_env(options.install, options.storage).get("pip", [None])[0],
+        "install": ", ".join(pip.get("pip", ())),
     }
 
 
@@ -100,21 +101,24 @@ def _check_cluster(address: str, request: DoctorRequest, env_names: Sequence[str
 
 
 def _start_job(
-    cluster: Cluster, folder: Path, options: argparse.Namespace, env: Mapping[str, str], metadata: Mapping[str, str]
+    cluster: Cluster,
+    folder: Path,
+    options: argparse.Namespace,
+    runtime_env: Mapping[str, Any],
+    metadata: Mapping[str, str],
 ) -> str | None:
     """Start the job and return its name; None if another `submit` has just started one on this storage."""
     import hashlib
     from itertools import count
 
     from bench.jobs.client import JOB_PREFIX
-    from bench.jobs.package import CONFIG_FILE, pip_runtime_env
+    from bench.jobs.package import CONFIG_FILE
 
     storage = metadata["storage"]
     if _active_job(cluster, storage) is not None:
         return None
     command = ["-m", "bench", "run", CONFIG_FILE, "--storage", storage, "--address", "auto"]
     command += ["--only", options.only] if options.only else []
-    runtime_env = {"env_vars": dict(env)} | pip_runtime_env(options.install, options.storage)
     # the same from every machine, so that of two simultaneous submits only one gets the name
     stem = f"{JOB_PREFIX}{metadata['benchmark']}-{hashlib.sha256(storage.encode()).hexdigest()[:8]}"
     used = {job.name for job in cluster.list_jobs()}

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from bench.config.plugins import plugin_modules
 from bench.doctor.cluster_report import (
     THIS_MACHINE,
     CheckResult,
@@ -15,6 +16,7 @@ from bench.doctor.cluster_report import (
     describe_nodes,
 )
 from bench.ray_backend.capacity import ACCELERATOR, no_fit_message
+from bench.utils.code import describe_module
 from bench.utils.text import redact_url
 from bench.utils.urls import local_folder
 
@@ -40,6 +42,7 @@ def check_cluster(report: ClusterReport, request: DoctorRequest) -> list[CheckRe
     if not report.answered:
         return results
     results += [*_check_python(report), *_check_torch(report, request), *_check_deelbo(report, request)]
+    results += _check_plugins(report, request)
     results += [*_check_gpus(report, request), *_check_storage(report, request), _check_disk(report, request)]
     results += _check_mlflow(report, request)
     return results if request.benchmark is None else [*results, *_check_data(report, request), _check_weights(report)]
@@ -129,6 +132,29 @@ def _check_deelbo(report: ClusterReport, request: DoctorRequest) -> list[CheckRe
         found = f"{here} here too, but its code is not the same ({own} here, {code} on the cluster)"
         return [CheckResult("deelbo", found, "note", "the cluster's runs; --from-source takes this one along")]
     return results
+
+
+def _check_plugins(report: ClusterReport, request: DoctorRequest) -> list[CheckResult]:
+    """Check that each plug-in of the benchmark is the same as here, and can be imported."""
+    here = {} if request.benchmark is None else {m: describe_module(m, d) for m, d in plugin_modules(request.benchmark)}
+    if not here:
+        return []
+    if request.install:
+        return [CheckResult("plug-ins", "--install puts them on the nodes when the job starts", "note")]
+    nodes = report.used_nodes(request)
+
+    def problem(node: Node) -> str | None:
+        for module, own in here.items():
+            facts = node["plugins"][module]
+            if facts["found"] != own:
+                return f"{module} {own} here, {facts['found']}"
+            if facts["problem"] is not None:
+                return f"{module} cannot be imported ({facts['problem']})"
+        return None
+
+    todo = "install it there with the packages that it needs; --install and --from-source bring the plug-in itself"
+    ok = f"{', '.join(f'{module} {own}' for module, own in here.items())} here and on {describe_nodes(nodes, nodes)}"
+    return check_each("plug-ins", nodes, problem, todo, ok)
 
 
 def _check_gpus(report: ClusterReport, request: DoctorRequest) -> list[CheckResult]:

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from bench.config.places import (
     expand_tracking_uri,
     resolve_storage,
 )
+from bench.config.plugins import plugin_modules, used_plugins
 from bench.config.sections import OwnSettings, Resources
 from bench.doctor.checks import check_cluster, minor_version
 from bench.doctor.cluster_report import THIS_MACHINE, CheckResult, ClusterReport, DoctorRequest
 from bench.exceptions import ConfigError
-from bench.jobs.package import ROOT, is_relative, job_environment, list_weight_files
+from bench.jobs.package import ROOT, is_relative, job_environment, list_weight_files, plugin_files
 from bench.probe import MARKER, REQUEST_FILE
 from bench.probe.cluster import inspect_cluster
 from bench.probe.node import installed_version
@@ -62,7 +63,8 @@ def examine(
         report = _inspect_from_inside(address, {**probe_request, "tracking": request.tracking})
         return report, check_cluster(report, replace(request, from_source=False))
     env = job_environment(request.tracking, env_names)
-    report = _inspect_by_job(address, probe_request, env, request.from_source)
+    files = _source_files(request.benchmark) if request.from_source else _files(PROBE_FILES)
+    report = _inspect_by_job(address, probe_request, env, files)
     return report, check_cluster(report, request)
 
 
@@ -84,6 +86,7 @@ def _probe_request(request: DoctorRequest) -> dict[str, Any]:
         return probe_request
     return probe_request | {
         "modules": sorted({name for method in benchmark.methods.values() for name in method.packages}),
+        "plugins": plugin_modules(benchmark),
         "datasets": list(benchmark.datasets),
         "sources": _own_sources(benchmark),
         "data": benchmark.data,
@@ -117,22 +120,28 @@ def _client_versions() -> dict[str, str | None]:
     }
 
 
+def _files(patterns: Iterable[str]) -> dict[str, bytes]:
+    return {str(path.relative_to(ROOT)): path.read_bytes() for pattern in patterns for path in ROOT.glob(pattern)}
+
+
+def _source_files(benchmark: Benchmark | None) -> dict[str, bytes]:
+    """Return the files of `--from-source`: this code, and the benchmark's plug-ins."""
+    plugins = () if benchmark is None else used_plugins(benchmark)
+    return _files((*PROBE_FILES, "deelbo/**/*.py")) | plugin_files(plugins)
+
+
 def _inspect_by_job(
-    address: str | None, probe_request: Mapping[str, Any], env: Mapping[str, str], from_source: bool
+    address: str | None, probe_request: Mapping[str, Any], env: Mapping[str, str], files: Mapping[str, bytes]
 ) -> ClusterReport:
-    """Inspect a cluster by a small job; a cluster of another Ray version gets none, as it may not understand it."""
+    """Inspect a cluster by a small job with ``files``; one of another Ray version gets none, as it may not fit it."""
     from bench.jobs.client import Cluster
 
     cluster = Cluster.connect(address)
     report = ClusterReport(cluster.address, cluster.token_mode, cluster.ray_version, _client_versions())
     if minor_version(report.client["ray"]) != minor_version(cluster.ray_version):
         return report
-    patterns = (*PROBE_FILES, "deelbo/**/*.py") if from_source else PROBE_FILES
-    files: dict[str, str | bytes] = {
-        str(path.relative_to(ROOT)): path.read_bytes() for pattern in patterns for path in ROOT.glob(pattern)
-    }
-    files[REQUEST_FILE] = json.dumps(probe_request)
-    code, log = cluster.run_to_end(["-m", "bench.probe"], files, env, JOB_SECONDS)
+    request = {REQUEST_FILE: json.dumps(probe_request)}
+    code, log = cluster.run_to_end(["-m", "bench.probe"], {**files, **request}, env, JOB_SECONDS)
     results = [line for line in log.splitlines() if line.startswith(MARKER)]
     if results:
         return replace(report, **json.loads(results[-1].removeprefix(MARKER)))

@@ -1,10 +1,11 @@
 """Package a job: its benchmark, the small files that this names, its code, its environment variables, its metadata."""
 
+import importlib.metadata
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -12,12 +13,14 @@ from urllib.parse import unquote, urlsplit
 import bench
 import deelbo
 from bench.config.benchmark import Benchmark
+from bench.config.plugins import used_plugins
 from bench.config.sections import SWAGFiles
 from bench.exceptions import ConfigError
 from bench.jobs import IN_JOB
-from bench.utils.code import PACKAGES, hash_code
+from bench.utils.code import PACKAGES, find_module, hash_code, hash_module
 from bench.utils.text import has_credentials, redact_url
 from bench.utils.urls import TRACKING_URI_VARIABLE
+from deelbo.plugins import Plugin
 from deelbo.pretrained.registry import IMAGENET_VERSIONS, NO_WEIGHTS
 
 CONFIG_FILE = "benchmark.json"
@@ -39,7 +42,7 @@ def pack_job(folder: Path, benchmark: Benchmark, from_source: bool) -> str:
     Weight files with a relative path are copied from here under the same name; absolute paths are the cluster's.
 
     Returns:
-        A hash of the packed source code; empty without ``from_source``.
+        A hash of the packed source code, and of that of each plug-in; empty without ``from_source``.
 
     Raises:
         ConfigError: a relative path does not name a file inside this directory, or the files are too large for Ray.
@@ -73,7 +76,44 @@ def pack_job(folder: Path, benchmark: Benchmark, from_source: bool) -> str:
         return ""
     for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    return hash_code(folder)
+    plugins = used_plugins(benchmark)
+    for name, content in plugin_files(plugins).items():
+        size += len(content)
+        if size > MAX_BYTES:
+            raise ConfigError(
+                f"{', '.join(map(str, plugins))}: the job's files have more than the {MAX_BYTES >> 20} MiB that Ray "
+                "accepts: install them on the nodes"
+            )
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return " ".join([hash_code(folder), *(f"{plugin.module} {hash_module(plugin.module)}" for plugin in plugins)])
+
+
+def plugin_files(plugins: Iterable[Plugin]) -> dict[str, bytes]:
+    """Return the files of plug-ins, and the metadata that names their entry points, by place on the search path."""
+    files = {}
+    for plugin in plugins:
+        for module in _own_modules(plugin):
+            if (place := find_module(module)) is None:
+                raise ConfigError(f"{plugin} has no module {module}: install it again")
+            paths = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+            for path in paths:
+                if "__pycache__" not in path.parts:
+                    files[path.relative_to(place.parent).as_posix()] = path.read_bytes()
+        info = f"{re.sub('[-_.]+', '_', plugin.distribution)}-{plugin.version}.dist-info"
+        metadata = f"Metadata-Version: 2.1\nName: {plugin.distribution}\nVersion: {plugin.version}\n"
+        points = importlib.metadata.distribution(plugin.distribution).read_text("entry_points.txt")
+        files |= {f"{info}/METADATA": metadata.encode(), f"{info}/entry_points.txt": (points or "").encode()}
+    return files
+
+
+def _own_modules(plugin: Plugin) -> set[str]:
+    """Return the top-level modules of a plug-in's distribution; of an editable one those that its entry points name."""
+    distribution = importlib.metadata.distribution(plugin.distribution)
+    named = {point.value.partition(":")[0].partition(".")[0].strip() for point in distribution.entry_points}
+    listed = {path.parts[0].removesuffix(".py") for path in distribution.files or () if path.suffix == ".py"}
+    installed = {name for name in listed if name.isidentifier() and not name.startswith("__") and find_module(name)}
+    return {plugin.module} | {name for name in named if find_module(name)} | installed
 
 
 def is_relative(path: str) -> bool:
@@ -126,10 +166,11 @@ def _split_credentials(uri: str) -> tuple[str, dict[str, str]]:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), credentials
 
 
-def pip_runtime_env(install: str | None, storage: str | None = None) -> dict[str, Any]:
+def pip_runtime_env(install: str | None, storage: str | None = None, plugins: Iterable[Plugin] = ()) -> dict[str, Any]:
     """Return the part of Ray's runtime environment for ``--install``; empty if ``install`` is None.
 
-    An empty ``install`` means this version of deelbo, with the packages for S3 if the storage needs them.
+    An empty ``install`` means this version of deelbo, with the packages for S3 if the storage needs them. Plug-ins are
+    installed, too, in the versions that they have here.
 
     Raises:
         ConfigError: the requirement contains a password.
@@ -143,7 +184,8 @@ def pip_runtime_env(install: str | None, storage: str | None = None) -> dict[str
         )
     extras = "bench,methods,s3" if (storage or "").startswith(("s3://", "s3a://")) else "bench,methods"
     requirement = install or f"deelbo[{extras}]=={deelbo.__version__}"
-    return {"pip": [requirement], "config": {"setup_timeout_seconds": PIP_TIMEOUT_SECONDS}}
+    others = [f"{plugin.distribution}=={plugin.version}" for plugin in plugins]
+    return {"pip": [requirement, *others], "config": {"setup_timeout_seconds": PIP_TIMEOUT_SECONDS}}
 
 
 def job_metadata(

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.utils.code import hash_code
+from bench.utils.code import describe_module, hash_code
 from bench.utils.text import describe_error, single_line
 from bench.utils.urls import local_folder
 
@@ -41,6 +41,7 @@ def collect_node_info(request: Mapping[str, Any], marker: str) -> Facts:
         "code": _code_hash(),
         "torch": installed_version("torch"),
         "missing": [name for name in request.get("modules") or [] if importlib.util.find_spec(name) is None],
+        "plugins": {module: _inspect_plugin(module, name) for module, name in request.get("plugins") or []},
         "devices": devices,
         "free": {"temporary files": shutil.disk_usage(tempfile.gettempdir()).free},
         "cuda": _cuda_problem() if request.get("cuda") and devices else None,
@@ -76,6 +77,16 @@ def installed_version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except (ImportError, AttributeError):
         return None
+
+
+def _inspect_plugin(module: str, distribution: str) -> Facts:
+    """Return a plug-in's version and hash, and why it cannot be imported, or None."""
+    found = describe_module(module, distribution)
+    try:
+        importlib.import_module(module)
+    except BaseException as error:  # such as SystemExit
+        return {"found": found, "problem": describe_error(error)}
+    return {"found": found, "problem": None}
 
 
 def _code_hash() -> str | None:

@@ -22,9 +22,11 @@ from bench.scheduling.queue import TrialQueue
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
+from deelbo import plugins as entry_points
 from deelbo.pretrained import embedded as pretraining
 from deelbo.pretrained.backbones import build_backbone
 from tests.helpers.hostile import fuzz, garbled, mutated, tripwire  # noqa: F401 - fixtures
+from tests.helpers.plugins import write_dataset, write_method
 from tests.helpers.tiny import CONTENT
 
 if TYPE_CHECKING:
@@ -198,6 +200,18 @@ def uri(database: Path, tmp_path: Path) -> str:
     """An empty MLflow database for one test."""
     (tmp_path / "mlflow.db").write_bytes(database.read_bytes())
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture
+def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on the search path with the plug-ins of the guides: the dataset ``rows``, the method rule-of-thumb."""
+    folder = tmp_path / "plugins"
+    write_dataset(folder)
+    write_method(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    entry_points._entry_points.cache_clear()
+    yield folder
+    entry_points._entry_points.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from bench.storage.records import RecordStore
 from tests.cluster.conftest import Cluster
 from tests.cluster.laptop import MAX_COMMAND_SECONDS, Laptop
 from tests.faults.processes import descendants, until
+from tests.helpers.plugins import write_dataset, write_method
 from tests.helpers.tiny import TRIALS
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -208,3 +209,19 @@ def test_a_benchmark_that_does_not_fit_is_not_submitted(laptop: Laptop, storage:
     assert "GPU" in output.splitlines()[-1]
     assert "deelbo-gpu-" not in laptop.run("status")[1]
     assert not (storage / "benchmark.json").exists()
+
+
+def test_plugins_go_along(laptop: Laptop, storage: Path) -> None:
+    """With --from-source the plug-ins of this computer are checked on the nodes, and used by driver and workers."""
+    write_dataset(laptop.folder / "plugins")
+    write_method(laptop.folder / "plugins")
+    path = os.pathsep.join([str(Path(bench.__file__).resolve().parents[1]), str(laptop.folder / "plugins")])
+    config = laptop.write_config("plugged", dataset="rows", methods={"rule-of-thumb": None, "elbo": None})
+    options = ["--storage", str(storage), "--tracking-uri", laptop.cluster.mlflow]
+    code, output = laptop.run("submit", config, *options, PYTHONPATH=path)
+    assert (code, "plug-ins: my_data 1.0 (" in output, "none on" in output) == (2, True, True), output
+    code, output = laptop.run("submit", config, *options, "--from-source", PYTHONPATH=path)
+    assert code == 0, output
+    records = list(RecordStore(str(storage)).records())
+    assert {record.spec.method for record in records} == {"rule-of-thumb", "elbo"}
+    assert {record.versions["my-data"] for record in records} == {"1.0"}

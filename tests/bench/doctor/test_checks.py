@@ -1,5 +1,7 @@
 """The checks of `doctor` on given reports, without any cluster."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from bench.config.loading import parse_benchmark
 from bench.doctor.checks import check_cluster
 from bench.doctor.cluster_report import CheckResult, ClusterReport, DoctorRequest
 from bench.exceptions import ConfigError
+from bench.utils.code import describe_module
 
 HERE = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.15.0", "deelbo": "0.1.0", "code": "abc"}
 SERVER = "http://mlflow:5000"
@@ -403,3 +406,28 @@ def test_first_failure_is_raised(capsys: pytest.CaptureFixture[str]) -> None:
         "note  access: no token: start it with one",
         "fail  data: not there: prepare",
     ]
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "words"),
+    [
+        ({}, "ok", "here and on all 2 nodes"),
+        ({"found": "none"}, "fail", "here, none on 1 of 2 nodes (host1)"),
+        ({"found": "2.0 (abc)"}, "fail", "here, 2.0 (abc) on 1 of 2 nodes (host1)"),
+        (
+            {"problem": "ModuleNotFoundError: x"},
+            "fail",
+            "my_data cannot be imported (ModuleNotFoundError: x)",
+        ),
+    ],
+)
+def test_plugins(facts: dict[str, Any], status: str, words: str, content: dict[str, Any], plugins: Path) -> None:
+    """A node that lacks a plug-in or what it imports, or has another version or other sources, is named."""
+    request = DoctorRequest(parse_benchmark(content | {"dataset": "rows"}, "x"))
+    own = {"found": describe_module("my_data", "my-data"), "problem": None}
+    nodes = [node(0, plugins={"my_data": own}), node(1, plugins={"my_data": own | facts})]
+    result = result_of("plug-ins", report_of(*nodes), request)
+    assert (result.status, words in result.found) == (status, True)
+    installed = result_of("plug-ins", report_of(*nodes), replace(request, install=True))
+    assert (installed.status, "--install" in installed.found) == ("note", True)
+    assert results_of("plug-ins", report_of(), DoctorRequest(parse_benchmark(content, "x"))) == []

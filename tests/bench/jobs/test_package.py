@@ -1,6 +1,8 @@
 """The files, variables and metadata of a job, and what is refused before anything is sent."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ from bench.config.benchmark import Benchmark
 from bench.config.loading import load_benchmark, parse_benchmark
 from bench.exceptions import ConfigError
 from bench.jobs import package
-from bench.jobs.package import job_environment, job_metadata, pack_job, pip_runtime_env
+from bench.jobs.package import job_environment, job_metadata, pack_job, pip_runtime_env, plugin_files
+from deelbo.data import DATASETS
+from deelbo.plugins import Plugin
 
 
 @pytest.fixture
@@ -82,6 +86,59 @@ def test_from_source_packs_code_and_presets(tmp_path: Path, tiny: Benchmark) -> 
     assert not [name for name in names if name.endswith(".pyc")]
 
 
+FIND = """
+from bench.config.loading import load_benchmark
+from bench.config.plugins import used_plugins
+from bench.config.validation import check
+print(*used_plugins(check(load_benchmark("benchmark.json"))), sep=", ")
+"""
+
+
+def test_from_source_packs_plugins(tmp_path: Path, content: dict[str, Any], plugins: Path) -> None:
+    """The plug-ins that a benchmark uses are found in the job's folder, and are part of the hash of its code."""
+    methods = {"thumb": {"method": "rule-of-thumb"}}
+    benchmark = parse_benchmark(content | {"dataset": "rows", "methods": methods}, "test")
+    hashes = []
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        hashes.append(pack_job(tmp_path / name, benchmark, from_source=True))
+        if name == "b":
+            (plugins / "my_data.py").write_text((plugins / "my_data.py").read_text() + "# changed\n")
+    assert hashes[0] == hashes[1] != hashes[2]
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'a')!r}){FIND}"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path / "a", capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "the plug-in my-data 1.0, the plug-in my-method 1.0\n", done.stderr
+    packed = {path.name for path in (tmp_path / "a").iterdir()}
+    assert {"my_data.py", "my_data-1.0.dist-info", "my_method.py"} <= packed
+    (tmp_path / "d").mkdir()
+    pack_job(tmp_path / "d", parse_benchmark(content, "test"), from_source=True)
+    assert not list((tmp_path / "d").glob("my_*"))
+
+
+def test_all_modules_of_an_installed_plugin_are_packed(plugins: Path) -> None:
+    """Packages with their data are packed whole, and so are other modules that the distribution lists."""
+    (plugins / "my_data.py").unlink()
+    names = ["my_data/__init__.py", "my_data/numbers.csv", "helper_of_mine.py", "__editable___finder.py"]
+    for name in names:
+        (plugins / name).parent.mkdir(exist_ok=True)
+        (plugins / name).write_text("ENTRY = 1")
+    (plugins / "my_data-1.0.dist-info" / "RECORD").write_text("".join(f"{name},,\n" for name in names))
+    (plugin,) = [plugin for plugin in [DATASETS.plugin("rows")] if plugin is not None]
+    info = [f"my_data-1.0.dist-info/{name}" for name in ("METADATA", "entry_points.txt")]
+    assert sorted(plugin_files([plugin])) == sorted([*names[:3], *info])
+
+
+def test_a_plugin_that_is_too_large(
+    tmp_path: Path, content: dict[str, Any], plugins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named, with what to do."""
+    monkeypatch.setattr(package, "MAX_BYTES", 10)
+    with pytest.raises(ConfigError, match=r"the plug-in my-data 1\.0: .* more than .* install them on the nodes"):
+        pack_job(tmp_path, parse_benchmark(content | {"dataset": "rows"}, "test"), from_source=True)
+
+
 def test_relative_data_folder_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
     """A relative data folder would mean another location on each node."""
     with pytest.raises(ConfigError, match="data = 'images'"):
@@ -137,6 +194,8 @@ def test_requirement_of_install(install: str, storage: str | None, pip: str, mon
     monkeypatch.setattr(deelbo, "__version__", "1.2.3")
     assert pip_runtime_env(None) == {}
     assert pip_runtime_env(install, storage) == {"pip": [pip], "config": {"setup_timeout_seconds": 3600}}
+    plugin = Plugin("my-data", "1.0", "my_data")
+    assert pip_runtime_env(install, storage, [plugin])["pip"] == [pip, "my-data==1.0"]
 
 
 @pytest.mark.parametrize("where", ["git+https://me:secret@example.org/x", "https://secret@example.org/x.whl"])

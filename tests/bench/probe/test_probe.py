@@ -23,6 +23,7 @@ from bench.probe.node import collect_node_info, installed_version, missing_marke
 from tests.faults.processes import until
 from tests.faults.servers import Server
 from tests.helpers.http_server import Answers, serving
+from tests.helpers.plugins import write_plugin
 
 BENCH = Path(bench.__file__).parent
 INVALID = "Invalid Host header - possible DNS rebinding attack detected"
@@ -229,6 +230,22 @@ def test_versions_and_missing_modules() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout == "['no_such_module'] False\n"
+
+
+def test_plugins(tmp_path: Path) -> None:
+    """Each is described and imported; one that would end the process, and one that is missing, are reported."""
+    write_plugin(tmp_path, "two-plugins", {"good": "", "bad": "raise SystemExit(7)"}, {})
+    pairs = [("good", "two-plugins"), ("bad", "two-plugins"), ("no_such_module", "two-plugins")]
+    script = f"from bench.probe.node import collect_node_info\nprint(collect_node_info({{'plugins': {pairs}}}, '')['plugins'])"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(BENCH.parent), str(tmp_path)])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    found = ast.literal_eval(done.stdout)
+    assert {module: facts["problem"] for module, facts in found.items()} == {
+        "good": None,
+        "bad": "SystemExit: 7",
+        "no_such_module": "ModuleNotFoundError: No module named 'no_such_module'",
+    }
+    assert [facts["found"].partition(" ")[0] for facts in found.values()] == ["1.0", "1.0", "none"]
 
 
 def test_error_of_torch_about_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
