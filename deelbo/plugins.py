@@ -19,14 +19,17 @@ MAX_CHARACTERS = 200  # of an error that a plug-in raises
 
 @dataclass(frozen=True)
 class Plugin:
-    """The origin of a plug-in: its distribution, that one's version, and the top-level module that is imported."""
+    """The origin of a plug-in: its distribution, that one's version, and the top-level module that is imported.
+
+    The distribution of a package that is imported without an entry point is empty.
+    """
 
     distribution: str
     version: str
     module: str
 
     def __str__(self) -> str:
-        return f"the plug-in {self.distribution} {self.version}"
+        return f"the plug-in {self.distribution} {self.version}" if self.distribution else f"the package {self.module}"
 
 
 class Registry(Generic[T]):

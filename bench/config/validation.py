@@ -13,7 +13,14 @@ from bench.utils.imports import add_current_folder
 from deelbo.data import DATASETS, TASKS, TaskEntry, crop_size, find_task, is_embedded, load_task
 from deelbo.data.listing import show
 from deelbo.data.splits import check_size
-from deelbo.pretrained.registry import BACKBONES, IMAGENET_VERSIONS, NO_WEIGHTS, find_backbone, imported_package
+from deelbo.pretrained.registry import (
+    BACKBONES,
+    IMAGENET_VERSIONS,
+    NETWORKS,
+    NO_WEIGHTS,
+    find_backbone,
+    imported_package,
+)
 
 Say = Callable[[str], object]
 ASSUMED_CLASSES = 10  # of a dataset that is not on this machine
@@ -32,9 +39,9 @@ def check(
         the benchmark with the number of training images in place of "all", if they are listed.
     """
     _check_datasets(benchmark, images_here)
-    _check_backbones(benchmark, allow_import)
-    _check_methods(benchmark)
     try:
+        _check_backbones(benchmark, allow_import)
+        _check_methods(benchmark)
         tasks = find_tasks(benchmark, images_here)
         benchmark = benchmark.with_pools({name: task.pool_size for name, task in tasks.items()})
         for name, task in tasks.items():
@@ -87,9 +94,13 @@ def _check_backbones(benchmark: Benchmark, allow_import: Sequence[str]) -> None:
     for name, settings in benchmark.backbones.items():
         if settings.model is not None:
             _check_model(name, settings, allow_import)
-        elif name not in BACKBONES:
+        elif name not in NETWORKS:
             own = f"or give your own network under that name: backbones.{name}.model, such as torchvision:resnet34"
-            raise ConfigError(f"backbone = {name!r}: expected one of {', '.join(sorted(BACKBONES))}; {own}")
+            raise ConfigError(f"backbone = {name!r}: expected one of {NETWORKS.describe()}; {own}")
+        model = benchmark.backbone_source(name).model
+        entry = find_backbone(model)
+        if settings.weights is None and entry.weights is None and entry.torchvision is None and model != EMBEDDED:
+            raise ConfigError(f"backbones.{name}.weights is missing: give a file of weights, or {NO_WEIGHTS}")
         if (settings.weights or "").startswith("IMAGENET") and settings.weights not in IMAGENET_VERSIONS:
             raise ConfigError(
                 f"backbones.{name}.weights = {settings.weights!r}: expected {' or '.join(IMAGENET_VERSIONS)}, "
@@ -109,8 +120,10 @@ def _check_model(name: str, settings: BackboneSettings, allow_import: Sequence[s
         expected = "expected letters, digits, dots, dashes, underscores, and no name of a built-in network"
         raise ConfigError(f"backbones.{name} is not a name for a network of your own, {expected}: choose another")
     try:
-        entry = find_backbone(model)
-    except ValueError:
+        find_backbone(model)
+    except ValueError as error:
+        if model in NETWORKS:
+            raise ConfigError(f"backbones.{name}: {error}") from error
         expected = "expected torchvision:NAME, timm:NAME, PACKAGE.MODULE:FUNCTION, or a built-in network's name"
         raise ConfigError(f"backbones.{name}.model = {model!r}: {expected}") from None
     package = imported_package(model)
@@ -121,8 +134,6 @@ def _check_model(name: str, settings: BackboneSettings, allow_import: Sequence[s
         )
     if package is not None:
         add_current_folder(package)
-    if settings.weights is None and entry.weights is None and entry.torchvision is None and model != EMBEDDED:
-        raise ConfigError(f"backbones.{name}.weights is missing: give a file of weights, or {NO_WEIGHTS}")
 
 
 def _check_methods(benchmark: Benchmark) -> None:
@@ -170,7 +181,7 @@ def _check_images(benchmark: Benchmark, name: str, dataset: str, tasks: Mapping[
         )
     if pixels := settings.normalization:
         _check_channels(name, pixels, given)
-    if settings.model is not None:
+    if model not in BACKBONES or settings.model is not None:
         classes = tasks[dataset].num_classes if dataset in tasks else ASSUMED_CLASSES
         try:
             _try_network(model, classes, (given, crop_size(dataset, size, source)), settings.head, size)

@@ -32,6 +32,8 @@ from bench.utils.urls import local_folder
 
 PROBE_FILES = ("bench/__init__.py", "bench/probe/*.py", "bench/utils/*.py")
 """Files of this package that are sent to a cluster, which may lack it."""
+EXTENDED_PACKAGE = {"bench/__init__.py": b"__path__ = __import__('pkgutil').extend_path(__path__, __name__)\n"}
+"""Lets a plug-in import those parts of a node's own `bench` that are not sent."""
 NODE_SECONDS, JOB_SECONDS = 180.0, 600.0
 """Time for a node to answer, including a first import of torch over the network; and for the whole job."""
 
@@ -63,7 +65,7 @@ def examine(
         report = _inspect_from_inside(address, {**probe_request, "tracking": request.tracking})
         return report, check_cluster(report, replace(request, from_source=False))
     env = job_environment(request.tracking, env_names)
-    files = _source_files(request.benchmark) if request.from_source else _files(PROBE_FILES)
+    files = _source_files(request.benchmark) if request.from_source else _files(PROBE_FILES) | EXTENDED_PACKAGE
     report = _inspect_by_job(address, probe_request, env, files)
     return report, check_cluster(report, request)
 
@@ -127,7 +129,7 @@ def _files(patterns: Iterable[str]) -> dict[str, bytes]:
 def _source_files(benchmark: Benchmark | None) -> dict[str, bytes]:
     """Return the files of `--from-source`: this code, and the benchmark's plug-ins."""
     plugins = () if benchmark is None else used_plugins(benchmark)
-    return _files((*PROBE_FILES, "deelbo/**/*.py")) | plugin_files(plugins)
+    return _files(("bench/**/*.py", "deelbo/**/*.py")) | plugin_files(plugins)
 
 
 def _inspect_by_job(

@@ -40,7 +40,9 @@ def versions(plugins: Iterable[Plugin] = ()) -> dict[str, str]:
         with suppress(PackageNotFoundError):
             installed[name] = version(name)
     for plugin in plugins:
-        installed |= {plugin.distribution: plugin.version, f"{plugin.distribution} code": hash_module(plugin.module)}
+        if plugin.distribution:
+            installed[plugin.distribution] = plugin.version
+        installed[f"{plugin.distribution or plugin.module} code"] = hash_module(plugin.module)
     return installed
 
 

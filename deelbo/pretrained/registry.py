@@ -10,6 +10,8 @@ from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deelbo.plugins import Registry
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -126,11 +128,22 @@ BACKBONES = {
 }
 
 
+def _find_fault(_name: str, entry: object) -> str | None:
+    """Return what is wrong with the entry that a plug-in gives."""
+    if not isinstance(entry, BackboneEntry):
+        return f"it is of the type {type(entry).__name__}, expected deelbo.pretrained.registry.BackboneEntry"
+    return None if callable(entry.build) else f"its build is {entry.build!r}, expected a function"
+
+
+NETWORKS = Registry("backbone", BACKBONES, _find_fault)
+"""The networks of `BACKBONES`, and those of plug-ins."""
+
+
 def find_backbone(name: str, image_size: int | None = None) -> BackboneEntry:
     """Return the entry of a network, if it takes images of ``image_size`` pixels.
 
     Args:
-        name: a key of `BACKBONES`; "torchvision:NAME" or "timm:NAME"; or "PACKAGE.MODULE:FUNCTION", a function that
+        name: a name of `NETWORKS`; "torchvision:NAME" or "timm:NAME"; or "PACKAGE.MODULE:FUNCTION", a function that
             returns a network, given the number of classes. Nothing is imported before the network is built.
         image_size: side of the images in pixels; None: not known.
 
@@ -152,9 +165,7 @@ def _find(name: str) -> BackboneEntry:
         return _timm(model)
     if imported_package(name) is not None:
         return _imported(name)
-    if name not in BACKBONES:
-        raise ValueError(f"backbone must be one of {', '.join(sorted(BACKBONES))}, got {name!r}")
-    return BACKBONES[name]
+    return NETWORKS.find(name)
 
 
 def imported_package(name: str) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deelbo.plugins import describe
 from deelbo.pretrained.backbones import EMBEDDING, build_backbone, shapes_only
 from deelbo.pretrained.embedded import Pretrained, load_pretrained
 from deelbo.pretrained.registry import BACKBONES, IMAGENET_VERSIONS, NO_WEIGHTS, find_backbone, vit_image_size
@@ -169,7 +170,10 @@ def own_weights(backbone: str) -> str | Path | Mapping[str, Tensor]:
     """
     entry = find_backbone(backbone)
     if entry.weights is not None:
-        return entry.weights()
+        try:
+            return entry.weights()
+        except Exception as error:  # of a plug-in
+            raise ValueError(f"the weights of {backbone} cannot be loaded ({describe(error)}): repair it") from error
     if entry.torchvision is None:
         raise ValueError(f"{backbone} has no weights of its own: set `weights` to a file, or to {NO_WEIGHTS}")
     return IMAGENET_VERSIONS[0]
