@@ -83,6 +83,7 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say what a job reads, and how the nodes get its code."""
     add_tracking_uri(parser, "MLflow server (default: $DEELBO_TRACKING_URI)")
     add_set(parser, "as for `run`")
+    add_allow_import(parser)
     parser.add_argument(
         "--env",
         action="append",

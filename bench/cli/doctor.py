@@ -46,7 +46,8 @@ def _doctor(options: argparse.Namespace) -> int:
     address = options.address or os.environ.get("RAY_API_SERVER_ADDRESS")
     if options.config is not None:
         benchmark = load_benchmark(options.config, options.set)
-        check(benchmark, images_here=not (address or "").startswith(("http://", "https://")))
+        images_here = not (address or "").startswith(("http://", "https://"))
+        check(benchmark, images_here=images_here, allow_import=options.allow_import)
     elif options.set:
         raise ConfigError(f"--set {options.set[0]}: expected a configuration that it changes: name a preset or a file")
     install = options.install is not None

@@ -57,7 +57,7 @@ def _submit(options: argparse.Namespace) -> int:
     benchmark = load_benchmark(options.config, options.set)
     storage = check_places(options.storage, tracking)
     env = job_environment(tracking, options.env)
-    check(benchmark, images_here=False)
+    check(benchmark, images_here=False, allow_import=options.allow_import)
     if options.only is not None:
         filter_methods(make_methods(benchmark), options.only)
     cluster = Cluster.connect(options.address)
@@ -119,6 +119,7 @@ def _start_job(
         return None
     command = ["-m", "bench", "run", CONFIG_FILE, "--storage", storage, "--address", "auto"]
     command += ["--only", options.only] if options.only else []
+    command += [f"--allow-import={package}" for package in options.allow_import]
     # the same from every machine, so that of two simultaneous submits only one gets the name
     stem = f"{JOB_PREFIX}{metadata['benchmark']}-{hashlib.sha256(storage.encode()).hexdigest()[:8]}"
     used = {job.name for job in cluster.list_jobs()}

@@ -136,11 +136,12 @@ def _check_deelbo(report: ClusterReport, request: DoctorRequest) -> list[CheckRe
 
 def _check_plugins(report: ClusterReport, request: DoctorRequest) -> list[CheckResult]:
     """Check that each plug-in of the benchmark is the same as here, and can be imported."""
-    here = {} if request.benchmark is None else {m: describe_module(m, d) for m, d in plugin_modules(request.benchmark)}
+    plugins = () if request.benchmark is None else plugin_modules(request.benchmark)
+    bring = [CheckResult("plug-ins", "--install puts them on the nodes when the job starts", "note")]
+    results = bring if request.install and any(distribution for _, distribution in plugins) else []
+    here = {module: describe_module(module, name) for module, name in plugins if not (request.install and name)}
     if not here:
-        return []
-    if request.install:
-        return [CheckResult("plug-ins", "--install puts them on the nodes when the job starts", "note")]
+        return results
     nodes = report.used_nodes(request)
 
     def problem(node: Node) -> str | None:
@@ -154,7 +155,7 @@ def _check_plugins(report: ClusterReport, request: DoctorRequest) -> list[CheckR
 
     todo = "install it there with the packages that it needs; --install and --from-source bring the plug-in itself"
     ok = f"{', '.join(f'{module} {own}' for module, own in here.items())} here and on {describe_nodes(nodes, nodes)}"
-    return check_each("plug-ins", nodes, problem, todo, ok)
+    return [*results, *check_each("plug-ins", nodes, problem, todo, ok)]
 
 
 def _check_gpus(report: ClusterReport, request: DoctorRequest) -> list[CheckResult]:

@@ -27,6 +27,7 @@ from bench.probe import MARKER, REQUEST_FILE
 from bench.probe.cluster import inspect_cluster
 from bench.probe.node import installed_version
 from bench.utils.code import running_code
+from bench.utils.imports import package_folders
 from bench.utils.text import redact_url, single_line
 from bench.utils.urls import local_folder
 
@@ -62,7 +63,9 @@ def examine(
         request = _local_request(request)
     probe_request = _probe_request(request)
     if address is None or urlsplit(address).scheme not in ("http", "https"):
-        report = _inspect_from_inside(address, {**probe_request, "tracking": request.tracking})
+        packages = [] if request.benchmark is None else request.benchmark.imported_packages()
+        own = {"tracking": request.tracking, "search_path": package_folders(packages)}
+        report = _inspect_from_inside(address, {**probe_request, **own})
         return report, check_cluster(report, replace(request, from_source=False))
     env = job_environment(request.tracking, env_names)
     files = _source_files(request.benchmark) if request.from_source else _files(PROBE_FILES) | EXTENDED_PACKAGE

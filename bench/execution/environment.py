@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,11 @@ def versions(plugins: Iterable[Plugin] = ()) -> dict[str, str]:
     for plugin in plugins:
         if plugin.distribution:
             installed[plugin.distribution] = plugin.version
-        installed[f"{plugin.distribution or plugin.module} code"] = hash_module(plugin.module)
+        installed[f"{plugin.distribution or plugin.module} code"] = _hash_module(plugin.module)
     return installed
+
+
+_hash_module = cache(hash_module)
 
 
 def _cpu_model() -> str:

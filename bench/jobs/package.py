@@ -100,6 +100,8 @@ def plugin_files(plugins: Iterable[Plugin]) -> dict[str, bytes]:
             for path in paths:
                 if "__pycache__" not in path.parts:
                     files[path.relative_to(place.parent).as_posix()] = path.read_bytes()
+        if not plugin.distribution:
+            continue
         info = f"{re.sub('[-_.]+', '_', plugin.distribution)}-{plugin.version}.dist-info"
         metadata = f"Metadata-Version: 2.1\nName: {plugin.distribution}\nVersion: {plugin.version}\n"
         points = importlib.metadata.distribution(plugin.distribution).read_text("entry_points.txt")
@@ -109,6 +111,8 @@ def plugin_files(plugins: Iterable[Plugin]) -> dict[str, bytes]:
 
 def _own_modules(plugin: Plugin) -> set[str]:
     """Return the top-level modules of a plug-in's distribution; of an editable one those that its entry points name."""
+    if not plugin.distribution:
+        return {plugin.module}
     distribution = importlib.metadata.distribution(plugin.distribution)
     named = {point.value.partition(":")[0].partition(".")[0].strip() for point in distribution.entry_points}
     listed = {path.parts[0].removesuffix(".py") for path in distribution.files or () if path.suffix == ".py"}
@@ -184,7 +188,7 @@ def pip_runtime_env(install: str | None, storage: str | None = None, plugins: It
         )
     extras = "bench,methods,s3" if (storage or "").startswith(("s3://", "s3a://")) else "bench,methods"
     requirement = install or f"deelbo[{extras}]=={deelbo.__version__}"
-    others = [f"{plugin.distribution}=={plugin.version}" for plugin in plugins]
+    others = [f"{plugin.distribution}=={plugin.version}" for plugin in plugins if plugin.distribution]
     return {"pip": [requirement, *others], "config": {"setup_timeout_seconds": PIP_TIMEOUT_SECONDS}}
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.utils.code import describe_module, hash_code
+from bench.utils.imports import add_to_search_path
 from bench.utils.text import describe_error, single_line
 from bench.utils.urls import local_folder
 
@@ -34,6 +35,7 @@ Facts = dict[str, Any]
 def collect_node_info(request: Mapping[str, Any], marker: str) -> Facts:
     """Return a node's facts, all but its data; ``marker`` is the name of the file that it writes into the storage."""
     url = request.get("storage")
+    add_to_search_path(request.get("search_path") or [])
     devices = _list_gpus()
     facts: Facts = {
         "python": platform.python_version(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import site
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,18 @@ class NodeCodeCheck(RunCallback):
 
     Args:
         wanted: resources of one trial.
-        plugins: of the benchmark, as `bench.config.plugins.plugin_modules` returns them.
+        plugins, search_path: of the benchmark, as `find_code` takes them.
 
     Raises:
         RunAborted: when the first trial is about to run, if a node has other code.
     """
 
-    def __init__(self, wanted: Mapping[str, float], plugins: tuple[tuple[str, str], ...] = ()) -> None:
+    def __init__(
+        self,
+        wanted: Mapping[str, float],
+        plugins: Sequence[tuple[str, str]] = (),
+        search_path: Sequence[str] = (),
+    ) -> None:
         self._own = running_code(plugins)
         self._hosts = {
             node["NodeID"]: node.get("NodeManagerHostname") or node["NodeManagerAddress"]
@@ -57,7 +62,7 @@ class NodeCodeCheck(RunCallback):
         }
         cloudpickle.register_pickle_by_value(bench.utils.code)  # the node may have no or another version of it
         try:
-            self._tasks = start_on_nodes(find_code, dict.fromkeys(self._hosts, (plugins,)))
+            self._tasks = start_on_nodes(find_code, dict.fromkeys(self._hosts, (plugins, search_path)))
         finally:
             cloudpickle.unregister_pickle_by_value(bench.utils.code)
 

@@ -79,6 +79,7 @@ class TrialTrainable(tune.Trainable):
     ) -> None:
         add_to_search_path(settings.search_path)
         self.settings, self.benchmark, self.pretrained = settings, settings.benchmark, pretrained
+        self.code = running_code(plugin_modules(self.benchmark))
         torch.set_num_threads(self.benchmark.resources.cpus_per_trial)
         self.device = torch.device("cuda" if self.benchmark.resources.gpus_per_trial else "cpu")
         self.store = RecordStore(settings.storage)
@@ -89,11 +90,8 @@ class TrialTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        code = running_code(plugin_modules(self.benchmark))
-        if (
-            replace(code, folder=self.settings.code.folder) != self.settings.code
-        ):  # a node that the driver has not checked
-            return {"code": asdict(code), "record": None, "done": True}
+        if replace(self.code, folder=self.settings.code.folder) != self.settings.code:  # an unchecked node
+            return {"code": asdict(self.code), "record": None, "done": True}
         spec = TrialSpec(**self.config["spec"])
         if self.shares_storage is None:
             self.shares_storage = shares_storage(self.store, self.settings.token)
@@ -117,7 +115,7 @@ class TrialTrainable(tune.Trainable):
         written = bool(self.shares_storage) and self._write(record, series)
         if record.status == "failed":
             self._free_memory()
-        result = {"record": record.to_json(), "series": series, "written": written, "code": asdict(code)}
+        result = {"record": record.to_json(), "series": series, "written": written, "code": asdict(self.code)}
         return result | {"done": True}
 
     def _free_memory(self) -> None:

@@ -99,6 +99,10 @@ class BenchmarkRun:
         self._write_summary(summary)
         return summary
 
+    def _check_nodes(self) -> NodeCodeCheck:
+        wanted, folders = trial_resources(self.benchmark.resources), package_folders(self.benchmark.imported_packages())
+        return NodeCodeCheck(wanted, plugin_modules(self.benchmark), folders)
+
     def _tune(self, queue: TrialQueue, callbacks: Sequence[RunCallback], slots: int, num_fits: int) -> None:
         """Run the queue by one Ray Tune run."""
         # a trial always waits where a slot falls free; only on a larger cluster must the searcher hold back

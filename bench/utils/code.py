@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,21 +27,27 @@ class Code:
     plugins: dict[str, str] = field(default_factory=dict)
 
 
+def running_code(plugins: Iterable[tuple[str, str]] = ()) -> Code:
+    """Return the code that this process has imported, with plug-ins as `find_code` takes them; raises as that does."""
+    return replace(_own_code(), plugins=_describe_modules(plugins))
+
+
 @cache
-def running_code(plugins: tuple[tuple[str, str], ...] = ()) -> Code:
-    """Return the code that this process has imported; arguments and errors as of `find_code`."""
-    return Code(**find_code(plugins))
+def _own_code() -> Code:
+    return Code(**find_code())
 
 
-def find_code(plugins: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
+def find_code(plugins: Iterable[tuple[str, str]] = (), search_path: Iterable[str] = ()) -> dict[str, Any]:
     """Return the fields of `Code` for the packages that this process has imported, or would import.
 
     Args:
         plugins: the module and the distribution of each plug-in.
+        search_path: folders that are appended to the search path.
 
     Raises:
         ValueError: the two packages are in two folders.
     """
+    sys.path += [folder for folder in search_path if folder not in sys.path]
     specs = [importlib.util.find_spec(package) for package in PACKAGES]
     origins = [spec.origin for spec in specs if spec is not None and spec.origin is not None]
     if len(origins) < len(PACKAGES):
@@ -51,13 +58,16 @@ def find_code(plugins: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
             f"bench is imported from {folders[0]} and deelbo from {folders[1]}, expected one folder: correct "
             "$PYTHONPATH, or install deelbo again"
         )
-    found = {module: describe_module(module, distribution) for module, distribution in plugins}
-    return {"folder": str(folders[0]), "hash": hash_code(folders[0]), "plugins": found}
+    return {"folder": str(folders[0]), "hash": hash_code(folders[0]), "plugins": _describe_modules(plugins)}
 
 
 def hash_code(folder: Path) -> str:
     """Hash the Python files of both packages in a folder; the folder's own place makes no difference."""
     return _hash_files(folder, (path for package in PACKAGES for path in (folder / package).rglob("*.py")))
+
+
+def _describe_modules(plugins: Iterable[tuple[str, str]]) -> dict[str, str]:
+    return {module: describe_module(module, distribution) for module, distribution in plugins}
 
 
 def describe_module(module: str, distribution: str) -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def read_example(guide: str) -> str:
-    """Return the first piece of Python in a file of the documentation."""
-    return re.findall(r"```python\n(.*?)```", (DOCS / guide).read_text(encoding="utf-8"), re.DOTALL)[0]
+def read_example(guide: str, number: int = 0) -> str:
+    """Return a piece of Python in a file of the documentation."""
+    return re.findall(r"```python\n(.*?)```", (DOCS / guide).read_text(encoding="utf-8"), re.DOTALL)[number]
 
 
 def write_plugin(
@@ -36,6 +36,12 @@ def write_dataset(folder: Path, version: str = "1.0") -> None:
     """Write the plug-in of the guide: ``rows``, a dataset of 200 grey images of 16 x 16 pixels in 4 classes."""
     modules = {"my_data": read_example("plugins.md")}
     write_plugin(folder, "my-data", modules, {"deelbo.datasets": {"rows": "my_data:ENTRY"}}, version)
+
+
+def write_backbone(folder: Path) -> None:
+    """Write the plug-in my-nets of the guide: ``two-layers``, a network for grey images of 16 x 16 pixels."""
+    modules = {"my_nets": read_example("plugins.md", 1)}
+    write_plugin(folder, "my-nets", modules, {"deelbo.backbones": {"two-layers": "my_nets:ENTRY"}})
 
 
 def write_method(folder: Path) -> None:

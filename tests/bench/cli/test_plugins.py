@@ -14,7 +14,7 @@ import yaml
 import bench
 from bench.storage.records import RecordStore
 from bench.utils.code import hash_module
-from tests.helpers.plugins import write_dataset, write_method, write_plugin
+from tests.helpers.plugins import write_backbone, write_dataset, write_method, write_plugin
 from tests.helpers.tiny import CONTENT
 
 ROOT = Path(bench.__file__).resolve().parents[1]
@@ -56,17 +56,18 @@ def test_a_plugin_that_fails(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_run_of_plugins(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials of a dataset and a method of two plug-ins, and of a variant of the method, are run and reported."""
+    """Trials of a dataset, a network and a method of plug-ins, and of a variant of the method, are run and reported."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    write_dataset(tmp_path)
-    write_method(tmp_path)
+    for write in (write_dataset, write_backbone, write_method):
+        write(tmp_path)
     methods = {"rule-of-thumb": None, "thumb-0.1": {"method": "rule-of-thumb", "learning_rate": 0.1}}
-    ran = call(tmp_path, ROWS | {"methods": methods}, "run", "--storage", "storage", DEELBO_CACHE=str(cache))
+    change = {"methods": methods, "backbone": "two-layers", "resources": {"slots": 2, "gpus_per_trial": 0}}
+    ran = call(tmp_path, ROWS | change, "run", "--storage", "storage", DEELBO_CACHE=str(cache))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     records = list(RecordStore(str(tmp_path / "storage")).records())
     assert {(record.status, record.spec.dataset) for record in records} == {("completed", "rows")}
     assert {record.spec.method for record in records} == methods.keys()
-    for name, module in (("my-data", "my_data"), ("my-method", "my_method")):
+    for name, module in (("my-data", "my_data"), ("my-nets", "my_nets"), ("my-method", "my_method")):
         assert {record.versions[name] for record in records} == {"1.0"}
         assert {record.versions[f"{name} code"] for record in records} == {hash_module(module)}
     page = (tmp_path / "storage" / "report" / "report.html").read_text()
@@ -93,3 +94,24 @@ def test_plan_of_a_method(tmp_path: Path) -> None:
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
         assert problem in refused.stderr
     assert "learning_rate" in call(tmp_path, CONTENT | {"methods": {"rule-of-thumb": {"rate": 1}}}, "plan").stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("ENTRY = build", "it is of the type function, expected deelbo.pretrained.registry.BackboneEntry"),
+        ("import no_such_module", "cannot be imported (ModuleNotFoundError: No module named 'no_such_module')"),
+        ("ENTRY = BackboneEntry(build, channels=1)", "backbones.two-layers.weights is missing"),
+        ("ENTRY = BackboneEntry(weights, channels=1, weights=weights)", "two-layers cannot be built (TypeError: "),
+        ("ENTRY = BackboneEntry(lambda *_: 7, channels=1, weights=weights)", "two-layers returns a int"),
+        ("ENTRY = BackboneEntry(build, weights=weights)", "two-layers takes images of 3 channels"),
+    ],
+)
+def test_a_backbone_that_is_none(tmp_path: Path, change: str, problem: str) -> None:
+    """What a plug-in gives in place of a network is refused in one line that names it."""
+    write_backbone(tmp_path)
+    with (tmp_path / "my_nets.py").open("a") as file:
+        file.write(f"\n{change}\n")
+    refused = call(tmp_path, CONTENT | {"backbone": "two-layers"}, "plan")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+    assert problem in refused.stderr

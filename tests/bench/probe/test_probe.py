@@ -237,7 +237,7 @@ def test_plugins(tmp_path: Path) -> None:
     write_plugin(tmp_path, "two-plugins", {"good": "", "bad": "raise SystemExit(7)"}, {})
     pairs = [("good", "two-plugins"), ("bad", "two-plugins"), ("no_such_module", "two-plugins")]
     request = {"plugins": pairs}
-    script = f"from bench.probe.node import collect_node_info\\nprint(collect_node_info({request}, '')['plugins'])"
+    script = f"from bench.probe.node import collect_node_info; print(collect_node_info({request}, '')['plugins'])"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(BENCH.parent), str(tmp_path)])}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     found = ast.literal_eval(done.stdout)
