@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from deelbo.objectives.map import MAP
     from deelbo.posterior import IsotropicPosterior
     from deelbo.priors import GaussianPrior, Isotropic, LowRank
+    from deelbo.saved_model import SavedModel, load_model, save_model
     from deelbo.training.checkpoint import Checkpoint, Handover
     from deelbo.training.clock import PhaseClock
     from deelbo.training.evaluation import evaluate
@@ -33,10 +34,13 @@ __all__ = [
     "LearnedL2",
     "LowRank",
     "PhaseClock",
+    "SavedModel",
     "Schedule",
     "evaluate",
     "fit",
+    "load_model",
     "make_groups",
+    "save_model",
 ]
 __version__ = "0.1.0"
 
@@ -47,6 +51,7 @@ _MODULES = {
     "objectives.map": ("MAP",),
     "posterior": ("IsotropicPosterior",),
     "priors": ("GaussianPrior", "Isotropic", "LowRank"),
+    "saved_model": ("SavedModel", "load_model", "save_model"),
     "training.checkpoint": ("Checkpoint", "Handover"),
     "training.clock": ("PhaseClock",),
     "training.evaluation": ("evaluate",),

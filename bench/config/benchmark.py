@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -128,11 +128,12 @@ class Benchmark(StrictModel):
     verify_data: Flag = True
     timed: Flag = True
     checkpoint_minutes: Positive | None = None
+    keep: Literal["none", "chosen", "all"] = "none"
 
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, content: Any) -> Any:
-        """Expand short forms, and set ``gpus_per_trial`` by the backbones if it is not given, never by the machine."""
+        """Expand short forms, and set what is not given: ``gpus_per_trial`` by the backbones, ``keep`` by the data."""
         if not isinstance(content, dict):
             return content
         content = dict(content)
@@ -143,6 +144,9 @@ class Benchmark(StrictModel):
         resources, backbones = content.get("resources", {}), content.get("backbones")
         if isinstance(resources, dict) and isinstance(backbones, dict):
             content["resources"] = {"gpus_per_trial": float(set(backbones) != {EMBEDDED})} | resources
+        if isinstance(datasets := content.get("datasets"), dict):
+            has_own = any(_kind_of_dataset(setting) == "images" for setting in datasets.values())
+            content.setdefault("keep", "chosen" if has_own else "none")
         return content
 
     @model_validator(mode="after")

@@ -1,7 +1,9 @@
 """Run one trial: train what a `TrialSpec` describes, and return its `TrialRecord`. Ray is not involved."""
 
+import json
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -20,6 +22,7 @@ from deelbo.plugins import Plugin
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.pretrained.embedded import Pretrained
 from deelbo.pretrained.registry import BackboneSource, find_backbone
+from deelbo.saved_model import SavedModel
 from deelbo.training.checkpoint import Checkpoint, Handover
 from deelbo.training.clock import PhaseClock
 from deelbo.training.fit import FitResult, fit
@@ -33,7 +36,8 @@ Series = list[dict[str, float]]
 class TrialContext:
     """The circumstances of a trial, beside what its spec determines.
 
-    Without a handover, which loads the end of the segment before, it trains from the start of the run.
+    Without a handover, which loads the end of the segment before, it trains from the start of the run. ``keep`` takes
+    the model of a trial that was tested, with its record as metadata, outside of all seconds.
     """
 
     device: torch.device
@@ -48,6 +52,7 @@ class TrialContext:
     source: Source | None = None
     plugins: tuple[Plugin, ...] = ()
     network: BackboneSource | None = None
+    keep: Callable[[SavedModel], object] | None = None
 
 
 def run_trial(spec: TrialSpec, pretrained: Pretrained, context: TrialContext) -> tuple[TrialRecord, Series]:
@@ -60,8 +65,9 @@ def run_trial(spec: TrialSpec, pretrained: Pretrained, context: TrialContext) ->
     values: dict[str, Any] = {"metrics": {}, "state": {}}
     fingerprints: dict[str, str] = {}
     series: Series = []
+    model: SavedModel | None = None
     try:
-        result = _train(spec, pretrained, context, clock, fingerprints)
+        result, model = _train(spec, pretrained, context, clock, fingerprints)
         series = result.series
         values = {"status": result.status, "metrics": result.metrics, "state": result.state}
         if context.device.type == "cuda":
@@ -91,13 +97,15 @@ def run_trial(spec: TrialSpec, pretrained: Pretrained, context: TrialContext) ->
         timed=context.timed,
         **values,
     )
+    if context.keep is not None and model is not None and record.status == "completed" and spec.is_tested:
+        context.keep(replace(model, metadata={"record": json.loads(record.to_json())}))
     return record, series
 
 
 def _train(
     spec: TrialSpec, pretrained: Pretrained, context: TrialContext, clock: PhaseClock, fingerprints: dict[str, str]
-) -> FitResult:
-    """Set a trial up and train it; add the hash of the images to ``fingerprints`` as soon as it is known."""
+) -> tuple[FitResult, SavedModel]:
+    """Set a trial up and train its model; add the hash of the images to ``fingerprints`` as soon as it is known."""
     device = context.device
     if device.type == "cuda":
         torch.cuda.init()  # without it the next line raises
@@ -114,7 +122,8 @@ def _train(
     schedule = Schedule(**{field.name: getattr(spec, field.name) for field in fields(Schedule)})
     if spec.compile:
         torch.compiler.reset()  # the graphs of earlier trials would count against its limit, and warm it up
-    return fit(
+    numerics = Numerics(spec.precision, spec.channels_last, spec.compile)
+    result = fit(
         model,
         split,
         objective,
@@ -122,12 +131,15 @@ def _train(
         seed=spec.seed,
         test=spec.stage != "tune",
         clock=clock,
-        numerics=Numerics(spec.precision, spec.channels_last, spec.compile),
+        numerics=numerics,
         checkpoint=context.checkpoint,
         until=spec.until,
         handover=context.handover,
         optimizer=optimizer,
     )
+    numerics = replace(numerics, compile=False)
+    classes = task.class_names
+    return result, SavedModel(model, split.transform, classes, network.model, head, spec.image_size, numerics)
 
 
 def fit_to_network(transform: Transform, network: BackboneSource) -> Transform:

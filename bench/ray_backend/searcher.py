@@ -25,7 +25,7 @@ from bench.utils.code import running_code
 from bench.utils.text import single_line
 
 T = TypeVar("T")
-WORKER_RESULT = ("record", "series", "written", "code", "hostname")  # the last is Tune's
+WORKER_RESULT = ("record", "series", "written", "code", "model_problem", "hostname")  # the last is Tune's
 UNKNOWN_REASON = "its process ended without an error message"
 MIN_RETRIES_BEFORE_START = 3
 """Retries of a trial that was lost before it started, even if max_failures is less: it has cost nothing yet."""
@@ -137,8 +137,11 @@ class QueueSearcher(Searcher):
             return
         self._queue.tell(record)
         self._remove_snapshots(self._queue.pop_unneeded_snapshots())
+        problem = (attempt.result or {}).get("model_problem")
         for callback in self._callbacks:
             callback.on_trial_end(record)
+            if problem is not None:
+                callback.on_model_lost(record.spec, problem)
 
     def abandon(self) -> None:
         """Note that all running attempts failed, as the run stops."""

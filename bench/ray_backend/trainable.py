@@ -13,15 +13,17 @@ from bench.config.benchmark import Benchmark
 from bench.config.plugins import plugin_modules, used_plugins
 from bench.execution.run_trial import Series, TrialContext
 from bench.storage.lock import Lease
+from bench.storage.models import write_model
 from bench.storage.object_store import MAX_OUTAGE_SECONDS, OutageTimer
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from bench.utils.code import Code, running_code
 from bench.utils.imports import add_to_search_path
-from bench.utils.text import single_line
+from bench.utils.text import describe_error, single_line
 from deelbo.data import Source
 from deelbo.pretrained.embedded import Pretrained
+from deelbo.saved_model import SavedModel, model_files
 from deelbo.training.checkpoint import Checkpoint, Handover
 
 TrialRunner = Callable[..., tuple[TrialRecord, Series]]
@@ -95,6 +97,7 @@ class TrialTrainable(tune.Trainable):
         spec = TrialSpec(**self.config["spec"])
         if self.shares_storage is None:
             self.shares_storage = shares_storage(self.store, self.settings.token)
+        self.model_problem: str | None = None
         context = TrialContext(
             self.device,
             concurrency=self.settings.slots,
@@ -108,6 +111,7 @@ class TrialTrainable(tune.Trainable):
             source=self.settings.sources.get(spec.dataset),
             plugins=used_plugins(self.benchmark, spec),
             network=self.benchmark.backbone_source(spec.backbone),
+            keep=None if self.benchmark.keep == "none" else partial(self._keep, spec.key),
         )
         record, series = self.settings.run_trial(spec, self.pretrained.get(spec.backbone), context)
         if (seconds := self.config["choosing_seconds"]) > 0:
@@ -116,7 +120,7 @@ class TrialTrainable(tune.Trainable):
         if record.status == "failed":
             self._free_memory()
         result = {"record": record.to_json(), "series": series, "written": written, "code": asdict(self.code)}
-        return result | {"done": True}
+        return result | {"model_problem": self.model_problem, "done": True}
 
     def _free_memory(self) -> None:
         """Free what a failed trial has left, so that the next one has the whole memory."""
@@ -134,6 +138,16 @@ class TrialTrainable(tune.Trainable):
         except Exception:
             return False
         return True
+
+    def _keep(self, key: str, model: SavedModel) -> None:
+        """Write a model before its record, so that a trial with a record has its model; or note why it cannot be."""
+        if not self.shares_storage:
+            self.model_problem = "its node does not reach the storage of the run: take one that every node reaches"
+            return
+        try:
+            write_model(self.store, key, model_files(model))
+        except Exception as error:  # whatever it is, the trial has its result
+            self.model_problem = describe_error(error)
 
     def _checkpoint(self, spec: TrialSpec) -> Checkpoint | None:
         minutes = self.benchmark.checkpoint_minutes

@@ -19,3 +19,6 @@ class RunCallback:
 
     def on_trial_end(self, record: TrialRecord) -> None:
         """A trial has its record."""
+
+    def on_model_lost(self, spec: TrialSpec, reason: str) -> None:
+        """The model of a trial could not be kept; its record counts."""

@@ -215,6 +215,11 @@ class RunSession(RunCallback):
         from bench.ray_backend.tuner import BenchmarkRun
 
         display = ProgressDisplay(self.console)
+        callbacks: list[RunCallback] = [self, display, tracker]
+        if self.benchmark.keep != "none":
+            from bench.models.keep import ChosenModels
+
+            callbacks.append(ChosenModels(self.store, self.console.print, self.benchmark.keep == "all"))
         try:
             summary = BenchmarkRun(
                 self.benchmark,
@@ -223,7 +228,7 @@ class RunSession(RunCallback):
                 attempts,
                 pretrained,
                 self.options.address,
-                [self, display, tracker],
+                callbacks,
                 self.start_time,
                 self.methods,
                 say=self.console.print,

@@ -18,7 +18,7 @@ from bench.trials.record import FORMAT, TrialRecord
 from bench.utils.text import redact_url, short_repr, single_line
 
 T = TypeVar("T")
-FOLDERS = ("records", "series", "attempts", "checkpoints", "rungs", "runs")
+FOLDERS = ("records", "series", "attempts", "checkpoints", "models", "rungs", "runs")
 OWN_NAMES = {*FOLDERS, "damaged", "lock", "id", "report", "replay", "mlflow.db", "mlartifacts"}
 SERIES = TypeAdapter(list[Numbers])
 

@@ -100,6 +100,11 @@ class TrialSpec:
         return replace(self, until=share, since=0.0).key
 
     @property
+    def is_tested(self) -> bool:
+        """True if its network is tested, if there is a test set: that of a whole run, trained on all N."""
+        return self.stage != "tune" and self.until == 1
+
+    @property
     def cell(self) -> Cell:
         return Cell(self.dataset, self.backbone, self.prior, self.n, self.seed)
 

@@ -30,7 +30,8 @@ class Task:
     With ``images_per_class``, the N examples of a seed are taken from so many of each class, which the seed draws
     from the pool; at most as many as the smallest class has. ``proportional`` classes need not be equally large: N
     images are split over them as the pool is. ``content`` is the fingerprint of inputs that are not the data
-    themselves, such as token ids, which another tokenizer makes otherwise of the same texts.
+    themselves, such as token ids, which another tokenizer makes otherwise of the same texts. ``classes`` has the names
+    of the labels; without any, labels are their own names.
     """
 
     name: str
@@ -40,6 +41,12 @@ class Task:
     images_per_class: int | None = None
     proportional: bool = False
     content: str | None = None
+    classes: tuple[str, ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each label."""
+        return self.classes or tuple(map(str, range(self.pool.num_classes)))
 
     @property
     def pool_size(self) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -62,3 +63,18 @@ class Transform:
     def evaluation(self, inputs: Tensor) -> Tensor:
         """Return a batch for evaluation from rows (B, ...)."""
         return inputs
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the values of the fitted transform as JSON takes them; `from_json` is the inverse."""
+        if fields(self):
+            raise TypeError(f"{type(self).__name__} has fields and no to_json: a model with it cannot be saved")
+        return {}
+
+    def files(self) -> dict[str, bytes]:
+        """Return files that a saved model has beside its weights, such as a tokenizer's, by names without a folder."""
+        return {}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], files: Mapping[str, bytes]) -> Self:
+        """Return the transform that `to_json` and `files` describe. They may be anybody's: nothing in them is run."""
+        return cls()

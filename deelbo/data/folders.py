@@ -112,7 +112,7 @@ def read_images(name: str, source: ImageSource, root: Path, image_size: int) -> 
         check_classes(name, listed, has_test=len(labels[1]) > 0)
     pool, test = examples
     transform = ImageTransform(Geometry(side, image_size, flip=True))
-    return Task(name, pool, test, transform, proportional=True), listed
+    return Task(name, pool, test, transform, proportional=True, classes=listed.classes), listed
 
 
 def check_memory(name: str, images: int, side: int, available: int | None) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from deelbo.data.examples import Examples, Transform
 
 CHUNK = 512  # images in floating point at one time
+MAX_SIDE = 10_000  # pixels; of a saved model's images
 
 
 @dataclass(frozen=True)
@@ -158,3 +159,17 @@ class ImageTransform(Transform):
         if self.normalization is None:
             raise ValueError("the images' normalization is not known: call fit with the training images first")
         return self.normalization
+
+    def to_json(self) -> dict[str, Any]:
+        normalization = {"mean": self.fitted.mean.tolist(), "std": self.fitted.std.tolist()}
+        return {"geometry": asdict(self.geometry), "normalization": normalization}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], files: Mapping[str, bytes]) -> Self:
+        geometry, normalization = content["geometry"], content["normalization"]
+        if not all(type(value) in (int, bool) and value <= MAX_SIDE for value in geometry.values()):
+            raise ValueError(f"geometry = {geometry}, expected whole numbers of at most {MAX_SIDE}")
+        mean, std = (torch.tensor(normalization[name], dtype=torch.float32) for name in ("mean", "std"))
+        if mean.dim() != 1 or mean.shape != std.shape or not bool((std > 0).all() and mean.isfinite().all()):
+            raise ValueError("normalization: expected a mean and a positive std for each channel")
+        return cls(Geometry(**geometry), Normalization(mean, std))

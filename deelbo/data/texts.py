@@ -110,7 +110,7 @@ def read_texts(name: str, source: TextSource) -> Task:
         labels = torch.tensor([numbers[example.label] for example in part], dtype=torch.int64)
         examples.append(Examples(inputs, labels, len(listed.classes)))
     pool, test = examples
-    return Task(name, pool, test, Transform(), proportional=True, content=_hash(listed))
+    return Task(name, pool, test, Transform(), proportional=True, content=_hash(listed), classes=listed.classes)
 
 
 def load_tokenizer(model: str, max_length: int | None) -> tuple[Any, int, int]:

@@ -19,6 +19,7 @@ from deelbo.data.decoding import Listing, load_decoded
 from deelbo.data.images import Geometry, Images, ImageTransform, resize_side
 from deelbo.data.integrity import CIFAR10, FLOWERS, PET, DataError, DatasetFiles, as_data_error
 
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGE_FOLDERS = {PET.name: "images", FLOWERS.name: "jpg"}
 READERS: dict[str, Any] = {
     CIFAR10.name: datasets.CIFAR10,
@@ -44,12 +45,24 @@ def load(files: DatasetFiles, root: Path, image_size: int, verify: bool, images_
     side = resize_side(image_size)
     if files.name == CIFAR10.name:
         pool, test = read_cifar10(files, root, verify)
+        classes: tuple[str, ...] = CIFAR10_CLASSES
     else:
         listing = list_images(files, root, verify)
+        classes = tuple(datasets.Flowers102.classes) if files.name == FLOWERS.name else _breeds(listing)
         decoded = load_decoded(listing, side, files.name, root, root / files.folder)
         labels = (listing.training_labels, listing.test_labels)
         pool, test = (Images(x, torch.tensor(y), files.num_classes) for x, y in zip(decoded, labels, strict=True))
-    return Task(files.name, pool, test, ImageTransform(Geometry(side, image_size, flip=True)), images_per_class)
+    transform = ImageTransform(Geometry(side, image_size, flip=True))
+    return Task(files.name, pool, test, transform, images_per_class, classes=classes)
+
+
+def _breeds(listing: Listing) -> tuple[str, ...]:
+    """Return Pet's classes in the order of their labels; an image's name is that of its class and a number."""
+    names = {
+        label: file.stem.rpartition("_")[0]
+        for file, label in zip(listing.training, listing.training_labels, strict=True)
+    }
+    return tuple(names[label] for label in sorted(names))
 
 
 def check(files: DatasetFiles, root: Path, verify: bool) -> None:

@@ -39,6 +39,32 @@ def benchmark_of(name: str = "photos", change: dict[str, Any] | None = None, **s
     return parse_benchmark(BASE | {"datasets": {name: settings}} | (change or {}), "x")
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"datasets": {"photos": {"folder": "./photos", "n": [18]}}}, "chosen"),
+        ({"datasets": {"photos": {"folder": "./photos", "n": [18]}}, "keep": "none"}, "none"),
+        ({"datasets": {"CIFAR-10": [100]}}, "none"),
+        ({"dataset": "CIFAR-10", "n": [100], "keep": "all"}, "all"),
+    ],
+)
+def test_models_of_own_images_are_kept(change: dict[str, Any], expected: str) -> None:
+    """Unless the configuration says otherwise; others only where it says so. It may be changed on a storage."""
+    benchmark = parse_benchmark(BASE | change, "x")
+    assert benchmark.keep == benchmark.content()["keep"] == expected
+    assert benchmark.identity_settings() == benchmark.model_copy(update={"keep": "all"}).identity_settings()
+
+
+def test_only_the_quickstart_keeps_models_of_its_own() -> None:
+    kept = {name: load_benchmark(name).keep for name in ("quickstart", "digits", "poster", "followup")}
+    assert kept == {"quickstart": "chosen", "digits": "none", "poster": "none", "followup": "none"}
+
+
+def test_an_unknown_way_to_keep_models_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"keep = 'best': .*'none', 'chosen' or 'all'"):
+        parse_benchmark(BASE | {"datasets": {"CIFAR-10": [100]}, "keep": "best"}, "x")
+
+
 def test_all_is_the_number_of_training_images(photos: Path) -> None:
     """``all`` is replaced once by the number of training images, which a storage keeps; a twofold size is one."""
     asked = benchmark_of(folder="./photos", n=[18, 24, "all"])

@@ -30,6 +30,7 @@ class Notes(RunCallback):
         self.started_keys: list[str] = []
         self.lost_keys: list[tuple[str, str]] = []
         self.ended: list[TrialRecord] = []
+        self.lost_models: list[tuple[TrialSpec, str]] = []
 
     def on_trial_start(self, spec: TrialSpec) -> None:
         self.started_keys.append(spec.key)
@@ -39,6 +40,10 @@ class Notes(RunCallback):
 
     def on_trial_end(self, record: TrialRecord) -> None:
         self.ended.append(record)
+
+    def on_model_lost(self, spec: TrialSpec, reason: str) -> None:
+        assert spec == self.ended[-1].spec
+        self.lost_models.append((spec, reason))
 
 
 class Desk:
@@ -56,10 +61,17 @@ class Desk:
         return TrialSpec(**config["spec"]), config["attempt"], config["lost_seconds"]
 
     def end(
-        self, trial: str, record: TrialRecord | None, written: bool = False, series: Any = (), code: Code | None = None
+        self,
+        trial: str,
+        record: TrialRecord | None,
+        written: bool = False,
+        series: Any = (),
+        code: Code | None = None,
+        model_problem: str | None = None,
     ) -> None:
         content = None if record is None else record.to_json()
         result = {"record": content, "series": list(series), "written": written, "done": True, "hostname": "n1"}
+        result["model_problem"] = model_problem
         result["code"] = asdict(code or running_code())
         self.searcher.take_result(trial, result)
         assert result == {"done": True}
@@ -116,6 +128,15 @@ def test_a_record_written_elsewhere_is_kept_here(desk: Desk, fake: Fake) -> None
     desk.end("a", record, series=[{"step": 1.0}])
     assert desk.store.read(record.key) == record
     assert desk.store.series(record.key) == [{"step": 1.0}]
+
+
+def test_a_model_that_is_lost_is_told(desk: Desk, fake: Fake) -> None:
+    """After the trial's end, with the worker's reason; a trial whose model was kept tells nothing."""
+    first, *_ = desk.suggest("a")
+    desk.end("a", fake(first))
+    second, *_ = desk.suggest("b")
+    desk.end("b", fake(second), model_problem="OSError: full")
+    assert desk.notes.lost_models == [(second, "OSError: full")]
 
 
 def test_a_trial_whose_process_died_is_next(desk: Desk) -> None:

@@ -196,5 +196,57 @@ def test_a_gpu_that_cannot_be_used_gives_a_record(pretrained: Pretrained, monkey
     assert TrialRecord.from_json(record.to_json()).hardware == record.hardware
 
 
+def keeping(one: Worker, spec: TrialSpec) -> tuple[TrialRecord, str | None]:
+    """Run a trial; return its record and why its model was not kept."""
+    one.trainable.config = {"spec": asdict(spec), "attempt": 1, "lost_seconds": 0.0, "choosing_seconds": 0.0}
+    result = one.trainable.step()
+    return TrialRecord.from_json(result["record"]), result["model_problem"]
+
+
+@pytest.mark.parametrize("keep", ["none", "chosen", "all"])
+def test_a_worker_writes_the_model_before_the_record(
+    keep: str, worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a trial with a record has its model; a trial that is not tested has none, and a run is freed as ever."""
+    one = worker(keep=keep)
+    names: list[str] = []
+    write_file = RecordStore.write_file
+    monkeypatch.setattr(RecordStore, "write_file", lambda *given: (names.append(given[1]), write_file(*given))[1])
+    with counted_runs() as living:
+        for spec in (SPEC, DE_ELBO):
+            assert keeping(one, spec)[1] is None
+        check_none_alive(living, 2)
+    models = [] if keep == "none" else [f"models/{DE_ELBO.key}/{name}" for name in ("model.safetensors", "model.json")]
+    assert [name for name in names if not name.startswith("series")] == [
+        f"records/{SPEC.key}.json",
+        *models,
+        f"records/{DE_ELBO.key}.json",
+    ]
+
+
+def test_a_model_that_cannot_be_written_costs_no_record(
+    worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk, or where the node does not reach the storage, the reason is told, and the record counts."""
+    one, write_file = worker(keep="chosen"), RecordStore.write_file
+
+    def full(self: RecordStore, name: str, content: bytes) -> None:
+        if name.startswith("models/"):
+            raise OSError(28, "No space left on device")
+        write_file(self, name, content)
+
+    monkeypatch.setattr(RecordStore, "write_file", full)
+    record, problem = keeping(one, DE_ELBO)
+    assert (record.status, problem) == ("completed", "OSError: [Errno 28] No space left on device")
+    assert one.store.read(record.key) == record
+    assert not one.store.exists(f"models/{record.key}")
+    one.trainable.shares_storage = False
+    record, problem = keeping(one, DE_ELBO)
+    assert (record.status, problem and problem.partition(":")[0]) == (
+        "completed",
+        "its node does not reach the storage of the run",
+    )
+
+
 def no_driver() -> None:
     raise RuntimeError("Found no NVIDIA driver on your system.")

@@ -54,7 +54,7 @@ def write_config(folder: Path, **change: Any) -> str:
 def done(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Done:
     """The first run of the tiny benchmark: a process of its own, nothing there before but the pretrained network."""
     folder = tmp_path_factory.mktemp("run")
-    command = [sys.executable, "-m", "bench", "run", write_config(folder)]
+    command = [sys.executable, "-m", "bench", "run", write_config(folder, keep="chosen")]
     environment = os.environ | {"DEELBO_CACHE": str(cache), "PYTHONPATH": str(Path(__file__).parents[3])}
     listened: set[str] = set()
     with open(folder / "out", "w") as out, open(folder / "error", "w") as error:
@@ -157,6 +157,25 @@ def test_the_storage_holds_the_report_and_nothing_of_tune(done: Done) -> None:
     assert made >= {"report.html", "figure2.png", "figure2.pdf", "table2.csv", "table3.md", "curves.csv"}
     assert not (done.storage / "ray").exists()
     assert [*done.storage.rglob("*.part"), *done.storage.rglob("lock*")] == []
+
+
+def test_the_models_of_the_choices_are_kept(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each method's choice has its model and no other trial has; `export` writes that of the DE ELBo."""
+    from bench.results.configurations import selected_trials
+    from deelbo import evaluate, load_model
+    from deelbo.data import load_task
+
+    records = {record.key: record for record in done.store.records()}
+    chosen = selected_trials(parse_benchmark(CONTENT, "x"), list(records.values()))
+    assert {path.name for path in (done.storage / "models").iterdir()} == set(chosen)
+    assert main(["export", str(done.storage), "--out", str(tmp_path / "model")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    (record,) = [records[key] for key in chosen if records[key].spec.method == "de-elbo"]
+    assert record.spec.describe() in out
+    assert f"test accuracy {record.metrics['test_acc']:.2%}" in out
+    model = load_model(tmp_path / "model")
+    found = evaluate(model.network, load_task("mnist-digits").test, model.transform, model.numerics)
+    assert found == pytest.approx((record.metrics["test_nll"], record.metrics["test_acc"]), rel=1e-5)
 
 
 def test_nothing_in_the_storage_names_its_place(done: Done) -> None:

@@ -60,7 +60,7 @@ def photos(tmp_path: Path) -> Path:
 def test_classes_without_a_test_set(photos: Path, tmp_path: Path) -> None:
     """Of class folders alone a fifth of each class is held out, always the same; classes are sorted."""
     task, listed = read_images("photos", source(photos), tmp_path, 16)
-    assert listed.classes == tuple(sorted(CLASSES))
+    assert listed.classes == task.class_names == tuple(sorted(CLASSES))
     assert (len(task.pool), len(task.test), task.pool.num_classes, task.name) == (24, 6, 3, "photos")
     assert task.test.labels.bincount().tolist() == [2, 2, 2]
     assert isinstance(task.pool, Images)

@@ -53,6 +53,14 @@ def resized(path: Path, side: int) -> Tensor:
     return pixels
 
 
+def test_the_names_of_the_labels(cifar10: Task, pet: Task, flowers: Task) -> None:
+    """Published datasets have the names of their classes, in the order of the labels; digits are their own names."""
+    assert (cifar10.class_names[3], len(cifar10.class_names)) == ("cat", 10)
+    assert pet.class_names == tuple(f"Some_Breed{c:02d}" for c in range(37))
+    assert (flowers.class_names[0], len(flowers.class_names)) == ("pink primrose", 102)
+    assert load_task("mnist-digits").class_names == tuple("0123456789")
+
+
 def test_cifar10_is_read_from_its_batches(data_root: Path, cifar10: Task) -> None:
     """CIFAR-10 is its five batches in order and the test batch, uint8 of 32x32 with red first."""
     names = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]

@@ -1,0 +1,1 @@
+"""The trained models that methods chose: kept during a run, and exported."""
