@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from deelbo.posterior import IsotropicPosterior
     from deelbo.priors import GaussianPrior, Isotropic, LowRank
     from deelbo.saved_model import SavedModel, load_model, save_model
+    from deelbo.training.batchnorm import update_batchnorm
     from deelbo.training.checkpoint import Checkpoint, Handover
     from deelbo.training.clock import PhaseClock
     from deelbo.training.evaluation import evaluate
@@ -41,6 +42,7 @@ __all__ = [
     "load_model",
     "make_groups",
     "save_model",
+    "update_batchnorm",
 ]
 __version__ = "0.1.0"
 
@@ -52,6 +54,7 @@ _MODULES = {
     "posterior": ("IsotropicPosterior",),
     "priors": ("GaussianPrior", "Isotropic", "LowRank"),
     "saved_model": ("SavedModel", "load_model", "save_model"),
+    "training.batchnorm": ("update_batchnorm",),
     "training.checkpoint": ("Checkpoint", "Handover"),
     "training.clock": ("PhaseClock",),
     "training.evaluation": ("evaluate",),

@@ -54,6 +54,7 @@ class LearnedL2(DataEmphasizedELBO):
         sigma: initial standard deviation of the posterior.
         generator: random numbers of the draws, on the model's device; None: torch's global one.
         groups: ``"backbone+head"``, or ``"layer"`` for a prior variance per layer of the backbone.
+        start_alpha: weight decay of the backbone from which training starts, in place of ``sigma``; see `deelbo.ELBO`.
 
     Raises:
         ValueError: no such head, an unknown prior, a num_examples below 1, weights that the posterior cannot take, or
@@ -70,13 +71,16 @@ class LearnedL2(DataEmphasizedELBO):
         sigma: float = 1e-4,
         generator: torch.Generator | None = None,
         groups: str = "backbone+head",
+        start_alpha: float | None = None,
     ) -> None:
         _processes.check_not_sharded(model)
         while (inner := WRAPPERS.get(type(model).__name__)) is not None:
             model, head = getattr(model, inner), head and head.removeprefix(f"{inner}.")
-        super().__init__(make_groups(model, head, prior, groups), num_examples, kappa, sigma, generator)
+        by_part = make_groups(model, head, prior, groups)
+        super().__init__(by_part, num_examples, kappa, sigma, generator, start_alpha)
         self._checks = LoopChecks(model, self.weights, self.posterior.rho)
         self._shares_draws = False
+        self._frozen_rho = 0.0  # after `freeze`
 
     @contextmanager
     def sample(self, accumulate: bool = False) -> Iterator[None]:
@@ -103,7 +107,9 @@ class LearnedL2(DataEmphasizedELBO):
         try:
             if not self._shares_draws and _processes.world_size() > 1:
                 self._share_draws()
-            with self.posterior.sample(redraw=begins) as draw:
+            if self.is_frozen:
+                self._restore_sigma()
+            with self.posterior.sample(redraw=begins, is_quiet=self.is_frozen) as draw:
                 self._checks.record_draw()
                 yield
                 self._checks.check_draw()
@@ -115,14 +121,31 @@ class LearnedL2(DataEmphasizedELBO):
         self._checks.leave(draw.has_gradient)
 
     def _complete_gradients(self, draw: Draw, begins: bool) -> None:
-        """Add the KL's gradient, once in a step, in the unit of the other gradients."""
+        """Add the regularizer's gradient, once in a step, in the unit of the other gradients."""
         if begins:
             unit: float | Tensor = 1.0
             if (scaler := self._checks.grad_scaler) is not None:
                 unit = scaler.scale(torch.ones((), dtype=draw.mean.dtype, device=draw.mean.device))
-            self._add_kl_gradient(draw, unit / (self.kappa * self.num_examples))
+            if self._map is not None:
+                self._map.add_gradients(unit)
+            else:
+                self._add_kl_gradient(draw, unit / (self.kappa * self.num_examples))
         if self._shares_draws and self.posterior.rho.grad is not None:
             _processes.average_(self.posterior.rho.grad)  # equal already, unless the loop averages gradients itself
+
+    def freeze(self) -> None:
+        """End the noise: from the next step on `sample` draws nothing, and sigma and the strengths stay as they are.
+
+        For the last part of a run, such as 15 % of its steps, which then fits the weights that are evaluated. Under
+        `torch.no_grad`, `sample` still draws from the posterior.
+        """
+        super().freeze()
+        self._frozen_rho = float(self.posterior.rho.detach())
+
+    @torch.no_grad()
+    def _restore_sigma(self) -> None:
+        """Undo what an optimizer's momentum did to sigma since `freeze`."""
+        self.posterior.rho.fill_(self._frozen_rho)
 
     def _share_draws(self) -> None:
         """Give all processes the posterior, prior means and random numbers of process 0."""
@@ -163,7 +186,7 @@ class LearnedL2(DataEmphasizedELBO):
         """Return what a checkpoint needs beside the model's state: rho, the priors' means, kappa and N."""
         means = {group.name: group.prior.mean for group in self.groups}
         numbers = {"kappa": self.kappa, "num_examples": self.num_examples}
-        return {"rho": self.posterior.rho.detach(), "means": means, **numbers}
+        return {"rho": self.posterior.rho.detach(), "means": means, **numbers, **self.learned_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`, whatever weights the model had when this object was made.
@@ -185,3 +208,6 @@ class LearnedL2(DataEmphasizedELBO):
             self.posterior.rho.copy_(state["rho"])
             for group in self.groups:
                 group.prior.mean.copy_(state["means"][group.name])
+        if "frozen" in state:
+            self.load_learned_state(state)
+            self._frozen_rho = float(self.posterior.rho.detach())

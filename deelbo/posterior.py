@@ -106,7 +106,7 @@ class IsotropicPosterior:
         return torch.sigmoid(self.rho.detach())
 
     @contextmanager
-    def sample(self, redraw: bool = True) -> Iterator[Draw]:
+    def sample(self, redraw: bool = True, is_quiet: bool = False) -> Iterator[Draw]:
         """A block in which the weights are one draw from q; ``forward`` and ``backward`` both belong inside.
 
         Gradients of the weights and of rho are cleared on entry. On exit the weights are theta_bar again, their
@@ -116,6 +116,7 @@ class IsotropicPosterior:
         Args:
             redraw: False: use the shift of the last draw again, keep the gradients and add to them. Their own product
                 with eps is subtracted, so they may have been completed by a regularizer's gradient in the meantime.
+            is_quiet: take theta_bar itself, eps = 0, where gradients are recorded.
 
         Raises:
             RuntimeError: the block is entered inside itself.
@@ -133,7 +134,10 @@ class IsotropicPosterior:
         buffers, earlier = self._buffers, None
         if redraw:
             self._clear_gradients()
-            fill_normal_(buffers.shift, self.sigma, self.generator)
+            if is_quiet:
+                buffers.shift.zero_()
+            else:
+                fill_normal_(buffers.shift, self.sigma, self.generator)
         else:
             earlier = dot_with(dense_gradients(self.weights), buffers.shift)
         try:

@@ -41,6 +41,11 @@ class KLTerm:
         """KL in nats."""
         return self.prior._kl(self.scale, self.sigma)
 
+    def value_at(self, scale: Tensor | float) -> Tensor:
+        """Return KL at another scale s in nats."""
+        s = torch.as_tensor(scale, dtype=self.scale.dtype, device=self.scale.device)
+        return self.prior._kl(s, self.sigma) + 0.5 * self.prior.dim * (self.scale / s - 1)
+
     @property
     def gradient_sigma(self) -> Tensor:
         """dKL/dsigma = sigma tr(Sigma^-1) / s* - D / sigma."""
@@ -74,11 +79,8 @@ class GaussianPrior(ABC):
 
     def kl(self, weights: Tensor, sigma: Tensor, scale: Tensor | float | None = None) -> Tensor:
         """Return KL(N(weights, sigma^2 I) || N(mu, scale Sigma)) in nats; ``scale`` None: s*. 0-dimensional."""
-        best = self.scale(weights, sigma)
-        if scale is None:
-            return self._kl(best, sigma)
-        s = torch.as_tensor(scale, dtype=best.dtype, device=best.device)
-        return self._kl(s, sigma) + 0.5 * self.dim * (best / s - 1)
+        term = self.kl_term(weights, sigma)
+        return term.value if scale is None else term.value_at(scale)
 
     def kl_term(self, weights: Tensor, sigma: Tensor, out: Tensor | None = None) -> KLTerm:
         """Return KL at s* and its gradient, from one product with Sigma^-1; ``out`` is memory (D,) it may share."""

@@ -39,5 +39,5 @@ def make_objective(
     if spec.kappa is None:
         dim = sum(group.prior.dim for group in groups)
         kappa = None if spec.kappa_share == 1 else spec.kappa_share * dim / num_examples
-        return DataEmphasizedELBO(groups, num_examples, kappa, spec.sigma, generator)
-    return ELBO(groups, num_examples, spec.kappa, spec.sigma, generator)
+        return DataEmphasizedELBO(groups, num_examples, kappa, spec.sigma, generator, spec.start_alpha)
+    return ELBO(groups, num_examples, spec.kappa, spec.sigma, generator, spec.start_alpha)

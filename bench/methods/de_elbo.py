@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from bench.methods.base import Method, MethodSettings
 from bench.trials.spec import TrialSpec
-from bench.types import DEFAULT_LEARNING_RATES, LearningRates, parse_number
+from bench.types import DEFAULT_LEARNING_RATES, LearningRates, Number, Positive, parse_number
 
 BACKBONE_AND_HEAD = "backbone+head"
 
@@ -37,10 +37,23 @@ def _groups(value: Any) -> Any:
 
 
 class DEELBoOptions(MethodSettings):
-    """Settings that all DE ELBo methods share: the likelihood's factor, and which weights share a prior variance."""
+    """Settings that all DE ELBo methods share; those that the published method lacks are off by default.
+
+    Attributes:
+        kappa: the likelihood's factor.
+        groups: which weights share a prior variance.
+        batchnorm: "running" statistics, or their estimate at the posterior "mean" when training has ended.
+        closing: statistics of the draws by which the closing objective is measured: "running", or those of each "draw".
+        noise_until: share of the steps that draw from the posterior; the rest is MAP with the learned strengths.
+        start_alpha: weight decay of the backbone from which training starts; None: that of ``training.sigma``.
+    """
 
     kappa: Annotated[str | float, BeforeValidator(_kappa)] = "D/N"
     groups: Annotated[str, BeforeValidator(_groups)] = BACKBONE_AND_HEAD
+    batchnorm: Literal["running", "mean"] = "running"
+    closing: Literal["running", "draw"] = "running"
+    noise_until: Annotated[float, Number, Field(ge=0, le=1)] = 1.0
+    start_alpha: Positive | None = None
 
     def find_problem(self, prior: str) -> str | None:
         if self.groups == "layer" and prior == "ptyl":
@@ -53,9 +66,16 @@ class DEELBoOptions(MethodSettings):
     @property
     def spec_fields(self) -> dict[str, Any]:
         """The fields of `TrialSpec` that these settings determine."""
-        if isinstance(self.kappa, float):
-            return {"kappa": self.kappa, "groups": self.groups}
-        return {"kappa_share": float(self.kappa.removesuffix("D/N") or 1), "groups": self.groups}
+        is_number = isinstance(self.kappa, float)
+        share = 1.0 if isinstance(self.kappa, float) else float(self.kappa.removesuffix("D/N") or 1)
+        return {
+            "kappa" if is_number else "kappa_share": self.kappa if is_number else share,
+            "groups": self.groups,
+            "final_batchnorm": self.batchnorm,
+            "closing_batchnorm": self.closing,
+            "noise_until": self.noise_until,
+            "start_alpha": self.start_alpha,
+        }
 
 
 class DEELBoSettings(DEELBoOptions):

@@ -39,7 +39,8 @@ class TrialSpec:
         kappa: weight of the likelihood in the ELBo; None: ``kappa_share`` D/N, or MAP, which has none.
         image_size: height and width of the network's input in pixels; None: the dataset's own.
         precision, channels_last, compile: see `deelbo.Numerics`.
-        batchnorm: see `deelbo.Schedule`.
+        batchnorm, noise_until, final_batchnorm, closing_batchnorm: see `deelbo.Schedule`.
+        start_alpha: see `deelbo.ELBO`; it takes the place of ``sigma``.
         learner: the method of `bench.methods` whose own objective is minimized; None: MAP with the given strengths,
             or in stage "run" the (DE) ELBo.
         groups: which weights share a learned prior variance: "backbone+head", or "layer".
@@ -83,6 +84,10 @@ class TrialSpec:
     number: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     options: str = "{}"
     batchnorm: Text = "train"
+    noise_until: Annotated[float, Field(ge=0, le=1)] = 1.0
+    final_batchnorm: Text = "running"
+    closing_batchnorm: Text = "running"
+    start_alpha: Number | None = None
 
     @cached_property
     def key(self) -> str:

@@ -84,6 +84,9 @@ class Objective(ABC):
         """Return metrics for a whole run of an objective that is not Bayesian; booked under "select"."""
         return {}
 
+    def freeze(self) -> None:  # noqa: B027 - most objectives learn nothing by gradients
+        """Fix what is learned beside the weights: the rest of the run is MAP with the strengths of this moment."""
+
     def learned_state(self) -> dict[str, Tensor]:
         """Return what `adapt` has learned and what its next calls depend on, for a checkpoint; without `parameters`.
 

@@ -42,14 +42,18 @@ class MAP(Objective):
         for parameter in self.weights:
             parameter.grad = None
         yield
-        if all(p.grad is None for p in self.weights):
-            return
+        if any(p.grad is not None for p in self.weights):
+            self.add_gradients()
+
+    @torch.no_grad()
+    def add_gradients(self, unit: float | Tensor = 1.0) -> None:
+        """Add ``unit`` times the regularizer's gradient to those of the weights."""
         if self._deviation is None:
             self._deviation = torch.empty(self.dim, dtype=self.weights[0].dtype, device=self.weights[0].device)
         for group, piece in zip(self.groups, self._pieces(self._deviation), strict=True):
             if strength := self._strengths[group.name]:
                 deviation = flatten(group.weights, out=piece).sub_(group.prior.mean)
-                add_to_gradients_(group.weights, group.prior.precision_times(deviation), strength)
+                add_to_gradients_(group.weights, group.prior.precision_times(deviation), unit * strength)
 
     def regularizer(self) -> Tensor:
         pairs = [(self._strengths[group.name], group) for group in self.groups]

@@ -139,6 +139,8 @@ def _train(
 def _train_epoch(run: TrainingRun, clock: PhaseClock) -> None:
     run.set_training_mode()
     for batch in run.batches():
+        if run.steps_done == run.noisy_steps:
+            run.objective.freeze()
         run.nll_sum += run.step(batch)
         run.nll_steps += 1
         if run.objective.should_adapt(run.steps_done):
@@ -166,6 +168,9 @@ def _collect_metrics(
 ) -> tuple[dict[str, float], dict[str, float]]:
     metrics: Row = {name: last[name] for name in ("train_nll", "val_nll", "val_acc") if name in last}
     objective = run.objective
+    if whole and run.schedule.final_batchnorm == "mean":
+        with clock.phase("select"):
+            run.update_batchnorm()
     with clock.phase("monitor"):
         state = objective.describe()
     if whole and test:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from deelbo.data.dataset import Split
 from deelbo.data.examples import Examples
 from deelbo.objectives.base import Objective
+from deelbo.training.batchnorm import running_layers, update_batchnorm
 from deelbo.training.evaluation import BATCH_SIZE as EVALUATION_BATCH
 from deelbo.training.evaluation import evaluate
 from deelbo.training.numerics import Numerics
@@ -60,6 +61,7 @@ class TrainingRun:
         self.steps_per_epoch = schedule.steps_per_epoch(num_examples)
         self.epochs = schedule.epochs(num_examples)
         self.last_epoch = schedule.stop_epoch(until, num_examples)
+        self.noisy_steps = schedule.noisy_steps(num_examples)
         self.generator = torch.Generator().manual_seed(seed)  # of the order of images and their augmentation
         self.earlier_seconds = 0.0
         self.optimizer_form: dict[str, Any] = {}
@@ -91,9 +93,8 @@ class TrainingRun:
         """Put the network in training mode, except layers with running statistics where these are frozen."""
         self.model.train()
         if self.schedule.batchnorm == "frozen":
-            for module in self.model.modules():
-                if getattr(module, "running_mean", None) is not None:
-                    module.training = False  # not by `eval`, which would reach modules inside this one
+            for module in running_layers(self.model):
+                module.training = False  # not by `eval`, which would reach modules inside this one
 
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:
@@ -215,10 +216,23 @@ class TrainingRun:
     def nll_under_posterior(self) -> float:
         """Estimate E_q of the mean NLL of the training images, not augmented, with one draw of the weights per pass."""
         total = 0.0
+        kept = [buffer.clone() for layer in running_layers(self.model) for buffer in layer.buffers(recurse=False)]
         for _ in range(self.schedule.posterior_passes):
-            with self.objective.step():
+            with torch.no_grad(), self.objective.step():  # so a frozen objective draws, too
+                if self.schedule.closing_batchnorm == "draw":
+                    self.update_batchnorm()
                 total += self.evaluate(self.split.train)[0]
+        buffers = [buffer for layer in running_layers(self.model) for buffer in layer.buffers(recurse=False)]
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)
         return total / self.schedule.posterior_passes
+
+    def update_batchnorm(self) -> None:
+        """Estimate running statistics again, over the training images without augmentation."""
+        inputs, transform = self.split.train.inputs, self.split.transform
+        parts = inputs.chunk(math.ceil(len(inputs) / EVALUATION_BATCH))
+        with self.numerics.autocast(self.device):
+            update_batchnorm(self.model, (self.numerics.to_memory_format(transform.evaluation(part)) for part in parts))
 
 
 @torch.no_grad()

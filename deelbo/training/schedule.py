@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 
 BATCHNORM = ("train", "frozen")
+FINAL_BATCHNORM = ("running", "mean")
+CLOSING_BATCHNORM = ("running", "draw")
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,15 @@ class Schedule:
         series_points: number of evaluations during the run, the one after the last step included.
         batchnorm: "train", or "frozen": layers with running statistics (BatchNorm) normalize training batches by the
             pretrained statistics, as in evaluation, and do not change them. Their weights are trained in both cases.
+        noise_until: share of the steps, rounded up, in which a Bayesian objective draws from the posterior. In the rest
+            it is frozen, see `deelbo.ELBO.freeze`.
+        final_batchnorm: statistics of the trained network: "running", as training left them, or "mean", estimated again
+            at the posterior mean over the training images, see `deelbo.update_batchnorm`; booked under "select".
+        closing_batchnorm: statistics with which the closing objective evaluates a draw from the posterior: "running",
+            those of the trained network, or "draw", estimated again for each draw.
 
     Raises:
-        ValueError: ``batchnorm`` is neither.
+        ValueError: a text that is none of these, or a ``noise_until`` below 0 or above 1.
     """
 
     learning_rate: float
@@ -34,10 +42,21 @@ class Schedule:
     posterior_passes: int = 10
     series_points: int = 20
     batchnorm: str = "train"
+    noise_until: float = 1.0
+    final_batchnorm: str = "running"
+    closing_batchnorm: str = "running"
 
     def __post_init__(self) -> None:
-        if self.batchnorm not in BATCHNORM:
-            raise ValueError(f"batchnorm must be one of {', '.join(BATCHNORM)}, got {self.batchnorm!r}")
+        choices = {"batchnorm": BATCHNORM, "final_batchnorm": FINAL_BATCHNORM, "closing_batchnorm": CLOSING_BATCHNORM}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if not 0 <= self.noise_until <= 1:
+            raise ValueError(f"noise_until must be a share of the steps, from 0 to 1, got {self.noise_until}")
+
+    def noisy_steps(self, num_examples: int) -> int:
+        """Return the number of steps that draw from the posterior."""
+        return math.ceil(self.noise_until * self.total_steps(num_examples) - 1e-9)
 
     def batch(self, num_examples: int) -> int:
         """Images per step."""

@@ -147,6 +147,10 @@ SETTINGS = [
     *(Setting(method, schedule=replace(SCHEDULE, momentum=0.0)) for method in ("map", "de-elbo")),
     *(Setting(method, split=replace(SPLIT, validation=None)) for method in ("map", "de-elbo")),
     Setting(own_noise=False),
+    *(
+        Setting(schedule=replace(SCHEDULE, noise_until=share, final_batchnorm="mean", closing_batchnorm="draw"))
+        for share in (0.0, 0.35, 0.9)
+    ),
 ]
 NAMES = [f"{i}-{setting.method}-{setting.prior}" for i, setting in enumerate(SETTINGS)]
 

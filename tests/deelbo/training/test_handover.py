@@ -138,6 +138,15 @@ def test_segments_end_as_one_run(make: Any, optimizer: Any, segment: Segment) ->
     assert bits(ending) == bits(segment(make, optimizer=optimizer))
 
 
+@pytest.mark.parametrize("share", [0.1, 0.45, 0.9])
+def test_segments_of_a_run_whose_noise_ends(share: float, segment: Segment) -> None:
+    """A later segment knows whether the noise has ended, and with which strengths."""
+    store, schedule = Store(), replace(SCHEDULE, noise_until=share, final_batchnorm="mean")
+    for until in SHARES:
+        ending = segment(until=until, handover=store.handover(), schedule=schedule)
+    assert bits(ending) == bits(segment(schedule=schedule))
+
+
 @pytest.mark.parametrize("make", [point, de_elbo])
 def test_metrics_of_an_early_stop(make: Any, segment: Segment) -> None:
     """A stop has train_nll, validation metrics and a bound's objective, but no test and no posterior pass."""

@@ -1,0 +1,44 @@
+"""Running statistics of BatchNorm and of other layers that have them: training mode, and a new estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from deelbo.objectives.base import evaluation_mode
+
+
+def running_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that have running statistics of their own."""
+    return [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
+
+
+@torch.no_grad()
+def update_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Estimate running statistics again, at the weights that the model has now.
+
+    They become the mean over ``batches`` of each batch's own statistics, as `torch.optim.swa_utils.update_bn` computes
+    them (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization", section 3.2), for
+    every layer that has them. All other layers are in evaluation mode, so dropout is off. Statistics that were
+    collected under the posterior's noise do not fit its mean, which is what is evaluated.
+
+    Args:
+        model: any module; without running statistics nothing changes, and no batch is used.
+        batches: inputs of the model, of about the same size, not augmented.
+    """
+    layers = running_layers(model)
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    with evaluation_mode(model):
+        for layer in layers:
+            layer.reset_running_stats()  # type: ignore[operator]
+            layer.momentum, layer.training = None, True  # type: ignore[assignment]  # None: a mean over batches
+        try:
+            for batch in batches:
+                model(batch)
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum

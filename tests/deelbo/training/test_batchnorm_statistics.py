@@ -1,0 +1,134 @@
+"""New estimates of running statistics, and where `fit` takes them: at the posterior mean, or for each draw."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import deelbo
+from deelbo import DataEmphasizedELBO, Schedule, fit, make_groups
+from deelbo.training.batchnorm import update_batchnorm
+
+
+class WithStatistics(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3, momentum=0.3)
+        self.drop = nn.Dropout(0.5)
+        self.second = nn.InstanceNorm1d(3, track_running_stats=True)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.second(self.drop(self.norm(x)))
+
+
+def test_statistics_are_the_mean_over_batches() -> None:
+    """They equal sums by hand; dropout is off, modes and momenta are as before, and gradients are not recorded."""
+    torch.manual_seed(1)
+    model, batches = WithStatistics().double(), [torch.randn(8, 3, 4).double() for _ in range(3)]
+    model.norm.running_mean.fill_(7.0)
+    model.train()
+    model.drop.eval()
+    update_batchnorm(model, iter(batches))
+    mean = torch.stack([b.mean((0, 2)) for b in batches]).mean(0)
+    torch.testing.assert_close(model.norm.running_mean, mean, rtol=1e-12, atol=1e-12)
+    variance = torch.stack([b.transpose(0, 1).reshape(3, -1).var(1) for b in batches]).mean(0)
+    torch.testing.assert_close(model.norm.running_var, variance, rtol=1e-12, atol=1e-12)
+    normalized = [
+        (b - b.mean((0, 2), keepdim=True)) / (b.var((0, 2), False, keepdim=True) + 1e-5).sqrt() for b in batches
+    ]
+    inner = torch.stack([b.mean(2).mean(0) for b in normalized]).mean(0)
+    torch.testing.assert_close(model.second.running_mean, inner, rtol=1e-6, atol=1e-9)
+    assert (model.norm.momentum, model.second.momentum) == (0.3, 0.1)
+    assert (model.training, model.norm.training, model.drop.training) == (True, True, False)
+
+
+def test_a_network_without_statistics_reads_no_batch() -> None:
+    update_batchnorm(nn.Linear(2, 2), iter([]))
+
+
+def test_an_error_restores_the_layers() -> None:
+    model = WithStatistics()
+    with pytest.raises(RuntimeError):
+        update_batchnorm(model, [torch.zeros(2, 5, 4)])
+    assert (model.norm.momentum, model.norm.training) == (0.3, True)
+
+
+def train(split: Any, model: nn.Module, **settings: Any) -> Any:
+    objective = DataEmphasizedELBO(
+        make_groups(model, None, "l2-sp"), len(split.train), generator=torch.Generator().manual_seed(5)
+    )
+    return fit(model, split, objective, Schedule(0.1, steps=6, batch_size=4, posterior_passes=2, **settings), seed=2)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
+
+
+def ready(split: Any) -> nn.Module:
+    model = network()
+    model.eval()
+    model(split.transform.evaluation(split.train.inputs[:2]))
+    return model
+
+
+def test_the_trained_network_has_the_statistics_of_the_mean(toy_split: Any) -> None:
+    """With "mean" only the statistics and what depends on them change; they are those of the training images."""
+    plain, again = ready(toy_split), ready(toy_split)
+    first, second = train(toy_split, plain), train(toy_split, again, final_batchnorm="mean")
+    assert torch.equal(plain[0].weight, again[0].weight)
+    assert not torch.equal(plain[1].running_mean, again[1].running_mean)
+    with torch.no_grad():
+        hidden = again[0](toy_split.transform.evaluation(toy_split.train.inputs))
+    torch.testing.assert_close(again[1].running_mean, hidden.mean((0, 2, 3)))
+    torch.testing.assert_close(again[1].running_var, hidden.transpose(0, 1).reshape(4, -1).var(1))
+    assert first.metrics["test_nll"] != second.metrics["test_nll"]
+    assert second.metrics["test_nll"] == deelbo.evaluate(again, toy_split.test, toy_split.transform)[0]
+    assert second.seconds["select"] > 0
+
+
+def test_statistics_of_each_draw(toy_split: Any) -> None:
+    """With "draw" the closing objective changes, and the network does not."""
+    plain, again = ready(toy_split), ready(toy_split)
+    first, second = train(toy_split, plain), train(toy_split, again, closing_batchnorm="draw")
+    assert first.metrics["test_nll"] == second.metrics["test_nll"]
+    assert first.metrics["nll_under_q"] != second.metrics["nll_under_q"]
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_noise_ends(toy_split: Any, share: float) -> None:
+    """The strengths are those of the step at which the noise ended; a whole run with noise is as before to the bit."""
+    model = ready(toy_split)
+    objective = DataEmphasizedELBO(
+        make_groups(model, None, "l2-sp"), len(toy_split.train), generator=torch.Generator().manual_seed(5)
+    )
+    schedule = Schedule(0.1, steps=6, batch_size=4, noise_until=share, series_points=6)
+    result = fit(model, toy_split, objective, schedule, seed=2)
+    assert objective.is_frozen == (share < 1)
+    strengths = [row["weight_decay_backbone"] for row in result.series]
+    steps = [row["step"] for row in result.series]
+    noisy = schedule.noisy_steps(len(toy_split.train))
+    late = [strength for strength, step in zip(strengths, steps, strict=True) if step > noisy]
+    assert all(strength == result.state["weight_decay_backbone"] for strength in late)
+    reference = ready(toy_split)
+    other = train(toy_split, reference)
+    same = torch.equal(reference[0].weight, model[0].weight)
+    assert same == (share == 1)
+    assert other.series
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"final_batchnorm": "none"}, "final_batchnorm must be one of running, mean, got 'none'"),
+        ({"closing_batchnorm": "mean"}, "closing_batchnorm must be one of running, draw, got 'mean'"),
+        ({"noise_until": 1.5}, "noise_until must be a share of the steps, from 0 to 1, got 1.5"),
+        ({"noise_until": float("nan")}, "noise_until must be a share"),
+    ],
+)
+def test_impossible_settings(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Schedule(0.1, **settings)
