@@ -52,7 +52,7 @@ class DEELBoOptions(MethodSettings):
     groups: Annotated[str, BeforeValidator(_groups)] = BACKBONE_AND_HEAD
     batchnorm: Literal["running", "mean"] = "running"
     closing: Literal["running", "draw"] = "running"
-    noise_until: Annotated[float, Number, Field(ge=0, le=1)] = 1.0
+    noise_until: Annotated[float, Number, Field(gt=0, le=1)] = 1.0
     start_alpha: Positive | None = None
 
     def find_problem(self, prior: str) -> str | None:

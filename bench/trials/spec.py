@@ -84,7 +84,7 @@ class TrialSpec:
     number: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     options: str = "{}"
     batchnorm: Text = "train"
-    noise_until: Annotated[float, Field(ge=0, le=1)] = 1.0
+    noise_until: Annotated[float, Field(gt=0, le=1)] = 1.0
     final_batchnorm: Text = "running"
     closing_batchnorm: Text = "running"
     start_alpha: Number | None = None

@@ -31,7 +31,7 @@ class Schedule:
             those of the trained network, or "draw", estimated again for each draw.
 
     Raises:
-        ValueError: a text that is none of these, or a ``noise_until`` below 0 or above 1.
+        ValueError: a text that is none of these, or a ``noise_until`` that is no share above 0.
     """
 
     learning_rate: float
@@ -51,8 +51,8 @@ class Schedule:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if not 0 <= self.noise_until <= 1:
-            raise ValueError(f"noise_until must be a share of the steps, from 0 to 1, got {self.noise_until}")
+        if not 0 < self.noise_until <= 1:
+            raise ValueError(f"noise_until must be a share of the steps, above 0 and at most 1, got {self.noise_until}")
 
     def noisy_steps(self, num_examples: int) -> int:
         """Return the number of steps that draw from the posterior."""

@@ -98,7 +98,7 @@ def test_statistics_of_each_draw(toy_split: Any) -> None:
         assert torch.equal(value, again.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
 def test_the_noise_ends(toy_split: Any, share: float) -> None:
     """The strengths are those of the step at which the noise ended; a whole run with noise is as before to the bit."""
     model = ready(toy_split)
@@ -125,7 +125,8 @@ def test_the_noise_ends(toy_split: Any, share: float) -> None:
     [
         ({"final_batchnorm": "none"}, "final_batchnorm must be one of running, mean, got 'none'"),
         ({"closing_batchnorm": "mean"}, "closing_batchnorm must be one of running, draw, got 'mean'"),
-        ({"noise_until": 1.5}, "noise_until must be a share of the steps, from 0 to 1, got 1.5"),
+        ({"noise_until": 1.5}, "noise_until must be a share of the steps, above 0 and at most 1, got 1.5"),
+        ({"noise_until": 0.0}, "noise_until must be a share"),
         ({"noise_until": float("nan")}, "noise_until must be a share"),
     ],
 )

@@ -149,7 +149,7 @@ SETTINGS = [
     Setting(own_noise=False),
     *(
         Setting(schedule=replace(SCHEDULE, noise_until=share, final_batchnorm="mean", closing_batchnorm="draw"))
-        for share in (0.0, 0.35, 0.9)
+        for share in (0.01, 0.35, 0.9)
     ),
 ]
 NAMES = [f"{i}-{setting.method}-{setting.prior}" for i, setting in enumerate(SETTINGS)]
