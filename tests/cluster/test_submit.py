@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from mlflow.tracking import MlflowClient
 
 import bench
@@ -15,8 +16,8 @@ from bench.storage.records import RecordStore
 from tests.cluster.conftest import Cluster
 from tests.cluster.laptop import MAX_COMMAND_SECONDS, Laptop
 from tests.faults.processes import descendants, until
-from tests.helpers.plugins import write_dataset, write_method
-from tests.helpers.tiny import TRIALS
+from tests.helpers.plugins import read_example, write_dataset, write_method
+from tests.helpers.tiny import CONTENT, TRIALS
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -212,16 +213,25 @@ def test_a_benchmark_that_does_not_fit_is_not_submitted(laptop: Laptop, storage:
 
 
 def test_plugins_go_along(laptop: Laptop, storage: Path) -> None:
-    """With --from-source the plug-ins of this computer are checked on the nodes, and used by driver and workers."""
+    """With --from-source the plug-ins and allowed packages of this computer are used by driver and workers."""
     write_dataset(laptop.folder / "plugins")
     write_method(laptop.folder / "plugins")
     path = os.pathsep.join([str(Path(bench.__file__).resolve().parents[1]), str(laptop.folder / "plugins")])
-    config = laptop.write_config("plugged", dataset="rows", methods={"rule-of-thumb": None, "elbo": None})
-    options = ["--storage", str(storage), "--tracking-uri", laptop.cluster.mlflow]
-    code, output = laptop.run("submit", config, *options, PYTHONPATH=path)
+    plugged = {"dataset": "rows", "methods": {"rule-of-thumb": None, "elbo": None}, "resources": {"gpus_per_trial": 0}}
+    content = (
+        CONTENT | plugged | {"name": "plugged", "backbones": {"mine": {"model": "lab_nets:make", "weights": "none"}}}
+    )
+    del content["backbone"]
+    (laptop.folder / "lab_nets.py").write_text(
+        read_example("plugins.md", 1) + "\ndef make(n):\n    return build(n, None)\n"
+    )
+    (laptop.folder / "plugged.yaml").write_text(yaml.safe_dump(content))
+    options = ["--storage", str(storage), "--tracking-uri", laptop.cluster.mlflow, "--allow-import", "lab_nets"]
+    code, output = laptop.run("submit", "plugged.yaml", *options, PYTHONPATH=path)
     assert (code, "plug-ins: my_data 1.0 (" in output, "none on" in output) == (2, True, True), output
-    code, output = laptop.run("submit", config, *options, "--from-source", PYTHONPATH=path)
+    code, output = laptop.run("submit", "plugged.yaml", *options, "--from-source", PYTHONPATH=path)
     assert code == 0, output
     records = list(RecordStore(str(storage)).records())
     assert {record.spec.method for record in records} == {"rule-of-thumb", "elbo"}
     assert {record.versions["my-data"] for record in records} == {"1.0"}
+    assert all(record.versions["lab_nets code"] for record in records)

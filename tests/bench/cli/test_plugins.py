@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,40 @@ def test_a_backbone_that_is_none(tmp_path: Path, change: str, problem: str) -> N
     refused = call(tmp_path, CONTENT | {"backbone": "two-layers"}, "plan")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
     assert problem in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("def load(*_): return 7", "the plug-in my-data 1.0: rows: load returned int, expected deelbo.data.Task"),
+        (
+            "def load(root): pass",
+            "the plug-in my-data 1.0: rows cannot be loaded (TypeError: load() takes 1 positional",
+        ),
+    ],
+)
+def test_a_dataset_that_is_none(tmp_path: Path, cache: Path, change: str, problem: str) -> None:
+    """`prepare`, and `run` as it does, load a plug-in's dataset before any trial; what is none is refused in one line."""
+    write_dataset(tmp_path)
+    text = (tmp_path / "my_data.py").read_text()
+    (tmp_path / "my_data.py").write_text(text.replace("ENTRY = ", f"{change}\n\n\nENTRY = "))
+    refused = call(tmp_path, ROWS, "prepare", DEELBO_CACHE=str(cache))
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1), refused.stderr
+    assert problem in refused.stderr
+    (tmp_path / "my_data.py").write_text(text)
+    assert "rows: 200 training and 40 test images" in call(tmp_path, ROWS, "prepare", DEELBO_CACHE=str(cache)).stdout
+
+
+@pytest.mark.slow
+def test_doctor_imports_allowed_packages(tmp_path: Path) -> None:
+    """A package of the current folder is imported where trials run on this machine; what it lacks is named."""
+    (tmp_path / "lab_nets.py").write_text(
+        "def make(n):\n    import torch\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, n))\n"
+    )
+    content = CONTENT | {"backbones": {"mine": {"model": "lab_nets:make", "weights": "none"}}}
+    content |= {"resources": {"gpus_per_trial": 0}, "methods": {"elbo": None}}
+    del content["backbone"]
+    examined = call(tmp_path, content, "doctor", "--allow-import", "lab_nets")
+    assert examined.returncode == 0, examined.stdout + examined.stderr
+    assert re.search(r"^ok +plug-ins: lab_nets \(\w{12}\) here and on ", examined.stdout, re.MULTILINE)
+    assert call(tmp_path, content, "doctor").returncode == 2

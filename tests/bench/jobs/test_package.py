@@ -130,6 +130,18 @@ def test_all_modules_of_an_installed_plugin_are_packed(plugins: Path) -> None:
     assert sorted(plugin_files([plugin])) == sorted([*names[:3], *info])
 
 
+def test_an_imported_package_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package from which a network is imported has no distribution: its files go along, and pip gets no name."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "nets_of_mine").mkdir()
+    (tmp_path / "nets_of_mine" / "__init__.py").write_text("")
+    plugin = Plugin("", "", "nets_of_mine")
+    assert plugin_files([plugin]) == {"nets_of_mine/__init__.py": b""}
+    assert pip_runtime_env("deelbo", None, [plugin])["pip"] == ["deelbo"]
+    with pytest.raises(ConfigError, match="the package no_such_nets has no module no_such_nets"):
+        plugin_files([Plugin("", "", "no_such_nets")])
+
+
 def test_a_plugin_that_is_too_large(
     tmp_path: Path, content: dict[str, Any], plugins: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
