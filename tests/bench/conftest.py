@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +20,19 @@ import torch
 
 from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import parse_benchmark
+from bench.config.validation import _try_network
+from bench.methods import REGISTRY
 from bench.scheduling.queue import TrialQueue
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from deelbo import plugins as entry_points
+from deelbo.data.registry import DATASETS, _load_once
 from deelbo.pretrained import embedded as pretraining
 from deelbo.pretrained.backbones import build_backbone
+from deelbo.pretrained.registry import NETWORKS
 from tests.helpers.hostile import fuzz, garbled, mutated, tripwire  # noqa: F401 - fixtures
-from tests.helpers.plugins import write_dataset, write_method
+from tests.helpers.plugins import write_backbone, write_dataset, write_method
 from tests.helpers.tiny import CONTENT
 
 if TYPE_CHECKING:
@@ -204,14 +210,23 @@ def uri(database: Path, tmp_path: Path) -> str:
 
 @pytest.fixture
 def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder on the search path with the plug-ins of the guides: the dataset ``rows``, the method rule-of-thumb."""
+    """A folder on the search path with the plug-ins of the guides: ``rows``, ``two-layers``, ``rule-of-thumb``."""
     folder = tmp_path / "plugins"
-    write_dataset(folder)
-    write_method(folder)
+    for write in (write_dataset, write_backbone, write_method):
+        write(folder)
     monkeypatch.syspath_prepend(str(folder))
-    entry_points._entry_points.cache_clear()
+    for registry, attribute in product((DATASETS, NETWORKS, REGISTRY), ("_loaded", "_failures")):
+        monkeypatch.setattr(registry, attribute, {})
+
+    def forget() -> None:
+        for cached in (entry_points._entry_points, _load_once, _try_network):
+            cached.cache_clear()
+        for name in [name for name in sys.modules if name.startswith("my_")]:
+            del sys.modules[name]
+
+    forget()
     yield folder
-    entry_points._entry_points.cache_clear()
+    forget()
 
 
 @pytest.fixture(scope="session")
