@@ -150,7 +150,7 @@ def load_model(
     files, content = read_files(read, str(folder))
     if (package := imported_package(str(content.get("backbone")))) is not None and package not in allow_import:
         found = f"{folder / DESCRIPTION} names the network {str(content['backbone'])[:100]}, which is code"
-        raise ValueError(f"{found}: if you trust it, call load_model with allow_import=[{package[:60]!r}]")
+        raise ValueError(f"{found}: if you trust it, allow_import=[{package[:60]!r}], or --allow-import")
     try:
         return _build(content, files).to(place)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:

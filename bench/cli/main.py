@@ -6,11 +6,26 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from bench.cli import doctor, export, jobs, mlflow, plan, prepare, replay, report, run, speed, submit, swag
+from bench.cli import (
+    doctor,
+    export,
+    finetune,
+    jobs,
+    mlflow,
+    plan,
+    predict,
+    prepare,
+    replay,
+    report,
+    run,
+    speed,
+    submit,
+    swag,
+)
 from bench.utils.signals import ignore_signals, interrupt_on_signals
 from bench.utils.text import describe_denied, single_line
 
-COMMANDS = (run, plan, prepare, swag, report, export, mlflow, replay, submit, doctor, jobs, speed)
+COMMANDS = (finetune, predict, run, plan, prepare, swag, report, export, mlflow, replay, submit, doctor, jobs, speed)
 """In the order of `--help`."""
 MAX_MESSAGE_CHARS = 1000
 

@@ -111,18 +111,28 @@ def print_end(outcome: RunOutcome, console: Console, tracking_uri: str | None) -
             console.print(f"figure  {short(f'{place}/figure2.png')}")
     shown = f"{command()} ui {quoted(store.url)}" if tracking_uri is None else redact_url(tracking_uri)
     console.print(f"MLflow  {shown}")
+    print_failures(outcome, console)
+    if summary.ran and summary.stop_reason is None:
+        seconds = time.time() - STARTED
+        share = summary.utilization * summary.wall_seconds / seconds
+        console.print(
+            f"the whole command took {format_duration(seconds)}; its slots were inside trials for {share:.0%} of that"
+        )
+
+
+def print_failures(outcome: RunOutcome, console: Console) -> None:
+    """Print the trials that failed, and what is left of a run that was stopped.
+
+    Raises:
+        RecordError: the run could not go on.
+    """
+    summary = outcome.summary
     for line in summary.failures:
         console.print(f"failed  {line}")
     if summary.stop_reason:
         raise RecordError(summary.stop_reason)
     if summary.stop_reason is not None:
         console.print(f"stopped with {summary.left} trials left: the same command continues")
-    elif summary.ran:
-        seconds = time.time() - STARTED
-        share = summary.utilization * summary.wall_seconds / seconds
-        console.print(
-            f"the whole command took {format_duration(seconds)}; its slots were inside trials for {share:.0%} of that"
-        )
 
 
 def _print_table3(file: Path, console: Console) -> None:

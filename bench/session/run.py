@@ -195,8 +195,8 @@ class RunSession(RunCallback):
 
         datasets = dict.fromkeys(method.cell.dataset for method in self.methods)
         is_here = self.options.address is None  # on a cluster the workers read the datasets
-        data = check_data(self.benchmark, datasets) if is_here else {}
         pretrained = load_pretrained_backbones(self.benchmark, self.methods, say=self.console.print)
+        data = check_data(self.benchmark, datasets) if is_here else {}  # minutes, if images are to be decoded
         check_same_inputs(self.store, records, data, pretrained)
         died = None if lock.predecessor is None else lock.predecessor.heartbeat
         attempts = AttemptLog(self.store, records, quarantined, died)
