@@ -1,14 +1,17 @@
 """DE ELBo: learn the regularization by the data-emphasized ELBo; one run per learning rate, on all N images."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from bench.methods.base import Method, MethodSettings
+from bench.methods.base import Method, MethodSettings, metric_rank
+from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from bench.types import DEFAULT_LEARNING_RATES, LearningRates, Number, Positive, parse_number
+from bench.types import DEFAULT_LEARNING_RATES, Flag, LearningRates, Number, Positive, parse_number
 
 BACKBONE_AND_HEAD = "backbone+head"
 
@@ -81,13 +84,22 @@ class DEELBoOptions(MethodSettings):
 class DEELBoSettings(DEELBoOptions):
     method: Literal["de-elbo"] = "de-elbo"
     learning_rates: LearningRates = DEFAULT_LEARNING_RATES
+    retrain: Flag = False
+
+    def find_problem(self, prior: str) -> str | None:
+        if self.retrain and self.groups == "layer":
+            return "retrain: true with groups = layer, as MAP has one strength for all of the backbone: leave out one"
+        return super().find_problem(prior)
 
     def max_trials(self, prior: str) -> int:
-        return len(self.learning_rates)
+        return len(self.learning_rates) + self.retrain
 
 
 class DEELBo(Method):
-    """As `ELBo`, with the likelihood weighted by kappa, D/N by default."""
+    """As `ELBo`, with the likelihood weighted by kappa, D/N by default.
+
+    With ``retrain`` the best run's learned strengths are given to MAP, which is trained once more on all N images.
+    """
 
     name = "de-elbo"
     title = "DE ELBo"
@@ -96,4 +108,28 @@ class DEELBo(Method):
     settings: DEELBoSettings
 
     def initial_trials(self) -> Iterable[TrialSpec]:
-        return [self.spec("run", rate, **self.settings.spec_fields) for rate in self.settings.learning_rates]
+        self._runs: dict[int | None, TrialRecord] = {}
+        fields = self.settings.spec_fields
+        rates = enumerate(self.settings.learning_rates)
+        if not self.settings.retrain:
+            return [self.spec("run", rate, **fields) for _, rate in rates]
+        return [self.spec("run", rate, number=i, **fields) for i, rate in rates]
+
+    def next_trials(self, record: TrialRecord) -> Iterable[TrialSpec]:
+        if not self.settings.retrain or record.spec.stage != "run":
+            return ()
+        self._runs[record.spec.number] = record
+        if len(self._runs) < len(self.settings.learning_rates):
+            return ()
+        best = min(self._runs.values(), key=lambda run: (metric_rank(run, "objective"), run.spec.number))
+        alpha, beta = (best.state.get(f"weight_decay_{group}", math.nan) for group in ("backbone", "head"))
+        if best.status == "failed" or not (0 < alpha < math.inf and 0 < beta < math.inf):
+            return ()
+        strengths: dict[str, float | None] = {"weight_decay": alpha, "head_weight_decay": beta}
+        if self.cell.prior == "ptyl":
+            strengths |= {"weight_decay": None, "prior_scale": 1 / (self.cell.n * alpha)}
+        point = {"noise_until": 1.0, "final_batchnorm": "running", "closing_batchnorm": "running", "start_alpha": None}
+        return [self.retraining(replace(best.spec, kappa=None, **point, **strengths))]  # type: ignore[arg-type]
+
+    def stages(self) -> Counter[str]:
+        return Counter(run=len(self.settings.learning_rates)) + Counter(retrain=int(self.settings.retrain))

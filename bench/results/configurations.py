@@ -102,7 +102,7 @@ def iterate_configurations(frame: pd.DataFrame, cost: str = "train") -> Iterator
     tuned["rank"] = rank.where(tuned["status"] == "completed")
     retrained = usable.loc[usable["stage"] == "retrain", [*CONFIGURATION, "cost", "test_acc", "row"]]
     pairs = tuned.merge(retrained, on=CONFIGURATION, how="left", suffixes=("", "_retrained"))
-    single = pairs["stage"] != "tune"  # these runs are tested themselves
+    single = (pairs["stage"] != "tune") & pairs["number"].isna()  # these runs are tested themselves
     pairs["cost_retrained"] = pairs["cost_retrained"].mask(single, 0)
     for column in ("test_acc", "row"):
         pairs[f"{column}_retrained"] = pairs[f"{column}_retrained"].mask(single, pairs[column])

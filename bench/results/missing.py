@@ -31,7 +31,8 @@ def _missing_retraining(frame: pd.DataFrame, cells: Cells) -> list[str]:
     """Cells in which the test accuracy of some possible choice is unknown."""
     places: dict[tuple[str, str], list[str]] = {}
     for cell, tried in cells:
-        single = frame.loc[tried.selection_rows[0], "stage"] != "tune"
+        first = frame.loc[tried.selection_rows[0]]
+        single = first["stage"] != "tune" and pd.isna(first.get("number"))
         if kind := _missing_runs(tried) if single else _missing_retrained_runs(tried):
             places.setdefault((_name(cell), kind), []).append(f"N = {cell['n']:,} seed {cell['seed']}")
     return [f"{name}: {kind} ({'; '.join(where)})." for (name, kind), where in places.items()]
