@@ -49,7 +49,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--unreadable", choices=("refuse", "skip"), help="damaged files (default: refuse)")
     parser.add_argument("--text", action="append", metavar="COLUMN", help="column of texts; may be given often")
-    parser.add_argument("--storage", type=nonempty, help="of the records (default: ./deelbo-runs/NAME of --out)")
+    parser.add_argument("--storage", type=nonempty, help="of the records (default: ./deelbo-runs/finetune-OUT)")
     parser.add_argument("--address", type=nonempty, help="a Ray cluster (default: this machine)")
     add_set(parser, "as for `run`")
     add_allow_import(parser)
@@ -78,15 +78,17 @@ def _finetune(options: argparse.Namespace) -> int:
     if outcome.summary.stop_reason is not None or outcome.summary.failed:
         print_failures(outcome, console)
         return outcome.exit_code
+    allowed = "".join(f" --allow-import {package}" for package in options.allow_import)
     made = deliver(outcome.store, outcome.benchmark, request.out, options.allow_import)
+    all_seconds, grid = time.time() - STARTED, format_duration(made.grid_seconds)
     console.print(f"learned   {made.describe_learned()}")
+    console.print(f"chosen    learning rate {made.record.spec.learning_rate:g} of {made.learning_rates}")
     console.print(f"accuracy  {made.describe_test()}")
-    console.print(
-        f"time      {format_duration(made.train_seconds)} of training, {format_duration(time.time() - STARTED)} in "
-        f"all; a grid search of {made.grid_size} configurations: about {format_duration(made.grid_seconds)} of training"
-    )
+    console.print(f"time      {format_duration(made.train_seconds)} of training, {format_duration(all_seconds)} in all")
+    console.print(f"grid      a grid search of {made.grid_size} configurations would train for about {grid}")
     console.print(f"records   {short(redact_url(outcome.store.url))}")
-    console.print(f"model     {short(request.out)}: `{command()} predict {quoted(request.out)} FILES` uses it")
+    console.print(f"model     {short(request.out)}")
+    console.print(f"predict   {command()} predict {quoted(request.out)} FILES{allowed}")
     return 0
 
 

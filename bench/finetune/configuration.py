@@ -67,7 +67,7 @@ def make_configuration(options: FinetuneOptions, gpu: bool, on_cluster: bool) ->
     if not on_cluster:
         resources |= {"slots": 1, "cpus_per_trial": 1 if gpu else len(os.sched_getaffinity(0))}
     return {
-        "name": _to_name(options.out.resolve().name, "model"),
+        "name": f"finetune-{_to_name(options.out.resolve().name, 'model')}",
         "datasets": {dataset_name(options.data): _dataset(options)},
         "backbones": {backbone: settings},
         # without pretrained weights there is nothing to stay close to

@@ -45,9 +45,9 @@ class Finetuned:
         """Describe the learned strengths in one line."""
         state = self.record.state
         return (
-            f"lambda {state['scale_backbone']:.3g} and tau {state['scale_head']:.3g}, a weight decay of "
-            f"{state['weight_decay_backbone']:.2g} (backbone) and {state['weight_decay_head']:.2g} (head); "
-            f"sigma {state['sigma']:.2g}; learning rate {self.record.spec.learning_rate:g} of {self.learning_rates}"
+            f"lambda {state['scale_backbone']:.3g}, tau {state['scale_head']:.3g}: weight decay "
+            f"{state['weight_decay_backbone']:.2g} (backbone), {state['weight_decay_head']:.2g} (head); "
+            f"sigma {state['sigma']:.2g}"
         )
 
     def describe_test(self) -> str:

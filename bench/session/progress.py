@@ -16,6 +16,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from bench.scheduling.callbacks import RunCallback
@@ -33,7 +34,7 @@ class _StatusColumn(ProgressColumn):
 
     def __init__(self, status: Callable[[], str]) -> None:
         self._status = status
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
 
     def render(self, task: Task) -> Text:
         return Text(self._status())
@@ -58,8 +59,9 @@ class ProgressDisplay(RunCallback):
         self.console.print(f"{'at most ' * queue.at_most}{queue.total} trials{reused}, {slots} at a time")
         if self.console.is_terminal and queue.num_remaining:
             status = _StatusColumn(self.status)
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), status, TimeElapsedColumn())
-            self.bar = Progress(*columns, console=self.console)
+            bar = BarColumn(bar_width=None)  # as wide as the rest leaves
+            columns = (TextColumn("{task.description}"), bar, MofNCompleteColumn(), status, TimeElapsedColumn())
+            self.bar = Progress(*columns, console=self.console, expand=True)
             self._task = self.bar.add_task("trials", total=queue.total, completed=queue.num_completed)
             self.bar.start()
 

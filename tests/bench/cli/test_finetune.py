@@ -62,7 +62,7 @@ def test_interrupted_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     """The same command continues after Ctrl-C; the model's predictions of the test images are the record's."""
     write_photos(tmp_path / "photos" / "test", 5)
     command = ["finetune", "photos", *OWN, *SHORT, "--out", "model", "--set", "resources.cpus_per_trial=1"]
-    thread = threading.Thread(target=interrupt_after_a_trial, args=[tmp_path / "deelbo-runs" / "model"])
+    thread = threading.Thread(target=interrupt_after_a_trial, args=[tmp_path / "deelbo-runs" / "finetune-model"])
     thread.start()
     assert main(command) == 130
     thread.join()
@@ -74,7 +74,7 @@ def test_interrupted_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     record = deelbo.load_model("model", allow_import=["finetune_net"]).metadata["record"]
     assert f"learning rate {record['spec']['learning_rate']:g} of 4" in out
     assert f"accuracy  {record['metrics']['test_acc']:.1%} of 15 test examples" in out
-    (chosen,) = bench.load("deelbo-runs/model").chosen().to_dict("records")
+    (chosen,) = bench.load("deelbo-runs/finetune-model").chosen().to_dict("records")
     assert chosen["key"] == record["key"]
     card = Path("model/README.md").read_text()
     assert str(tmp_path) not in card

@@ -45,11 +45,9 @@ def test_summary(benchmark: Benchmark, records: list[TrialRecord]) -> None:
     assert made.record.spec.until == 1
     assert (made.train_seconds, made.run_seconds) == (pytest.approx(120), pytest.approx(80))
     assert (made.grid_size, made.grid_seconds) == (24, pytest.approx(2000))
-    rate = made.record.spec.learning_rate
-    assert made.describe_learned() == (
-        "lambda 0.002 and tau 0.03, a weight decay of 0.0004 (backbone) and 3e-05 (head); "
-        f"sigma 0.01; learning rate {rate:g} of 4"
-    )
+    assert made.learning_rates == 4
+    learned = "lambda 0.002, tau 0.03: weight decay 0.0004 (backbone), 3e-05 (head); sigma 0.01"
+    assert made.describe_learned() == learned
 
 
 def test_measured_or_not(benchmark: Benchmark, records: list[TrialRecord]) -> None:
