@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from typing import Annotated, Any, Literal, Self
 
@@ -27,7 +28,7 @@ from bench.types import Count, Flag, Name, Positive, Prior, Seed, StrictModel, U
 from bench.utils.text import short_repr
 from deelbo.data import Source
 from deelbo.paths import expand_user
-from deelbo.pretrained.registry import BackboneSource, imported_package
+from deelbo.pretrained.registry import TEXT_PREFIX, BackboneSource, imported_package
 
 EMBEDDED = "digits-resnet"  # trained by this package, which also fits its SWAG posterior
 MAX_TRIALS = 100_000  # 17 times the paper's; each takes 10 microseconds and 3 KB before anything runs
@@ -197,11 +198,14 @@ class Benchmark(StrictModel):
         return setting.source(str(expand_user(setting.path).absolute()))
 
     def backbone_source(self, backbone: str) -> BackboneSource:
-        """Return the network of a backbone."""
+        """Return the network of a backbone; a folder of its files is one of this machine."""
         settings = self.backbones[backbone]
         pixels = settings.normalization
         mean, std = (None, None) if pixels is None else (pixels.mean, pixels.std)
-        return BackboneSource(settings.model or backbone, mean, std)
+        source = BackboneSource(settings.model or backbone, mean, std, settings.max_length)
+        if source.text_model is not None and (folder := expand_user(source.text_model)).is_dir():
+            return replace(source, model=f"{TEXT_PREFIX}{folder.absolute()}")
+        return source
 
     def imported_packages(self) -> list[str]:
         """Return the top-level packages from which networks are imported."""

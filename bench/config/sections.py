@@ -141,6 +141,7 @@ class BackboneSettings(StrictModel):
     ptyl: Annotated[str | SWAGFiles | None, BeforeValidator(_check_swag_files)] = None
     head: str | None = None
     normalization: ChannelNormalization | None = None
+    max_length: Count | None = None
 
     def imagenet_version(self, name: str) -> str | None:
         """Return the version of torchvision's weights from which the backbone ``name`` starts; None if from others."""

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 
 from bench.config.benchmark import EMBEDDED, Benchmark
 from bench.config.sections import BackboneSettings, ChannelNormalization, OwnSettings, TextSettings
@@ -10,14 +11,16 @@ from bench.exceptions import ConfigError
 from bench.methods.base import Method
 from bench.types import NAME_PATTERN
 from bench.utils.imports import add_current_folder
-from deelbo.data import DATASETS, TASKS, TaskEntry, crop_size, find_task, is_embedded, load_task
+from deelbo.data import DATASETS, TASKS, Source, TaskEntry, crop_size, find_task, is_embedded, load_task
 from deelbo.data.listing import show
 from deelbo.data.splits import check_size
+from deelbo.data.texts import find_model
 from deelbo.pretrained.registry import (
     BACKBONES,
     IMAGENET_VERSIONS,
     NETWORKS,
     NO_WEIGHTS,
+    BackboneSource,
     find_backbone,
     imported_package,
 )
@@ -41,6 +44,7 @@ def check(
     _check_datasets(benchmark, images_here)
     try:
         _check_backbones(benchmark, allow_import)
+        _check_text_networks(benchmark, images_here)
         _check_methods(benchmark)
         tasks = find_tasks(benchmark, images_here)
         benchmark = benchmark.with_pools({name: task.pool_size for name, task in tasks.items()})
@@ -124,7 +128,10 @@ def _check_model(name: str, settings: BackboneSettings, allow_import: Sequence[s
     except ValueError as error:
         if model in NETWORKS:
             raise ConfigError(f"backbones.{name}: {error}") from error
-        expected = "expected torchvision:NAME, timm:NAME, PACKAGE.MODULE:FUNCTION, or a built-in network's name"
+        expected = (
+            "expected torchvision:NAME, timm:NAME, transformers:FOLDER_OR_NAME, PACKAGE.MODULE:FUNCTION, or a built-in "
+            "network's name"
+        )
         raise ConfigError(f"backbones.{name}.model = {model!r}: {expected}") from None
     package = imported_package(model)
     if package is not None and package not in allow_import:
@@ -134,6 +141,21 @@ def _check_model(name: str, settings: BackboneSettings, allow_import: Sequence[s
         )
     if package is not None:
         add_current_folder(package)
+
+
+def _check_text_networks(benchmark: Benchmark, images_here: bool) -> None:
+    """Check keys that text networks alone have or lack, and for a cluster that a folder's path is absolute."""
+    for name, settings in benchmark.backbones.items():
+        model = BackboneSource(settings.model or name).text_model
+        if model is None and settings.max_length is not None:
+            raise ConfigError(f"backbones.{name}.max_length = {settings.max_length}: only texts have it: leave it out")
+        if model is not None and settings.normalization is not None:
+            raise ConfigError(f"backbones.{name}.normalization: texts are not normalized: leave it out")
+        if model is None or images_here or model.startswith(("/", "~")):
+            continue
+        if model.startswith(".") or Path(model).is_dir():
+            found = f"{model!r} is relative to this machine, not to the nodes"
+            raise ConfigError(f"backbones.{name}: {found}: give the absolute path on the nodes")
 
 
 def _check_methods(benchmark: Benchmark) -> None:
@@ -167,6 +189,8 @@ def _check_networks(benchmark: Benchmark, tasks: Mapping[str, TaskEntry]) -> Non
                 raise ValueError(f"{found}: choose another backbone or dataset")
             if given == "images":
                 _check_images(benchmark, name, dataset, tasks)
+            if given == "text":
+                _check_text(benchmark, name, dataset, tasks)
 
 
 def _check_images(benchmark: Benchmark, name: str, dataset: str, tasks: Mapping[str, TaskEntry]) -> None:
@@ -187,6 +211,18 @@ def _check_images(benchmark: Benchmark, name: str, dataset: str, tasks: Mapping[
             _try_network(model, classes, (given, crop_size(dataset, size, source)), settings.head, size)
         except ValueError as error:
             raise ValueError(f"backbones.{name}: {error}") from error
+
+
+def _check_text(benchmark: Benchmark, name: str, dataset: str, tasks: Mapping[str, TaskEntry]) -> None:
+    """Raise ValueError if a text network cannot be used; one that is not on this machine is not tried."""
+    settings, network = benchmark.backbones[name], benchmark.backbone_source(name)
+    if network.text_model is None or dataset not in tasks:
+        return
+    try:
+        if Path(find_model(network.text_model)).is_absolute():
+            _try_text(network, tasks[dataset].num_classes, settings.head)
+    except ValueError as error:
+        raise ValueError(f"backbones.{name}: {error}") from error
 
 
 def _check_channels(name: str, pixels: ChannelNormalization, channels: int) -> None:
@@ -210,6 +246,19 @@ def _try_network(model: str, classes: int, shape: tuple[int, int], head: str | N
     check_network(model, classes, batch, head, size)
 
 
+@cache
+def _try_text(network: BackboneSource, classes: int, head: str | None) -> None:
+    """Try a text network on two short texts; raise ValueError if it, or its tokenizer, cannot be used."""
+    import torch
+
+    from deelbo.data.texts import load_tokenizer
+    from deelbo.pretrained.backbones import check_network
+
+    tokenizer, pad_id, longest = load_tokenizer(str(network.text_model), network.max_length)
+    ids = tokenizer("a b", truncation=True, max_length=longest)["input_ids"]
+    check_network(network.model, classes, torch.tensor([ids, [*ids[:-1], pad_id]], dtype=torch.int32), head)
+
+
 def _check_size(name: str, n: int, task: TaskEntry) -> None:
     try:
         check_size(n, task.pool_size, task.num_classes, task.smallest_class)
@@ -227,6 +276,12 @@ def check_packages(methods: Iterable[Method]) -> None:
             )
 
 
+def tokenized_sources(benchmark: Benchmark, dataset: str) -> list[Source | None]:
+    """Return where a dataset is, once for each tokenizer with which it is read if it has texts."""
+    source, networks = benchmark.source(dataset), map(benchmark.backbone_source, benchmark.backbones)
+    return list(dict.fromkeys(network.tokenize(source) for network in networks))
+
+
 def check_data(benchmark: Benchmark, datasets: Iterable[str]) -> dict[str, str]:
     """Read datasets as the trials will, check that every N fits, and return a hash of the images of each."""
     fingerprints = {}
@@ -234,11 +289,12 @@ def check_data(benchmark: Benchmark, datasets: Iterable[str]) -> dict[str, str]:
         source, size = benchmark.source(name), benchmark.training.image_size
         if is_embedded(name, source):
             continue
-        task = load_task(name, benchmark.data, size, benchmark.verify_data, source, fresh=True)
-        for n in benchmark.sizes[name]:
-            try:
-                task.check_size(n)
-            except ValueError as error:
-                raise ConfigError(f"{name}: {error}") from error
-        fingerprints[name] = task.fingerprint
+        for own in tokenized_sources(benchmark, name):
+            task = load_task(name, benchmark.data, size, benchmark.verify_data, own, fresh=True)
+            for n in benchmark.sizes[name]:
+                try:
+                    task.check_size(n)
+                except ValueError as error:
+                    raise ConfigError(f"{name}: {error}") from error
+            fingerprints[name] = task.fingerprint
     return fingerprints

@@ -106,7 +106,9 @@ def _own_sources(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
     sources = {}
     for name, own in benchmark.datasets.items():
         if isinstance(own, OwnSettings):
-            sources[name] = asdict(own.source(str(Path(own.path).absolute()) if is_relative(own.path) else own.path))
+            source = own.source(str(Path(own.path).absolute()) if is_relative(own.path) else own.path)
+            network = benchmark.backbone_source(next(iter(benchmark.backbones)))
+            sources[name] = asdict(network.tokenize(source) or source)
     return sources
 
 

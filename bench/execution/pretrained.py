@@ -1,5 +1,6 @@
 """Load the pretrained weights of backbones, and their posterior for PTYL."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def load_pretrained_backbones(
     """Return the pretrained weights by backbone, of those that ``methods`` use; PTYL's files only if one needs them."""
     pretrained: dict[str, Pretrained] = {}
     given = benchmark.training.image_size
-    size = min(crop_size(dataset, given, benchmark.source(dataset)) for dataset in benchmark.datasets)
+    size = min(crop_size(dataset, given, benchmark.source(dataset)) for dataset in benchmark.datasets) or None
     for name, settings in benchmark.backbones.items():
         priors = {method.cell.prior for method in methods if method.cell.backbone == name}
         if not priors:
@@ -40,8 +41,14 @@ def load_pretrained_backbones(
         posterior = settings.ptyl if "ptyl" in priors else None
         swag = {key: Path(path) for key, path in posterior} if isinstance(posterior, SWAGFiles) else posterior
         try:
-            model = benchmark.backbone_source(name).model
-            pretrained[name] = load_backbone(model, settings.weights, swag, say, size, settings.head)
+            network = benchmark.backbone_source(name)
+            with warnings.catch_warnings(record=True) as caught:
+                pretrained[name] = load_backbone(
+                    network.model, settings.weights, swag, say, size, settings.head, network.max_length
+                )
         except ValueError as error:
             raise ConfigError(f"backbones.{name}: {error}") from error
+        if say is not None:
+            for warning in caught:
+                say(f"{name}: {warning.message}")
     return pretrained

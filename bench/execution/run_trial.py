@@ -112,10 +112,11 @@ def _train(
         torch.cuda.reset_peak_memory_stats(device)
     with clock.phase("setup"):
         optimizer = make_optimizer(spec.optimizer)
-        task = load_task(spec.dataset, context.data, spec.image_size, context.verify_data, context.source)
+        network = context.network or BackboneSource(spec.backbone)
+        source = network.tokenize(context.source)
+        task = load_task(spec.dataset, context.data, spec.image_size, context.verify_data, source)
         fingerprints["data"] = task.fingerprint
         split = task.split(spec.n, spec.seed, validation=spec.stage == "tune")
-        network = context.network or BackboneSource(spec.backbone)
         split = replace(split, transform=fit_to_network(split.transform, network))
         model, head = make_model(spec, pretrained, task.pool.num_classes, device, network.model)
         objective = make_objective(spec, model, head, pretrained, len(split.train))

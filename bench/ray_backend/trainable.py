@@ -23,6 +23,7 @@ from bench.utils.imports import add_to_search_path
 from bench.utils.text import describe_error, single_line
 from deelbo.data import Source
 from deelbo.pretrained.embedded import Pretrained
+from deelbo.pretrained.registry import BackboneSource
 from deelbo.saved_model import SavedModel, model_files
 from deelbo.training.checkpoint import Checkpoint, Handover
 
@@ -43,6 +44,7 @@ class WorkerSettings:
         code: the driver's.
         run_trial: runs one trial.
         sources: where the user's own data are, by dataset.
+        networks: of the backbones, by name; None: the built-in one of that name.
         search_path: folders of the packages from which the benchmark imports networks.
     """
 
@@ -54,6 +56,7 @@ class WorkerSettings:
     code: Code
     run_trial: TrialRunner
     sources: Mapping[str, Source] = field(default_factory=dict)
+    networks: Mapping[str, BackboneSource] = field(default_factory=dict)
     search_path: Sequence[str] = ()
 
 
@@ -110,7 +113,7 @@ class TrialTrainable(tune.Trainable):
             handover=self._handover(spec),
             source=self.settings.sources.get(spec.dataset),
             plugins=used_plugins(self.benchmark, spec),
-            network=self.benchmark.backbone_source(spec.backbone),
+            network=self.settings.networks.get(spec.backbone),
             keep=None if self.benchmark.keep == "none" else partial(self._keep, spec.key),
         )
         record, series = self.settings.run_trial(spec, self.pretrained.get(spec.backbone), context)

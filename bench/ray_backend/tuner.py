@@ -136,6 +136,7 @@ class BenchmarkRun:
                 running_code(plugin_modules(self.benchmark)),
                 self.run_trial,
                 sources={name: s for name in self.benchmark.datasets if (s := self.benchmark.source(name)) is not None},
+                networks={name: self.benchmark.backbone_source(name) for name in self.benchmark.backbones},
                 search_path=package_folders(self.benchmark.imported_packages()),
             ),
         )

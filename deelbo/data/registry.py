@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from deelbo.data.folders import ImageSource, list_images, read_images
 from deelbo.data.integrity import CIFAR10, FLOWERS, PET, DatasetFiles
-from deelbo.data.texts import TextSource, list_texts, read_texts
+from deelbo.data.texts import TextSource, check_texts, list_texts, read_texts
 from deelbo.paths import expand_user
 from deelbo.plugins import Registry
 from deelbo.plugins import describe as describe_error
@@ -183,7 +183,7 @@ def _own_entry(
         image_size=image_size,
         smallest_class=listed.smallest_class,
         others=listed.others,
-        inputs=listed.kind,
+        inputs="text" if listed.kind == "texts" else listed.kind,
     )
 
 
@@ -220,12 +220,12 @@ def load_task(
 def check_task(
     name: str, root: str | os.PathLike[str] | None = None, verify: bool = True, source: Source | None = None
 ) -> None:
-    """Raise what `load_task` would raise, except for images that cannot be decoded, and tokenizers.
+    """Raise what `load_task` would raise, except for images that cannot be decoded.
 
     It takes about a second; but a plug-in's dataset is loaded.
     """
     if isinstance(source, TextSource):
-        list_texts(name, source)
+        check_texts(name, source)
     elif source is not None:
         list_images(name, source)
     elif name not in TASKS:

@@ -85,6 +85,13 @@ def _labeled_text(row: Row, source: TextSource, line: int) -> LabeledText | str:
     return LabeledText(text, label, is_test(row), line)
 
 
+def check_texts(name: str, source: TextSource) -> None:
+    """Raise what `read_texts` would raise; a tokenizer need not be given."""
+    list_texts(name, source)
+    if source.tokenizer is not None:
+        load_tokenizer(source.tokenizer, source.max_length)
+
+
 def read_texts(name: str, source: TextSource) -> Task:
     """Return a dataset of token ids, int32 (n, L), L being the length of its longest text, padded on the right.
 

@@ -10,6 +10,7 @@ from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deelbo.data import Source, TextSource
 from deelbo.plugins import Registry
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ IMAGENET_VERSIONS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
 NO_WEIGHTS = "none"
 """In place of weights: random initialization."""
 PATCH_SIZE = 16  # pixels; of vit_b_16
-LIBRARIES = ("torchvision", "timm")
+LIBRARIES = ("torchvision", "timm", "transformers")
+TEXT_PREFIX = "transformers:"
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,24 @@ class BackboneSource:
     Attributes:
         model: as for `find_backbone`.
         mean, std: as those of `BackboneEntry`, which they replace.
+        max_length: tokens to which texts are cut; None: as many as the network takes.
     """
 
     model: str
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    max_length: int | None = None
+
+    @property
+    def text_model(self) -> str | None:
+        """The folder or name of a network of transformers; None for another network."""
+        return self.model.removeprefix(TEXT_PREFIX) if self.model.startswith(TEXT_PREFIX) else None
+
+    def tokenize(self, source: Source | None) -> Source | None:
+        """Return where a dataset is; if it has texts, with the network's tokenizer."""
+        if isinstance(source, TextSource) and self.text_model is not None:
+            return source.tokenized_by(self.text_model, self.max_length)
+        return source
 
 
 def _digits_resnet(_num_classes: int, _image_size: int | None) -> nn.Module:
@@ -94,6 +109,20 @@ def _timm(name: str) -> BackboneEntry:
         return network
 
     return BackboneEntry(build)
+
+
+def _transformers(model: str) -> BackboneEntry:
+    def build(num_classes: int, _image_size: int | None) -> nn.Module:
+        from deelbo.pretrained.text import build_classifier  # takes seconds
+
+        return build_classifier(model, num_classes)
+
+    def weights() -> Mapping[str, Tensor]:
+        from deelbo.pretrained.text import read_weights
+
+        return read_weights(model)
+
+    return BackboneEntry(build, channels=None, inputs="text", weights=weights)
 
 
 def _imported(path: str) -> BackboneEntry:
@@ -143,8 +172,9 @@ def find_backbone(name: str, image_size: int | None = None) -> BackboneEntry:
     """Return the entry of a network, if it takes images of ``image_size`` pixels.
 
     Args:
-        name: a name of `NETWORKS`; "torchvision:NAME" or "timm:NAME"; or "PACKAGE.MODULE:FUNCTION", a function that
-            returns a network, given the number of classes. Nothing is imported before the network is built.
+        name: a name of `NETWORKS`; "torchvision:NAME", "timm:NAME" or "transformers:FOLDER_OR_NAME"; or
+            "PACKAGE.MODULE:FUNCTION", a function that returns a network, given the number of classes. Nothing is
+            imported before the network is built.
         image_size: side of the images in pixels; None: not known.
 
     Raises:
@@ -163,6 +193,8 @@ def _find(name: str) -> BackboneEntry:
         return BACKBONES.get(model) or _torchvision(model)
     if library == "timm" and model:
         return _timm(model)
+    if name.startswith(TEXT_PREFIX) and model:
+        return _transformers(model)
     if imported_package(name) is not None:
         return _imported(name)
     return NETWORKS.find(name)

@@ -11,7 +11,15 @@ from torch import Tensor
 from deelbo.plugins import describe
 from deelbo.pretrained.backbones import EMBEDDING, build_backbone, shapes_only
 from deelbo.pretrained.embedded import Pretrained, load_pretrained
-from deelbo.pretrained.registry import BACKBONES, IMAGENET_VERSIONS, NO_WEIGHTS, find_backbone, vit_image_size
+from deelbo.pretrained.registry import (
+    BACKBONES,
+    IMAGENET_VERSIONS,
+    NETWORKS,
+    NO_WEIGHTS,
+    BackboneSource,
+    find_backbone,
+    vit_image_size,
+)
 from deelbo.pretrained.swag_files import SwagSource, read_swag, weights_at_mean
 from deelbo.pretrained.tensor_files import one_line, read_tensors
 
@@ -25,6 +33,7 @@ def load_backbone(
     say: Callable[[str], object] | None = None,
     image_size: int | None = None,
     head: str | None = None,
+    max_length: int | None = None,
 ) -> Pretrained:
     """Return the named backbone's pretrained weights and, with ``ptyl``, its SWAG posterior. Never downloads.
 
@@ -35,6 +44,7 @@ def load_backbone(
         say: called with one line if digits-resnet has to be pretrained now.
         image_size: side of the training images, if known; a vit_b_16 posterior must be of that size.
         head: dotted name of the head, whose weights are not used; None: the network's own.
+        max_length: tokens to which texts are cut, if the network takes texts.
 
     Raises:
         ValueError: an unknown name, or a file that is missing, damaged or of another network.
@@ -45,7 +55,7 @@ def load_backbone(
             raise ValueError(f"digits-resnet is pretrained by deelbo itself: leave out `{setting}`")
         return load_pretrained(say=say)
     state = read_weights(name, weights, head)
-    architecture = describe_architecture(name, image_size) if name not in BACKBONES else ""
+    architecture = describe_architecture(name, image_size, max_length) if name not in BACKBONES else ""
     if ptyl is None:
         return Pretrained(state, architecture=architecture)
     posterior = read_swag(ptyl, name)
@@ -57,9 +67,16 @@ def load_backbone(
     return Pretrained(state, at_mean, posterior.variance, posterior.factor, architecture)
 
 
-def describe_architecture(name: str, image_size: int | None = None) -> str:
-    """Return a text that differs between networks of another name, or with weights of other names or shapes."""
+def describe_architecture(name: str, image_size: int | None = None, max_length: int | None = None) -> str:
+    """Return a text that differs between networks of another name, or with weights of other names or shapes.
+
+    The name of a text network, which may be any folder, is replaced by its settings, vocabulary and ``max_length``.
+    """
     model, head = shapes_only(name, image_size)
+    if (text_model := BackboneSource(name).text_model) is not None:
+        from deelbo.pretrained.text import describe
+
+        name = describe(text_model, max_length)
     return repr([name, head, [(key, tuple(tensor.shape)) for key, tensor in model.state_dict().items()]])
 
 
@@ -172,7 +189,9 @@ def own_weights(backbone: str) -> str | Path | Mapping[str, Tensor]:
     if entry.weights is not None:
         try:
             return entry.weights()
-        except Exception as error:  # of a plug-in
+        except Exception as error:
+            if NETWORKS.plugin(backbone) is None:
+                raise
             raise ValueError(f"the weights of {backbone} cannot be loaded ({describe(error)}): repair it") from error
     if entry.torchvision is None:
         raise ValueError(f"{backbone} has no weights of its own: set `weights` to a file, or to {NO_WEIGHTS}")

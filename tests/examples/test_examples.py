@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import deelbo
+from deelbo.data import Examples, Task
 from tests.helpers.hand_written_loop import Call, HandWritten, Recorder, check_draws, grouped
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -434,6 +435,22 @@ class TestDDP:
 
     def test_example_runs(self, ddp_output: tuple[str, list[Any]]) -> None:
         check_printed(ddp_output[0])
+
+
+def test_tabular() -> None:
+    """Columns are standardized by the training rows alone, in training and in evaluation."""
+    recipe = load("tabular")
+    table = torch.arange(40.0).reshape(10, 4) ** 2
+    examples = Examples(table, torch.arange(10) % 2, 2)
+    task = Task("table", examples, examples, recipe.Standardize(), proportional=True)
+    assert task.transform.mean is None
+    split = task.split(10, seed=0, validation=True)
+    x = split.transform.training(split.train.inputs, split.transform.draw(8, torch.Generator()))
+    torch.testing.assert_close(x.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x.std(0), torch.ones(4))
+    rows = split.train.inputs
+    expected = (split.test.inputs - rows.mean(0)) / rows.std(0)
+    torch.testing.assert_close(split.transform.to(torch.device("cpu")).evaluation(split.test.inputs), expected)
 
 
 def check_printed(output: str) -> None:

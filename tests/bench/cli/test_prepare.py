@@ -1,6 +1,8 @@
 """`prepare` downloads what a benchmark reads, or says in one line what is missing."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 import yaml
 
 from bench.cli.main import main
+from tests.helpers.news4 import write_news4
 
 CONTENT: dict[str, Any] = {
     "name": "rehearsal",
@@ -159,3 +162,28 @@ def test_run_does_not_fetch(data_root: Path, tmp_path: Path, capsys: pytest.Capt
         assert "deelbo-bench prepare" in error
     assert not Path("storage").exists()
     assert not Path("torch").exists()
+
+
+def test_a_text_network_that_cannot_be_downloaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name of Hugging Face's that is not in the cache is asked for, and one line says that there is no network."""
+    (tmp_path / "news.csv").write_text("body,class\n" + "x,a\ny,b\n" * 20)
+    texts = {"news": {"csv": "news.csv", "text": "body", "label": "class", "n": [20]}}
+    config = written(tmp_path, datasets=texts, backbones={"bert": {"model": "transformers:no/bert"}}, training={})
+    error, out = refused(capsys, config)
+    assert "bert: the tokenizer of no/bert cannot be read, which is not a folder here, perhaps because" in out
+    assert "no/bert could not be downloaded from Hugging Face" in error
+    assert "try again with a network, or give the folder of a model" in error
+
+
+def test_the_preset_of_texts_names_the_file_that_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`plan news4` says in one line which file it needs; with it, it needs neither torch nor the network's files."""
+    assert main(["plan", "news4"]) == 2
+    assert f"news4: there is no {tmp_path}/news4.csv: correct the path" in capsys.readouterr().err
+    write_news4(tmp_path)
+    code = "import sys; from bench.cli.main import main; sys.exit(main(['plan', 'news4']) or 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for n in ("400", "4000", "40000", "120000"):
+        assert f"news4, N = {n}" in done.stdout

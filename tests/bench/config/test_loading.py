@@ -26,7 +26,7 @@ def changed(content: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize("name", ["digits", "followup", "poster", "quickstart"])
+@pytest.mark.parametrize("name", ["digits", "followup", "news4", "poster", "quickstart"])
 def test_every_preset_is_read_back_equal(name: str) -> None:
     """A preset has its benchmark's name, and its content is read back from JSON as an equal benchmark."""
     benchmark = load_benchmark(name)
@@ -258,4 +258,4 @@ def test_a_missing_file_lists_the_presets(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_benchmark(name)
     assert repr(name[:50])[:-1] in str(caught.value)
-    assert "digits, followup, poster, quickstart" in str(caught.value)
+    assert "digits, followup, news4, poster, quickstart" in str(caught.value)

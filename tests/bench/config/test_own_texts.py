@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
-from bench.config.benchmark import Benchmark
+from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import parse_benchmark
-from bench.config.validation import check
+from bench.config.validation import check, check_data
+from bench.doctor.examine import _own_sources
 from bench.exceptions import ConfigError
+from bench.execution.pretrained import load_pretrained_backbones
+from tests.helpers.tiny_bert import write_bert
 
 BASE = {
     "name": "mine",
@@ -94,3 +97,71 @@ def test_texts_of_a_cluster_are_not_read_here() -> None:
     """For a job the file is the nodes' own, so that its path must be absolute."""
     with pytest.raises(ConfigError, match=r"datasets\.news: 'news\.csv' is relative to this machine"):
         check(benchmark_of(**NEWS), images_here=False)
+
+
+def with_bert(path: object, **settings: Any) -> dict[str, Any]:
+    return {"backbones": {"bert": {"model": f"transformers:{path}"} | settings}}
+
+
+def test_two_text_networks_share_a_dataset(news: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each reads the texts by its own tokenizer, the hash is one, and what a folder lacks is said once."""
+    write_bert(news.parent / "one")
+    write_bert(news.parent / "two", pooler=False)
+    names = {"one": {"model": "transformers:./one", "max_length": 8}, "two": {"model": "transformers:two"}}
+    benchmark = check(benchmark_of({"backbones": names}, **NEWS))
+    assert benchmark.backbone_source("two").text_model == str(news.parent / "two")
+    (hashed,) = check_data(benchmark, ["news"]).values()
+    (again,) = check_data(check(benchmark_of(with_bert("one"), **NEWS)), ["news"]).values()
+    assert hashed == again
+    told: list[str] = []
+    pretrained = load_pretrained_backbones(benchmark, make_methods(benchmark), told.append)
+    assert pretrained.keys() == {"one", "two"}
+    assert [line.partition(" lacks weights")[0] for line in told] == [f"two: {news.parent / 'two'}"]
+    assert _own_sources(benchmark)["news"]["tokenizer"] == str(news.parent / "one")  # what `doctor` tries on nodes
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "words"),
+    [
+        ({"model": "transformers:./gone"}, {}, "backbones.bert: there is no folder gone: give a folder of a model"),
+        ({"head": "nose"}, {}, "backbones.bert: the head 'nose' must be a Linear layer"),
+        ({"max_length": 17}, {}, "backbones.bert: max_length = 17 of "),
+        ({"max_length": 0}, {}, "backbones.bert.max_length = 0: "),
+        ({"normalization": {"mean": [0.5], "std": [0.5]}}, {}, "backbones.bert.normalization: texts are not normal"),
+        ({}, {"datasets": {"CIFAR-10": [100]}}, "bert takes text, CIFAR-10 has images: choose another"),
+        ({}, {"backbones": {"resnet18": {"max_length": 8}}}, "backbones.resnet18.max_length = 8: only texts have it"),
+        ({}, {"priors": ["ptyl"]}, "prior ptyl needs backbones.bert.ptyl"),
+    ],
+)
+def test_text_networks_that_are_refused(
+    news: Path, settings: dict[str, Any], change: dict[str, Any], words: str
+) -> None:
+    """A folder, head, length or kind of data that does not fit is refused before anything starts."""
+    write_bert(news.parent / "bert")
+    content = BASE | with_bert(news.parent / "bert", **settings) | {"datasets": {"news": NEWS}} | change
+    with pytest.raises(ConfigError) as raised:
+        check(parse_benchmark(content, "x"))
+    assert words in str(raised.value)
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.usefixtures("news")
+def test_a_model_by_name_is_not_looked_for_in_advance() -> None:
+    """A name of Hugging Face's passes the check, as `prepare` downloads it; until then the texts cannot be read."""
+    benchmark = check(benchmark_of(with_bert("no/such-model"), **NEWS))
+    with pytest.raises(ValueError, match="tokenizer of no/such-model cannot be read, which is not a folder here"):
+        check_data(benchmark, ["news"])
+
+
+@pytest.mark.parametrize(
+    ("path", "fits"), [("/models/bert", True), ("org/bert", True), ("./bert", False), ("bert", False)]
+)
+def test_networks_of_a_cluster(news: Path, path: str, fits: bool) -> None:
+    """For a job a folder must be absolute; it need not be here."""
+    write_bert(news.parent / "bert")
+    benchmark = benchmark_of(with_bert(path), **NEWS | {"csv": "/data/news.csv"})
+    if fits:
+        assert check(benchmark, images_here=False) == benchmark
+        return
+    with pytest.raises(ConfigError, match=rf"backbones\.bert: '{path}' is relative to this machine, not to the nodes"):
+        check(benchmark, images_here=False)

@@ -157,7 +157,7 @@ def test_an_unknown_key_is_told_what_there_is() -> None:
         top.rpartition("one of ")[2].split(", ")
     )
     inner = refusal(DATASET, {"backbones": {"resnet50": {"color": 1}}})
-    assert inner.endswith("use one of model, weights, ptyl, head, normalization")
+    assert inner.endswith("use one of model, weights, ptyl, head, normalization, max_length")
 
 
 def test_untied_priors_are_named() -> None:

@@ -1,5 +1,6 @@
 """Configurations that fit the datasets, backbones and sizes that exist, and those that do not."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,11 +8,14 @@ import pytest
 from bench.config.loading import load_benchmark, parse_benchmark, preset_names
 from bench.config.validation import check
 from bench.exceptions import ConfigError
+from tests.helpers.news4 import write_news4
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_every_preset_can_run(name: str) -> None:
-    """The datasets, backbones, heads and sizes of every preset exist and fit together."""
+def test_every_preset_can_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The datasets, backbones, heads and sizes of every preset exist and fit together, given the user's own files."""
+    monkeypatch.chdir(tmp_path)
+    write_news4(tmp_path)
     check(load_benchmark(name))
 
 

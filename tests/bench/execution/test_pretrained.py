@@ -28,7 +28,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Record what `load_pretrained_backbones` requests, without reading anything."""
     calls: list[tuple[Any, ...]] = []
 
-    def spy(name: str, weights: Any, ptyl: Any, say: Any, image_size: int, head: Any) -> Pretrained:
+    def spy(
+        name: str, weights: Any, ptyl: Any, say: Any, image_size: int, head: Any, max_length: int | None = None
+    ) -> Pretrained:
         calls.append((name, weights, ptyl, image_size))
         return Pretrained({"w": torch.tensor([float(len(calls))])})
 

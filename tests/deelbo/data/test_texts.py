@@ -110,7 +110,7 @@ def test_columns_of_all_kinds(tmp_path: Path) -> None:
     assert [e.text for e in listed.test] == texts[::3]
     entry = find_task("news", source(tmp_path / "news.csv", text=("title",)))
     sizes = entry.pool_size, entry.test_size, entry.num_classes, entry.smallest_class, entry.inputs
-    assert sizes == (12, 6, 2, 6, "texts")
+    assert sizes == (12, 6, 2, 6, "text")
 
 
 @pytest.mark.parametrize(
