@@ -34,6 +34,7 @@ FORMAT = 1
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 MAX_DESCRIPTION_BYTES = 10_000_000
 MAX_CLASSES = 100_000
+DTYPES = ("uint8", "int32", "int64", "float32")
 TRANSFORMS = {"Transform": "deelbo.data.examples", "ImageTransform": "deelbo.data.images"}
 """Modules of the transforms that a saved model may name. Others are known once their module has been imported."""
 
@@ -47,6 +48,9 @@ class SavedModel:
         transform: makes the network's input from rows of `deelbo.data.Examples.inputs`; fitted.
         classes: names of the outputs.
         backbone, head, image_size: the arguments of `deelbo.pretrained.backbones.build_backbone`.
+        input_shape: shape of one row of the inputs that it was trained on, images of another size are resized; ():
+            not known.
+        input_dtype: torch's name of their type.
         numerics: precision and memory layout with which it was evaluated.
         metadata: JSON content, such as learned strengths, metrics and versions.
     """
@@ -57,6 +61,8 @@ class SavedModel:
     backbone: str
     head: str | None = None
     image_size: int | None = None
+    input_shape: tuple[int, ...] = ()
+    input_dtype: str = "uint8"
     numerics: Numerics = field(default_factory=Numerics)
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -76,7 +82,11 @@ class SavedModel:
 
         Args:
             inputs: rows as in `deelbo.data.Examples.inputs`; for images, uint8 pixels (n, channels, height, width).
+
+        Raises:
+            ValueError: they have another type or number of dimensions than those that it was trained on.
         """
+        self._check(inputs)
         self.network.eval()
         device, probabilities = self.device, []
         with self.numerics.backend_flags():
@@ -86,6 +96,12 @@ class SavedModel:
                     logits = self.network(x).float()
                 probabilities.append(logits.softmax(1).cpu())
         return torch.cat(probabilities) if probabilities else torch.empty(0, len(self.classes))
+
+    def _check(self, inputs: Tensor) -> None:
+        dtype, num_dims = str(inputs.dtype).removeprefix("torch."), len(self.input_shape)
+        if self.input_shape and (dtype != self.input_dtype or inputs.dim() != num_dims + 1):
+            expected = f"{self.input_dtype} {('n', *self.input_shape)}".replace("'", "")
+            raise ValueError(f"inputs are {dtype} {tuple(inputs.shape)}, expected {expected}: give rows of that kind")
 
 
 def save_model(model: SavedModel, folder: str | Path) -> None:
@@ -117,6 +133,7 @@ def model_files(model: SavedModel) -> dict[str, bytes]:
         "backbone": model.backbone,
         "head": model.head,
         "image_size": model.image_size,
+        "inputs": {"shape": list(model.input_shape), "dtype": model.input_dtype},
         "classes": list(model.classes),
         "transform": {"kind": type(model.transform).__name__} | model.transform.to_json(),
         "numerics": {"precision": model.numerics.precision, "channels_last": model.numerics.channels_last},
@@ -203,6 +220,9 @@ def _build(content: Mapping[str, Any], files: Mapping[str, bytes]) -> SavedModel
         raise ValueError(f"image_size = {str(image_size)[:20]}, expected pixels from 1 to {MAX_SIDE}")
     network, _ = build_backbone(backbone, len(classes), head=head, image_size=image_size)
     network.load_state_dict(load(files[WEIGHTS]))
+    shape, dtype = tuple(content["inputs"]["shape"]), content["inputs"]["dtype"]
+    if not all(type(side) is int and 0 < side <= MAX_SIDE for side in shape) or dtype not in DTYPES:
+        raise ValueError(f"inputs: expected sides of at most {MAX_SIDE}, and a type of {', '.join(DTYPES)}")
     transform = dict(content["transform"])
     return SavedModel(
         network.eval(),
@@ -211,6 +231,8 @@ def _build(content: Mapping[str, Any], files: Mapping[str, bytes]) -> SavedModel
         backbone,
         head,
         image_size,
+        shape,
+        dtype,
         Numerics(**content["numerics"]),
         dict(content["metadata"]),
     )

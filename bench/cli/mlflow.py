@@ -14,12 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from bench.cli.arguments import add_command, nonempty
+from bench.cli.arguments import add_allow_import, add_command, nonempty
 from bench.exceptions import ConfigError, RecordError
 from bench.utils.text import redact_url, single_line
 
 if TYPE_CHECKING:
     from bench.cli.arguments import Subparsers
+    from bench.config.benchmark import Benchmark
     from bench.storage.records import RecordStore
 
 T = TypeVar("T")
@@ -31,6 +32,8 @@ def add_parser(subparsers: Subparsers) -> None:
     sync = add_command(subparsers, "sync", _sync, text)
     sync.add_argument("storage")
     sync.add_argument("--tracking-uri", help="MLflow server or database (default: a sqlite file in the storage)")
+    sync.add_argument("--models", action="store_true", help="log the kept models too, for mlflow.pytorch.load_model")
+    add_allow_import(sync)
     ui = add_command(subparsers, "ui", _ui, "open the MLflow page of a storage")
     ui.add_argument("storage")
     ui.add_argument("--port", type=int, default=5000)
@@ -60,7 +63,22 @@ def _sync(options: argparse.Namespace) -> int:
             console.print("stopped: what MLflow has stays, and the same command sends the rest")
             raise
     console.print(f"{count} trials of {benchmark.name} are in MLflow")
-    return 0
+    return _log_models(options, store, benchmark, uri) if options.models else 0
+
+
+def _log_models(options: argparse.Namespace, store: RecordStore, benchmark: Benchmark, uri: str) -> int:
+    """Log the kept models; return 1 if one of them cannot be logged, which is printed."""
+    from bench.cli.console import console
+    from bench.tracking.models import log_models
+    from bench.utils.imports import add_current_folder
+
+    for package in options.allow_import:
+        add_current_folder(package)
+    count, problems = send(lambda uri: log_models(store, benchmark, uri, options.allow_import), uri)
+    console.print(f"{count} models of {benchmark.name} are in MLflow")
+    for line in problems:
+        print(f"not in MLflow: {line}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def _check_writable(file: Path) -> None:

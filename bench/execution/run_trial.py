@@ -138,9 +138,19 @@ def _train(
         handover=context.handover,
         optimizer=optimizer,
     )
-    numerics = replace(numerics, compile=False)
-    classes = task.class_names
-    return result, SavedModel(model, split.transform, classes, network.model, head, spec.image_size, numerics)
+    inputs = split.train.inputs
+    trained = SavedModel(
+        model,
+        split.transform,
+        task.class_names,
+        network.model,
+        head,
+        spec.image_size,
+        tuple(inputs.shape[1:]),
+        str(inputs.dtype).removeprefix("torch."),
+        replace(numerics, compile=False),
+    )
+    return result, trained
 
 
 def fit_to_network(transform: Transform, network: BackboneSource) -> Transform:

@@ -21,6 +21,7 @@ KEY, MARK, ROLE, STORAGE = "deelbo.key", "deelbo.complete", "deelbo.role", "deel
 STORAGE_ID = "deelbo.storage_id"  # two machines may have storages of one path
 PARENT = "mlflow.parentRunId"
 CHOSEN, COST = "chosen", "cost_seconds"
+MODEL = "model"
 Pairs = Mapping[str, str]
 NOTHING: Pairs = {}
 
@@ -208,6 +209,34 @@ class MLflowRuns:
         for file in files:
             if not self._write_artifact(f"report/{file.name}", file.read_bytes()):
                 self.call("log_artifact", self.parent, str(file), "report")
+
+    def log_model(self, key: str, mark: str, folder: Path) -> None:
+        """Log a folder of MLflow's `save_model` as the model of a trial with the record of that mark."""
+        from mlflow.entities import LoggedModelOutput
+
+        run_id, tags = self.trials[key].run_id, self._tags(MODEL) | {KEY: key, MARK: mark}
+        model = self.call("create_logged_model", self.experiment, MODEL, run_id, tags)
+        if self._is_own:
+            self._before_request()
+            place = model.artifact_location.removeprefix("mlflow-artifacts:/")
+            for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+                name = f"mlartifacts/{place}/{file.relative_to(folder).as_posix()}"
+                self.store.write_file(name, file.read_bytes())
+        else:
+            self.call("log_model_artifacts", model.model_id, str(folder))
+        self.call("finalize_logged_model", model.model_id, "READY")
+        self.call("log_outputs", run_id, [LoggedModelOutput(model.model_id, 0)])
+
+    def has_model(self, key: str, mark: str) -> bool:
+        """Return whether the whole model of a trial with the record of that mark is there; delete any other of it."""
+        condition = f"{role_filter(self.store, MODEL)} and tags.`{KEY}` = '{key}'"
+        current = False
+        for model in self.call("search_logged_models", [self.experiment], condition):
+            if not current and str(model.status) == "READY" and model.tags[MARK] == mark:
+                current = True
+            else:
+                self.call("delete_logged_model", model.model_id)
+        return current
 
     def _write_artifact(self, name: str, content: bytes) -> bool:
         """Write an artifact into the storage if the database is there, as MLflow's client would need a server for it.

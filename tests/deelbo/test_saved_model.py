@@ -47,15 +47,20 @@ def folder(model: SavedModel, tmp_path: Path) -> Path:
     [
         ("digits-resnet", None, Numerics("bf16", True)),
         ("torchvision:resnet18", 32, Numerics()),
-        ("vit_b_16", 48, Numerics()),
+        ("timm:deit_tiny_patch16_224", 48, Numerics()),
     ],
 )
 def test_a_model_is_read_back(backbone: str, size: int | None, numerics: Numerics, tmp_path: Path) -> None:
     """Predictions, NLL and accuracy are the same to the bit, as are classes, preprocessing, numerics and metadata."""
+    if backbone.startswith("timm"):
+        pytest.importorskip("timm")
     images = make_images(size=size or 16, channels=1 if size is None else 3)
     network, head = build_backbone(backbone, 3, image_size=size)
     transform = ImageTransform(Geometry(2 * (size or 8), size or 16, flip=True)).fit(images)
-    model = SavedModel(network, transform, ("a", "b", "c"), backbone, head, size, numerics, {"a": [1.5, None]})
+    shape = tuple(images.inputs.shape[1:])
+    model = SavedModel(
+        network, transform, ("a", "b", "c"), backbone, head, size, shape, "uint8", numerics, {"a": [1.5, None]}
+    )
     save_model(model, tmp_path)
     loaded = load_model(tmp_path)
     assert not any(module.training for module in loaded.network.modules())
@@ -67,6 +72,9 @@ def test_a_model_is_read_back(backbone: str, size: int | None, numerics: Numeric
     assert loaded.transform.geometry == transform.geometry
     assert replace(loaded, network=network, transform=transform) == model
     assert loaded.predict(images.inputs[:0]).shape == (0, 3)
+    for wrong in (images.inputs.float(), images.inputs[0]):
+        with pytest.raises(ValueError, match=r"inputs are \w+ \(.*\), expected uint8 \(n, \d, \d+, \d+\): give rows"):
+            loaded.predict(wrong)
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,8 @@ CHANGES: dict[str, tuple[Change, str]] = {
     ),
     "a network of another kind": (lambda c: c.update(backbone=["resnet18"]), "backbone: expected a name"),
     "a size": (lambda c: c.update(image_size=10**9), "image_size = 1000000000, expected pixels from 1 to 10000"),
+    "a shape": (lambda c: c["inputs"].update(shape=[1, 10**9]), "inputs: expected sides of at most 10000"),
+    "a type": (lambda c: c["inputs"].update(dtype="load"), "and a type of uint8, int32, int64, float32"),
     "a geometry": (lambda c: c["transform"]["geometry"].update(side=1e9), "expected whole numbers of at most 10000"),
     "a field": (lambda c: c["transform"]["geometry"].update(other=1), "unexpected keyword argument 'other'"),
     "a std": (lambda c: c["transform"]["normalization"].update(std=[0.0]), "expected a mean and a positive std"),

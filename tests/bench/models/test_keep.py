@@ -23,7 +23,7 @@ from tests.helpers.tiny import CONTENT, SPEC
 Fake = Callable[..., TrialRecord]
 METHODS: dict[str, Any] = {
     "map-gs": {"learning_rates": [0.1, 0.01], "weight_decays": [0.01, 0], "retrain": "all"},
-    "random": {"trials": 4, "learning_rates": [0.1, 0.01], "weight_decays": [0.01, 0.001, 0]},
+    "random": {"trials": 4, "learning_rates": [0.1, 0.01], "weight_decays": [0.01, 0]},
     "asha": {"trials": 4},
     "deelbo-halving": {"learning_rates": [0.1, 0.01, 0.001]},
     "de-elbo": {"learning_rates": [0.1, 0.01, 0.001]},
@@ -72,7 +72,7 @@ class Driver:
 
 @pytest.fixture
 def driver(tmp_path: Path, fake: Fake, keep_model: Any) -> Callable[..., Driver]:
-    benchmark = parse_benchmark(deepcopy(CONTENT) | {"methods": METHODS, "n": [100, 200]}, "x")
+    benchmark = parse_benchmark(deepcopy(CONTENT) | {"methods": METHODS}, "x")
     store = RecordStore(str(tmp_path / "storage"))
     return lambda **options: Driver(store, benchmark, fake, keep_model, **options)
 
@@ -82,7 +82,7 @@ def test_at_any_time_the_best_tested_models_are_there(driver: Callable[..., Driv
     one = driver()
     one.run()
     chosen = one.chosen()
-    assert len(chosen) == 2 * len(METHODS)
+    assert len(chosen) == len(METHODS)
     assert set(model_keys(one.store)) == chosen
     assert all(has_model(one.store, key) for key in chosen)
 
@@ -90,10 +90,10 @@ def test_at_any_time_the_best_tested_models_are_there(driver: Callable[..., Driv
 def test_a_run_that_was_stopped_and_killed_ends_alike(driver: Callable[..., Driver]) -> None:
     """Models of trials whose records the driver was never told of are weighed like the others."""
     one = driver()
-    for limit in (5, 11, 7, 13):
+    for limit in (3, 7, 5, 9):
         one.run(limit, killed=True)
     tested = {record.key for record in one.store.records() if record.spec.is_tested}
-    assert len(tested) > 5
+    assert len(tested) > 3
     one.run()
     assert set(model_keys(one.store)) == one.chosen()
 
