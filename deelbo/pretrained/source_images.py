@@ -1,6 +1,6 @@
 """Source images that are streamed from disk: ImageNet, or any images with one folder per class."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,22 @@ class SourceImages(Dataset[Item]):
 
     Images are turned upright as their EXIF orientation says, which torchvision's ImageFolder does not do.
     They get the transforms of torchvision's reference training: a random resized crop to ``image_size`` pixels, a
-    random horizontal flip and ImageNet's normalization. The crops depend on the generator that `batches` is given, not
-    on the number of workers. No such folder, an empty one and fewer than two classes raise ValueError.
+    random horizontal flip and normalization. The crops depend on the generator that `batches` is given, not on the
+    number of workers. No such folder, an empty one and fewer than two classes raise ValueError.
+
+    Args:
+        folder: contains one folder of images per class.
+        image_size: side of the crops in pixels.
+        mean, std: of the channels, of pixels from 0 to 1; None: ImageNet's.
     """
 
-    def __init__(self, folder: str | Path, image_size: int) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        image_size: int,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
         from torchvision import transforms
         from torchvision.datasets import ImageFolder
 
@@ -40,7 +51,8 @@ class SourceImages(Dataset[Item]):
             raise ValueError(f"{folder} has one class, {found.classes[0]}: SWAG needs images of at least two classes")
         self.samples, self.num_classes = found.samples, len(found.classes)
         crop, flip = transforms.RandomResizedCrop(image_size), transforms.RandomHorizontalFlip()
-        self._transform = transforms.Compose([crop, flip, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+        normalize = transforms.Normalize(mean or MEAN, std or STD)
+        self._transform = transforms.Compose([crop, flip, transforms.ToTensor(), normalize])
 
     def __len__(self) -> int:
         return len(self.samples)

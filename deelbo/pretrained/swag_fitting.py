@@ -17,6 +17,7 @@ from deelbo._random import seeded
 from deelbo.devices import usable_device
 from deelbo.groups import split_at_head
 from deelbo.pretrained.backbones import build_backbone
+from deelbo.pretrained.registry import find_backbone
 from deelbo.pretrained.source_images import SourceImages
 from deelbo.pretrained.swag import SWAG
 from deelbo.pretrained.swag_files import RANK, check_target, write_swag
@@ -96,7 +97,8 @@ def fit_swag(
     say, config, out = say or (lambda _: None), config or SwagConfig(), check_target(out)
     if backbone == "digits-resnet":
         raise ValueError("digits-resnet has its SWAG posterior from deelbo itself: fit SWAG to another backbone")
-    images = SourceImages(folder, config.image_size)
+    entry = find_backbone(backbone)
+    images = SourceImages(folder, config.image_size, entry.mean, entry.std)
     steps = len(images) // min(config.batch_size, len(images))
     iterates = config.epochs * steps // (config.collect_every or steps)
     if iterates < config.rank:

@@ -1,8 +1,9 @@
 """Tests of fitting SWAG on source images, against the iterates of a plain loop."""
 
 import re
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -280,3 +281,36 @@ def test_a_diverged_run_writes_nothing(weights: Path, folder: Path, tmp_path: Pa
     words = refusal("small", folder, tmp_path / "s.pt", weights=weights, learning_rate=1e30, batch_size=3)
     assert "diverged in epoch 1: lower learning_rate, which is 1e+30" in words
     assert not (tmp_path / "s.pt").exists()
+
+
+def test_the_posterior_of_an_own_network(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network by its import path, with random weights: its posterior is read as its prior, over its own weights."""
+    module: Any = ModuleType("own_swag_nets")
+    module.build = lambda num_classes: Small()
+    monkeypatch.setitem(sys.modules, "own_swag_nets", module)
+    out = fit_swag(
+        "own_swag_nets:build", folder, tmp_path / "own.pt", SwagConfig(image_size=8, batch_size=5), weights="none"
+    )
+    posterior = read_swag(out, "own_swag_nets:build")
+    assert posterior.mean.numel() == 3 * 5 * 9 + 5 + 10
+    pretrained = load_backbone("own_swag_nets:build", "none", out)
+    assert torch.equal(pretrained.swag_weights["conv.weight"].flatten(), posterior.mean[: 3 * 5 * 9])
+    model, _ = build_backbone("own_swag_nets:build", 3, pretrained.swag_weights)
+    assert torch.equal(model.bn.running_mean, posterior.buffers["bn.running_mean"])
+
+
+def test_images_are_normalized_as_the_network_expects(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry's own mean and standard deviation replace ImageNet's."""
+    entry = BackboneEntry(lambda _classes, size: Small(size), "fc", mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5))
+    monkeypatch.setitem(BACKBONES, "own-range", entry)
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        "deelbo.pretrained.swag_fitting.SourceImages", lambda *given: (seen.append(given), SourceImages(*given))[1]
+    )
+    fit_swag("own-range", folder, tmp_path / "o.pt", SwagConfig(image_size=8, batch_size=5), weights="none")
+    assert seen == [(folder, 8, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5))]
+    plain = SourceImages(folder, 8, (0, 0, 0), (1, 1, 1))[0, 3][0]
+    shifted = SourceImages(folder, 8, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5))[0, 3][0]
+    torch.testing.assert_close(shifted, (plain - torch.tensor([0.1, 0.2, 0.3])[:, None, None]) / 0.5)
