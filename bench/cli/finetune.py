@@ -97,7 +97,8 @@ def _describe(benchmark: Benchmark) -> str:
     training, resources = benchmark.training, benchmark.resources
     ((dataset, (n,)),), (backbone,) = benchmark.sizes.items(), benchmark.backbones
     size = "" if training.image_size is None else f" at {training.image_size} px"
-    device = "a GPU" if resources.gpus_per_trial else f"{resources.cpus_per_trial} CPUs"
+    cpus = resources.cpus_per_trial
+    device = "a GPU" if resources.gpus_per_trial else f"{cpus} CPU{'s' * (cpus > 1)}"
     return (
         f"{dataset}: {n:,} training examples; {backbone}, {training.steps:,} steps of {training.batch_size}{size}, on "
         f"{device}"
