@@ -23,6 +23,7 @@ NUMBERS = {
     "steps": "training steps (default: 6000 on a GPU, 600 on a CPU)",
     "batch-size": "examples in a batch (default: 128 on a GPU, 32 on a CPU)",
     "image-size": "side in pixels of what the network sees (default: 224)",
+    "max-length": "tokens to which texts are cut (default: as many as the network takes)",
     "seed": "of the new head and of the order of examples (default: 0)",
 }
 
@@ -37,7 +38,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "--backbone",
         type=nonempty,
         default="resnet18",
-        help="a network's name, torchvision:NAME, timm:NAME, or PACKAGE.MODULE:FUNCTION (default: resnet18)",
+        help="a network's name, torchvision:NAME, timm:NAME, transformers:FOLDER for texts, or PACKAGE.MODULE:FUNCTION "
+        "(default: resnet18)",
     )
     for name, text in OPTIONS.items():
         parser.add_argument(f"--{name}", type=nonempty, help=text)

@@ -1,4 +1,4 @@
-"""`predict`: classes and probabilities of image files, by a saved model."""
+"""`predict`: classes and probabilities of image files or texts, by a saved model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ MAX_NAMED = 20
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    parser = add_command(subparsers, "predict", _predict, "predict the classes of image files by a model")
+    parser = add_command(subparsers, "predict", _predict, "predict the classes of image files or texts by a model")
     parser.add_argument("model", type=to_path, help="folder of `finetune --out` or `export --out`")
-    parser.add_argument("files", type=to_path, nargs="+", help="image files, or folders of them")
+    parser.add_argument("files", type=to_path, nargs="+", help="image files, folders of them, or CSV files of texts")
+    parser.add_argument(
+        "--text", action="append", default=[], metavar="COLUMN", help="column of texts (default: as in training)"
+    )
+    parser.add_argument("--max-length", type=int, help="tokens to which texts are cut (default: as in training)")
     parser.add_argument("--out", type=to_path, help="a .csv or .json file (default: CSV on stdout)")
     parser.add_argument(
         "--unreadable", choices=("refuse", "skip"), default="refuse", help="what to do with damaged files"
@@ -24,7 +28,14 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def _predict(options: argparse.Namespace) -> int:
     """Write the predictions; return 1 if some files were skipped, which are named on stderr."""
-    from bench.finetune.predictions import check_format, list_files, predict_images, write_predictions
+    from bench.finetune.predictions import (
+        check_format,
+        is_text,
+        list_files,
+        predict_images,
+        predict_texts,
+        write_predictions,
+    )
     from bench.utils.imports import add_current_folder
     from bench.utils.text import short
     from deelbo.data.listing import show
@@ -36,7 +47,11 @@ def _predict(options: argparse.Namespace) -> int:
     for package in options.allow_import:
         add_current_folder(package)
     model = load_model(options.model, options.device, options.allow_import)
-    predictions = predict_images(model, files, options.unreadable == "skip")
+    skip = options.unreadable == "skip"
+    if is_text(model):
+        predictions = predict_texts(model, files, options.text, options.max_length, skip)
+    else:
+        predictions = predict_images(model, files, skip)
     skipped = [f"left out: {show(file)} ({why})" for file, why in predictions.unreadable.items()]
     if len(skipped) > MAX_NAMED:
         skipped[MAX_NAMED:] = [f"left out: {len(skipped) - MAX_NAMED} more"]
@@ -46,5 +61,5 @@ def _predict(options: argparse.Namespace) -> int:
         sys.stdout.write(predictions.to_csv())
     else:
         write_predictions(predictions, options.out)
-        print(f"{len(predictions.files):,} files: {short(options.out)}")
+        print(f"{len(predictions.files):,} predictions: {short(options.out)}")
     return 1 if skipped else 0

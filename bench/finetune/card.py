@@ -4,7 +4,7 @@ from bench.config.benchmark import Benchmark
 from bench.finetune.outcome import Finetuned
 from bench.labels import PRIOR_NAMES
 from bench.utils.text import format_duration, single_line
-from deelbo.pretrained.registry import imported_package
+from deelbo.pretrained.registry import BackboneSource, imported_package
 
 MAX_CLASSES_NAMED = 50
 CARD = "README.md"
@@ -18,6 +18,9 @@ def write_card(benchmark: Benchmark, made: Finetuned) -> str:
     settings = benchmark.backbones[spec.backbone]
     weights = single_line(settings.weights or "the network's own", 200).rpartition("/")[2]
     network = single_line(settings.model or spec.backbone, 200).rpartition("/")[2]
+    is_text = BackboneSource(settings.model or spec.backbone).text_model is not None
+    inputs = "TEXTS.csv" if is_text else "PICTURES"
+    batchnorm = "" if is_text else f", BatchNorm {'trained' if spec.batchnorm == 'train' else 'frozen'}"
     size = "" if spec.image_size is None else f", images of {spec.image_size} x {spec.image_size} pixels"
     named = [_escape(name) for name in made.classes[:MAX_CLASSES_NAMED]]
     more = f"; and {len(made.classes) - MAX_CLASSES_NAMED} more" if len(made.classes) > MAX_CLASSES_NAMED else ""
@@ -27,8 +30,8 @@ def write_card(benchmark: Benchmark, made: Finetuned) -> str:
         f"{len(made.classes)} classes": "; ".join(named) + more,
         "network": f"{network}, head `{settings.head}`" if settings.head else network,
         "initial weights": f"{weights}, hash {versions.get('pretrained', 'unknown')}",
-        "training": f"{spec.steps:,} steps of {min(spec.batch_size, spec.n)} examples{size}, BatchNorm "
-        f"{'trained' if spec.batchnorm == 'train' else 'frozen'}, seed {spec.seed}",
+        "training": f"{spec.steps:,} steps of {min(spec.batch_size, spec.n)} examples{size}{batchnorm}, "
+        f"seed {spec.seed}",
         "prior": PRIOR_NAMES[spec.prior],
         "learned": f"lambda {state['scale_backbone']:.4g}, tau {state['scale_head']:.4g}, sigma {state['sigma']:.4g}",
         "weight decay": f"{state['weight_decay_backbone']:.4g} (backbone), {state['weight_decay_head']:.4g} (head)",
@@ -54,7 +57,7 @@ on all training examples and without a validation set.
 
 The accuracy is the mean over the classes; the calibration error is the expected one, with 15 bins (Guo et al. 2017).
 
-    deelbo-bench predict . PICTURES{option} --out predictions.csv
+    deelbo-bench predict . {inputs}{option} --out predictions.csv
 
 ```python
 import deelbo

@@ -33,6 +33,7 @@ class FinetuneOptions:
         unreadable: what happens to images that cannot be decoded.
         text: columns of a CSV file that hold texts; empty: the data are images.
         label: column of the class, of texts.
+        max_length: tokens to which texts are cut; None: as many as the network takes.
     """
 
     data: str
@@ -49,6 +50,7 @@ class FinetuneOptions:
     unreadable: Literal["refuse", "skip"] = "refuse"
     text: tuple[str, ...] = ()
     label: str = "label"
+    max_length: int | None = None
 
 
 def make_configuration(options: FinetuneOptions, gpu: bool, on_cluster: bool) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def _dataset(options: FinetuneOptions) -> dict[str, Any]:
 
 def _backbone(options: FinetuneOptions) -> tuple[str, dict[str, Any]]:
     """Return the name of the network in the benchmark, and its settings."""
-    given = {"weights": options.weights, "head": options.head}
+    given = {"weights": options.weights, "head": options.head, "max_length": options.max_length}
     settings = {name: value for name, value in given.items() if value is not None}
     library, _, model = options.backbone.partition(":")
     if library == "torchvision" and model in BACKBONES:

@@ -9,7 +9,8 @@ import torch
 
 from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import load_benchmark
-from bench.config.validation import check
+from bench.config.sections import TextSettings
+from bench.config.validation import check, tokenized_sources
 from bench.execution.pretrained import download_missing_weights
 from bench.finetune.card import CARD, write_card
 from bench.finetune.outcome import Finetuned, choose_trial, summarize
@@ -17,7 +18,7 @@ from bench.models.export import export
 from bench.scheduling.queue import split_finished
 from bench.storage.records import RecordStore
 from deelbo.data import find_task, load_task
-from deelbo.saved_model import SavedModel, load_model
+from deelbo.saved_model import SavedModel, load_model, save_model
 from deelbo.training.evaluation import calibration_error
 
 
@@ -43,6 +44,10 @@ def deliver(store: RecordStore, benchmark: Benchmark, out: Path, allow_import: S
     record = choose_trial(records)
     export(store, record, out)
     model = load_model(out, allow_import=allow_import)
+    (setting,), (backbone,) = benchmark.datasets.values(), benchmark.backbones
+    if isinstance(setting, TextSettings):  # which a model of token ids does not know
+        text = {"columns": list(setting.text), "max_length": benchmark.backbones[backbone].max_length}
+        save_model(replace(model, metadata={**model.metadata, "text": text}), out)
     made = _measure(summarize(benchmark, records, model.classes), model, benchmark)
     (out / CARD).write_text(write_card(benchmark, made), encoding="utf-8")
     return made
@@ -51,7 +56,7 @@ def deliver(store: RecordStore, benchmark: Benchmark, out: Path, allow_import: S
 def _measure(made: Finetuned, model: SavedModel, benchmark: Benchmark) -> Finetuned:
     """Add the number of test examples and the calibration error."""
     (name,) = benchmark.datasets
-    source, size = benchmark.source(name), benchmark.training.image_size
+    (source,), size = tokenized_sources(benchmark, name), benchmark.training.image_size
     test_size = find_task(name, source, benchmark.data, size).test_size
     if not test_size:
         return made

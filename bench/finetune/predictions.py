@@ -1,11 +1,11 @@
-"""Predict the classes of image files by a saved model, and write them as CSV or JSON."""
+"""Predict the classes of image files or texts by a saved model, and write them as CSV or JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from bench.exceptions import ConfigError
 from deelbo.data.decoding import decode_readable
 from deelbo.data.folders import SUFFIXES
-from deelbo.data.listing import show, some
+from deelbo.data.listing import read_csv, show, some
+from deelbo.data.texts import encode
+from deelbo.pretrained.registry import TEXT_PREFIX
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,12 +100,56 @@ def predict_images(model: SavedModel, files: Sequence[Path], skip: bool) -> Pred
         problems |= found
         if not problems or skip:
             parts.append(model.predict(pixels[[file not in found for file in chunk]]))
-    if problems and not skip:
-        shown = some([f"{show(file)} ({why})" for file, why in problems.items()])
-        raise ConfigError(
-            f"{len(problems)} of {len(files)} files cannot be read: {shown}: remove them, or give --unreadable skip"
-        )
+    _refuse(problems, len(files), "files", skip)
     return Predictions([file for file in files if file not in problems], model.classes, torch.cat(parts), problems)
+
+
+def predict_texts(
+    model: SavedModel, files: Sequence[Path], columns: Sequence[str], max_length: int | None, skip: bool
+) -> Predictions:
+    """Return the probabilities of the rows of CSV files, each by the name FILE:LINE.
+
+    Args:
+        model: of texts.
+        files: with a first line that names the columns.
+        columns: that hold the text; empty: those of its training, as is ``max_length`` if it is None.
+        max_length: tokens to which texts are cut.
+        skip: whether to go on without rows that have no text.
+
+    Raises:
+        ConfigError: the columns are not known, or some rows cannot be used.
+    """
+    trained = model.metadata.get("text", {})
+    columns = columns or trained.get("columns") or ()
+    if not columns:
+        raise ConfigError("the model does not say which columns hold the text: give --text COLUMN")
+    names, texts, problems = [], [], dict[Path, str]()
+    for file in files:
+        expected = f"expected a first line that names the columns {', '.join(columns)}, separated by commas"
+        for line, row in read_csv("predict", file, columns, expected):
+            name = Path(f"{file}:{line}")
+            parts = [] if isinstance(row, str) else [part for column in columns if (part := row[column].strip())]
+            if parts:
+                names.append(name)
+                texts.append(" ".join(parts))
+            else:
+                problems[name] = row if isinstance(row, str) else "the text is empty"
+    _refuse(problems, len(names) + len(problems), "rows", skip)
+    tokens = encode(model.backbone.removeprefix(TEXT_PREFIX), texts, max_length or trained.get("max_length"))
+    return Predictions(names, model.classes, model.predict(tokens), problems)
+
+
+def is_text(model: SavedModel) -> bool:
+    """Return whether a model takes texts."""
+    return model.backbone.startswith(TEXT_PREFIX)
+
+
+def _refuse(problems: Mapping[Path, str], count: int, kind: str, skip: bool) -> None:
+    """Raise ConfigError if something cannot be read, unless it is to be skipped and something is left."""
+    if problems and (not skip or len(problems) == count):
+        shown = some([f"{show(file)} ({why})" for file, why in problems.items()])
+        remedy = "remove them" if skip else "remove them, or give --unreadable skip"
+        raise ConfigError(f"{len(problems)} of {count} {kind} cannot be read: {shown}: {remedy}")
 
 
 def write_predictions(predictions: Predictions, file: Path) -> None:

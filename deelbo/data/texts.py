@@ -27,6 +27,8 @@ from deelbo.data.listing import (
 from deelbo.paths import expand_user
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from deelbo.data.dataset import Task
 
 INSTALL = "pip install 'deelbo[text]'"
@@ -164,6 +166,14 @@ def find_model(model: str) -> str:
     if path.exists() or Path(model).is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise DataError(f"there is no folder {show(path)}: give a folder of a model, or its name at Hugging Face")
     return model
+
+
+def encode(model: str, texts: Sequence[str], max_length: int | None = None) -> Tensor:
+    """Return texts as token ids, int32 (n, L), padded on the right; the arguments are those of `load_tokenizer`."""
+    from torch.nn.utils.rnn import pad_sequence
+
+    tokenizer, pad_id, longest = load_tokenizer(model, max_length)
+    return pad_sequence(_tokenize(tokenizer, texts, longest), batch_first=True, padding_value=pad_id)
 
 
 def _tokenize(tokenizer: Any, texts: Sequence[str], longest: int) -> list[Any]:

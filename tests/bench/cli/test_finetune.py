@@ -17,6 +17,7 @@ import bench
 import deelbo
 from bench.cli.main import main
 from deelbo.training.evaluation import calibration_error
+from tests.helpers.tiny_bert import write_bert
 
 NETWORK = """from torch import nn
 
@@ -115,10 +116,28 @@ def test_without_a_test_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert "36 training and 0 test examples" in Path("model/README.md").read_text()
 
 
+@pytest.mark.long
+def test_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A text network is fine-tuned, and knows at prediction which columns it was trained on."""
+    write_bert(tmp_path / "bert")
+    rows = [[f"title {i}", f"{word} {i}", word] for word in ("king", "ball") for i in range(20)]
+    with Path("news.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["title", "body", "class"], *rows])
+    text = ["--text", "title", "--text", "body", "--label", "class", "--backbone", "transformers:./bert"]
+    training = ["--max-length", "8", "--steps", "20", "--batch-size", "10", "--test-share", "0.2", "--out", "model"]
+    assert main(["finetune", "news.csv", *text, *training]) == 0
+    assert "predict . TEXTS.csv" in Path("model/README.md").read_text()
+    capsys.readouterr()
+    assert main(["predict", "model", "news.csv"]) == 0
+    lines = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [line["path"] for line in lines] == [f"news.csv:{i + 2}" for i in range(40)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nowhere"], "there is no "),
+        (["photos", "--text", "title"], "photos is not a file"),
         (["photos/train/big cat"], "lies in no folder of a class"),
         (["photos", "--backbone", "resnet5000"], "backbone = 'resnet5000'"),
         (["photos", "--backbone", "finetune_net:build"], "add --allow-import finetune_net"),

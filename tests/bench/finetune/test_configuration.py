@@ -61,6 +61,8 @@ def test_datasets(data: str, name: str, tmp_path: Path, monkeypatch: pytest.Monk
 def test_texts() -> None:
     """With columns of texts the CSV file is one of texts."""
     (settings,) = configuration(data="news.csv", text=("title", "body"), label="class")["datasets"].values()
+    network = configuration(backbone="transformers:./models/bert", max_length=8)["backbones"]
+    assert network == {"bert": {"model": "transformers:./models/bert", "max_length": 8}}
     assert settings == {"csv": "news.csv", "text": ["title", "body"], "label": "class", "n": ["all"], "test_share": 0.0}
 
 

@@ -17,12 +17,15 @@ from bench.exceptions import ConfigError
 from bench.finetune.predictions import (
     Predictions,
     check_format,
+    is_text,
     list_files,
     predict_images,
+    predict_texts,
     write_predictions,
 )
 from deelbo.data import Geometry, ImageTransform, Normalization, Transform
 from deelbo.data.decoding import decode
+from tests.helpers.tiny_bert import VOCABULARY, write_bert
 
 CLASSES = ('a "red", one', "Füchse", "犬")
 
@@ -120,7 +123,8 @@ def test_unreadable_files(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> No
     found = predict_images(model(), files, skip=True)
     assert [file.name for file in found.unreadable] == ["a.png", "notes.txt"]
     assert found.labels == [CLASSES[2], CLASSES[1], CLASSES[0]]
-    assert len(predict_images(model(), [pictures / "a.png"], skip=True).files) == 0
+    with pytest.raises(ConfigError, match=r"^1 of 1 files cannot be read: .*: remove them$"):
+        predict_images(model(), [pictures / "a.png"], skip=True)
 
 
 def test_a_name_that_is_not_text(tmp_path: Path) -> None:
@@ -156,3 +160,35 @@ def test_models_of_other_inputs(transform: Any, message: str, pictures: Path) ->
     other = SimpleNamespace(transform=transform, classes=CLASSES, predict=predict)
     with pytest.raises(ConfigError, match=message):
         predict_images(other, list_files([pictures]), skip=False)  # type: ignore[arg-type]
+
+
+def test_texts(tmp_path: Path) -> None:
+    """Rows of CSV files are tokenized as in training and named by their line; those without a text are refused."""
+    pytest.importorskip("transformers")
+    bert, seen = write_bert(tmp_path / "bert"), list[Tensor]()
+
+    def judge(tokens: Tensor) -> Tensor:
+        seen.append(tokens)
+        return torch.eye(3)[: len(tokens)]
+
+    trained = {"text": {"columns": ["title", "body"], "max_length": 5}}
+    model = SimpleNamespace(backbone=f"transformers:{bert}", classes=CLASSES, predict=judge, metadata=trained)
+    file = tmp_path / "new.csv"
+    file.write_text('body,title\nball team,king\n" ",\nwar war war war,atom\n')
+    assert is_text(model)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^1 of 3 rows cannot be read: .*new\.csv:3 \(the text is empty\)"):
+        predict_texts(model, [file], [], None, skip=False)  # type: ignore[arg-type]
+    found = predict_texts(model, [file], [], None, skip=True)  # type: ignore[arg-type]
+    assert [path.name for path in found.files] == ["new.csv:2", "new.csv:4"]
+    words = [[VOCABULARY[token] for token in row] for row in seen[0].tolist()]
+    assert words == [
+        ["[CLS]", "king", "ball", "team", "[SEP]"],
+        ["[CLS]", "atom", "war", "war", "[SEP]"],
+    ]
+    predict_texts(model, [file], ["body"], 3, skip=True)  # type: ignore[arg-type]
+    assert [VOCABULARY[token] for token in seen[1][1].tolist()] == ["[CLS]", "war", "[SEP]"]
+    with pytest.raises(ValueError, match="has no column nose"):
+        predict_texts(model, [file], ["nose"], None, skip=True)  # type: ignore[arg-type]
+    model.metadata = {}
+    with pytest.raises(ConfigError, match="give --text COLUMN"):
+        predict_texts(model, [file], [], None, skip=True)  # type: ignore[arg-type]
