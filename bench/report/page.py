@@ -9,6 +9,7 @@ import pandas as pd
 
 from bench.report import html
 from bench.report.all_methods import MethodComparison, relative_accuracy_table, time_to_target_table
+from bench.results.edges import find_edges
 from bench.results.frame import sort_rows
 from bench.results.sources import Results
 
@@ -40,6 +41,7 @@ def build_page(
         f"{'' if single else prefix}{note}" for prefix, one in zip(prefixes, results, strict=True) for note in one.notes
     ]
     missing += comparison.notes if comparison is not None else []
+    edges = [line for one in results for line in find_edges(one.frame)]
     return html.document(
         title,
         html.section(f"{title}: compute time against accuracy", html.paragraphs(*unfinished, *findings), level=1),
@@ -51,6 +53,7 @@ def build_page(
         _table("Is the difference more than chance?", "paired_tests", tests[tests["cells"] > 1]),
         _bounds(images, set(tables["counts"]["method"])),
         _table("Learned and chosen regularization", "regularization", tables["regularization"]),
+        html.section("Choices at the end of a grid", html.bullets(edges)) if edges else "",
         _table("Table 2: compute time", "table2", tables["table2"]),
         _table("What if more had run at once", "what_if", _mean_over_splits(tables["what_if"]))
         if "what_if" in tables
