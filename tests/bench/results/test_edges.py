@@ -37,12 +37,12 @@ def grid(
         ((0.1, 0.001), ["learning rate is the largest of its grid, 0.1,"]),
         (
             (0.001, 0.01),
-            ["learning rate is the smallest of its grid, 0.001,", "decay is the largest of its grid, 0.01,"],
+            ["rate is the smallest of its grid, 0.001,", "decay is the largest of its grid, 0.01,"],
         ),
     ],
 )
 def test_choices_at_an_end_are_named(best: tuple[float, float], expected: list[str]) -> None:
-    """Largest and smallest values are named once each; a weight decay of 0 is none, and the tied head is not repeated."""
+    """Largest and smallest values are named, a weight decay of 0 is no end, and the tied head is not repeated."""
     lines = find_edges(make_frame(*grid(best)))
     assert len(lines) == len(expected)
     for line, words in zip(lines, expected, strict=True):
