@@ -46,6 +46,7 @@ def _submit(options: argparse.Namespace) -> int:
     from bench.config.loading import load_benchmark
     from bench.config.places import check_places, expand_tracking_uri
     from bench.config.plugins import used_plugins
+    from bench.config.sections import TextSettings
     from bench.config.selection import filter_methods
     from bench.config.validation import check
     from bench.doctor.cluster_report import DoctorRequest
@@ -63,7 +64,8 @@ def _submit(options: argparse.Namespace) -> int:
     cluster = Cluster.connect(options.address)
     with TemporaryDirectory(prefix="deelbo-job-") as folder:
         source_hash = pack_job(Path(folder), benchmark, options.from_source)
-        pip = pip_runtime_env(options.install, options.storage, used_plugins(benchmark))
+        has_texts = any(isinstance(setting, TextSettings) for setting in benchmark.datasets.values())
+        pip = pip_runtime_env(options.install, options.storage, used_plugins(benchmark), has_texts)
         metadata = job_metadata(benchmark, storage, tracking, _job_options(options, source_hash, pip))
         if (active := _active_job(cluster, storage)) is None:
             if not options.unchecked:

@@ -144,11 +144,15 @@ def _check_model(name: str, settings: BackboneSettings, allow_import: Sequence[s
 
 
 def _check_text_networks(benchmark: Benchmark, images_here: bool) -> None:
-    """Check keys that text networks alone have or lack, and for a cluster that a folder's path is absolute."""
+    """Check what text networks alone have or lack, and for a cluster that the path of a folder is absolute."""
+    laplace = next((name for name, settings in benchmark.methods.items() if settings.method == "laplace"), None)
     for name, settings in benchmark.backbones.items():
         model = BackboneSource(settings.model or name).text_model
         if model is None and settings.max_length is not None:
             raise ConfigError(f"backbones.{name}.max_length = {settings.max_length}: only texts have it: leave it out")
+        if model is not None and laplace is not None:
+            reason = "its gradients of single examples (torch.func.vmap) do not work through transformers"
+            raise ConfigError(f"methods.{laplace} with backbones.{name}: {reason}: take {laplace} out of methods")
         if model is not None and settings.normalization is not None:
             raise ConfigError(f"backbones.{name}.normalization: texts are not normalized: leave it out")
         if model is None or images_here or model.startswith(("/", "~")):

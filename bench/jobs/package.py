@@ -170,11 +170,13 @@ def _split_credentials(uri: str) -> tuple[str, dict[str, str]]:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), credentials
 
 
-def pip_runtime_env(install: str | None, storage: str | None = None, plugins: Iterable[Plugin] = ()) -> dict[str, Any]:
+def pip_runtime_env(
+    install: str | None, storage: str | None = None, plugins: Iterable[Plugin] = (), has_texts: bool = False
+) -> dict[str, Any]:
     """Return the part of Ray's runtime environment for ``--install``; empty if ``install`` is None.
 
-    An empty ``install`` means this version of deelbo, with the packages for S3 if the storage needs them. Plug-ins are
-    installed, too, in the versions that they have here.
+    An empty ``install`` means this version of deelbo, with the packages for S3 if the storage needs them, and for texts
+    if the benchmark has some. Plug-ins are installed, too, in the versions that they have here.
 
     Raises:
         ConfigError: the requirement contains a password.
@@ -186,8 +188,9 @@ def pip_runtime_env(install: str | None, storage: str | None = None, plugins: It
             f"--install {redact_url(install)} has a password in it, visible to everybody who lists the cluster's "
             "jobs: give the nodes' pip an index of its own (pip.conf), or take the code along by --from-source"
         )
-    extras = "bench,methods,s3" if (storage or "").startswith(("s3://", "s3a://")) else "bench,methods"
-    requirement = install or f"deelbo[{extras}]=={deelbo.__version__}"
+    s3 = ["s3"] if (storage or "").startswith(("s3://", "s3a://")) else []
+    extras = ["bench", "methods", *s3, *["text"] * has_texts]
+    requirement = install or f"deelbo[{','.join(extras)}]=={deelbo.__version__}"
     others = [f"{plugin.distribution}=={plugin.version}" for plugin in plugins if plugin.distribution]
     return {"pip": [requirement, *others], "config": {"setup_timeout_seconds": PIP_TIMEOUT_SECONDS}}
 

@@ -130,6 +130,7 @@ def test_two_text_networks_share_a_dataset(news: Path, capsys: pytest.CaptureFix
         ({"normalization": {"mean": [0.5], "std": [0.5]}}, {}, "backbones.bert.normalization: texts are not normal"),
         ({}, {"datasets": {"CIFAR-10": [100]}}, "bert takes text, CIFAR-10 has images: choose another"),
         ({}, {"backbones": {"resnet18": {"max_length": 8}}}, "backbones.resnet18.max_length = 8: only texts have it"),
+        ({}, {"methods": {"mine": {"method": "laplace"}}}, "methods.mine with backbones.bert: its gradients of single"),
         ({}, {"priors": ["ptyl"]}, "prior ptyl needs backbones.bert.ptyl"),
     ],
 )

@@ -206,6 +206,8 @@ def test_requirement_of_install(install: str, storage: str | None, pip: str, mon
     monkeypatch.setattr(deelbo, "__version__", "1.2.3")
     assert pip_runtime_env(None) == {}
     assert pip_runtime_env(install, storage) == {"pip": [pip], "config": {"setup_timeout_seconds": 3600}}
+    with_text = pip_runtime_env(install, storage, has_texts=True)["pip"]
+    assert with_text == [pip.replace("]==", ",text]==")]
     plugin = Plugin("my-data", "1.0", "my_data")
     assert pip_runtime_env(install, storage, [plugin])["pip"] == [pip, "my-data==1.0"]
 

@@ -24,6 +24,7 @@ from tests.faults.processes import until
 from tests.faults.servers import Server
 from tests.helpers.http_server import Answers, serving
 from tests.helpers.plugins import write_plugin
+from tests.helpers.tiny_bert import write_bert
 
 BENCH = Path(bench.__file__).parent
 INVALID = "Invalid Host header - possible DNS rebinding attack detected"
@@ -194,6 +195,18 @@ def test_own_images(tmp_path: Path) -> None:
     assert found["examples"] == {"photos": 20, "gone": None}
     assert found["data"]["photos"] is None
     assert found["data"]["gone"].startswith(f"gone: there is no {tmp_path}/gone")
+
+
+def test_own_texts(tmp_path: Path) -> None:
+    """The user's own texts are counted, and a tokenizer that is not on the node is reported."""
+    (tmp_path / "news.csv").write_text("body,class\n" + "king,a\nball,b\n" * 10)
+    source = {"path": str(tmp_path / "news.csv"), "text": ["body"], "label": "class"}
+    bert = {"tokenizer": str(write_bert(tmp_path / "bert")), "max_length": 8}
+    sources = {"news": source | bert, "lost": source | {"tokenizer": str(tmp_path / "gone")}}
+    found = read_datasets(request_for(datasets=["news", "lost"], sources=sources))
+    assert found["examples"] == {"news": 20, "lost": 20}
+    assert found["data"]["news"] is None
+    assert found["data"]["lost"].startswith(f"there is no folder {tmp_path}/gone")
 
 
 @pytest.mark.slow
