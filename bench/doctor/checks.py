@@ -150,7 +150,7 @@ def _check_plugins(report: ClusterReport, request: DoctorRequest) -> list[CheckR
             if facts["found"] != own:
                 return f"{module} {own} here, {facts['found']}"
             if facts["problem"] is not None:
-                return f"{module} cannot be imported ({facts['problem']})"
+                return f"{module} cannot be used ({facts['problem']})"
         return None
 
     todo = "install it there with the packages that it needs; --install and --from-source bring the plug-in itself"

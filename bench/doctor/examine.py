@@ -17,12 +17,12 @@ from bench.config.places import (
     expand_tracking_uri,
     resolve_storage,
 )
-from bench.config.plugins import plugin_modules, used_plugins
+from bench.config.plugins import used_plugins
 from bench.config.sections import OwnSettings, Resources
 from bench.doctor.checks import check_cluster, minor_version
 from bench.doctor.cluster_report import THIS_MACHINE, CheckResult, ClusterReport, DoctorRequest
 from bench.exceptions import ConfigError
-from bench.jobs.package import ROOT, is_relative, job_environment, list_weight_files, plugin_files
+from bench.jobs.package import ROOT, is_relative, job_environment, list_weight_files, plugin_files, plugin_requirements
 from bench.probe import MARKER, REQUEST_FILE
 from bench.probe.cluster import inspect_cluster
 from bench.probe.node import installed_version
@@ -91,7 +91,7 @@ def _probe_request(request: DoctorRequest) -> dict[str, Any]:
         return probe_request
     return probe_request | {
         "modules": sorted({name for method in benchmark.methods.values() for name in method.packages}),
-        "plugins": plugin_modules(benchmark),
+        "plugins": [(each.module, each.distribution, plugin_requirements(each)) for each in used_plugins(benchmark)],
         "datasets": list(benchmark.datasets),
         "sources": _own_sources(benchmark),
         "data": benchmark.data,

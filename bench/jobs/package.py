@@ -109,6 +109,13 @@ def plugin_files(plugins: Iterable[Plugin]) -> dict[str, bytes]:
     return files
 
 
+def plugin_requirements(plugin: Plugin) -> list[str]:
+    """Return the names of the packages that a plug-in needs in any case, beside deelbo."""
+    requirements = importlib.metadata.requires(plugin.distribution) if plugin.distribution else None
+    names = [re.match(r"[\w.-]+", text) for text in requirements or () if ";" not in text]
+    return sorted({match[0] for match in names if match is not None} - {"deelbo"})
+
+
 def _own_modules(plugin: Plugin) -> set[str]:
     """Return the top-level modules of a plug-in's distribution; of an editable one those that its entry points name."""
     if not plugin.distribution:

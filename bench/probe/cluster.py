@@ -38,12 +38,12 @@ def inspect_cluster(request: Mapping[str, Any]) -> Facts:
     """Inspect the cluster that this process has joined: all nodes at once, and the driver's machine.
 
     Args:
-        request: ``modules``, packages to look for; ``plugins``, pairs of a module and its distribution, and
-            ``search_path``, folders in which modules are, too; ``datasets``, ``data`` and ``verify`` as
-            `deelbo.data.check_task` takes them; ``sources``, the fields of a `deelbo.data.Source` by dataset;
-            ``weights``, files or pairs of a backbone and a version that the driver reads; ``storage``, a folder or URL;
-            ``tracking``, MLflow's URI; ``cuda``, true to test the GPUs with torch; ``seconds`` for a node to answer,
-            and again to read its data. None means: not checked.
+        request: ``modules``, packages to look for; ``plugins``, each a module, its distribution and the names of the
+            packages that it needs, and ``search_path``, folders in which modules are, too; ``datasets``, ``data`` and
+            ``verify`` as `deelbo.data.check_task` takes them; ``sources``, the fields of a `deelbo.data.Source` by
+            dataset; ``weights``, files or pairs of a backbone and a version that the driver reads; ``storage``, a
+            folder or URL; ``tracking``, MLflow's URI; ``cuda``, true to test the GPUs with torch; ``seconds`` for a
+            node to answer, and again to read its data. None means: not checked.
     """
     import ray
     from ray import cloudpickle

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def collect_node_info(request: Mapping[str, Any], marker: str) -> Facts:
         "code": _code_hash(),
         "torch": installed_version("torch"),
         "missing": [name for name in request.get("modules") or [] if importlib.util.find_spec(name) is None],
-        "plugins": {module: _inspect_plugin(module, name) for module, name in request.get("plugins") or []},
+        "plugins": {plugin[0]: _inspect_plugin(*plugin) for plugin in request.get("plugins") or []},
         "devices": devices,
         "free": {"temporary files": shutil.disk_usage(tempfile.gettempdir()).free},
         "cuda": _cuda_problem() if request.get("cuda") and devices else None,
@@ -81,9 +81,11 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-def _inspect_plugin(module: str, distribution: str) -> Facts:
-    """Return a plug-in's version and hash, and why it cannot be imported, or None."""
+def _inspect_plugin(module: str, distribution: str, requirements: Sequence[str]) -> Facts:
+    """Return a plug-in's version and hash, and why it cannot be used, or None."""
     found = describe_module(module, distribution)
+    if missing := [name for name in requirements if installed_version(name) is None]:
+        return {"found": found, "problem": f"{', '.join(missing)} missing"}
     try:
         importlib.import_module(module)
     except BaseException as error:  # such as SystemExit

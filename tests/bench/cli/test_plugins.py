@@ -17,6 +17,7 @@ import bench
 from bench.cli.main import main
 from bench.storage.records import RecordStore
 from bench.utils.code import hash_module
+from deelbo.plugins import _entry_points
 from tests.helpers.plugins import write_plugin
 from tests.helpers.tiny import CONTENT
 
@@ -58,6 +59,12 @@ def test_plan_of_a_dataset(call: Call) -> None:
     assert code == 0, errors
     assert "rows, N = 100" in output
     refuse(call, ROWS | {"n": [400]}, "rows: n = 400 is larger than the pool of 200")
+
+
+def test_built_in_names_look_for_no_plugin(call: Call) -> None:
+    """The metadata of installed packages, which takes long to read, are not read for names that deelbo has."""
+    assert call(CONTENT, "plan")[0] == 0
+    assert _entry_points.cache_info().misses == 0
 
 
 def test_a_plugin_that_fails(plugins: Path, call: Call) -> None:

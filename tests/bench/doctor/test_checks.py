@@ -417,7 +417,7 @@ def test_first_failure_is_raised(capsys: pytest.CaptureFixture[str]) -> None:
         (
             {"problem": "ModuleNotFoundError: x"},
             "fail",
-            "my_data cannot be imported (ModuleNotFoundError: x)",
+            "my_data cannot be used (ModuleNotFoundError: x)",
         ),
     ],
 )

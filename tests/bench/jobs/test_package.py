@@ -14,7 +14,14 @@ from bench.config.benchmark import Benchmark
 from bench.config.loading import load_benchmark, parse_benchmark
 from bench.exceptions import ConfigError
 from bench.jobs import package
-from bench.jobs.package import job_environment, job_metadata, pack_job, pip_runtime_env, plugin_files
+from bench.jobs.package import (
+    job_environment,
+    job_metadata,
+    pack_job,
+    pip_runtime_env,
+    plugin_files,
+    plugin_requirements,
+)
 from deelbo.data import DATASETS
 from deelbo.plugins import Plugin
 
@@ -128,6 +135,15 @@ def test_all_modules_of_an_installed_plugin_are_packed(plugins: Path) -> None:
     (plugin,) = [plugin for plugin in [DATASETS.plugin("rows")] if plugin is not None]
     info = [f"my_data-1.0.dist-info/{name}" for name in ("METADATA", "entry_points.txt")]
     assert sorted(plugin_files([plugin])) == sorted([*names[:3], *info])
+
+
+def test_the_packages_that_a_plugin_needs(plugins: Path) -> None:
+    """They are those that it needs in any case, by name, beside deelbo itself."""
+    needs = ["deelbo>=0.1", "timm", "efficientnet-lite (>=1)", "scipy ; extra == 'more'"]
+    with (plugins / "my_data-1.0.dist-info" / "METADATA").open("a") as file:
+        file.writelines(f"Requires-Dist: {requirement}\n" for requirement in needs)
+    assert plugin_requirements(Plugin("my-data", "1.0", "my_data")) == ["efficientnet-lite", "timm"]
+    assert plugin_requirements(Plugin("", "", "my_data")) == []
 
 
 def test_an_imported_package_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

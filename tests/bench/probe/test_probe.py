@@ -17,6 +17,7 @@ import torch
 
 import bench
 import deelbo
+from bench.doctor.examine import EXTENDED_PACKAGE
 from bench.probe import MARKER, cluster, node
 from bench.probe.cluster import OTHER_SERVER, check_mlflow, inspect_cluster
 from bench.probe.node import collect_node_info, installed_version, missing_markers, read_datasets, remove_marker
@@ -246,13 +247,22 @@ def test_versions_and_missing_modules() -> None:
 
 
 def test_plugins(tmp_path: Path) -> None:
-    """Each is described and imported; one that would end the process, and one that is missing, are reported."""
-    write_plugin(tmp_path, "two-plugins", {"good": "", "bad": "raise SystemExit(7)"}, {})
-    pairs = [("good", "two-plugins"), ("bad", "two-plugins"), ("no_such_module", "two-plugins")]
-    request = {"plugins": pairs}
+    """Each is described and imported; what cannot be imported, or lacks a package that it needs, is reported.
+
+    The parts of `bench` that are not sent to a node are found in its own installation.
+    """
+    for path in (*BENCH.glob("probe/*.py"), *BENCH.glob("utils/*.py")):
+        copy = tmp_path / path.relative_to(BENCH.parent)
+        copy.parent.mkdir(exist_ok=True, parents=True)
+        copy.write_bytes(path.read_bytes())
+    (tmp_path / "bench" / "__init__.py").write_bytes(EXTENDED_PACKAGE["bench/__init__.py"])
+    write_plugin(tmp_path, "two-plugins", {"good": "import bench.methods", "bad": "raise SystemExit(7)"}, {})
+    needs = {"good": ["ray"], "bad": [], "no_such_module": []}
+    request = {"plugins": [(name, "two-plugins", needs[name]) for name in needs]}
     script = f"from bench.probe.node import collect_node_info; print(collect_node_info({request}, '')['plugins'])"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(BENCH.parent), str(tmp_path)])}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(BENCH.parent)])}
+    options: dict[str, Any] = {"env": environment, "cwd": tmp_path, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", script], check=False, **options)
     found = ast.literal_eval(done.stdout)
     assert {module: facts["problem"] for module, facts in found.items()} == {
         "good": None,
@@ -260,6 +270,8 @@ def test_plugins(tmp_path: Path) -> None:
         "no_such_module": "ModuleNotFoundError: No module named 'no_such_module'",
     }
     assert [facts["found"].partition(" ")[0] for facts in found.values()] == ["1.0", "1.0", "none"]
+    lacking = collect_node_info({"plugins": [("json", "", ["ray", "no-such-package"])]}, "")
+    assert lacking["plugins"]["json"]["problem"] == "no-such-package missing"
 
 
 def test_error_of_torch_about_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
