@@ -81,7 +81,11 @@ def _finetune(options: argparse.Namespace) -> int:
         print_failures(outcome, console)
         return outcome.exit_code
     allowed = "".join(f" --allow-import {package}" for package in options.allow_import)
-    made = deliver(outcome.store, outcome.benchmark, request.out, options.allow_import)
+    try:
+        made = deliver(outcome.store, outcome.benchmark, request.out, options.allow_import)
+    except KeyboardInterrupt:
+        console.print("stopped before the model was copied: the same command continues")
+        raise
     all_seconds, grid = time.time() - STARTED, format_duration(made.grid_seconds)
     console.print(f"learned   {made.describe_learned()}")
     console.print(f"chosen    learning rate {made.record.spec.learning_rate:g} of {made.learning_rates}")

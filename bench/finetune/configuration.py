@@ -91,9 +91,14 @@ def dataset_name(data: str) -> str:
 
 
 def check_out(folder: Path) -> None:
-    """Raise ConfigError if a folder for a model has something in it."""
+    """Raise ConfigError if a folder for a model has something in it, or cannot be made."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--out {folder} exists and is not an empty folder: give another --out")
+    parent = folder.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise ConfigError(f"--out {folder} cannot be made, as nothing can be written to {parent}: give another --out")
 
 
 def _dataset(options: FinetuneOptions) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The steps of `finetune` before and after its trials: initial weights; the model, its measurements and its card."""
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,21 +36,25 @@ def prepare_weights(
 
 
 def deliver(store: RecordStore, benchmark: Benchmark, out: Path, allow_import: Sequence[str]) -> Finetuned:
-    """Copy the model of a finished storage to a folder, measure its calibration, and write its card.
+    """Copy the model of a finished storage to a folder, measure its calibration, and write its card, all or nothing.
 
     Raises:
         RecordError: there is no model.
     """
     records = split_finished(make_methods(benchmark), list(store.records())).records
     record = choose_trial(records)
-    export(store, record, out)
-    model = load_model(out, allow_import=allow_import)
+    out = out.absolute()
+    partial = out.with_name(f".{out.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)  # of a call that was killed
+    export(store, record, partial)
+    model = load_model(partial, allow_import=allow_import)
     (setting,), (backbone,) = benchmark.datasets.values(), benchmark.backbones
     if isinstance(setting, TextSettings):  # which a model of token ids does not know
         text = {"columns": list(setting.text), "max_length": benchmark.backbones[backbone].max_length}
-        save_model(replace(model, metadata={**model.metadata, "text": text}), out)
+        save_model(replace(model, metadata={**model.metadata, "text": text}), partial)
     made = _measure(summarize(benchmark, records, model.classes), model, benchmark)
-    (out / CARD).write_text(write_card(benchmark, made), encoding="utf-8")
+    (partial / CARD).write_text(write_card(benchmark, made), encoding="utf-8")
+    partial.replace(out)
     return made
 
 

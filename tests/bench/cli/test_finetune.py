@@ -58,9 +58,15 @@ def interrupt_after_a_trial(storage: Path) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.slow
-def test_interrupted_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same command continues after Ctrl-C; the model's predictions of the test images are the record's."""
+def test_interrupted_and_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command continues after Ctrl-C, also while the model is copied; the predictions are the record's."""
     write_photos(tmp_path / "photos" / "test", 5)
     command = ["finetune", "photos", *OWN, *SHORT, "--out", "model", "--set", "resources.cpus_per_trial=1"]
     thread = threading.Thread(target=interrupt_after_a_trial, args=[tmp_path / "deelbo-runs" / "finetune-model"])
@@ -69,7 +75,13 @@ def test_interrupted_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     thread.join()
     assert "trials left: the same command continues" in capsys.readouterr().out
     assert not Path("model").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.finetune.finetune.calibration_error", interrupt)
+        assert main(command) == 130
+    assert "stopped before the model was copied: the same command continues" in capsys.readouterr().out
+    assert not Path("model").exists()
     assert main(command) == 0
+    assert not Path(".model.part").exists()
     out = capsys.readouterr().out
     assert " done before, " in out
     record = deelbo.load_model("model", allow_import=["finetune_net"]).metadata["record"]
@@ -104,7 +116,7 @@ def test_interrupted_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "exists and is not an empty folder" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_a_test_set(capsys: pytest.CaptureFixture[str]) -> None:
     """All images are trained on, and nothing is said of accuracy."""
     arguments = ["finetune", "photos/train", *OWN, *SHORT, "--out", "model", "--set", "resources.cpus_per_trial=1"]

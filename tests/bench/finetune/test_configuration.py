@@ -88,7 +88,10 @@ def test_out(tmp_path: Path) -> None:
     """A model is written to a new or empty folder only."""
     check_out(tmp_path / "new")
     check_out(tmp_path)
+    check_out(tmp_path / "new" / "deeper")
     (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be made, as nothing can be written to"):
+        check_out(tmp_path / "file" / "model")
     for folder in (tmp_path, tmp_path / "file"):
         with pytest.raises(ConfigError, match="exists and is not an empty folder: give another --out"):
             check_out(folder)
