@@ -106,8 +106,9 @@ class TrialSpec:
 
     @property
     def is_tested(self) -> bool:
-        """True if its network is tested, if there is a test set: that of a whole run, trained on all N."""
-        return self.stage != "tune" and self.until == 1
+        """True if its network may be the one that its method chooses: of a whole run on all N, not retrained again."""
+        is_last = self.stage == "retrain" or (self.stage == "run" and self.number is None)
+        return is_last and self.until == 1
 
     @property
     def cell(self) -> Cell:

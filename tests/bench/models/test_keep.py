@@ -27,6 +27,7 @@ METHODS: dict[str, Any] = {
     "asha": {"trials": 4},
     "deelbo-halving": {"learning_rates": [0.1, 0.01, 0.001]},
     "de-elbo": {"learning_rates": [0.1, 0.01, 0.001]},
+    "retrained": {"method": "de-elbo", "learning_rates": [0.1, 0.01], "retrain": True},
 }
 
 
@@ -46,7 +47,8 @@ class Driver:
         for number in count(1):
             if (spec := queue.ask()) is None or (limit is not None and number > limit):
                 return
-            record = self.fake(spec, "diverged" if spec.method in diverged and spec.is_tested else "completed")
+            status = "diverged" if spec.method in diverged and spec.is_tested else "completed"
+            record = self.fake(spec, status, state={"weight_decay_backbone": 0.1, "weight_decay_head": 0.01})
             if spec.is_tested and record.status == "completed":
                 self.keep_model(self.store, record)
             self.store.write(record, [])
