@@ -45,7 +45,11 @@ def add_parser(subparsers: Subparsers) -> None:
         parser.add_argument(f"--{name}", type=nonempty, help=text)
     for name, text in NUMBERS.items():
         parser.add_argument(f"--{name}", type=int, help=text)
-    parser.add_argument("--batchnorm", choices=("train", "frozen"), help="its statistics (default: train)")
+    parser.add_argument(
+        "--batchnorm",
+        choices=("train", "frozen"),
+        help="BatchNorm's statistics: trained, or as pretrained (default: train)",
+    )
     parser.add_argument(
         "--test-share", type=float, help="share held out to measure accuracy where there is no test set (default: 0)"
     )

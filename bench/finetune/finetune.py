@@ -12,6 +12,7 @@ from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import load_benchmark
 from bench.config.sections import TextSettings
 from bench.config.validation import check, tokenized_sources
+from bench.exceptions import ConfigError
 from bench.execution.pretrained import download_missing_weights
 from bench.finetune.card import CARD, write_card
 from bench.finetune.outcome import Finetuned, choose_trial, summarize
@@ -31,6 +32,11 @@ def prepare_weights(
 ) -> Benchmark:
     """Check the configuration, and download initial weights that are missing here; return the benchmark."""
     benchmark = check(load_benchmark(configuration, overrides), allow_import=allow_import)
+    methods = make_methods(benchmark)
+    if len(methods) != 1 or not methods[0].bayesian or benchmark.keep == "none":
+        raise ConfigError(
+            "--set: finetune trains one model by a method that learns the strengths, and keeps it: use `run` instead"
+        )
     download_missing_weights(benchmark, say)
     return benchmark
 
