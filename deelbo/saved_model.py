@@ -2,7 +2,7 @@
 
     model.json          architecture, preprocessing, classes, metadata, and the SHA-256 hash of each other file
     model.safetensors   weights and buffers
-    ...                 files of the preprocessing, such as a tokenizer's
+    ...                 files of the preprocessing; of a network of transformers, its settings and tokenizer
 
 Both are data: nothing in them is run when they are read.
 """
@@ -26,7 +26,7 @@ from deelbo.data.images import MAX_SIDE
 from deelbo.devices import usable_device
 from deelbo.paths import expand_user
 from deelbo.pretrained.backbones import build_backbone
-from deelbo.pretrained.registry import imported_package
+from deelbo.pretrained.registry import TEXT_PREFIX, imported_package
 from deelbo.training.evaluation import BATCH_SIZE
 from deelbo.training.numerics import Numerics
 
@@ -126,11 +126,17 @@ def model_files(model: SavedModel) -> dict[str, bytes]:
     # copied, as safetensors refuses tensors that share memory
     tensors = {name: value.to("cpu", copy=True, memory_format=torch.contiguous_format) for name, value in state.items()}
     files = {WEIGHTS: save(tensors)} | model.transform.files()
+    backbone = model.backbone
+    if backbone.startswith(TEXT_PREFIX):
+        from deelbo.pretrained.text import settings_files
+
+        files |= settings_files(backbone.removeprefix(TEXT_PREFIX))
+        backbone = f"{TEXT_PREFIX}."  # the folder itself, wherever it will be
     for name in files:
         _check_name(name)
     content = {
         "format": FORMAT,
-        "backbone": model.backbone,
+        "backbone": backbone,
         "head": model.head,
         "image_size": model.image_size,
         "inputs": {"shape": list(model.input_shape), "dtype": model.input_dtype},
@@ -168,6 +174,8 @@ def load_model(
     if (package := imported_package(str(content.get("backbone")))) is not None and package not in allow_import:
         found = f"{folder / DESCRIPTION} names the network {str(content['backbone'])[:100]}, which is code"
         raise ValueError(f"{found}: if you trust it, allow_import=[{package[:60]!r}], or --allow-import")
+    if content.get("backbone") == f"{TEXT_PREFIX}.":
+        content["backbone"] = f"{TEXT_PREFIX}{folder.absolute()}"
     try:
         return _build(content, files).to(place)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:

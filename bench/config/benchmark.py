@@ -146,7 +146,7 @@ class Benchmark(StrictModel):
         if isinstance(resources, dict) and isinstance(backbones, dict):
             content["resources"] = {"gpus_per_trial": float(set(backbones) != {EMBEDDED})} | resources
         if isinstance(datasets := content.get("datasets"), dict):
-            has_own = any(_kind_of_dataset(setting) == "images" for setting in datasets.values())
+            has_own = any(_kind_of_dataset(setting) != "sizes" for setting in datasets.values())
             content.setdefault("keep", "chosen" if has_own else "none")
         return content
 

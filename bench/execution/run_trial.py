@@ -15,7 +15,7 @@ from bench.execution.objectives import make_objective
 from bench.execution.optimizers import make_optimizer
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
-from deelbo.data import Source, load_task
+from deelbo.data import Source, TextSource, load_task
 from deelbo.data.examples import Transform
 from deelbo.data.images import ImageTransform
 from deelbo.plugins import Plugin
@@ -98,7 +98,7 @@ def run_trial(spec: TrialSpec, pretrained: Pretrained, context: TrialContext) ->
         **values,
     )
     if context.keep is not None and model is not None and record.status == "completed" and spec.is_tested:
-        context.keep(replace(model, metadata={"record": json.loads(record.to_json())}))
+        context.keep(replace(model, metadata={**model.metadata, "record": json.loads(record.to_json())}))
     return record, series
 
 
@@ -149,6 +149,7 @@ def _train(
         tuple(inputs.shape[1:]),
         str(inputs.dtype).removeprefix("torch."),
         replace(numerics, compile=False),
+        {"text": {"columns": source.text, "max_length": source.max_length}} if isinstance(source, TextSource) else {},
     )
     return result, trained
 

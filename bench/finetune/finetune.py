@@ -10,7 +10,6 @@ import torch
 
 from bench.config.benchmark import Benchmark, make_methods
 from bench.config.loading import load_benchmark
-from bench.config.sections import TextSettings
 from bench.config.validation import check, tokenized_sources
 from bench.exceptions import ConfigError
 from bench.execution.pretrained import download_missing_weights
@@ -20,7 +19,7 @@ from bench.models.export import export
 from bench.scheduling.queue import split_finished
 from bench.storage.records import RecordStore
 from deelbo.data import find_task, load_task
-from deelbo.saved_model import SavedModel, load_model, save_model
+from deelbo.saved_model import SavedModel, load_model
 from deelbo.training.evaluation import calibration_error
 
 
@@ -54,10 +53,6 @@ def deliver(store: RecordStore, benchmark: Benchmark, out: Path, allow_import: S
     shutil.rmtree(partial, ignore_errors=True)  # of a call that was killed
     export(store, record, partial)
     model = load_model(partial, allow_import=allow_import)
-    (setting,), (backbone,) = benchmark.datasets.values(), benchmark.backbones
-    if isinstance(setting, TextSettings):  # which a model of token ids does not know
-        text = {"columns": list(setting.text), "max_length": benchmark.backbones[backbone].max_length}
-        save_model(replace(model, metadata={**model.metadata, "text": text}), partial)
     made = _measure(summarize(benchmark, records, model.classes), model, benchmark)
     (partial / CARD).write_text(write_card(benchmark, made), encoding="utf-8")
     partial.replace(out)

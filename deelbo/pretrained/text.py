@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,6 +106,21 @@ def describe(model: str, max_length: int | None) -> str:
         settings.pop(name, None)
     vocabulary = hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
     return f"{json.dumps(settings, sort_keys=True, default=str)} {vocabulary} {longest}"
+
+
+def settings_files(model: str) -> dict[str, bytes]:
+    """Return the files of a model's settings and tokenizer by name, as transformers writes them; they name no path."""
+    _, config = _config(model, CLASSES)
+    tokenizer, _, _ = load_tokenizer(model, None)
+    with tempfile.TemporaryDirectory(prefix="deelbo-text-") as folder:
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+    for name in ("config.json", "tokenizer_config.json"):
+        content = json.loads(files[name])
+        content.pop("name_or_path" if name.startswith("tokenizer") else "_name_or_path", None)
+        files[name] = json.dumps(content, indent=1).encode()
+    return files
 
 
 def download(model: str) -> str:

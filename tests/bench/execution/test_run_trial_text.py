@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from bench.execution.run_trial import TrialContext, run_trial
+from deelbo import SavedModel, evaluate, load_model, save_model
 from deelbo.data import TextSource, load_task
+from deelbo.data.texts import encode
 from deelbo.pretrained.embedded import Pretrained
 from deelbo.pretrained.registry import BackboneSource
 from deelbo.pretrained.weights import load_backbone
@@ -91,3 +93,35 @@ def test_texts_that_are_gone_fail_in_one_line(place: Path, tmp_path: Path) -> No
         record, _ = run_trial(TEXTS, pretrained, replace(context, **change))  # type: ignore[arg-type]
         assert record.status == "failed"
         assert str(tmp_path) in (record.error or "").strip().splitlines()[-1]
+
+
+def test_a_kept_model_of_texts_needs_no_other_file(place: Path, tmp_path: Path) -> None:
+    """It is moved, and its network's own folder is gone: it gives the record's test results to the bit."""
+    pretrained, context = context_of(place)
+    kept: list[SavedModel] = []
+    spec = replace(TEXTS, **DE_ELBO, **{"head_weight_decay": None})
+    record, _ = run_trial(spec, pretrained, replace(context, keep=kept.append))
+    task = load_task("news", source=context.network.tokenize(context.source))  # type: ignore[union-attr]
+    save_model(kept[0], tmp_path / "first")
+    (tmp_path / "first").rename(tmp_path / "model")
+    for path in (tmp_path / "model").iterdir():
+        assert str(place).encode() not in path.read_bytes(), path.name
+    (place / "bert").rename(place / "gone")
+    try:
+        model = load_model(tmp_path / "model")
+        assert evaluate(model.network, task.test, model.transform) == (
+            record.metrics["test_nll"],
+            record.metrics["test_acc"],
+        )
+        assert model.metadata["text"] == {"columns": ["body"], "max_length": 8}
+        folder = model.backbone.removeprefix("transformers:")
+        tokens = encode(folder, ["king 3", "ball 7 7"], 8)
+        again = tmp_path / "again"
+        save_model(model, again)
+        assert load_model(again).predict(tokens).equal(model.predict(tokens))
+    finally:
+        (place / "gone").rename(place / "bert")
+    assert encode(str(place / "bert"), ["king 3", "ball 7 7"], 8).equal(tokens)
+    (tmp_path / "model" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"config\.json is missing: copy the whole folder again"):
+        load_model(tmp_path / "model")
