@@ -59,11 +59,11 @@ def load_backbone(
     if ptyl is None:
         return Pretrained(state, architecture=architecture)
     posterior = read_swag(ptyl, name)
-    state = state or build_backbone(name, 2, image_size=image_size)[0].state_dict()
     if image_size is not None and posterior.image_size not in (None, image_size):
         found = f"the PTYL files of {name} are for images of {posterior.image_size} px, this task has {image_size} px"
         raise ValueError(f"{found}: fit SWAG again with image_size {image_size}")
-    at_mean = weights_at_mean(state, posterior, name)
+    initial = state or build_backbone(name, 2, image_size=image_size)[0].state_dict()
+    at_mean = weights_at_mean(initial, posterior, name)
     return Pretrained(state, at_mean, posterior.variance, posterior.factor, architecture)
 
 

@@ -103,7 +103,7 @@ def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 def test_every_path_of_the_command_line_is_expanded() -> None:
     """Arguments that are paths are converted by `to_path`, not by pathlib, which leaves a tilde as it is."""
     types = [action.type for action in actions(build_parser()) if action.type is not None]
-    assert types.count(to_path) == 7
+    assert types.count(to_path) == 12
     assert not any(isinstance(kind, type) and issubclass(kind, Path) for kind in types)
 
 

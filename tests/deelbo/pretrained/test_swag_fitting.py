@@ -294,6 +294,7 @@ def test_the_posterior_of_an_own_network(folder: Path, tmp_path: Path, monkeypat
     posterior = read_swag(out, "own_swag_nets:build")
     assert posterior.mean.numel() == 3 * 5 * 9 + 5 + 10
     pretrained = load_backbone("own_swag_nets:build", "none", out)
+    assert pretrained.weights == {}  # other priors start from random weights, others for each seed
     assert torch.equal(pretrained.swag_weights["conv.weight"].flatten(), posterior.mean[: 3 * 5 * 9])
     model, _ = build_backbone("own_swag_nets:build", 3, pretrained.swag_weights)
     assert torch.equal(model.bn.running_mean, posterior.buffers["bn.running_mean"])

@@ -328,7 +328,7 @@ def test_ptyl_starts_at_the_posteriors_mean(tmp_path: Path, monkeypatch: pytest.
 def test_a_vit_posterior_is_for_one_image_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """A vit_b_16 posterior of one image size is refused for another, with both sizes."""
     none = torch.zeros(0)
-    monkeypatch.setattr(weights, "read_weights", lambda name, source: {})
+    monkeypatch.setattr(weights, "read_weights", lambda name, source, head: {})
     monkeypatch.setattr(weights, "read_swag", lambda source, name: SwagPosterior(none, none, none, {}, 32))
     with pytest.raises(ValueError, match="images of 32 px, this task has 224 px"):
         load_backbone("vit_b_16", ptyl="swag.pt", image_size=224)
