@@ -128,7 +128,7 @@ def run(
         address,
         os.environ.get(TRACKING_URI_VARIABLE) if tracking_uri is None else tracking_uri,
         overrides,
-        allow_import,
+        [allow_import] if isinstance(allow_import, str) else allow_import,
     )
     console = Console(file=sys.stdout, quiet=quiet, soft_wrap=True, highlight=False, markup=False, emoji=False)
     outcome = run_session(options, console, time.time())

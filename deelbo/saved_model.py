@@ -163,6 +163,7 @@ def load_model(
         ValueError: no model is there, or it is damaged, or of another version; one line.
     """
     folder, place = expand_user(folder), usable_device(device)
+    allowed = [allow_import] if isinstance(allow_import, str) else allow_import  # a text has its parts, too
     if not (folder / DESCRIPTION).is_file():
         raise ValueError(f"{folder} has no {DESCRIPTION}: give the folder of a saved model")
 
@@ -171,7 +172,7 @@ def load_model(
         return path.read_bytes() if path.is_file() else None
 
     files, content = read_files(read, str(folder))
-    if (package := imported_package(str(content.get("backbone")))) is not None and package not in allow_import:
+    if (package := imported_package(str(content.get("backbone")))) is not None and package not in allowed:
         found = f"{folder / DESCRIPTION} names the network {str(content['backbone'])[:100]}, which is code"
         raise ValueError(f"{found}: if you trust it, allow_import=[{package[:60]!r}], or --allow-import")
     if content.get("backbone") == f"{TEXT_PREFIX}.":
@@ -216,6 +217,7 @@ def read_files(read: Callable[[str], bytes | None], place: str) -> tuple[dict[st
 
 
 def _build(content: Mapping[str, Any], files: Mapping[str, bytes]) -> SavedModel:
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     classes = content["classes"]
@@ -227,7 +229,10 @@ def _build(content: Mapping[str, Any], files: Mapping[str, bytes]) -> SavedModel
     if image_size is not None and not (type(image_size) is int and 1 <= image_size <= MAX_SIDE):
         raise ValueError(f"image_size = {str(image_size)[:20]}, expected pixels from 1 to {MAX_SIDE}")
     network, _ = build_backbone(backbone, len(classes), head=head, image_size=image_size)
-    network.load_state_dict(load(files[WEIGHTS]))
+    try:
+        network.load_state_dict(load(files[WEIGHTS]))
+    except SafetensorError as error:
+        raise ValueError(f"{WEIGHTS}: {error}") from error
     shape, dtype = tuple(content["inputs"]["shape"]), content["inputs"]["dtype"]
     if not all(type(side) is int and 0 < side <= MAX_SIDE for side in shape) or dtype not in DTYPES:
         raise ValueError(f"inputs: expected sides of at most {MAX_SIDE}, and a type of {', '.join(DTYPES)}")

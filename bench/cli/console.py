@@ -5,8 +5,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,17 @@ class _Console(Console):
 console = _Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
-def notes_console(as_json: bool) -> Console:
-    """Return the console for notes and progress: stderr where stdout gets a JSON document."""
-    return _Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False) if as_json else console
+@contextmanager
+def notes_console(as_json: bool) -> Iterator[Console]:
+    """The console for notes and progress: stderr where stdout gets a JSON document.
+
+    In the block nothing else is printed on stdout there, such as what a network of the user's own prints.
+    """
+    if not as_json:
+        yield console
+        return
+    with redirect_stdout(sys.stderr):
+        yield _Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def print_json(content: Mapping[str, Any]) -> None:

@@ -52,7 +52,6 @@ def _run(options: argparse.Namespace) -> int:
     from bench.cli.console import notes_console, print_json
     from bench.session.run import RunOptions, run
 
-    console = notes_console(options.json)
     request = RunOptions(
         options.config,
         options.storage,
@@ -62,8 +61,9 @@ def _run(options: argparse.Namespace) -> int:
         overrides=options.set,
         allow_import=options.allow_import,
     )
-    outcome = run(request, console, STARTED)
-    print_end(outcome, console, options.tracking_uri)
+    with notes_console(options.json) as console:
+        outcome = run(request, console, STARTED)
+        print_end(outcome, console, options.tracking_uri)
     if options.json:
         print_json(_to_json(outcome))
     return outcome.exit_code

@@ -35,7 +35,9 @@ def make_objective(
         backbone = spec.weight_decay if spec.prior_scale is None else 1 / (num_examples * spec.prior_scale)
         if backbone is None or spec.head_weight_decay is None:
             raise ValueError(f"MAP needs a strength for backbone and head, got {spec}")
-        return MAP(groups, num_examples, {"backbone": backbone, "head": spec.head_weight_decay})
+        strengths = {"backbone": backbone, "head": spec.head_weight_decay}
+        parts = {group.part or group.name for group in groups}  # a network that is frozen but for its head has one
+        return MAP(groups, num_examples, {part: strengths[part] for part in strengths if part in parts})
     if spec.kappa is None:
         dim = sum(group.prior.dim for group in groups)
         kappa = None if spec.kappa_share == 1 else spec.kappa_share * dim / num_examples

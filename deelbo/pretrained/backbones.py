@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from deelbo._random import seeded
 from deelbo.groups import find_module
-from deelbo.pretrained.registry import PATCH_SIZE, find_backbone, vit_image_size
+from deelbo.plugins import describe
+from deelbo.pretrained.registry import NETWORKS, PATCH_SIZE, find_backbone, imported_package, vit_image_size
 
 MAX_SHOWN = 8
 EMBEDDING = "encoder.pos_embedding"  # the one weight whose shape depends on the image size, vit_b_16's
@@ -108,9 +109,12 @@ def check_network(
 ) -> None:
     """Raise ValueError unless the network, built as for a trial, turns a batch (B, ...) into logits (B, num_classes).
 
-    It is tried in training and in evaluation, on the CPU, with random weights.
+    It is tried in training and in evaluation, on the CPU, with random weights. Its logits must come from its head, and
+    from nothing but its state dict, with which it is kept.
     """
-    model, _ = build_backbone(name, num_classes, head=head, image_size=image_size)
+    model, head = build_backbone(name, num_classes, head=head, image_size=image_size)
+    if others := [key for key, value in model.state_dict().items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{name} has the state {others[0]}, expected tensors alone: store it as buffers")
     expected = (len(batch), num_classes)
     for is_training in (True, False):
         model.train(is_training)
@@ -125,17 +129,42 @@ def check_network(
             mode = "training" if is_training else "evaluation"
             remedy = "return the logits alone, and name the layer that gives them as `head`"
             raise ValueError(f"{name} returns {found} in {mode}, expected logits of shape {expected}: {remedy}")
+    _check_head_is_used(name, model, head, batch)
+    if imported_package(name) is not None or name in NETWORKS:
+        twin, _ = build_backbone(name, num_classes, seed=1, head=head, image_size=image_size)
+        _check_state(name, model, twin, batch)
+
+
+def _check_head_is_used(name: str, model: nn.Module, head: str, batch: Tensor) -> None:
+    """Raise ValueError where the logits do not depend on the head, as another name leads to the layer before."""
+    weight = find_module(model, head).get_parameter("weight")
+    with torch.enable_grad():
+        total = model(batch).sum()
+        gradient = torch.autograd.grad(total, weight, allow_unused=True)[0] if total.requires_grad else None
+    if gradient is None:
+        raise ValueError(f"{name} does not use {head!r}, its head, once that is replaced: let one name lead to it")
+
+
+@torch.no_grad()
+def _check_state(name: str, model: nn.Module, twin: nn.Module, batch: Tensor) -> None:
+    """Raise ValueError where a network built with another seed gives other logits, although it has the same state."""
+    _load_state(name, twin, model.state_dict(), None)
+    if not torch.allclose(model(batch), twin.eval()(batch), equal_nan=True):
+        remedy = "make it a buffer (register_buffer), so that a kept model has it"
+        raise ValueError(f"{name} depends on random numbers that are not in its state dict: {remedy}")
 
 
 def _build(name: str, num_classes: int, image_size: int | None) -> nn.Module:
     """Return a new network; raise ValueError, in one line, for whatever goes wrong in its own code."""
     try:
         model: object = find_backbone(name, image_size).build(num_classes, image_size)
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(reason if reason.startswith(name) else f"{name}: {reason}") from error
-    except Exception as error:
-        raise ValueError(f"{name} cannot be built ({type(error).__name__}: {str(error)[:200]}): correct it") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # such as SystemExit
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, ValueError) and reason:
+            raise ValueError(reason if reason.startswith(name) else f"{name}: {reason}") from error
+        raise ValueError(f"{name} cannot be built ({describe(error)}): correct it") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{name} returns a {type(model).__name__}, expected a torch.nn.Module: return the network")
     return model

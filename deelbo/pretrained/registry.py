@@ -93,6 +93,8 @@ def _torchvision(name: str, head: str | None = None, patch_size: int | None = No
     def build(_num_classes: int, image_size: int | None) -> nn.Module:
         from torchvision import models  # takes a second or more
 
+        if name not in models.list_models(module=models):  # those for other tasks download weights of a part
+            raise ValueError(f"Unknown model {name}: expected a classifier of torchvision.models")
         options = {"image_size": image_size or 224} if name.startswith("vit_") else {}
         network: nn.Module = models.get_model(name, **options)
         return network
@@ -103,6 +105,8 @@ def _torchvision(name: str, head: str | None = None, patch_size: int | None = No
 def _timm(name: str) -> BackboneEntry:
     def build(num_classes: int, image_size: int | None) -> nn.Module:
         timm = _import("timm", f"timm:{name}", "pip install 'deelbo[recipes]'")
+        if not timm.is_model(name):  # such as hf-hub:..., which would be downloaded
+            raise ValueError(f"Unknown model {name}: expected a name of timm.list_models()")
         fixed = getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "fixed_input_size", False)
         options = {"img_size": image_size} if fixed and image_size is not None else {}
         network: nn.Module = timm.create_model(name, num_classes=num_classes, **options)
@@ -143,7 +147,9 @@ def _imported(path: str) -> BackboneEntry:
 def _import(module: str, model: str, remedy: str) -> Any:
     try:
         return import_module(module)
-    except Exception as error:  # whatever the module does when it is imported
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the module does when it is imported, such as SystemExit
         reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"{model} cannot be imported ({reason}): {remedy}") from error
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from deelbo.objectives.base import evaluation_mode
 
+BATCHNORM = nn.modules.batchnorm._BatchNorm  # the base class, as torch.optim.swa_utils uses it
+
 
 def running_layers(model: nn.Module) -> list[nn.Module]:
     """Return the modules that have running statistics of their own."""
@@ -21,21 +23,22 @@ def update_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
     They become the mean over ``batches`` of each batch's own statistics, as `torch.optim.swa_utils.update_bn` computes
     them (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization", section 3.2), for
-    every layer that has them. All other layers are in evaluation mode, so dropout is off. Statistics that were
-    collected under the posterior's noise do not fit its mean, which is what is evaluated.
+    every BatchNorm layer that has them. All other layers are in evaluation mode, so dropout is off, and statistics of
+    other kinds stay as they are. Statistics that were collected under the posterior's noise do not fit its mean, which
+    is what is evaluated.
 
     Args:
         model: any module; without running statistics nothing changes, and no batch is used.
         batches: inputs of the model, of about the same size, not augmented.
     """
-    layers = running_layers(model)
+    layers = [layer for layer in model.modules() if isinstance(layer, BATCHNORM) and layer.running_mean is not None]
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]
     with evaluation_mode(model):
         for layer in layers:
-            layer.reset_running_stats()  # type: ignore[operator]
-            layer.momentum, layer.training = None, True  # type: ignore[assignment]  # None: a mean over batches
+            layer.reset_running_stats()
+            layer.momentum, layer.training = None, True  # None: a mean over batches
         try:
             for batch in batches:
                 model(batch)

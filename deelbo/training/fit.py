@@ -139,8 +139,8 @@ def _train(
 def _train_epoch(run: TrainingRun, clock: PhaseClock) -> None:
     run.set_training_mode()
     for batch in run.batches():
-        if run.steps_done == run.noisy_steps:
-            run.objective.freeze()
+        if run.steps_done == run.noisy_steps and all(map(math.isfinite, run.objective.weight_decay().values())):
+            run.objective.freeze()  # one that has diverged is noticed at the next evaluation
         run.nll_sum += run.step(batch)
         run.nll_steps += 1
         if run.objective.should_adapt(run.steps_done):

@@ -1,5 +1,6 @@
 """A model on disk: what is read back, and what is refused."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -168,6 +169,13 @@ def test_damaged_and_missing_weights_are_named(folder: Path) -> None:
     weights.write_bytes(content)
     with pytest.raises(ValueError, match=r"model.safetensors is damaged, its hash is not that in model.json"):
         load_model(folder)
+    for content in (b"", b"weights"):  # whose hash is right
+        weights.write_bytes(content)
+        description = json.loads((folder / "model.json").read_text())
+        description["files"]["model.safetensors"] = hashlib.sha256(content).hexdigest()
+        (folder / "model.json").write_text(json.dumps(description))
+        with pytest.raises(ValueError, match=r"model.json cannot be used \(model.safetensors: Error while"):
+            load_model(folder)
     save_file({"fc.weight": torch.zeros(3, 3)}, weights)
     with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
         load_model(folder)
@@ -190,7 +198,7 @@ def test_a_network_that_is_code_is_imported_only_if_asked(
     network, head = build_backbone("keep_own_nets:build", 3)
     del sys.modules["keep_own_nets"]
     save_model(replace(model, network=network, backbone="keep_own_nets:build", head=head), tmp_path / "own")
-    for allowed in ((), ("keep_own",)):
+    for allowed in ((), ("keep_own",), "not_keep_own_nets"):
         with pytest.raises(ValueError, match=r"allow_import=\['keep_own_nets'\], or --allow-import$"):
             load_model(tmp_path / "own", allow_import=allowed)
     assert "keep_own_nets" not in sys.modules

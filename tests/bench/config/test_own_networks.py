@@ -1,5 +1,6 @@
 """Networks of the user's own in a configuration: which code may run, what is refused, and a run with one of them."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,16 @@ def test_a_network_is_tried_on_images_of_the_datasets(nets: Path) -> None:
         check(benchmark, allow_import=["lab_digits"])
     other = {"other": {"model": "torchvision:resnet34", "normalization": {"mean": [0.5] * 3, "std": [0.5] * 3}}}
     assert check(parse_benchmark(BASE | photos | {"backbones": other}, "x")).imported_packages() == []
+
+
+def test_what_a_network_prints_is_not_in_the_json(nets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (nets / "lab_prints.py").write_text(SOURCE.replace("    return", "    print('layers')\n    return"))
+    mine = BASE | {"backbones": {"mine": {"model": "lab_prints:build", "weights": "none"}}}
+    (nets / "b.yaml").write_text(json.dumps(mine))
+    assert main(["plan", "b.yaml", "--json", "--allow-import", "lab_prints"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["trials"] == 1
+    assert "layers" in shown.err
 
 
 @pytest.mark.slow

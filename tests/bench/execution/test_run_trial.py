@@ -193,6 +193,13 @@ def test_ptyl_turns_lambda_into_alpha(
     assert seen == [(train, {"backbone": pytest.approx(1 / (train * 10.0)), "head": 0.01})]
 
 
+def test_map_of_a_network_that_is_frozen_but_for_its_head(pretrained: Pretrained) -> None:
+    """There is no backbone to regularize."""
+    model, head = make_model(SPEC, pretrained, 10, CPU)
+    model.requires_grad_(False).get_submodule(head).requires_grad_()
+    assert make_objective(SPEC, model, head, pretrained, 80).weight_decay() == {"head": 0.01}
+
+
 def test_kappa_is_d_over_n_unless_given(pretrained: Pretrained) -> None:
     """The default kappa is D/N for the DE ELBo, 1 for the ELBo, or the given number."""
     de_elbo = objective_of(DE_ELBO, pretrained, 100)

@@ -1,6 +1,7 @@
 """Networks of the user's own: by torchvision's or timm's name or an import path; their heads, weights and hashes."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,6 +42,46 @@ class AuxiliaryHead(nn.Module):
         return (logits, self.projection(x.flatten(1))) if self.training else logits
 
 
+class HiddenState(nn.Module):
+    """Depends on random numbers that are no buffer."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head, self.directions = nn.Linear(16, num_classes), torch.randn(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head((x.flatten(1) + 1) @ self.directions)
+        return logits
+
+
+class SecondName(nn.Module):
+    """Its head has two names, and it is used by the later one."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16, num_classes)
+        self.head = self.fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(x.flatten(1))
+        return logits
+
+
+class OtherState(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: object) -> None:
+        pass
+
+
+def raises(error: BaseException) -> Callable[[int], nn.Module]:
+    def build(num_classes: int) -> nn.Module:
+        raise error
+
+    return build
+
+
 def small(num_classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, num_classes))
 
@@ -53,6 +94,9 @@ def own_module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module.text = lambda classes: "network"
     module.error = lambda classes: {}["layers"]
     module.wrong_shape = lambda classes: nn.Sequential(nn.Linear(4, classes))
+    module.hidden, module.second = HiddenState, SecondName
+    module.extra = lambda classes: nn.Sequential(nn.Flatten(), OtherState(16, 4), nn.Linear(4, classes))
+    module.quiet, module.ends = raises(ValueError()), raises(SystemExit(0))
     module.picky = lambda classes: nn.Sequential(nn.Flatten(), nn.Linear(17, classes))
     monkeypatch.setitem(sys.modules, "own_nets", module)
     return module
@@ -87,6 +131,13 @@ def test_nothing_is_imported_before_a_network_is_built() -> None:
     assert find_backbone("no_such_package.nets:build").channels is None
     with pytest.raises(ValueError, match=r"no_such_package\.nets:build cannot be imported \(No module named 'no_such"):
         build_backbone("no_such_package.nets:build", 3)
+
+
+def test_a_module_that_ends_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_nets_exit.py").write_text("raise SystemExit(0)\n")
+    with pytest.raises(ValueError, match=r"own_nets_exit:build cannot be imported \(SystemExit: 0\): correct the path"):
+        build_backbone("own_nets_exit:build", 3)
 
 
 def test_a_network_by_its_import_path() -> None:
@@ -128,8 +179,15 @@ def test_heads() -> None:
         ("own_nets:text", None, r"own_nets:text returns a str, expected a torch\.nn\.Module"),
         ("own_nets:error", None, r"own_nets:error cannot be built \(KeyError: 'layers'\)"),
         ("own_nets:missing", None, "own_nets:missing: the module own_nets has no missing: correct the path"),
-        ("torchvision:resnet19", None, "torchvision:resnet19: Unknown model resnet19"),
-        ("timm:nothing", None, "timm:nothing.*Unknown model"),
+        ("own_nets:quiet", None, r"own_nets:quiet cannot be built \(ValueError:\)"),
+        ("own_nets:ends", None, r"own_nets:ends cannot be built \(SystemExit: 0\)"),
+        ("own_nets:extra", None, "own_nets:extra has the state 1._extra_state, expected tensors alone"),
+        ("own_nets:hidden", None, "own_nets:hidden depends on random numbers that are not in its state dict"),
+        ("own_nets:second", None, "own_nets:second does not use 'fc', its head, once that is replaced"),
+        ("torchvision:resnet19", None, "torchvision:resnet19: Unknown model resnet19: expected a classifier"),
+        ("torchvision:fcn_resnet50", None, "Unknown model fcn_resnet50: expected a classifier"),
+        ("timm:nothing", None, "timm:nothing: Unknown model nothing: expected a name of timm"),
+        ("timm:hf-hub:some/model", None, "Unknown model hf-hub:some/model: expected a name of timm"),
         ("torchvision:inception_v3", None, "fails on a batch|returns"),
     ],
 )

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 import deelbo
 from deelbo import DataEmphasizedELBO, Schedule, fit, make_groups
@@ -17,16 +18,18 @@ class WithStatistics(nn.Module):
         self.norm = nn.BatchNorm1d(3, momentum=0.3)
         self.drop = nn.Dropout(0.5)
         self.second = nn.InstanceNorm1d(3, track_running_stats=True)
+        self.frozen = FrozenBatchNorm2d(3)
 
     def forward(self, x: torch.Tensor) -> Any:
-        return self.second(self.drop(self.norm(x)))
+        return self.frozen(self.second(self.drop(self.norm(x)))[..., None])
 
 
 def test_statistics_are_the_mean_over_batches() -> None:
-    """They equal sums by hand; dropout is off, modes and momenta are as before, and gradients are not recorded."""
+    """They equal sums by hand; dropout is off, modes and momenta are as before. Other layers keep their statistics."""
     torch.manual_seed(1)
     model, batches = WithStatistics().double(), [torch.randn(8, 3, 4).double() for _ in range(3)]
-    model.norm.running_mean.fill_(7.0)
+    for layer in (model.norm, model.second, model.frozen):
+        layer.running_mean.fill_(7.0)
     model.train()
     model.drop.eval()
     update_batchnorm(model, iter(batches))
@@ -34,11 +37,8 @@ def test_statistics_are_the_mean_over_batches() -> None:
     torch.testing.assert_close(model.norm.running_mean, mean, rtol=1e-12, atol=1e-12)
     variance = torch.stack([b.transpose(0, 1).reshape(3, -1).var(1) for b in batches]).mean(0)
     torch.testing.assert_close(model.norm.running_var, variance, rtol=1e-12, atol=1e-12)
-    normalized = [
-        (b - b.mean((0, 2), keepdim=True)) / (b.var((0, 2), False, keepdim=True) + 1e-5).sqrt() for b in batches
-    ]
-    inner = torch.stack([b.mean(2).mean(0) for b in normalized]).mean(0)
-    torch.testing.assert_close(model.second.running_mean, inner, rtol=1e-6, atol=1e-9)
+    for layer in (model.second, model.frozen):  # InstanceNorm cannot take a mean over batches
+        assert layer.running_mean.tolist() == [7.0] * 3
     assert (model.norm.momentum, model.second.momentum) == (0.3, 0.1)
     assert (model.training, model.norm.training, model.drop.training) == (True, True, False)
 
@@ -133,3 +133,12 @@ def test_the_noise_ends(toy_split: Any, share: float) -> None:
 def test_impossible_settings(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Schedule(0.1, **settings)
+
+
+def test_a_run_that_diverges_before_its_noise_ends(toy_split: Any, toy_model: nn.Module) -> None:
+    """It is diverged, as without `noise_until`: strengths that are not numbers are not fixed."""
+    with torch.no_grad():
+        next(toy_model.parameters()).fill_(float("nan"))
+    objective = DataEmphasizedELBO(make_groups(toy_model, None, "l2-zero"), len(toy_split.train))
+    result = fit(toy_model, toy_split, objective, Schedule(0.1, steps=6, batch_size=4, noise_until=0.5))
+    assert result.status == "diverged"
