@@ -11,6 +11,7 @@ from bench.scheduling.queue import split_finished
 from bench.storage.models import has_model, read_model
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
+from bench.utils.text import single_line
 
 
 def choose(benchmark: Benchmark, records: Sequence[TrialRecord], only: str | None) -> BestTrial:
@@ -44,7 +45,14 @@ def export(store: RecordStore, record: TrialRecord, folder: Path) -> list[Path]:
         files = read_model(store, record.key)
     except ValueError as error:
         raise RecordError(f"{error}; or {remedy}") from error
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        for name in files:
+            (folder / name).unlink(missing_ok=True)  # so that the same command can be tried again
+        raise ConfigError(
+            f"{folder} cannot be written ({single_line(error)}): free space there, or give another --out"
+        ) from error
     return [folder / name for name in files]

@@ -71,4 +71,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             found = f"{reprlib.repr(name)} is a {type(tensor).__name__}"
             raise ValueError(f"{path}: {found}, expected a tensor: give a state dict")
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            kind = "of the device meta" if tensor.is_meta else str(tensor.layout).removeprefix("torch.")
+            raise ValueError(f"{path}: {reprlib.repr(name)} is {kind}, expected a dense tensor: give its numbers")
     return {name: tensor.detach() for name, tensor in held.items()}

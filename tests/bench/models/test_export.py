@@ -1,5 +1,6 @@
 """`export`: which model it takes, and what it refuses."""
 
+import errno
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -113,6 +114,23 @@ def test_a_folder_that_is_not_empty_is_refused(filled: Any, tmp_path: Path, caps
     assert export(store, out, capsys)[0] == 0
     assert "is not an empty folder: give another --out" in refusal(store, out, capsys)
     assert "is not an empty folder" in refusal(store, out / "model.json", capsys)
+
+
+def test_a_full_disk(
+    filled: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line names the folder, in which no part of a model stays."""
+    store, out = filled(), tmp_path / "out"
+    out.mkdir()
+
+    def write(path: Path, content: bytes) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    found = refusal(store, out, capsys)
+    assert f"{out} cannot be written" in found
+    assert "No space left on device): free space there, or give another --out" in found
 
 
 def test_a_model_that_is_missing_or_damaged_is_named(

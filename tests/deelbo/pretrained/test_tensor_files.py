@@ -104,6 +104,8 @@ def test_a_torchscript_program(tmp_path: Path) -> None:
         ({}, "holds nothing"),
         ({"a": torch.ones(1), "b": 3}, "'b' is a int"),
         ({1: torch.ones(1)}, "1 is a Tensor"),
+        ({"a": torch.ones(1).to_sparse()}, "'a' is sparse_coo, expected a dense tensor"),
+        ({"a": torch.ones(1, device="meta")}, "'a' is of the device meta"),
     ],
 )
 def test_anything_but_tensors_by_name(tmp_path: Path, held: object, words: str) -> None:
