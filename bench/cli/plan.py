@@ -61,8 +61,8 @@ def _plan(options: argparse.Namespace) -> int:
     from bench.scheduling.cost import Throughput
     from deelbo.data import crop_size
 
-    benchmark = load_benchmark(options.config, options.set)
     with notes_console(options.json) as console:
+        benchmark = load_benchmark(options.config, options.set)
         benchmark = check(benchmark, None if options.trials else console.print, allow_import=options.allow_import)
     throughput = Throughput(options.images_per_second, options.speed)
     methods = filter_methods(make_methods(benchmark), options.only)

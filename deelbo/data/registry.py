@@ -274,7 +274,7 @@ def _load_plugin(name: str, entry: TaskEntry, root: Path, crop: int, verify: boo
 
     try:
         task: object = entry.load(root, crop, verify)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"{name} cannot be loaded ({describe_error(error)}): correct the data or the plug-in"
         ) from error

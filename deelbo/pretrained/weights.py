@@ -189,7 +189,7 @@ def own_weights(backbone: str) -> str | Path | Mapping[str, Tensor]:
     if entry.weights is not None:
         try:
             return entry.weights()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if NETWORKS.plugin(backbone) is None:
                 raise
             raise ValueError(f"the weights of {backbone} cannot be loaded ({describe(error)}): repair it") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -114,12 +115,29 @@ def test_a_backbone_that_is_none(plugins: Path, call: Call, change: str, problem
     refuse(call, CONTENT | {"backbone": "two-layers"}, problem)
 
 
-def test_weights_that_cannot_be_loaded(plugins: Path, call: Call) -> None:
+@pytest.mark.parametrize(("raised", "shown"), [("KeyError('x')", "KeyError: 'x'"), ("SystemExit(0)", "SystemExit: 0")])
+def test_weights_that_cannot_be_loaded(plugins: Path, call: Call, raised: str, shown: str) -> None:
     """Whatever a plug-in's function raises is one line."""
     with (plugins / "my_nets.py").open("a") as file:
-        file.write("\ndef lost():\n    raise KeyError('x')\n\nENTRY = BackboneEntry(build, channels=1, weights=lost)\n")
-    problem = "the weights of two-layers cannot be loaded (KeyError: 'x')"
+        file.write(f"\ndef lost():\n    raise {raised}\n\nENTRY = BackboneEntry(build, channels=1, weights=lost)\n")
+    problem = f"the weights of two-layers cannot be loaded ({shown})"
     refuse(call, CONTENT | {"backbone": "two-layers", "resources": {"gpus_per_trial": 0}}, problem, "prepare")
+
+
+def test_a_dataset_that_ends_the_program(plugins: Path, call: Call) -> None:
+    (plugins / "my_data.py").write_text(
+        (plugins / "my_data.py").read_text().replace("import torch", "raise SystemExit(0)")
+    )
+    refuse(call, ROWS, "rows cannot be loaded (SystemExit: 0): correct the data or the plug-in", "prepare")
+
+
+def test_what_a_plugin_prints_is_not_in_the_json(plugins: Path, call: Call) -> None:
+    with (plugins / "my_method.py").open("a") as file:
+        file.write("\nprint('thumb')\n")
+    code, output, errors = call(CONTENT | {"methods": {"rule-of-thumb": None}}, "plan", "--json")
+    assert code == 0, errors
+    assert json.loads(output)["methods"][0]["method"] == "rule-of-thumb"
+    assert "thumb" in errors
 
 
 def test_prepare_loads_a_dataset(call: Call) -> None:
