@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deelbo.objectives.base import evaluation_mode
-
-BATCHNORM = nn.modules.batchnorm._BatchNorm  # the base class, as torch.optim.swa_utils uses it
 
 
 def running_layers(model: nn.Module) -> list[nn.Module]:
@@ -22,25 +21,27 @@ def update_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Estimate running statistics again, at the weights that the model has now.
 
     They become the mean over ``batches`` of each batch's own statistics, as `torch.optim.swa_utils.update_bn` computes
-    them (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization", section 3.2), for
-    every BatchNorm layer that has them. All other layers are in evaluation mode, so dropout is off, and statistics of
-    other kinds stay as they are. Statistics that were collected under the posterior's noise do not fit its mean, which
-    is what is evaluated.
+    them for BatchNorm (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization",
+    section 3.2), for every layer with running statistics and a momentum. All other layers are in evaluation mode, so
+    dropout is off. Statistics that were collected under the posterior's noise do not fit its mean, which is what is
+    evaluated.
 
     Args:
         model: any module; without running statistics nothing changes, and no batch is used.
         batches: inputs of the model, of about the same size, not augmented.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, BATCHNORM) and layer.running_mean is not None]
+    layers: list[Any] = [layer for layer in running_layers(model) if hasattr(layer, "momentum")]
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]
     with evaluation_mode(model):
         for layer in layers:
             layer.reset_running_stats()
-            layer.momentum, layer.training = None, True  # None: a mean over batches
+            layer.training = True
         try:
-            for batch in batches:
+            for count, batch in enumerate(batches, 1):
+                for layer in layers:
+                    layer.momentum = 1 / count  # a mean over batches; None would be one for BatchNorm alone
                 model(batch)
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):

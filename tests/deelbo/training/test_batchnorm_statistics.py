@@ -37,10 +37,21 @@ def test_statistics_are_the_mean_over_batches() -> None:
     torch.testing.assert_close(model.norm.running_mean, mean, rtol=1e-12, atol=1e-12)
     variance = torch.stack([b.transpose(0, 1).reshape(3, -1).var(1) for b in batches]).mean(0)
     torch.testing.assert_close(model.norm.running_var, variance, rtol=1e-12, atol=1e-12)
-    for layer in (model.second, model.frozen):  # InstanceNorm cannot take a mean over batches
-        assert layer.running_mean.tolist() == [7.0] * 3
+    assert model.frozen.running_mean.tolist() == [7.0] * 3
     assert (model.norm.momentum, model.second.momentum) == (0.3, 0.1)
     assert (model.training, model.norm.training, model.drop.training) == (True, True, False)
+
+
+def test_statistics_of_instances() -> None:
+    """InstanceNorm's are the mean over batches and over each batch's examples."""
+    torch.manual_seed(2)
+    model, batches = nn.InstanceNorm1d(3, track_running_stats=True).double(), [torch.randn(4, 3, 5).double() + 2] * 2
+    batches.append(torch.randn(4, 3, 5).double())
+    update_batchnorm(model, batches)
+    expected = torch.stack([batch.mean((0, 2)) for batch in batches]).mean(0)
+    torch.testing.assert_close(model.running_mean, expected, rtol=1e-12, atol=1e-12)
+    variance = torch.stack([batch.var(2).mean(0) for batch in batches]).mean(0)
+    torch.testing.assert_close(model.running_var, variance, rtol=1e-12, atol=1e-12)
 
 
 def test_a_network_without_statistics_reads_no_batch() -> None:
