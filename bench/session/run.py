@@ -106,9 +106,9 @@ def run(options: RunOptions, console: Console, start_time: float) -> RunOutcome:
     try:
         with interrupt_on_signals():
             return RunSession(options, store, benchmark, methods, start_time, console).run()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: at SIGTERM, by Ray while it starts
         console.print(f"stopped: the same command continues what is in {short(redact_url(store.url))}")
-        raise
+        raise KeyboardInterrupt from stop
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -45,6 +45,19 @@ def test_images_that_fit_are_accepted(data_root: Path) -> None:
     check_data(benchmark_on(data_root), ["CIFAR-10"])
 
 
+def test_a_signal_while_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray's own handler of SIGTERM raises SystemExit(15); the run is stopped as by any other signal."""
+
+    def stop(session: object) -> None:
+        raise SystemExit(15)
+
+    monkeypatch.setattr("bench.session.run.RunSession.run", stop)
+    assert main(["run", "quickstart", "--storage", str(tmp_path)]) == 130
+    assert "stopped: the same command continues" in capsys.readouterr().out
+
+
 def test_a_size_beyond_the_folder(data_root: Path) -> None:
     """An N that the dataset has and the folder does not is refused before any trial."""
     with pytest.raises(ConfigError, match=r"^CIFAR-10: n = 1000 is larger than the pool of 400"):
