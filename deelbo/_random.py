@@ -1,5 +1,6 @@
 """Random numbers: seeding for a block, and normal numbers drawn by several threads."""
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -36,6 +37,9 @@ def fill_normal_(vector: Tensor, std: Tensor, generator: torch.Generator | None)
     seeds = torch.randint(2**32, (num_streams,), generator=generator).tolist()
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     scale = float(std)
+    if math.isnan(scale):  # of a run that diverges: as above, the draws are NaN, which `normal_` would refuse
+        vector.fill_(scale)
+        return
 
     def fill(part: Tensor, source: torch.Generator) -> None:
         for piece in part.split(MIN_STREAM_SIZE):  # torch passes over its numbers twice: they stay in the cache

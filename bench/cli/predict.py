@@ -41,9 +41,9 @@ def _predict(options: argparse.Namespace) -> int:
     from deelbo.data.listing import show
     from deelbo.saved_model import load_model
 
-    if options.out is not None:
-        check_format(options.out)
     files = list_files(options.files)
+    if options.out is not None:
+        check_format(options.out, [*files, *options.model.glob("*.json")])
     for package in options.allow_import:
         add_current_folder(package)
     model = load_model(options.model, options.device, options.allow_import)

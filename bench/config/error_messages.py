@@ -1,6 +1,7 @@
 """Messages for errors that pydantic finds in a configuration, in the keys that its file uses."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -17,14 +18,34 @@ MESSAGES = {
 }
 
 
-def describe_problem(details: Any, content: dict[str, Any]) -> str:
-    """Return one line on one of `pydantic.ValidationError.errors` in the ``content`` of a file: key, value, remedy."""
-    parts = [str(part) for part in details["loc"] if not str(part).startswith(BRANCHES)]
+def describe_problems(errors: Sequence[Any], content: dict[str, Any]) -> str:
+    """Return one line on the first of `pydantic.ValidationError.errors`; keys that are missing beside it are named."""
+    first, *others = errors
+    line = describe_problem(first, content)
+    section = first["loc"][:-1]
+    missing = [
+        error for error in others if error["type"] == first["type"] == "missing" and error["loc"][:-1] == section
+    ]
+    if missing:
+        keys = [describe_key(error["loc"], content) for error in (first, *missing)]
+        line = f"keys {', '.join(keys[:-1])} and {keys[-1]} are missing: add them"
+    left = len(others) - len(missing)
+    return f"{line} (and {left} more)" if left else line
+
+
+def describe_key(location: Sequence[Any], content: dict[str, Any]) -> str:
+    """Return the key at the ``loc`` of an error, as the file writes it."""
+    parts = [str(part) for part in location if not str(part).startswith(BRANCHES)]
     if parts[:1] == ["backbones"] and parts[2:3] == ["ptyl"]:
         del parts[3:4]  # the type that pydantic took it for
     if parts[:1] == ["datasets"]:
         del parts[2:3]  # the kind of dataset that pydantic took it for
-    key, kind, value = single_line(_key_as_written(".".join(parts), content), 100), details["type"], details["input"]
+    return single_line(_key_as_written(".".join(parts), content), 100)
+
+
+def describe_problem(details: Any, content: dict[str, Any]) -> str:
+    """Return one line on one of `pydantic.ValidationError.errors` in the ``content`` of a file: key, value, remedy."""
+    key, kind, value = describe_key(details["loc"], content), details["type"], details["input"]
     if kind == "unknown_method":
         return f"{key}: {details['msg']}, or name one of them by {key}.method"
     if kind == "extra_forbidden":

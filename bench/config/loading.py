@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from bench.config.benchmark import Benchmark
-from bench.config.error_messages import describe_problem
+from bench.config.error_messages import describe_problems
 from bench.exceptions import ConfigError
 from bench.utils.text import single_line
 from deelbo.paths import expand_user
@@ -126,8 +126,7 @@ def parse_benchmark(content: Any, source: str) -> Benchmark:
     try:
         return Benchmark.model_validate(content)
     except ValidationError as error:
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ConfigError(f"{source}: {describe_problem(error.errors()[0], content)}{more}") from error
+        raise ConfigError(f"{source}: {describe_problems(error.errors(), content)}") from error
 
 
 def flatten_settings(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

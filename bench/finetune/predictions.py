@@ -117,8 +117,10 @@ def predict_texts(
         skip: whether to go on without rows that have no text.
 
     Raises:
-        ConfigError: the columns are not known, or some rows cannot be used.
+        ConfigError: the columns are not known, or there are no rows, or some cannot be used.
     """
+    if max_length is not None and max_length < 1:
+        raise ConfigError(f"--max-length {max_length}: expected at least 1 token")
     trained = model.metadata.get("text", {})
     columns = columns or trained.get("columns") or ()
     if not columns:
@@ -135,6 +137,8 @@ def predict_texts(
             else:
                 problems[name] = row if isinstance(row, str) else "the text is empty"
     _refuse(problems, len(names) + len(problems), "rows", skip)
+    if not names:
+        raise ConfigError(f"{show(files[0])} has no rows after its first line: give CSV files of texts")
     tokens = encode(model.backbone.removeprefix(TEXT_PREFIX), texts, max_length or trained.get("max_length"))
     return Predictions(names, model.classes, model.predict(tokens), problems)
 
@@ -165,12 +169,14 @@ def write_predictions(predictions: Predictions, file: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def check_format(file: Path) -> None:
-    """Raise ConfigError for a file that is neither CSV nor JSON, or whose folder does not exist."""
+def check_format(file: Path, read: Sequence[Path] = ()) -> None:
+    """Raise ConfigError for a file that is neither CSV nor JSON, whose folder does not exist, or that is ``read``."""
     if file.suffix.lower() not in FORMATS:
         raise ConfigError(f"--out {show(file)}: expected a name that ends with {' or '.join(FORMATS)}")
     if file.is_dir() or not file.parent.is_dir():
         raise ConfigError(f"--out {show(file)} is a folder, or its folder does not exist: give another")
+    if file.exists() and any(file.samefile(other) for other in read if other.exists()):
+        raise ConfigError(f"--out {show(file)} is read itself, and would be lost: give another name")
 
 
 def _side(model: SavedModel) -> int:

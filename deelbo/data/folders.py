@@ -38,6 +38,7 @@ SUFFIXES = frozenset(
 )
 LIKE_SPLITS = {*SPLITS, "training", "testing", "val", "valid", "validation"}
 COLUMNS = ("path", "label")
+EXPECTED = "expected path,label or path,label,split, separated by commas; of texts, name their column (text; --text)"
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ def list_images(name: str, source: ImageSource) -> ImageList:
     if not path.exists():
         raise DataError(f"{name}: there is no {show(path)}: correct the path, or bring the images to this machine")
     if path.is_dir() == source.is_manifest:
-        found, remedy = ("folder", "give it as folder") if path.is_dir() else ("file", "unpack an archive, or give csv")
-        raise DataError(f"{name}: {show(path)} is a {found}, expected the other of folder and CSV file: {remedy}")
+        is_folder = "is a folder, expected a CSV file: give it as folder, not as csv"
+        is_file = "is a file, expected a folder: unpack an archive, or give a CSV file as csv"
+        raise DataError(f"{name}: {show(path)} {is_folder if path.is_dir() else is_file}")
     folder = path.parent if source.is_manifest else path
     with as_data_error(f"{name}: {show(path)} cannot be read", "make its files and folders readable for you"):
         files, others = (_list_manifest(name, path), []) if source.is_manifest else _list_folder(name, path)
@@ -99,7 +101,8 @@ def read_images(name: str, source: ImageSource, root: Path, image_size: int) -> 
         shown = [f"{show(file.relative_to(listed.folder))} ({why})" for file, why in problems.items()]
         raise DataError(
             f"{name}: {len(problems)} of {len(listed.examples)} images in {show(listed.folder)} cannot be read: "
-            f"{some(shown)}: copy them again or remove them, or set datasets.{name}.unreadable to skip"
+            f"{some(shown)}: copy them again or remove them, or set datasets.{name}.unreadable to skip "
+            "(`finetune`: --unreadable skip)"
         )
     examples = []
     for tensor, part, files in zip(pixels, labels, paths, strict=True):
@@ -187,7 +190,7 @@ def _entries(folder: Path, root: Path) -> list[Path]:
 
 def _list_manifest(name: str, file: Path) -> list[LabeledFile]:
     """Return the files that a manifest lists; its rows must all be right."""
-    rows = read_csv(name, file, COLUMNS, "expected path,label or path,label,split, separated by commas")
+    rows = read_csv(name, file, COLUMNS, EXPECTED)
     parsed: list[tuple[int, LabeledFile | str]] = []
     seen, root = set[Path](), file.parent.resolve()
     for line, row in rows:

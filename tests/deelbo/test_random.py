@@ -31,6 +31,14 @@ def test_short_vectors_come_from_the_generator_itself() -> None:
     assert torch.equal(drawn(size, 2), 0.5 * torch.randn(size, generator=torch.Generator().manual_seed(3)))
 
 
+@pytest.mark.parametrize("size", [10, LONG])
+def test_the_draws_of_a_run_that_diverges_are_nan(size: int) -> None:
+    """A sigma that is NaN gives NaN at any length, so that a run ends as diverged, not by an error."""
+    vector = torch.zeros(size)
+    fill_normal_(vector, torch.tensor(float("nan")), None)
+    assert bool(vector.isnan().all())
+
+
 def test_long_vectors_are_standard_normal_and_independent() -> None:
     """Moments, tails and correlations of a long draw, within its streams, between them, and with the next draw."""
     generator, draws = torch.Generator().manual_seed(5), []

@@ -83,6 +83,7 @@ TWO = {"mean": "m.pt", "variance": "v.pt"}
         ({"dataset": "CIFAR-10"} | BACKBONE, "key n is missing: add it"),
         ({"head": "fc"} | DATASET, "key backbone is missing: add it"),
         (BACKBONE, "key datasets is missing: add it"),
+        ({"priors": 3}, "keys datasets and backbones are missing: add them (and 1 more)"),
         (DATASET, "key backbones is missing: add it"),
         (DATASET | {"backbones": ["resnet50", "resnet50"]}, "backbones"),
         (DATASET | {"backbones": []}, "backbones"),

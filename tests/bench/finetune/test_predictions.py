@@ -148,6 +148,16 @@ def test_bad_names(name: str, message: str, tmp_path: Path) -> None:
         check_format(tmp_path / name)
 
 
+def test_a_file_that_is_read_is_not_overwritten(tmp_path: Path) -> None:
+    """Predictions are not written over the texts that they are of, by whatever path; another file is replaced."""
+    for name in ("texts.csv", "old.csv"):
+        (tmp_path / name).touch()
+    (tmp_path / "same").symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match="is read itself, and would be lost: give another name"):
+        check_format(tmp_path / "same" / "texts.csv", [tmp_path / "texts.csv"])
+    check_format(tmp_path / "old.csv", [tmp_path / "texts.csv"])
+
+
 @pytest.mark.parametrize(
     ("transform", "message"),
     [
@@ -189,6 +199,11 @@ def test_texts(tmp_path: Path) -> None:
     assert [VOCABULARY[token] for token in seen[1][1].tolist()] == ["[CLS]", "war", "[SEP]"]
     with pytest.raises(ValueError, match="has no column nose"):
         predict_texts(model, [file], ["nose"], None, skip=True)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="--max-length 0: expected at least 1 token"):
+        predict_texts(model, [file], [], 0, skip=True)  # type: ignore[arg-type]
+    (bare := tmp_path / "bare.csv").write_text("body,title\n")
+    with pytest.raises(ConfigError, match=r"bare\.csv has no rows after its first line: give CSV files of texts"):
+        predict_texts(model, [bare], [], None, skip=True)  # type: ignore[arg-type]
     model.metadata = {}
     with pytest.raises(ConfigError, match="give --text COLUMN"):
         predict_texts(model, [file], [], None, skip=True)  # type: ignore[arg-type]

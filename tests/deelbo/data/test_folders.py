@@ -168,7 +168,7 @@ def test_unreadable_files(photos: Path, tmp_path: Path) -> None:
     assert f"3 of 30 images in {photos} cannot be read: " in line
     for words in ("a cat/0.png (truncated or damaged)", "a cat/1.png (empty)", "Füchse/2.png (not an image of a known"):
         assert words in line
-    assert line.endswith("or set datasets.photos.unreadable to skip")
+    assert line.endswith("or set datasets.photos.unreadable to skip (`finetune`: --unreadable skip)")
     assert not (tmp_path / "cache").exists()
     skip = source(photos, skip_unreadable=True)
     first, listed = read_images("photos", skip, tmp_path / "cache", 16)
@@ -286,7 +286,7 @@ def broken_link(photos: Path) -> Path:
     ("change", "words"),
     [
         (lambda photos: photos / "none", "there is no .*none: correct the path"),
-        (file_of, "is a file, expected the other of folder and CSV file: unpack an archive, or give csv"),
+        (file_of, "is a file, expected a folder: unpack an archive, or give a CSV file as csv"),
         (few, "3 training images of class '犬' in .*, with 1 more held out for the test: at least 5 are needed"),
         (one, "has one class, 'cat': give images of at least two classes"),
         (empty, r"has no training images in folders of classes, and 1 files that are no images, such as 1\.heic"),
@@ -318,6 +318,7 @@ def test_links_inside_a_folder(photos: Path) -> None:
         ("", "has no column path and label .*: expected path,label or path,label,split, separated by commas"),
         ("path;label\na.png;x\n", r"has no column path and label \(its first line is 'path;label'\)"),
         ("path,class\na.png,x\n", "has no column label"),
+        ("title,class\nA title,x\n", r"; of texts, name their column \(text; --text\)$"),
         ("path,label,label\n", "has the column label more than once: rename the others"),
         (
             "path,label\n{0},\n,x\n{1},  \n",
