@@ -80,7 +80,6 @@ class LearnedL2(DataEmphasizedELBO):
         super().__init__(by_part, num_examples, kappa, sigma, generator, start_alpha)
         self._checks = LoopChecks(model, self.weights, self.posterior.rho)
         self._shares_draws = False
-        self._frozen_rho = 0.0  # after `freeze`
 
     @contextmanager
     def sample(self, accumulate: bool = False) -> Iterator[None]:
@@ -107,8 +106,6 @@ class LearnedL2(DataEmphasizedELBO):
         try:
             if not self._shares_draws and _processes.world_size() > 1:
                 self._share_draws()
-            if self.is_frozen:
-                self._restore_sigma()
             with self.posterior.sample(redraw=begins, is_quiet=self.is_frozen) as draw:
                 self._checks.record_draw()
                 yield
@@ -140,12 +137,6 @@ class LearnedL2(DataEmphasizedELBO):
         `torch.no_grad`, `sample` still draws from the posterior.
         """
         super().freeze()
-        self._frozen_rho = float(self.posterior.rho.detach())
-
-    @torch.no_grad()
-    def _restore_sigma(self) -> None:
-        """Undo what an optimizer's momentum did to sigma since `freeze`."""
-        self.posterior.rho.fill_(self._frozen_rho)
 
     def _share_draws(self) -> None:
         """Give all processes the posterior, prior means and random numbers of process 0."""
@@ -186,7 +177,7 @@ class LearnedL2(DataEmphasizedELBO):
         """Return what a checkpoint needs beside the model's state: rho, the priors' means, kappa and N."""
         means = {group.name: group.prior.mean for group in self.groups}
         numbers = {"kappa": self.kappa, "num_examples": self.num_examples}
-        return {"rho": self.posterior.rho.detach(), "means": means, **numbers, **self.learned_state()}
+        return {"rho": self.posterior.current_rho, "means": means, **numbers, **self.learned_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`, whatever weights the model had when this object was made.
@@ -210,4 +201,3 @@ class LearnedL2(DataEmphasizedELBO):
                 group.prior.mean.copy_(state["means"][group.name])
         if "frozen" in state:
             self.load_learned_state(state)
-            self._frozen_rho = float(self.posterior.rho.detach())

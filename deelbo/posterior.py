@@ -83,6 +83,7 @@ class IsotropicPosterior:
         self._evaluation_generator = generator  # of draws for which no gradients are recorded
         rho = math.log(math.expm1(sigma)) if sigma < 30 else sigma  # from 30 on softplus is the identity, exactly
         self.rho = nn.Parameter(torch.tensor(rho, dtype=first.dtype, device=first.device))
+        self._frozen_rho: Tensor | None = None
         self._is_sampling = False
         self._buffers: _Buffers | None = None
 
@@ -98,7 +99,16 @@ class IsotropicPosterior:
     @property
     def sigma(self) -> Tensor:
         """softplus(rho), detached; 0-dimensional."""
-        return nn.functional.softplus(self.rho.detach())
+        return nn.functional.softplus(self.current_rho)
+
+    @property
+    def current_rho(self) -> Tensor:
+        """rho, detached, or its value at `freeze`; 0-dimensional."""
+        return self.rho.detach() if self._frozen_rho is None else self._frozen_rho
+
+    def freeze(self, is_frozen: bool = True) -> None:
+        """Fix sigma as it is now, whatever an optimizer's momentum does to rho afterwards; or let it follow rho."""
+        self._frozen_rho = self.rho.detach().clone() if is_frozen else None
 
     @property
     def sigma_slope(self) -> Tensor:

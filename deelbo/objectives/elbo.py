@@ -114,6 +114,7 @@ class ELBO(Objective):
     def _apply_frozen(self) -> None:
         strengths = {group.name: alpha for group, alpha in zip(self.groups, self._frozen.tolist(), strict=True)}
         self._map = MAP(self.groups, self.num_examples, strengths) if any(strengths.values()) else None
+        self.posterior.freeze(self._map is not None)
         self.posterior.rho.grad = None
 
     def learned_state(self) -> dict[str, Tensor]:

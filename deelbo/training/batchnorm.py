@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,19 +31,26 @@ def update_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
         model: any module; without running statistics nothing changes, and no batch is used.
         batches: inputs of the model, of about the same size, not augmented.
     """
-    layers: list[Any] = [layer for layer in running_layers(model) if hasattr(layer, "momentum")]
+    layers: list[Any] = [
+        layer for layer in running_layers(model) if hasattr(layer, "momentum") and hasattr(layer, "reset_running_stats")
+    ]
     if not layers:
         return
-    momenta = [layer.momentum for layer in layers]
+    momenta, calls = [layer.momentum for layer in layers], Counter[Any]()
+
+    def average(layer: Any, _: Any) -> None:
+        calls[layer] += 1
+        layer.momentum = 1 / calls[layer]  # a mean over calls; None would be one for BatchNorm alone
+
+    hooks = [layer.register_forward_pre_hook(average) for layer in layers]
     with evaluation_mode(model):
         for layer in layers:
             layer.reset_running_stats()
             layer.training = True
         try:
-            for count, batch in enumerate(batches, 1):
-                for layer in layers:
-                    layer.momentum = 1 / count  # a mean over batches; None would be one for BatchNorm alone
+            for batch in batches:
                 model(batch)
         finally:
-            for layer, momentum in zip(layers, momenta, strict=True):
+            for layer, momentum, hook in zip(layers, momenta, hooks, strict=True):
+                hook.remove()
                 layer.momentum = momentum

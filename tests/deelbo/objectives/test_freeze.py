@@ -134,6 +134,8 @@ def test_the_quiet_end_of_a_loop(blocks: int) -> None:
         with plain.step():
             F.cross_entropy(twin(x), y).backward()
         other.step()
+    assert reg.sigma == sigma
+    assert float(torch.nn.functional.softplus(reg.state_dict()["rho"])) == pytest.approx(sigma, rel=1e-12)
     for got, wanted in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
     with reg.sample(accumulate=blocks > 1):

@@ -54,6 +54,25 @@ def test_statistics_of_instances() -> None:
     torch.testing.assert_close(model.running_var, variance, rtol=1e-12, atol=1e-12)
 
 
+def test_a_layer_that_is_called_twice() -> None:
+    """Its statistics are the mean over all of its calls, as those of torch's `update_bn`."""
+    norm = nn.BatchNorm1d(3).double()
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = norm
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(x) + self.norm(x + 5)
+
+    batches = [torch.randn(8, 3).double() for _ in range(2)]
+    update_batchnorm(Twice(), batches)
+    found = norm.running_mean.clone()
+    torch.optim.swa_utils.update_bn(batches, Twice())
+    torch.testing.assert_close(found, norm.running_mean, rtol=1e-12, atol=1e-12)
+
+
 def test_a_network_without_statistics_reads_no_batch() -> None:
     update_batchnorm(nn.Linear(2, 2), iter([]))
 
