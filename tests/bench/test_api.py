@@ -97,7 +97,7 @@ def test_a_storage_without_results(tmp_path: Path, content: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"config": {}}, "the configuration: key name is missing"),
+        ({"config": {}}, "the configuration: keys name, datasets"),
         ({"config": "quickstat"}, "no preset or file 'quickstat'"),
         ({"config": Path("nowhere.yaml")}, "no preset or file 'nowhere.yaml'"),
         ({"config": "quickstart", "only": "n=7"}, "this benchmark has n 100"),
