@@ -130,14 +130,6 @@ class LearnedL2(DataEmphasizedELBO):
         if self._shares_draws and self.posterior.rho.grad is not None:
             _processes.average_(self.posterior.rho.grad)  # equal already, unless the loop averages gradients itself
 
-    def freeze(self) -> None:
-        """End the noise: from the next step on `sample` draws nothing, and sigma and the strengths stay as they are.
-
-        For the last part of a run, such as 15 % of its steps, which then fits the weights that are evaluated. Under
-        `torch.no_grad`, `sample` still draws from the posterior.
-        """
-        super().freeze()
-
     def _share_draws(self) -> None:
         """Give all processes the posterior, prior means and random numbers of process 0."""
         rho = self.posterior.rho

@@ -19,7 +19,7 @@ CPU_TRAINING = {"steps": 600, "batch_size": 32}  # 40 times less work, which a C
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """What `finetune` is asked for.
+    """Options of `finetune`.
 
     Attributes:
         data: a folder with a folder for each class, or a CSV file.

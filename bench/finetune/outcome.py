@@ -1,4 +1,4 @@
-"""What `finetune` has made: the chosen trial, its test results, and what a grid search would have cost."""
+"""Result of `finetune`: the chosen trial, its test results, and what a grid search would have cost."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ MANY_TRIALS = 100
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a call of `run` is asked for, as on the command line.
+    """Options of a call of `run`, as on the command line.
 
     Attributes:
         config: a preset's name, a YAML file, or what such a file holds.

@@ -100,6 +100,7 @@ class ELBO(Objective):
     def freeze(self) -> None:
         """Fix sigma and the strengths: further steps draw nothing and are MAP's, with the strengths of this moment.
 
+        For the last part of a run, such as 15 % of its steps, which then fits the weights that are evaluated.
         `regularizer` is then KL at the fixed scales. Under `torch.no_grad`, `step` still draws from the posterior.
         """
         if self._map is None:
