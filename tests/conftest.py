@@ -1,4 +1,4 @@
-"""Fixtures of all tests: small datasets in their true formats on disk, and a folder that has all three."""
+"""Fixtures of all tests: small datasets in their true formats on disk, and a folder that has them all."""
 
 import pickle
 from collections.abc import Callable
@@ -36,6 +36,22 @@ def write_cifar10(root: Path, training: int = 400, test: int = 60, seed: int = 0
         _pickle(folder / name, batch)
     _pickle(folder / "batches.meta", {"num_cases_per_batch": training // 5, "label_names": names, "num_vis": 3072})
     return folder
+
+
+def write_fashion_mnist(root: Path, training: int = 200, test: int = 30, seed: int = 0) -> Path:
+    """``root``/FashionMNIST/raw: the four IDX files of ``training`` and ``test`` gray images, 10 classes of their own
+    mean gray, as many images of each in random order."""
+    random = np.random.default_rng(seed)
+    folder = root / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for split, count in (("train", training), ("t10k", test)):
+        labels = random.permutation(np.arange(count) % 10).astype(np.uint8)
+        pixels = (20 * labels[:, None, None] + random.integers(0, 60, (count, 28, 28))).astype(np.uint8)
+        # a magic number (0, 0, type, dimensions), the sizes as big-endian integers of 32 bits, the content
+        for kind, content in (("images-idx3", pixels), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, content.ndim]) + np.array(content.shape, dtype=">i4").tobytes()
+            (folder / f"{split}-{kind}-ubyte").write_bytes(header + content.tobytes())
+    return folder.parent
 
 
 def write_pet(root: Path, test: int = 2, seed: int = 0) -> Path:
@@ -109,12 +125,14 @@ def flowers_writer() -> Writer:
 
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with small CIFAR-10, Oxford-IIIT_Pet and Flowers-102, to be read with ``verify=False`` and not changed.
+    """A folder with small CIFAR-10, Fashion-MNIST, Oxford-IIIT_Pet and Flowers-102, read with ``verify=False``.
 
-    Pools: 400 images (40 a class over 5 batches); 370 (10 a class of the 10 to 14 there are); 510 (5 a class).
+    It is not to be changed. Pools: 400 images (40 a class over 5 batches); 200 (20 a class); 370 (10 a class of the 10
+    to 14 there are); 510 (5 a class).
     """
     root = tmp_path_factory.mktemp("data")
     write_cifar10(root)
+    write_fashion_mnist(root)
     write_pet(root)
     write_flowers(root)
     return root

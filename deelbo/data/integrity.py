@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 UNVERIFIED = ", or take it with `verify_data: false`"
 
 
@@ -46,7 +47,8 @@ class DatasetFiles:
         for archive, becomes in self.archives:
             if (root / archive).is_file() and not (root / becomes).exists():
                 found = f"{root / archive} exists, {root / becomes} does not"
-                raise DataError(f"{self.name} is not unpacked: {found}: unpack it with `tar -xf`, or {self.remedy}")
+                command = "tar -xf" if archive.endswith((".tar.gz", ".tgz")) else "gunzip -k"
+                raise DataError(f"{self.name} is not unpacked: {found}: unpack it with `{command}`, or {self.remedy}")
         if not folder.is_dir():
             if root.name == self.folder and root.is_dir():
                 remedy = f"set `data` / $DEELBO_DATA to the folder above it, {root.parent}"
@@ -92,7 +94,8 @@ def as_data_error(problem: str, remedy: str) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        description = " ".join(f"{type(error).__name__}: {error}".split())  # torchvision's errors have several lines
+        # torchvision's errors have several lines, or no text
+        description = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
         raise DataError(f"{problem} ({description[:200]}): {remedy}") from error
 
 
@@ -103,6 +106,15 @@ CIFAR10 = DatasetFiles(
     archives=(("cifar-10-python.tar.gz", "cifar-10-batches-py"),),
     num_classes=10,
     training_images=50_000,
+    test_images=10_000,
+)
+FASHION_MNIST = DatasetFiles(
+    name="Fashion-MNIST",
+    folder="FashionMNIST",
+    files=tuple(f"raw/{name}" for name in IDX_FILES),
+    archives=tuple((f"FashionMNIST/raw/{name}.gz", f"FashionMNIST/raw/{name}") for name in IDX_FILES),
+    num_classes=10,
+    training_images=60_000,
     test_images=10_000,
 )
 PET = DatasetFiles(

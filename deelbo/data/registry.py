@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deelbo.data.folders import ImageSource, list_images, read_images
-from deelbo.data.integrity import CIFAR10, FLOWERS, PET, DatasetFiles
+from deelbo.data.integrity import CIFAR10, FASHION_MNIST, FLOWERS, PET, DatasetFiles
 from deelbo.data.texts import TextSource, check_texts, list_texts, read_texts
 from deelbo.paths import expand_user
 from deelbo.plugins import Registry
@@ -65,6 +65,7 @@ def _published(files: DatasetFiles, images_per_class: int | None = None) -> Task
 
 TASKS = {
     CIFAR10.name: _published(CIFAR10),
+    FASHION_MNIST.name: _published(FASHION_MNIST),
     FLOWERS.name: _published(FLOWERS),
     PET.name: _published(PET, PET_IMAGES_PER_CLASS),
     "mnist-digits": TaskEntry(_mnist_digits, 4000, 1000, 10, channels=1, image_size=DIGIT_SIZE),

@@ -14,7 +14,7 @@ from tests.helpers.news4 import write_news4
 
 CONTENT: dict[str, Any] = {
     "name": "rehearsal",
-    "datasets": {"CIFAR-10": [100, 400], "Oxford-IIIT_Pet": [370], "Flowers-102": [510]},
+    "datasets": {"CIFAR-10": [100, 400], "Fashion-MNIST": [200], "Oxford-IIIT_Pet": [370], "Flowers-102": [510]},
     "backbones": {"resnet50": {}},
     "priors": ["l2-sp"],
     "seeds": [1],
@@ -69,6 +69,7 @@ def test_what_is_there_is_read_once(
     assert error == ""
     patterns = [
         r"CIFAR-10: 400 training and 60 test images, data [0-9a-f]{16}",
+        r"Fashion-MNIST: 200 training and 30 test images, data [0-9a-f]{16}",
         r"Oxford-IIIT_Pet: 4\d\d training and 74 test images, data [0-9a-f]{16}",
         r"Flowers-102: 510 training and 102 test images, data [0-9a-f]{16}",
         r"resnet50: pretrained weights [0-9a-f]{16}",
@@ -101,7 +102,7 @@ def test_a_missing_file_of_weights(data_root: Path, tmp_path: Path, capsys: pyte
     assert "backbones.resnet50: " in error
     assert "mine/weights.pt" in error
     assert error.endswith("; the datasets are ready\n")
-    assert out.count("training and") == 3
+    assert out.count("training and") == 4
 
 
 def test_a_missing_posterior(
@@ -124,7 +125,9 @@ def test_a_missing_dataset_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "mine").exists()
 
 
-@pytest.mark.parametrize(("dataset", "n"), [("CIFAR-10", 100), ("Oxford-IIIT_Pet", 370), ("Flowers-102", 510)])
+@pytest.mark.parametrize(
+    ("dataset", "n"), [("CIFAR-10", 100), ("Fashion-MNIST", 100), ("Oxford-IIIT_Pet", 370), ("Flowers-102", 510)]
+)
 def test_a_dataset_without_a_network(dataset: str, n: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a network, a missing dataset is one line that says what to do."""
     config = written(tmp_path, datasets={dataset: [n]}, data=str(tmp_path / "data"), verify_data=True)
@@ -139,7 +142,7 @@ def test_weights_without_a_network(data_root: Path, tmp_path: Path, capsys: pyte
     assert "resnet50" in error
     assert "could not be downloaded" in error
     assert "set `weights` to a local file" in error
-    assert out.count("training and") == 3
+    assert out.count("training and") == 4
     assert not list((tmp_path / "torch").rglob("*.pth"))
 
 

@@ -84,7 +84,7 @@ TRAINING = {"steps": 6000, "batch_size": 128}
         ({"datasets": {"CIFAR-10": [100], "Oxford-IIIT_Pet": [371]}}, ["n = 371", "37 classes", "try 370"]),
         ({"datasets": {"Oxford-IIIT_Pet": [3442]}}, ["n = 3442", "pool of 3441"]),
         ({"datasets": {"Flowers-102": [408]}}, ["n = 408", "81 validation examples", "n >= 510"]),
-        ({"datasets": {"Imagenette": [100]}}, ["dataset = 'Imagenette'", "CIFAR-10, Flowers-102"]),
+        ({"datasets": {"Imagenette": [100]}}, ["dataset = 'Imagenette'", "CIFAR-10, Fashion-MNIST"]),
         (PRIORS | {"backbones": {"resnet51": {}}}, ["backbone = 'resnet51'", "convnext_tiny", "resnet50"]),
     ],
 )

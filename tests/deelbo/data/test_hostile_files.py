@@ -166,6 +166,12 @@ def test_changed_batches(own: Callable[[str], Path], tmp_path: Path) -> None:
     check_changed(path, path.read_bytes(), lambda: check_task("CIFAR-10", tmp_path, verify=False))
 
 
+def test_changed_idx_files(own: Callable[[str], Path], tmp_path: Path) -> None:
+    """Any bytes of an IDX file give images and labels, or an error of one line."""
+    path = own("FashionMNIST") / "raw" / "train-labels-idx1-ubyte"
+    check_changed(path, path.read_bytes(), lambda: check_task("Fashion-MNIST", tmp_path, verify=False))
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_changed_weights(tmp_path: Path, suffix: str) -> None:
     """Any bytes of a file of weights give tensors by name, or an error of one line."""

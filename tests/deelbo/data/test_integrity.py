@@ -16,7 +16,12 @@ from deelbo.data import TASKS, check_task, load_task
 from deelbo.data import torchvision_datasets as official_module
 from deelbo.data.integrity import FLOWERS, PET
 
-FOLDERS = {"CIFAR-10": "cifar-10-batches-py", "Oxford-IIIT_Pet": "oxford-iiit-pet", "Flowers-102": "flowers-102"}
+FOLDERS = {
+    "CIFAR-10": "cifar-10-batches-py",
+    "Fashion-MNIST": "FashionMNIST",
+    "Oxford-IIIT_Pet": "oxford-iiit-pet",
+    "Flowers-102": "flowers-102",
+}
 REMEDY = (
     "run `deelbo-bench prepare CONFIG` where there is a network, or set `data` / $DEELBO_DATA to a folder that holds a"
     " whole {}"
@@ -31,6 +36,12 @@ def own(data_root: Path, tmp_path: Path) -> Callable[[str], Path]:
         return Path(shutil.copytree(data_root / FOLDERS[name], tmp_path / FOLDERS[name]))
 
     return copied
+
+
+def idx(shape: tuple[int, ...]) -> bytes:
+    """Return an IDX file of zeros, uint8."""
+    content = np.zeros(shape, dtype=np.uint8)
+    return bytes([0, 0, 8, len(shape)]) + np.array(shape, dtype=">i4").tobytes() + content.tobytes()
 
 
 def complaint(name: str, root: Path, verify: bool = False) -> str:
@@ -77,8 +88,17 @@ def test_an_archive_that_is_not_unpacked(
     (tmp_path / archive).write_bytes(b"an archive")
     said = complaint(name, tmp_path)
     assert said.startswith(
-        f"{name} is not unpacked: {tmp_path / archive} exists, {tmp_path / gone} does not: unpack it"
+        f"{name} is not unpacked: {tmp_path / archive} exists, {tmp_path / gone} does not: unpack it with `tar -xf`, or"
     )
+
+
+def test_an_idx_file_that_is_not_unpacked(own: Callable[[str], Path], tmp_path: Path) -> None:
+    """An archive of a single file is unpacked by gunzip."""
+    file = own("Fashion-MNIST") / "raw" / "t10k-labels-idx1-ubyte"
+    file.rename(f"{file}.gz")
+    said = complaint("Fashion-MNIST", tmp_path)
+    found = f"{file}.gz exists, {file} does not"
+    assert said.startswith(f"Fashion-MNIST is not unpacked: {found}: unpack it with `gunzip -k`, or run")
 
 
 @pytest.mark.parametrize(
@@ -87,6 +107,7 @@ def test_an_archive_that_is_not_unpacked(
         ("CIFAR-10", 7, ["data_batch_3"]),
         ("CIFAR-10", 7, ["data_batch_2", "test_batch"]),
         ("CIFAR-10", 7, ["batches.meta"]),
+        ("Fashion-MNIST", 4, ["raw/t10k-images-idx3-ubyte"]),
         ("Oxford-IIIT_Pet", 2, ["annotations/test.txt"]),
         ("Flowers-102", 2, ["imagelabels.mat", "setid.mat"]),
     ],
@@ -122,6 +143,7 @@ def test_missing_images(own: Callable[[str], Path], name: str, images: str, list
     ("name", "file", "official"),
     [
         ("CIFAR-10", "data_batch_1", "c99cafc152244af753f735de768cd75f"),
+        ("Fashion-MNIST", "raw/train-images-idx3-ubyte", "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
         ("Flowers-102", "imagelabels.mat", "e0620be6f572b9609742df49c70aed4d"),
     ],
 )
@@ -184,6 +206,30 @@ def test_impossible_batches(own: Callable[[str], Path], change: dict[str, object
     batch = pickle.loads((folder / "data_batch_5").read_bytes())  # noqa: S301
     (folder / "data_batch_5").write_bytes(pickle.dumps(batch | change))
     assert re.search(words, complaint("CIFAR-10", folder.parent))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("train-labels-idx1", b"<html>\n<p>not found\n", "cannot be read in .* (AssertionError): run"),
+        ("train-labels-idx1", b"", "cannot be read in .* (ValueError: "),
+        (
+            "train-images-idx3",
+            idx((200, 28, 27)),
+            "200 labels and images (200, 28, 27), expected one label an image",
+        ),
+        ("train-labels-idx1", idx((199,)), "199 labels and images (200, 28, 28), expected one label an image"),
+        ("train-labels-idx1", idx((200,))[:-1], "cannot be read in .* (RuntimeError: shape"),
+        ("train-labels-idx1", idx((200, 1)), "cannot be read in .* (ValueError: x should have 1 dimension"),
+        ("train-labels-idx1", idx((200,)), "is incomplete: no training image of class 1 in .*, expected 10 classes"),
+        ("t10k-labels-idx1", idx((30,))[:-1] + b"\x0a", "another version: label 10 among the test images of"),
+    ],
+)
+def test_impossible_idx_files(own: Callable[[str], Path], file: str, content: bytes, words: str) -> None:
+    """IDX files of another format or size, and labels out of range or without some class, are reported."""
+    folder = own("Fashion-MNIST")
+    (folder / "raw" / f"{file}-ubyte").write_bytes(content)
+    assert re.search(re.escape(words).replace(r"\.\*", ".*"), complaint("Fashion-MNIST", folder.parent))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
-"""Tests of CIFAR-10, Oxford-IIIT Pet and Flowers-102 with small folders in their official formats."""
+"""Tests of the published datasets with small folders in their official formats."""
 
+import gzip
+import hashlib
 import pickle
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import torch
 from PIL import Image
 from scipy.io import loadmat
 from torch import Tensor
+from torchvision import datasets
 from torchvision.transforms import v2 as transforms
 
 from deelbo.data import (
@@ -27,12 +31,18 @@ from deelbo.data import (
 )
 from deelbo.data.images import resize_side
 
-NAMES = ["CIFAR-10", "Oxford-IIIT_Pet", "Flowers-102"]
+NAMES = ["CIFAR-10", "Fashion-MNIST", "Oxford-IIIT_Pet", "Flowers-102"]
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 
 @pytest.fixture(scope="module")
 def cifar10(data_root: Path) -> Task:
     return load_task("CIFAR-10", data_root, verify=False)
+
+
+@pytest.fixture(scope="module")
+def fashion_mnist(data_root: Path) -> Task:
+    return load_task("Fashion-MNIST", data_root, image_size=64, verify=False)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +63,10 @@ def resized(path: Path, side: int) -> Tensor:
     return pixels
 
 
-def test_the_names_of_the_labels(cifar10: Task, pet: Task, flowers: Task) -> None:
+def test_the_names_of_the_labels(cifar10: Task, fashion_mnist: Task, pet: Task, flowers: Task) -> None:
     """Published datasets have the names of their classes, in the order of the labels; digits are their own names."""
     assert (cifar10.class_names[3], len(cifar10.class_names)) == ("cat", 10)
+    assert (fashion_mnist.class_names[6], len(fashion_mnist.class_names)) == ("Shirt", 10)
     assert pet.class_names == tuple(f"Some_Breed{c:02d}" for c in range(37))
     assert (flowers.class_names[0], len(flowers.class_names)) == ("pink primrose", 102)
     assert load_task("mnist-digits").class_names == tuple("0123456789")
@@ -74,6 +85,51 @@ def test_cifar10_is_read_from_its_batches(data_root: Path, cifar10: Task) -> Non
     assert (len(cifar10.pool), len(cifar10.test), cifar10.pool.num_classes) == (400, 60, 10)
     assert cifar10.transform.geometry == Geometry(side=256, crop=224, flip=True)
     assert cifar10.images_per_class is None
+
+
+def test_fashion_mnist_is_read_from_its_idx_files(data_root: Path, fashion_mnist: Task) -> None:
+    """Fashion-MNIST is its images in order, uint8 of 28x28, the gray repeated in three channels."""
+    folder = data_root / "FashionMNIST" / "raw"
+    for images, split in ((fashion_mnist.pool, "train"), (fashion_mnist.test, "t10k")):
+        labels = np.fromfile(folder / f"{split}-labels-idx1-ubyte", dtype=np.uint8)[8:]
+        gray = np.fromfile(folder / f"{split}-images-idx3-ubyte", dtype=np.uint8)[16:].reshape(-1, 1, 28, 28)
+        assert images.labels.tolist() == labels.tolist()
+        assert (images.labels.dtype, images.pixels.dtype) == (torch.int64, torch.uint8)
+        np.testing.assert_array_equal(images.pixels.numpy(), np.repeat(gray, 3, axis=1))
+    assert (len(fashion_mnist.pool), len(fashion_mnist.test), fashion_mnist.pool.num_classes) == (200, 30, 10)
+    assert fashion_mnist.transform.geometry == Geometry(side=73, crop=64, flip=True)
+    assert fashion_mnist.images_per_class is None
+
+
+def test_old_files_of_fashion_mnist_are_not_read(data_root: Path, tmp_path: Path) -> None:
+    """Files that old versions of torchvision made, which torchvision would prefer, are not read."""
+    shutil.copytree(data_root / "FashionMNIST", tmp_path / "FashionMNIST")
+    processed = tmp_path / "FashionMNIST" / "processed"
+    processed.mkdir()
+    for name in ("training.pt", "test.pt"):
+        torch.save((torch.zeros(10, 28, 28, dtype=torch.uint8), torch.arange(10)), processed / name)
+    assert load_task("Fashion-MNIST", tmp_path, verify=False).pool_size == 200
+
+
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
+def test_the_official_fashion_mnist(tmp_path: Path) -> None:
+    """The checksums are of the contents of the archives whose checksums torchvision has; their images are read.
+
+    Debian packed the archives again without the file's name and its time, which are put back here.
+    """
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for archive, official in datasets.FashionMNIST.resources:
+        packed, name = (DEBIAN / archive).read_bytes(), archive.removesuffix(".gz")
+        changed = 1504176606 if name.startswith("train") else 1504176627  # seconds since 1970
+        header = packed[:3] + b"\x08" + changed.to_bytes(4, "little") + b"\0\x03" + name.encode() + b"\0"
+        assert hashlib.md5(header + packed[10:], usedforsecurity=False).hexdigest() == official
+        (raw / name).write_bytes(gzip.decompress(packed))
+    task = load_task("Fashion-MNIST", tmp_path, image_size=64)
+    for images, count in ((task.pool, 60_000), (task.test, 10_000)):
+        assert images.pixels.shape == (count, 3, 28, 28)
+        assert images.labels.bincount().tolist() == [count // 10] * 10
+    assert [task.class_names[label] for label in task.pool.labels[:3]] == ["Ankle boot", "T-shirt/top", "T-shirt/top"]
 
 
 def test_pet_is_read_from_its_lists(data_root: Path, pet: Task) -> None:
@@ -123,6 +179,7 @@ def test_a_split_can_be_trained_on(name: str, data_root: Path) -> None:
     ("name", "pool", "trained", "test", "classes"),
     [
         ("CIFAR-10", 50_000, 50_000, 10_000, 10),
+        ("Fashion-MNIST", 60_000, 60_000, 10_000, 10),
         ("Oxford-IIIT_Pet", 3441, 3680, 3669, 37),
         ("Flowers-102", 1020, 1020, 6149, 102),
     ],
