@@ -8,6 +8,7 @@ from bench.methods.bayesian_optimization import BayesianOptimization
 from bench.methods.de_elbo import DEELBo
 from bench.methods.de_elbo_halving import DEELBoHalving
 from bench.methods.de_elbo_lr_free import DEELBoLRFree
+from bench.methods.early_stopping import EarlyStopping
 from bench.methods.elbo import ELBo
 from bench.methods.grid_search import MAPGridSearch
 from bench.methods.hypergradient import Hypergradient
@@ -25,6 +26,7 @@ METHODS: tuple[type[Method], ...] = (
     ASHA,
     Hypergradient,
     Laplace,
+    EarlyStopping,
     DEELBoHalving,
     DEELBoLRFree,
 )

@@ -37,13 +37,15 @@ BARS = {"test_acc", "test_nll", "objective", "nll_under_q", "kappa", "learning_r
 SYSTEM = {"lost_seconds", "resumed_seconds", "resumed_at_step", "handed_over_at_step", "peak_device_gib"}
 CONSTANTS = ("dim_", "trace_precision_", "log_det_")
 """Fixed by architecture and prior, equal in all trials of a cell, so a chart is useless: logged as tags."""
-OPTIONAL_PARAMS = {"learner", "kappa_share", "until", "since", "number", "options"}
+OPTIONAL_PARAMS = {
+    *("learner", "kappa_share", "until", "since", "number", "options", "lr_scheduler", "validation_epoch", "stop_after")
+}
 """Fields of a trial that are logged only where they differ from their default."""
 GROUP_NUMBER = re.compile(
     r"(mean_weight_decay|weight_decay|scale|dim|squared_distance|trace_precision|log_det)_(?!backbone$|head$).+"
 )
 """Numbers of a single layer: they are in the records only, as MLflow would draw hundreds of charts."""
-NOT_IN_SERIES = {"step", "epoch", "learning_rate", "kappa"}  # the cosine schedule is known; learning_rate is its start
+NOT_IN_SERIES = {"step", "epoch", "learning_rate", "kappa"}  # the schedule is known; learning_rate is its start
 Point = tuple[str, float, int, int]
 
 

@@ -39,7 +39,8 @@ class TrialSpec:
         kappa: weight of the likelihood in the ELBo; None: ``kappa_share`` D/N, or MAP, which has none.
         image_size: height and width of the network's input in pixels; None: the dataset's own.
         precision, channels_last, compile: see `deelbo.Numerics`.
-        batchnorm, noise_until, final_batchnorm, closing_batchnorm: see `deelbo.Schedule`.
+        batchnorm, noise_until, final_batchnorm, closing_batchnorm, lr_scheduler, validation_epoch, stop_after: see
+            `deelbo.Schedule`.
         start_alpha: see `deelbo.ELBO`; it takes the place of ``sigma``.
         learner: the method of `bench.methods` whose own objective is minimized; None: MAP with the given strengths,
             or in stage "run" the (DE) ELBo.
@@ -88,6 +89,9 @@ class TrialSpec:
     final_batchnorm: Text = "running"
     closing_batchnorm: Text = "running"
     start_alpha: Number | None = None
+    lr_scheduler: Text = "cosine"
+    validation_epoch: Text = "last"
+    stop_after: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @cached_property
     def key(self) -> str:
@@ -124,6 +128,8 @@ class TrialSpec:
             settings.append(f"no. {self.number}")
         if (self.since, self.until) != (0.0, 1.0):
             settings.append(f"{100 * self.since:g}% to {100 * self.until:g}%")
+        if self.stop_after < 1:
+            settings.append(f"stops after {100 * self.stop_after:g}%")
         cell = f"{self.dataset} {self.backbone} {self.prior} n={self.n} seed={self.seed}"
         return " ".join([f"{cell} {self.method} {self.stage} lr {self.learning_rate:g}", *settings])
 

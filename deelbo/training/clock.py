@@ -9,8 +9,8 @@ import torch
 
 PHASES = ("setup", "warmup", "train", "adapt", "evaluate", "select", "monitor", "test", "checkpoint")
 """A method needs train, adapt (learning strengths between steps: curvature, hypergradients), evaluate (validation after
-the last step) and select (posterior passes, evidence). ``monitor``, the evaluations on the way, and ``test`` are the
-benchmark's own."""
+the last step, or all of it where it selects the epoch) and select (posterior passes, evidence). ``monitor``, the
+evaluations on the way, and ``test`` are the benchmark's own."""
 
 
 class PhaseClock:

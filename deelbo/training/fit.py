@@ -1,4 +1,4 @@
-"""Train a network by one objective and measure it: one optimizer, cosine schedule, clipped gradients."""
+"""Train a network by one objective and measure it: one optimizer, one learning-rate schedule, clipped gradients."""
 
 import math
 from collections.abc import Callable
@@ -28,10 +28,12 @@ class FitResult:
         status: "completed", or "diverged" where a loss or a metric is not finite.
         steps: optimizer steps of the run so far, those of earlier segments included.
         metrics: at the posterior mean: train_nll (mean since the last evaluation) and, where there are examples for it,
-            val_nll, val_acc, test_nll, test_acc (class-balanced, 0 to 1). A whole run of a Bayesian objective adds
-            nll_under_q (posterior draws) and objective, one of another objective its `Objective.selection_metrics`. A
-            run that stops early has no test metrics; a Bayesian objective is then estimated with train_nll.
-        state: `Objective.describe` at the end.
+            val_nll, val_acc (of `Schedule.validation_epoch`), test_nll, test_acc (class-balanced, 0 to 1). A whole run
+            of a Bayesian objective adds nll_under_q (posterior draws) and objective, one of another objective its
+            `Objective.selection_metrics`. A segment that ends earlier has no test metrics; a Bayesian objective is then
+            estimated with train_nll.
+        state: `Objective.describe` at the end; with `Schedule.validation_epoch` "best" also best_epoch, and
+            best_share, its share of the schedule's epochs.
         seconds: by phase of the clock, of this process alone.
         series: one row per evaluation: epoch, step, train_seconds, learning_rate, train_nll, val_nll, val_acc and the
             objective's state. Where the run stops between two evaluations, an extra row describes that point.
@@ -74,9 +76,10 @@ def fit(
         on_epoch: called with each new row of the series; its time is booked nowhere.
         numerics: precision and memory layout of forward and backward passes; None: float32.
         checkpoint: where the run is saved between epochs, and continued from if it is there. None: nowhere.
-        until: fraction of the run's epochs, rounded up to whole ones, to train. The cosine is the whole run's.
-        handover: where an earlier segment of the run is continued from and, with ``until`` below 1, this one is saved.
-            None: the run starts from the beginning, and is not saved where it stops.
+        until: fraction of the run's epochs, rounded up to whole ones, to train. The learning-rate schedule is the whole
+            run's, which ends at `Schedule.stop_after`.
+        handover: where an earlier segment of the run is continued from and, with ``until`` before the run's end, this
+            one is saved. None: the run starts from the beginning, and is not saved where it stops.
         optimizer: makes the optimizer, given the trained parameters (rho among them) and the learning rate; None: SGD
             with Nesterov momentum. It must have no weight decay. One that averages weights is evaluated by its average.
 
@@ -89,7 +92,7 @@ def fit(
     clock, numerics = clock or PhaseClock(device), numerics or Numerics()
     with seeded(seed, device), numerics.backend_flags():
         with clock.phase("setup"):
-            moved = _to_device(split, device, test and until == 1)
+            moved = _to_device(split, device, test and until >= schedule.stop_after)
             run = TrainingRun(model, moved, objective, schedule, seed, numerics, optimizer, until)
         with clock.phase("warmup"):
             run.warm_up()
@@ -97,10 +100,10 @@ def fit(
             if snapshot is not None:
                 snapshot.resume(run, clock)
         series, diverged = _train(run, clock, on_epoch, checkpoint)
-        if handover is not None and until < 1 and not diverged:
+        if handover is not None and not run.is_whole and not diverged:
             handover.save(run, clock)
         run.set_optimizer_mode("eval")  # the model keeps the weights that the optimizer evaluates
-        metrics, state = _collect_metrics(run, clock, series[-1], test, until == 1)
+        metrics, state = _collect_metrics(run, clock, series, test)
     completed = not diverged and all(math.isfinite(value) for value in metrics.values())
     return FitResult(
         "completed" if completed else "diverged", int(series[-1]["step"]), metrics, state, clock.seconds, series
@@ -155,7 +158,8 @@ def _evaluate(run: TrainingRun, clock: PhaseClock, epoch: int, on_epoch: OnEpoch
     with clock.phase("monitor"), run.evaluation_mode():
         row |= run.objective.describe()
         if run.split.validation is not None:
-            with clock.phase("evaluate" if epoch == run.last_epoch else "monitor"):
+            is_needed = epoch == run.last_epoch or run.schedule.validation_epoch == "best"
+            with clock.phase("evaluate" if is_needed else "monitor"):
                 row["val_nll"], row["val_acc"] = run.evaluate(run.split.validation)
     if on_epoch is not None:
         with clock.paused():
@@ -164,15 +168,21 @@ def _evaluate(run: TrainingRun, clock: PhaseClock, epoch: int, on_epoch: OnEpoch
 
 
 def _collect_metrics(
-    run: TrainingRun, clock: PhaseClock, last: Row, test: bool, whole: bool
+    run: TrainingRun, clock: PhaseClock, series: list[Row], test: bool
 ) -> tuple[dict[str, float], dict[str, float]]:
-    metrics: Row = {name: last[name] for name in ("train_nll", "val_nll", "val_acc") if name in last}
-    objective = run.objective
+    is_best = run.schedule.validation_epoch == "best"
+    finite = [row for row in series if is_best and math.isfinite(row.get("val_nll", math.nan))]
+    judged = min(finite, key=lambda row: row["val_nll"], default=series[-1])
+    metrics = {"train_nll": series[-1]["train_nll"]}
+    metrics |= {name: judged[name] for name in ("val_nll", "val_acc") if name in judged}
+    objective, whole = run.objective, run.is_whole
     if whole and run.schedule.final_batchnorm == "mean":
         with clock.phase("select"):
             run.update_batchnorm()
     with clock.phase("monitor"):
         state = objective.describe()
+    if finite:
+        state |= {"best_epoch": judged["epoch"], "best_share": judged["epoch"] / run.epochs}
     if whole and test:
         with clock.phase("test"):
             metrics["test_nll"], metrics["test_acc"] = run.evaluate(run.split.test)

@@ -22,7 +22,7 @@ from deelbo.training.numerics import Numerics
 from deelbo.training.schedule import Schedule
 
 OptimizerFactory = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
-"""Makes an optimizer of the trained parameters, given the learning rate at which the cosine starts."""
+"""Makes an optimizer of the trained parameters, given the learning rate of the first step."""
 WARMUP_STEPS = 2
 NUMBERS = ("steps_done", "last_rate", "series", "nll_sum", "nll_steps", "earlier_seconds")
 """The attributes of a run that are part of its state."""
@@ -35,6 +35,7 @@ class TrainingRun:
         series: one row per evaluation so far, see `deelbo.FitResult`.
         nll_sum, nll_steps: sum of the batches' mean NLL since the last evaluation (on the device), and their number.
         last_epoch: the epoch after which training stops, which may be before the schedule's last one.
+        is_whole: whether that is the end of the run, not that of a segment which another one continues.
         earlier_seconds: training seconds of the earlier segments of this run, where a `deelbo.Handover` continued them.
         optimizer_form: `form_of` the optimizer's state dict after a step. Set by `warm_up`.
     """
@@ -60,7 +61,8 @@ class TrainingRun:
         self.batch_size = schedule.batch(num_examples)
         self.steps_per_epoch = schedule.steps_per_epoch(num_examples)
         self.epochs = schedule.epochs(num_examples)
-        self.last_epoch = schedule.stop_epoch(until, num_examples)
+        self.last_epoch = schedule.stop_epoch(min(until, schedule.stop_after), num_examples)
+        self.is_whole = until >= schedule.stop_after
         self.noisy_steps = schedule.noisy_steps(num_examples)
         self.generator = torch.Generator().manual_seed(seed)  # of the order of images and their augmentation
         self.earlier_seconds = 0.0
@@ -78,7 +80,11 @@ class TrainingRun:
         else:
             self.optimizer = self._optimizer_factory(self.trained, rate)
         self.set_optimizer_mode("train")
-        self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=self.total_steps)
+        schedulers = torch.optim.lr_scheduler
+        if self.schedule.lr_scheduler == "cosine":
+            self.scheduler: schedulers.LRScheduler = schedulers.CosineAnnealingLR(self.optimizer, self.total_steps)
+        else:
+            self.scheduler = schedulers.ConstantLR(self.optimizer, factor=1.0)
         self.steps_done = 0
         self.last_rate = rate
         self.series: list[dict[str, float]] = []
@@ -139,7 +145,7 @@ class TrainingRun:
         nn.utils.clip_grad_norm_(self.trained, self.schedule.clip_norm)
         self.last_rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
-        self.cosine.step()
+        self.scheduler.step()
         self.steps_done += 1
         return loss.detach()
 
@@ -187,7 +193,7 @@ class TrainingRun:
             "parameters": [parameter.detach() for parameter in self.objective.parameters()],
             "learned_state": self.objective.learned_state(),
             "optimizer": self.optimizer.state_dict(),
-            "cosine": self.cosine.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
             "random": random,
             **{name: getattr(self, name) for name in NUMBERS},
         }
@@ -198,7 +204,7 @@ class TrainingRun:
         _copy_into(self.objective.parameters(), state["parameters"])
         self.objective.load_learned_state(state["learned_state"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.cosine.load_state_dict(state["cosine"])
+        self.scheduler.load_state_dict(state["scheduler"])
         global_state, *random = state["random"]
         torch.set_rng_state(global_state)
         if self.device.type == "cuda":

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 BATCHNORM = ("train", "frozen")
 FINAL_BATCHNORM = ("running", "mean")
 CLOSING_BATCHNORM = ("running", "draw")
+LR_SCHEDULERS = ("cosine", "constant")
+VALIDATION_EPOCHS = ("last", "best")
 
 
 @dataclass(frozen=True)
@@ -13,7 +15,7 @@ class Schedule:
     """Settings of the training loop.
 
     Attributes:
-        learning_rate: start of the cosine, which ends at 0; it changes after every step.
+        learning_rate: that of the first step.
         steps: nominal number of optimizer steps. Whole epochs are trained, so it is rounded down to a multiple of them.
         batch_size: images per step, or all of them where there are fewer; an epoch's last partial batch is dropped.
         momentum: of SGD with Nesterov's correction.
@@ -29,9 +31,13 @@ class Schedule:
             at the posterior mean over the training images, see `deelbo.update_batchnorm`; booked under "select".
         closing_batchnorm: statistics with which the closing objective evaluates a draw from the posterior: "running",
             those of the trained network, or "draw", estimated again for each draw.
+        lr_scheduler: learning rate after each step: "cosine" falls to 0 over all steps, "constant" stays the same.
+        validation_epoch: epoch whose validation metrics are the run's: the "last", or the "best", that of the lowest
+            finite validation NLL in the series. With "best" all validation is booked under "evaluate".
+        stop_after: share of the epochs, rounded up, after which training ends. The cosine is that of all epochs.
 
     Raises:
-        ValueError: a text that is none of these, or a ``noise_until`` that is no share above 0.
+        ValueError: a text that is none of these, or a ``noise_until`` or ``stop_after`` that is no share above 0.
     """
 
     learning_rate: float
@@ -45,14 +51,20 @@ class Schedule:
     noise_until: float = 1.0
     final_batchnorm: str = "running"
     closing_batchnorm: str = "running"
+    lr_scheduler: str = "cosine"
+    validation_epoch: str = "last"
+    stop_after: float = 1.0
 
     def __post_init__(self) -> None:
         choices = {"batchnorm": BATCHNORM, "final_batchnorm": FINAL_BATCHNORM, "closing_batchnorm": CLOSING_BATCHNORM}
+        choices |= {"lr_scheduler": LR_SCHEDULERS, "validation_epoch": VALIDATION_EPOCHS}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if not 0 < self.noise_until <= 1:
             raise ValueError(f"noise_until must be a share of the steps, above 0 and at most 1, got {self.noise_until}")
+        if not 0 < self.stop_after <= 1:
+            raise ValueError(f"stop_after must be a share of the epochs, above 0 and at most 1, got {self.stop_after}")
 
     def noisy_steps(self, num_examples: int) -> int:
         """Return the number of steps that draw from the posterior."""

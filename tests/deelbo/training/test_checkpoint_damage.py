@@ -65,7 +65,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "momentum's shape": lambda c: c["run"]["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(7)),
     "momentum of nothing": lambda c: c["run"]["optimizer"]["state"].update({99: {}}),
     "a rate of text": lambda c: c["run"]["optimizer"]["param_groups"][0].update(lr="x"),
-    "a cosine of text": lambda c: c["run"]["cosine"].update(last_epoch="x"),
+    "a scheduler of text": lambda c: c["run"]["scheduler"].update(last_epoch="x"),
     "no parameters": lambda c: c["run"].update(parameters=[]),
     "random numbers": lambda c: c["run"].update(random=[torch.full_like(r, 255) for r in c["run"]["random"]]),
     "steps": lambda c: c["run"].update(steps_done=35),
