@@ -33,6 +33,7 @@ RENAMED = {
     "total": "total_seconds",
 }
 BARS = {"test_acc", "test_nll", "objective", "nll_under_q", "kappa", "learning_rate", "total_seconds"}
+BARS |= {"gradient_equivalents"}
 """Metrics with one value a trial, logged at step 0; others are logged at the trial's last step."""
 SYSTEM = {"lost_seconds", "resumed_seconds", "resumed_at_step", "handed_over_at_step", "peak_device_gib"}
 CONSTANTS = ("dim_", "trace_precision_", "log_det_")

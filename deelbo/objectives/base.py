@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from deelbo._vectors import flatten
 from deelbo.groups import Group
 
+FORWARD, PRODUCT = 1 / 3, 2.0
+"""Work of a forward pass, and of a product of a vector with a curvature matrix, in gradients of the same images."""
+
 
 class TrainingContext(Protocol):
     """The attributes of a training run that an objective's `adapt`, `warm_up` and `selection_metrics` read."""
@@ -28,6 +31,9 @@ class TrainingContext(Protocol):
 
     @property
     def objective(self) -> Objective: ...
+
+    def count_work(self, images: int, gradients: float = 1.0) -> None:
+        """Add the work of so many gradients of ``images`` images to ``gradient_equivalents`` of the run's state."""
 
 
 class Objective(ABC):
@@ -74,7 +80,9 @@ class Objective(ABC):
     def adapt(self, run: TrainingContext) -> None:  # noqa: B027 - most objectives have nothing to do
         """Learn strengths between two steps; booked under the clock's "adapt".
 
-        The weights, their buffers and the network's mode stay unchanged.
+        The weights, their buffers and the network's mode stay unchanged. ``run.count_work`` is called with the work,
+        from which the run's ``gradient_equivalents`` are summed: gradients of one training batch, 1 for each step.
+        `selection_metrics` does the same.
         """
 
     def warm_up(self, run: TrainingContext) -> None:  # noqa: B027 - most objectives have nothing to do

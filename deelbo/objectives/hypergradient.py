@@ -131,6 +131,7 @@ class HypergradientMAP(MAP):
             raise ValueError("hypergradients need validation images, got none: give the split validation images")
         indices = self._next_batch(len(examples), run.batch_size).to(examples.labels.device)
         x = run.split.transform.evaluation(examples.inputs[indices])
+        run.count_work(len(indices))
         with evaluation_mode(run.model), run.numerics.autocast(run.device):
             loss = F.cross_entropy(run.model(run.numerics.to_memory_format(x)).float(), examples.labels[indices])
         gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)

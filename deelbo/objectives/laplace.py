@@ -77,6 +77,7 @@ def empirical_fisher(run: TrainingContext, max_batches: int | None = None) -> Cu
         for inputs, labels in islice(batches, max_batches):
             x = run.split.transform.evaluation(inputs).to(weights[0].dtype)
             loss, diagonal = backend.diag(run.numerics.to_memory_format(x), labels, N=len(examples))
+            run.count_work(len(labels))
             nll += loss.double()
             total += diagonal
     pieces = total.split([p.numel() for p in backend.params])

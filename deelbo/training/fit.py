@@ -9,7 +9,7 @@ from torch import nn
 
 from deelbo._random import seeded
 from deelbo.data.dataset import Split
-from deelbo.objectives.base import Objective
+from deelbo.objectives.base import FORWARD, Objective
 from deelbo.training.checkpoint import Checkpoint, Handover
 from deelbo.training.clock import PhaseClock
 from deelbo.training.numerics import Numerics
@@ -33,7 +33,9 @@ class FitResult:
             `Objective.selection_metrics`. A segment that ends earlier has no test metrics; a Bayesian objective is then
             estimated with train_nll.
         state: `Objective.describe` at the end; with `Schedule.validation_epoch` "best" also best_epoch, and
-            best_share, its share of the schedule's epochs.
+            best_share, its share of the schedule's epochs; and gradient_equivalents: the work of the run so far in
+            gradients of one training batch, that of the phases train, adapt, evaluate and select. A step is 1, and so
+            is a gradient for strengths by as many images; a product with a curvature matrix is 2, a forward pass 1/3.
         seconds: by phase of the clock, of this process alone.
         series: one row per evaluation: epoch, step, train_seconds, learning_rate, train_nll, val_nll, val_acc and the
             objective's state. Where the run stops between two evaluations, an extra row describes that point.
@@ -176,6 +178,8 @@ def _collect_metrics(
     metrics = {"train_nll": series[-1]["train_nll"]}
     metrics |= {name: judged[name] for name in ("val_nll", "val_acc") if name in judged}
     objective, whole = run.objective, run.is_whole
+    if run.split.validation is not None:
+        run.count_work(len(run.split.validation), FORWARD * (len(series) if is_best else 1))
     if whole and run.schedule.final_batchnorm == "mean":
         with clock.phase("select"):
             run.update_batchnorm()
@@ -195,4 +199,4 @@ def _collect_metrics(
     elif whole and type(objective).selection_metrics is not Objective.selection_metrics:  # MAP's takes no time
         with clock.phase("select"):
             metrics |= objective.selection_metrics(run)
-    return metrics, state
+    return metrics, state | {"gradient_equivalents": run.gradient_equivalents}

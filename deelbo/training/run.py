@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from deelbo.data.dataset import Split
 from deelbo.data.examples import Examples
-from deelbo.objectives.base import Objective
+from deelbo.objectives.base import FORWARD, Objective
 from deelbo.training.batchnorm import running_layers, update_batchnorm
 from deelbo.training.evaluation import BATCH_SIZE as EVALUATION_BATCH
 from deelbo.training.evaluation import evaluate
@@ -24,7 +24,7 @@ from deelbo.training.schedule import Schedule
 OptimizerFactory = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 """Makes an optimizer of the trained parameters, given the learning rate of the first step."""
 WARMUP_STEPS = 2
-NUMBERS = ("steps_done", "last_rate", "series", "nll_sum", "nll_steps", "earlier_seconds")
+NUMBERS = ("steps_done", "last_rate", "series", "nll_sum", "nll_steps", "earlier_seconds", "gradient_equivalents")
 """The attributes of a run that are part of its state."""
 
 
@@ -37,6 +37,7 @@ class TrainingRun:
         last_epoch: the epoch after which training stops, which may be before the schedule's last one.
         is_whole: whether that is the end of the run, not that of a segment which another one continues.
         earlier_seconds: training seconds of the earlier segments of this run, where a `deelbo.Handover` continued them.
+        gradient_equivalents: work of the run so far, in gradients of one training batch.
         optimizer_form: `form_of` the optimizer's state dict after a step. Set by `warm_up`.
     """
 
@@ -86,6 +87,7 @@ class TrainingRun:
         else:
             self.scheduler = schedulers.ConstantLR(self.optimizer, factor=1.0)
         self.steps_done = 0
+        self.gradient_equivalents = 0.0
         self.last_rate = rate
         self.series: list[dict[str, float]] = []
         self.nll_sum, self.nll_steps = torch.zeros((), device=self.device), 0
@@ -147,7 +149,12 @@ class TrainingRun:
         self.optimizer.step()
         self.scheduler.step()
         self.steps_done += 1
+        self.count_work(self.batch_size)
         return loss.detach()
+
+    def count_work(self, images: int, gradients: float = 1.0) -> None:
+        """Add the work of so many gradients of ``images`` images to `gradient_equivalents`."""
+        self.gradient_equivalents += gradients * images / self.batch_size
 
     def warm_up(self) -> None:
         """Take a few steps, so that first-call costs (libraries, kernels, memory) are paid, then restore everything.
@@ -231,11 +238,13 @@ class TrainingRun:
         buffers = [buffer for layer in running_layers(self.model) for buffer in layer.buffers(recurse=False)]
         for buffer, value in zip(buffers, kept, strict=True):
             buffer.copy_(value)
+        self.count_work(len(self.split.train), FORWARD * self.schedule.posterior_passes)
         return total / self.schedule.posterior_passes
 
     def update_batchnorm(self) -> None:
         """Estimate running statistics again, over the training images without augmentation."""
         inputs, transform = self.split.train.inputs, self.split.transform
+        self.count_work(len(inputs), FORWARD)
         parts = inputs.chunk(math.ceil(len(inputs) / EVALUATION_BATCH))
         with self.numerics.autocast(self.device):
             update_batchnorm(self.model, (self.numerics.to_memory_format(transform.evaluation(part)) for part in parts))

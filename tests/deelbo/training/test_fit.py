@@ -10,8 +10,9 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, log_loss
 from torch import Tensor, nn
 
-from deelbo import ELBO, MAP, DataEmphasizedELBO, FitResult, PhaseClock, Schedule, evaluate, make_groups
+from deelbo import ELBO, MAP, DataEmphasizedELBO, FitResult, Handover, PhaseClock, Schedule, evaluate, make_groups
 from deelbo.data import Geometry, Images, ImageTransform, Split
+from deelbo.objectives.hypergradient import HypergradientMAP
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.training.fit import fit
 from deelbo.training.run import TrainingRun
@@ -79,7 +80,7 @@ def test_the_metrics_of_a_bound(toy_split: Split, toy_model: nn.Module) -> None:
     at_mean = evaluate(toy_model, toy_split.validation or toy_split.test, toy_split.transform)
     assert (metrics["val_nll"], metrics["val_acc"]) == at_mean
     assert metrics["objective"] == metrics["nll_under_q"] + float(objective.regularizer())
-    assert result.state == objective.describe()
+    assert result.state == objective.describe() | {"gradient_equivalents": result.state["gradient_equivalents"]}
 
 
 def test_nll_under_q_averages_draws(toy_split: Split, toy_model: nn.Module) -> None:
@@ -289,3 +290,25 @@ def test_clipping_bounds_the_step(toy_split: Split, toy_model: nn.Module) -> Non
     run.step((torch.arange(32), torch.zeros(2, 32, dtype=torch.int64)))
     moved = math.sqrt(sum((p - b).square().sum().item() for p, b in zip(trained, before, strict=True)))
     assert moved == pytest.approx(0.5 * 1.9 * 1e-3, rel=1e-3)
+
+
+def test_work_is_counted_in_gradients_of_a_batch(toy_split: Split, toy_model: nn.Module) -> None:
+    """A step is 1, a forward pass 1/3, each by its images; monitoring, testing and warm-up are not counted."""
+    steps, validation = 30, 40 / 32 / 3
+    for objective, more in (
+        (point(toy_model), 0.0),
+        (bound(toy_model), 2 * 160 / 32 / 3),  # two posterior passes
+        (HypergradientMAP(make_groups(toy_model, "4", "l2-sp"), 160, {"backbone": 0.1, "head": 0.1}, every=10), 3.0),
+    ):
+        result = fit(toy_model, toy_split, objective, SHORT)
+        assert result.state["gradient_equivalents"] == pytest.approx(steps + validation + more)
+
+
+def test_work_of_segments_adds_up(toy_split: Split, toy_model: nn.Module) -> None:
+    """A run in two segments has the work of both, with its last validation."""
+    kept: list[bytes] = []
+    for until in (0.5, 1.0):
+        handover = Handover(lambda: kept[-1] if kept else None, kept.append)
+        model = copy.deepcopy(toy_model)
+        result = fit(model, toy_split, point(model), SHORT, until=until, handover=handover)
+    assert result.state["gradient_equivalents"] == pytest.approx(30 + 40 / 32 / 3)
