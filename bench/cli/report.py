@@ -24,12 +24,13 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("storage", nargs="*", help="storage of a benchmark; several are shown side by side")
     parser.add_argument(
         "--published",
-        nargs=2,
+        nargs="+",
         type=to_path,
         action="append",
         default=[],
-        metavar=("TUNED.csv", "RETRAINED.csv"),
-        help="the authors' result files of a dataset, alone or beside storages; may be given for several datasets",
+        metavar="FILE.csv",
+        help="the authors' results, alone or beside storages: tuned_*.csv and retrained_*.csv of one dataset, "
+        "or a *_BO.csv; may be given several times",
     )
     parser.add_argument("--out", type=to_path, help="folder for the files (default: STORAGE/report, else ./report)")
     parser.add_argument(
@@ -56,7 +57,7 @@ def _report(options: argparse.Namespace) -> int:
 
     storages: list[str] = options.storage
     uri = tracking_uri(RecordStore(storages[0]), options.tracking_uri) if options.tracking_uri is not None else None
-    results, left_out = load_results(storages, [(tuned, retrained) for tuned, retrained in options.published])
+    results, left_out = load_results(storages, options.published)
     single = RecordStore(storages[0]) if len(storages) == 1 and not options.published else None
     folder = options.out or Path(single.path("report") if single and single.local else "report")
     files = write_report(results, folder, options.subsamples, options.seed, slots, left_out)
@@ -76,7 +77,9 @@ def _report(options: argparse.Namespace) -> int:
 def _check_options(options: argparse.Namespace) -> int | None:
     """Check the options and return the slots of ``--what-if``."""
     if not options.storage and not options.published:
-        raise ValueError("report takes a storage, or --published with two files: give one at least")
+        raise ValueError("report takes a storage, or --published with files of the authors: give one at least")
+    if wrong := [files for files in options.published if len(files) > 2]:
+        raise ValueError(f"--published takes one file or two, got {len(wrong[0])}: give storages before it")
     if options.tracking_uri is not None and len(options.storage) != 1:
         raise ValueError(f"--tracking-uri needs one storage, whose run takes the report; got {len(options.storage)}")
     for name, least in (("subsamples", 1), ("seed", 0)):

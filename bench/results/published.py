@@ -1,15 +1,18 @@
 """Read the authors' result files into the table of trials that our own records give.
 
-The files have one row per run: ``tuned_*.csv`` (runtime in seconds, val_acc, val_nll) and ``retrained_*.csv`` (runtime,
-test_acc, test_nll). ``model_name`` holds the hyperparameters: lr_0, and either tau (2024: the weight decay of backbone
-and head for L2-zero and L2-SP, of the head for PTYL) with PTYL's lambda, or alpha and beta (later). The prior is in the
-column ``method`` (2024) or ``criterion`` (later).
+A grid has two files with one row per run: ``tuned_*.csv`` (runtime in seconds, val_acc, val_nll) and
+``retrained_*.csv`` (runtime, test_acc, test_nll). ``model_name`` holds the hyperparameters: lr_0, and either tau (2024:
+the weight decay of backbone and head for L2-zero and L2-SP, of the head for PTYL) with PTYL's lambda, or alpha and beta
+(later). The prior is in the column ``method`` (2024) or ``criterion`` (later).
+
+Bayesian optimization has one file, ``*_BO.csv``, with one row per tuning run: alpha, beta, lr_0, its place ``n_iter``
+in a search, and the ``seed`` of the search. ``runtime`` is that of the search so far with one retraining of its best
+run, whose results are test_acc and test_nll.
 """
 
 import csv
-import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,192 +20,227 @@ import numpy as np
 import pandas as pd
 
 from bench.labels import PRIOR_NAMES
+from bench.results.csv_text import read_csv_text
 from bench.results.frame import COLUMNS, iterate_groups
 from bench.trials.record import ROUNDING
 from bench.utils.text import short_repr, single_line
 
-REQUIRED = {"model_name", "n", "random_state", "runtime"}
+FILE_NAME = re.compile(r"(.+?)(?:_(resnet.?50|vit.?b.?16|convnext.?tiny|bert.?base)(?:_.*)?)?(?:_BO)?", re.IGNORECASE)
+BACKBONES = {"resnet50": "resnet50", "vitb16": "vit_b_16", "convnexttiny": "convnext_tiny", "bertbase": "bert"}
+DATASETS = {"Flowers_102": "Flowers-102", "Flower-102": "Flowers-102", "Pet-37": "Oxford-IIIT_Pet"}
+DATASETS |= {"AG_News": "news4", "News-4": "news4"}
 NAME_PART = re.compile(r"(?:^|_)(lr_0|tau|lambda|alpha|beta|n|random_state)=([0-9.eE+-]+)(?=_|$)")
 EXPECTED_NAME = "PRIOR_..._lr_0=..._n=..._random_state=... with tau=... or alpha=..._beta=..."
 SETTINGS = ["learning_rate", "weight_decay", "head_weight_decay", "prior_scale"]
 CELL = ["prior", "n", "seed"]
+RUN = [*CELL, *SETTINGS, "method", "number"]
+GRID = {"model_name", "n", "random_state", "runtime"}
 STAGES = {"tune": ("tuning", ["val_acc", "val_nll"]), "retrain": ("retraining", ["test_acc", "test_nll"])}
+SEARCH = ["n", "random_state", "seed", "n_iter", "alpha", "beta", "lr_0", "runtime"]
+SEARCH += ["val_acc", "val_nll", "test_acc", "test_nll"]
+SEARCH_PRIOR = "l2-sp"
+LAPLACE = [f"{kind}_{metric}" for kind in ("val", "test") for metric in ("bma_acc", "clml")]
+"""Columns of the authors' Laplace approximation, which some files have."""
 PRIOR_COLUMNS = ("criterion", "method")
 MAX_NUMBER = 2**31
-MAX_FILE_BYTES = 50_000_000
-SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 Cell: TypeAlias = tuple[object, ...]
 
 
 class PublishedRuns(NamedTuple):
-    """Runs in the columns of `bench.results.frame.COLUMNS`, a line per reason why rows cannot be used, and remarks."""
+    """Runs in the columns of `bench.results.frame.COLUMNS`, a line per reason why rows cannot be used, and remarks.
+
+    Columns of `LAPLACE` follow where the files have them.
+    """
 
     frame: pd.DataFrame
     problems: list[str]
     notes: list[str]
 
 
-def read_published(
-    tuned: Path, retrained: Path, dataset: str | None = None, source: str = "published"
-) -> PublishedRuns:
-    """Read the two files of a dataset, by default the one in their names, as one table of trials.
+def read_published(*files: Path, dataset: str | None = None, source: str = "published") -> PublishedRuns:
+    """Read the tuned and the retrained runs of a grid, or the one file of searches, as one table of trials.
 
-    Rows without a runtime are placeholders and left out. A run with a runtime but no finite NLL diverged. A row that
-    cannot be read, or two that disagree about one run, remove their whole cell (prior, N, seed), by the columns and by
-    the name: a grid with a gap would pass for a smaller grid. So does a line without an end or with too few fields, as
-    its last number may be cut.
+    Dataset (unless given) and network are those that the files are named after. Rows without a runtime are placeholders
+    and left out. A run with a runtime but no finite NLL diverged. A row that cannot be read, or two that disagree about
+    one run, remove their whole cell (prior, N, seed), by the columns and by the name: a grid with a gap would pass for
+    a smaller grid. So does a line without an end or with too few fields, as its last number may be cut.
+
+    The search of seed K is the method ``bo-seed-K``. Its file has no seconds of single runs: a retraining counts half
+    of the first row's, which has one run of each kind, and the rest is tuning, so that all sums are the file's own.
 
     Raises:
         ValueError: a file is not such a table, or no row of it can be used.
     """
-    name = _dataset(tuned, retrained)
-    parts, problems, notes = [], [], []
+    name, backbone = _parse_file_names(files)
+    stages = zip(STAGES, files, strict=True) if len(files) == 2 else [(None, files[0])]
+    tables = [_read_table(path, stage) for stage, path in stages]
+    parts, problems, notes = [], list[str](), list[str]()
+    for path, table in zip(files, tables, strict=True):
+        if count := int(table["placeholder"].sum()):
+            notes.append(f"{path.name}: {count} rows without a runtime are placeholders, and left out.")
+    tables = [table[~table["placeholder"]].reset_index(drop=True) for table in tables]
     unusable: set[Cell] = set()
-    for path, stage in ((tuned, "tune"), (retrained, "retrain")):
-        rows, placeholders, cut = _read_runs(path, stage)
-        rows["problem"] = rows["problem"].where(rows["problem"] != "", _disagreement(rows))
-        for text, group in rows[rows["problem"] != ""].groupby("problem", sort=False):
+    tables = tables if len(files) == 2 else _split(tables[0])
+    for stage, path, rows in zip(STAGES, (files[0], files[-1]), tables, strict=True):
+        parts.append(_check_runs(rows, stage))
+        for text, group in parts[-1][parts[-1]["problem"] != ""].groupby("problem", sort=False):
             cells = dict.fromkeys(cell for row in group.to_dict("records") for cell in _possible_cells(row))
             problems.append(single_line(f"{path}: {text}; left out: {' and '.join(map(_describe, cells))}"))
             unusable |= set(cells)
-        if cut:
-            cells = dict.fromkeys(cell for of in cut.values() for cell in of)
-            problems.append(
-                single_line(
-                    f"{path}: no end or too few fields in line {', '.join(map(str, cut))}, which may be cut, and "
-                    f"others may be missing: copy the file again; left out: {' and '.join(map(_describe, cells))}"
-                )
-            )
-            unusable |= set(cells)
-        if placeholders:
-            notes.append(f"{path.name}: {placeholders} rows without a runtime are placeholders, and left out.")
-        parts.append(rows)
     frame = pd.concat(parts, ignore_index=True)
     for cell, count in _unmatched(frame[frame["problem"] == ""]).items():
         if cell not in unusable:
-            problems.append(
-                f"{tuned}: no tuning run for {count} retrained run{'s' * (count > 1)}, so that the grid is incomplete; "
-                f"left out: {_describe(cell)}"
-            )
+            retrained = f"{count} retrained run{'s' * (count > 1)}, so that the grid is incomplete"
+            problems.append(f"{files[0]}: no tuning run for {retrained}; left out: {_describe(cell)}")
             unusable.add(cell)
     frame = frame[[cell not in unusable for cell in frame[CELL].itertuples(index=False, name=None)]]
     if frame.empty:
         reason = f": {problems[0]}" if problems else ", only placeholders"
-        raise ValueError(f"{tuned} and {retrained} hold no run that can be used{reason}")
+        raise ValueError(f"{' and '.join(map(str, files))} hold no run that can be used{reason}")
     frame = frame.reset_index(drop=True)
-    frame = frame.assign(dataset=dataset or name, backbone="resnet50", method="map-gs", source=source)
+    notes += _describe_origin(files[0].name, backbone, frame)
+    if backbone is None:
+        backbone = "resnet50" if _is_of_2024(frame) else "unknown"
+    frame = frame.assign(dataset=dataset or name, backbone=backbone, source=source)
     absent = {name: float("nan") if kind == "float64" else "" for name, kind in COLUMNS.items() if name not in frame}
-    return PublishedRuns(frame.assign(**absent)[list(COLUMNS)].astype(COLUMNS), problems, notes)
+    columns = [*COLUMNS, *(name for name in LAPLACE if name in frame)]
+    return PublishedRuns(frame.assign(**absent)[columns].astype(COLUMNS), list(dict.fromkeys(problems)), notes)
 
 
-def _dataset(tuned: Path, retrained: Path) -> str:
-    """Return the dataset in the names of both files."""
-    first, second = tuned.stem.removeprefix("tuned_"), retrained.stem.removeprefix("retrained_")
-    if first != second and first != tuned.stem and second != retrained.stem:
-        raise ValueError(f"{tuned} and {retrained} are named after two datasets: give the two files of one")
-    return first
+def _parse_file_names(files: Sequence[Path]) -> tuple[str, str | None]:
+    """Return the dataset and the backbone in the names of the files; None for a backbone that they do not name."""
+    first, last = files[0].stem.removeprefix("tuned_"), files[-1].stem.removeprefix("retrained_")
+    if len(files) == 2 and first != last and first != files[0].stem and last != files[1].stem:
+        raise ValueError(f"{files[0]} and {files[1]} are named after two datasets or networks: give two files of one")
+    match = FILE_NAME.fullmatch(first)
+    dataset, network = match.groups() if match else (first, None)
+    return DATASETS.get(dataset, dataset), network and BACKBONES[re.sub("[^a-z0-9]", "", network.lower())]
 
 
-def _read_runs(path: Path, stage: str) -> tuple[pd.DataFrame, int, dict[int, list[Cell]]]:
-    """Read a file: runs with a column ``problem`` (empty: usable), the number of placeholders, cells of cut lines."""
-    kind, metrics = STAGES[stage]
-    raw, prior, cut = _read_table(path, f"the published {kind} results", metrics)
-    has_runtime = raw["runtime"].notna()
-    raw = raw[has_runtime].fillna({"model_name": ""}).reset_index(drop=True)
-    texts = raw[["n", "random_state", "runtime", *metrics]]
-    numbers = texts.apply(pd.to_numeric, errors="coerce").astype("float64")
-    for column in ("n", "random_state"):
-        bad = ~((numbers[column] % 1 == 0) & numbers[column].between(0, MAX_NUMBER))
-        if bad.any():
-            value = short_repr.repr(texts.loc[bad, column].iloc[0])
+def _is_of_2024(frame: pd.DataFrame) -> bool:
+    return bool(frame["key"].str.contains("_tau=").any())
+
+
+def _describe_origin(file: str, backbone: str | None, frame: pd.DataFrame) -> Iterator[str]:
+    """Describe what the files do not say, and columns that are not what they are named after."""
+    if backbone is None:
+        known = "if you know it, put it there behind the dataset, such as ResNet_50"
+        if _is_of_2024(frame):
+            known = "ResNet-50 is assumed, the only one in 2024, when runs were named by tau"
+        yield f"{file}: the name says no network, so it is not known: {known}."
+    if frame["number"].notna().any():
+        yield f"{file}: no column says the prior: L2-SP is assumed, which the authors' searches have."
+    if laplace := [name for name in LAPLACE if name in frame]:
+        yield (
+            f"{file}: {', '.join(laplace)} are the authors' own, and nothing is chosen by them. clml is no conditional "
+            "marginal likelihood, as its axes are exchanged: log p(y_i | theta_s) is summed over the draws s, and its "
+            "exponential averaged over the images i. bma_acc is the highest of several temperatures on the same images."
+        )
+
+
+def _read_table(path: Path, stage: str | None) -> pd.DataFrame:
+    """Read the file of a stage, or of searches (None), as text; adds prior, entry, number, fault, placeholder."""
+    content = "the two files of a grid, or one of searches (*_BO.csv)"
+    required = set(SEARCH)
+    if stage is not None:
+        content, required = f"the published {STAGES[stage][0]} results", GRID | set(STAGES[stage][1])
+    try:
+        raw = read_csv_text(path, ("model_name", "n", "random_state", "n_iter", "seed"))
+    except (ValueError, OSError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as a CSV table ({single_line(error)}): give {content}") from error
+    prior = next((column for column in PRIOR_COLUMNS if column in raw), None)
+    missing = sorted(required - set(raw)) + ["method or criterion"] * (stage is not None and prior is None)
+    if missing:
+        raise ValueError(f"{path} has no column {', '.join(missing)}: give {content}")
+    raw["placeholder"] = raw["runtime"].isna() & (raw["fault"] == "")
+    runs = raw[~raw["placeholder"]]
+    for column in ("n", "random_state") if stage else ("n", "random_state", "seed", "n_iter"):
+        values = pd.to_numeric(runs[column], errors="coerce")
+        if (bad := ~((values % 1 == 0) & values.between(0, MAX_NUMBER))).any():
+            value = short_repr.repr(runs.loc[bad, column].iloc[0])
             raise ValueError(f"{path}: {column} = {value} is not an integer from 0 to {MAX_NUMBER}: correct the file")
-    accuracy = numbers[metrics[0]]
-    numbers[metrics[0]] = accuracy.mask(accuracy.between(-ROUNDING, 1 + ROUNDING), accuracy.clip(0, 1))
+    if stage and prior:
+        raw = raw.assign(prior=raw[prior], entry="map-gs", number=None)
+    else:
+        raw["model_name"] = raw["prior"] = SEARCH_PRIOR
+        for name in ("alpha", "beta", "lr_0", "n", "random_state"):
+            raw["model_name"] += f"_{name}=" + raw[name]
+        raw = raw.assign(entry="bo-seed-" + raw["seed"].str.removesuffix(".0"), number=raw["n_iter"])
+    return raw.fillna({"model_name": ""})
+
+
+def _split(searches: pd.DataFrame) -> list[pd.DataFrame]:
+    """Convert rows of searches to tuning runs, and to retrainings of each row's best run so far, which may repeat."""
+    by = SEARCH[:3]
+    numbers = searches[SEARCH].apply(pd.to_numeric, errors="coerce").astype("float64").sort_values(SEARCH[:4])
+    searches, numbers = searches.loc[numbers.index].reset_index(drop=True), numbers.reset_index(drop=True)
+    owner = numbers.groupby(by).ngroup()
+    gap = (numbers["n_iter"] != numbers.groupby(owner).cumcount()) & (searches["fault"] == "")
+    nll = numbers["val_nll"].fillna(np.inf)
+    least = nll.groupby(owner).cummin().groupby(owner).shift(fill_value=np.inf)
+    best = pd.Series(np.arange(len(nll))).where(nll < least).groupby(owner).ffill()
+    retrained = best.notna() & ~((numbers["test_acc"] == 0) & np.isinf(numbers["test_nll"]))  # 0 and inf: was not run
+    seconds = numbers["runtime"].groupby(owner).transform("first") / 2
+    ends = numbers["runtime"] - seconds.where(retrained, 0)
+    tuning = ends.groupby(owner).diff().fillna(ends)
+    again = searches[retrained].assign(runtime=seconds[retrained])
+    again[["model_name", "number"]] = searches.loc[best[retrained], ["model_name", "number"]].to_numpy()
+    fault = "model_name " + searches["model_name"].map(_quote) + " follows a gap in n_iter"
+    runtime = searches["runtime"].where(tuning.isna(), tuning)
+    return [searches.assign(runtime=runtime, fault=searches["fault"].mask(gap, fault)), again]
+
+
+def _check_runs(raw: pd.DataFrame, stage: str) -> pd.DataFrame:
+    """Convert rows to runs in columns of the frame, with a column ``problem`` (empty: usable)."""
+    _, (accuracy, nll) = STAGES[stage]
+    metrics = [accuracy, nll, *(name for name in LAPLACE if name in raw)]
+    texts = raw[["n", "random_state", "number", "runtime", *metrics]]
+    numbers = texts.apply(pd.to_numeric, errors="coerce").astype("float64")
+    values = numbers[accuracy]
+    numbers[accuracy] = values.mask(values.between(-ROUNDING, 1 + ROUNDING), values.clip(0, 1))
     settings = pd.DataFrame(
-        [_parse_name(name, of) for name, of in zip(raw["model_name"], raw[prior], strict=True)],
+        [_parse_name(name, prior) for name, prior in zip(raw["model_name"], raw["prior"], strict=True)],
         columns=[*SETTINGS, "n", "seed"],
+        index=raw.index,
         dtype="float64",
     )
     readable = settings["head_weight_decay"].notna()
     contradicts = (settings["n"] != numbers["n"]) | (settings["seed"] != numbers["random_state"])
-    contradicts |= raw["model_name"].str.split("_").str[0] != raw[prior]
+    contradicts |= raw["model_name"].str.split("_").str[0] != raw["prior"]
     checks = {
-        f"expected a prior of {', '.join(PRIOR_NAMES)}": ~raw[prior].isin(list(PRIOR_NAMES)),
+        f"expected a prior of {', '.join(PRIOR_NAMES)}": ~raw["prior"].isin(list(PRIOR_NAMES)),
         f"cannot be read, expected {EXPECTED_NAME}": ~readable,
-        f"has another prior, n or random_state than the columns {prior}, n and random_state": readable & contradicts,
+        "has another prior, n or random_state than the columns of these names": readable & contradicts,
         "has a number that cannot be read": (numbers.isna() & texts.notna()).any(axis=1),
         f"has a runtime that is not above 0 and below {MAX_NUMBER} s": ~numbers["runtime"].between(
             0, MAX_NUMBER, "neither"
         ),
-        "has an accuracy outside 0 to 1": numbers[metrics[0]].notna() & ~numbers[metrics[0]].between(0, 1),
+        "has an accuracy outside 0 to 1": numbers[accuracy].notna() & ~numbers[accuracy].between(0, 1),
     }
-    problem = pd.Series("", index=raw.index, dtype=object)
+    problem = raw["fault"]
     for text, bad in checks.items():
         problem = problem.where(~bad | (problem != ""), "model_name " + raw["model_name"].map(_quote) + " " + text)
     rows = pd.DataFrame(
         {
             "key": raw["model_name"],
-            "prior": raw[prior].fillna("?"),
+            "prior": raw["prior"].fillna("?"),
             "n": numbers["n"].astype("int64"),
             "seed": numbers["random_state"].astype("int64"),
+            "method": raw["entry"],
+            "number": numbers["number"],
             "stage": stage,
-            "status": np.where(np.isfinite(numbers[metrics[1]]), "completed", "diverged"),
+            "status": np.where(np.isfinite(numbers[nll]), "completed", "diverged"),
             "train_seconds": numbers["runtime"],
             **{metric: numbers[metric] for metric in metrics},
             **{name: settings[name] for name in SETTINGS},
             "problem": problem,
         }
     )
-    repeated = rows.duplicated([name for name in rows if name not in ("key", "problem")]) & (rows["problem"] == "")
-    return rows[~repeated].reset_index(drop=True), int((~has_runtime).sum()), cut
-
-
-def _read_table(path: Path, content: str, metrics: list[str]) -> tuple[pd.DataFrame, str, dict[int, list[Cell]]]:
-    """Read the file as text, and find the column that names the prior; a cut line, by its number, gives its cells."""
-    try:
-        if (size := path.stat().st_size) > MAX_FILE_BYTES:
-            raise ValueError(f"it has {size} bytes, at most {MAX_FILE_BYTES} are read")
-        data = path.read_bytes()
-        if b"\0" in data:
-            raise ValueError("it has zero bytes: it is not in UTF-8, or was copied in part")
-        lines = data.splitlines(keepends=True)
-        header = _split_line(lines[0]) if lines else [""]
-        while len(header) > 1 and not header[-1]:  # commas at the end of the header alone
-            del header[-1]
-        separator = next((name for sign, name in SEPARATORS.items() if sign in header[0]), None)
-        if len(header) == 1 and separator is not None:
-            raise ValueError(f"its columns are separated by {separator}: save it with commas, and points in numbers")
-        cut = {i: cells for i, line in enumerate(lines[1:], 2) if (cells := _cut_cells(header, line, i))}
-        whole = b"".join(line for i, line in enumerate(lines, 1) if i not in cut)
-        raw = pd.read_csv(io.BytesIO(whole), dtype=str).drop_duplicates()
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a CSV table ({single_line(error)}): give {content}") from error
-    prior = next((column for column in PRIOR_COLUMNS if column in raw), None)
-    missing = sorted((REQUIRED | set(metrics)) - set(raw.columns)) + ([] if prior else ["method or criterion"])
-    if prior is None or missing:
-        raise ValueError(f"{path} has no column {', '.join(missing)}: give {content}")
-    return raw, prior, cut
-
-
-def _split_line(line: bytes) -> list[str]:
-    try:
-        return next(csv.reader([line.decode("utf-8-sig", errors="replace")])) or [""]
-    except csv.Error as error:
-        raise ValueError(str(error)) from error
-
-
-def _cut_cells(header: list[str], line: bytes, number: int) -> list[Cell]:
-    """Find the cells that a line may belong to which has no end or lacks fields; none for a blank or a whole line."""
-    fields = _split_line(line)
-    if not line.strip() or (line.endswith((b"\n", b"\r")) and len(fields) >= len(header)):
-        return []
-    whole = dict(zip(header, fields[:-1], strict=False))
-    try:
-        row = {"key": whole["model_name"], "prior": next(whole[name] for name in PRIOR_COLUMNS if name in whole)}
-        cells = _possible_cells(row | {"n": int(whole["n"]), "seed": int(whole["random_state"])})
-    except (KeyError, StopIteration, ValueError):
-        raise ValueError(f"line {number} is cut") from None
-    return list(dict.fromkeys(cells))
+    usable = rows[rows["problem"] == ""].drop_duplicates([name for name in rows if name != "key"])
+    twice = usable[usable.duplicated(RUN, keep=False)]
+    first = twice.groupby(RUN, dropna=False)["key"].transform("first").map(_quote)
+    usable.loc[twice.index, "problem"] = "model_name " + first + " has two rows that disagree"
+    return pd.concat([usable, rows[rows["problem"] != ""]]).sort_index()
 
 
 def _possible_cells(row: dict[Any, Any]) -> Iterator[Cell]:
@@ -211,8 +249,8 @@ def _possible_cells(row: dict[Any, Any]) -> Iterator[Cell]:
     parts = dict(NAME_PART.findall(row["key"]))
     prior = next((prior for prior in PRIOR_NAMES if row["key"].startswith(f"{prior}_")), row["prior"])
     try:
-        yield prior, int(parts.get("n", row["n"])), int(parts.get("random_state", row["seed"]))
-    except ValueError:
+        yield prior, *(int(float(parts.get(part, row[name]))) for part, name in (("n", "n"), ("random_state", "seed")))
+    except (ValueError, OverflowError):
         return
 
 
@@ -221,14 +259,6 @@ def _unmatched(rows: pd.DataFrame) -> dict[Cell, int]:
     pairs = rows.merge(rows.loc[rows["stage"] == "tune", [*CELL, *SETTINGS]], how="left", indicator="tuned")
     unmatched = pairs[(pairs["stage"] == "retrain") & (pairs["tuned"] == "left_only")]
     return {tuple(cell.values()): len(group) for cell, group in iterate_groups(unmatched, CELL, sort=True)}
-
-
-def _disagreement(rows: pd.DataFrame) -> pd.Series:
-    """Describe the problem of each run that has two rows with different results; empty for other runs."""
-    twice = rows.duplicated([*CELL, *SETTINGS], keep=False) & (rows["problem"] == "")
-    first = rows.groupby([*CELL, *SETTINGS], dropna=False)["key"].transform("first")
-    text = "model_name " + first.map(_quote) + " has two rows that disagree"
-    return text.where(twice, "")
 
 
 def _describe(cell: Cell) -> str:

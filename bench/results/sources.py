@@ -91,33 +91,34 @@ def load_storage(store: RecordStore, label: str = "") -> Results:
     )
 
 
-def load_published(pairs: Sequence[tuple[Path, Path]], label: str = "") -> Results:
-    """Load the authors' result files, a pair (tuned, retrained) per dataset; unreadable pairs are left out."""
-    frames: dict[str, pd.DataFrame] = {}
+def load_published(groups: Sequence[Sequence[Path]], label: str = "") -> Results:
+    """Load the authors' result files, each group as `read_published` takes it; unreadable groups are left out."""
+    frames: dict[tuple[str, int], pd.DataFrame] = {}
     left_out, about = [], []
     notes = ["The published files hold no runs of the DE ELBo: what is shown of it is as the paper prints it."]
-    for tuned, retrained in pairs:
+    for files in groups:
+        names = ", ".join(path.name for path in files)
         try:
-            frame, problems, remarks = read_published(tuned, retrained, source=label)
-            if (name := str(frame["dataset"].iloc[0])) in frames:
-                raise ValueError(f"{tuned}: another pair of files is of {name}, too: report them apart")
+            frame, problems, remarks = read_published(*files, source=label)
+            place = " with ".join(frame[["dataset", "backbone"]].iloc[0])
+            if (place, len(files)) in frames:
+                raise ValueError(f"{names}: other files are of {place}, too: report them apart")
         except ValueError as error:
             left_out.append(single_line(error))
             continue
-        frames[name] = frame
+        frames[place, len(files)] = frame
         left_out += problems
         notes += remarks
-        about.append(f"{tuned.name}, {retrained.name}: {len(frame)} runs.")
+        about.append(f"{names}: {len(frame)} runs.")
     if not frames:
         raise ValueError(left_out[0])
     frame = pd.concat(frames.values(), ignore_index=True)
     counts = ", ".join(f"{count} {status}" for status, count in frame["status"].value_counts().items())
-    about.append(f"{len(frame)} runs: {counts}. Their times are those of training steps alone, on one A100.")
-    about.append("The files name no backbone: they are taken as the paper's, ResNet-50.")
+    about.append(f"{len(frame)} runs: {counts}. Their times are those of training steps alone, on the authors' GPUs.")
     return Results(label, "published results", frame, left_out, [*notes, *find_missing(frame)], about, published=True)
 
 
-def load_results(storages: Sequence[str], pairs: Sequence[tuple[Path, Path]]) -> tuple[list[Results], list[str]]:
+def load_results(storages: Sequence[str], published: Sequence[Sequence[Path]]) -> tuple[list[Results], list[str]]:
     """Load storages and published files to show side by side, and a line for each that cannot be read at all.
 
     Raises:
@@ -125,7 +126,7 @@ def load_results(storages: Sequence[str], pairs: Sequence[tuple[Path, Path]]) ->
     """
     stores = [RecordStore(storage) for storage in storages]
     urls = [os.path.realpath(store.url) if store.local else store.url for store in stores]
-    names = label_sources(urls + ["published"] * bool(pairs))
+    names = label_sources(urls + ["published"] * bool(published))
     if len(names) == 1:
         names = [""]
     results, failed = [], []
@@ -134,9 +135,9 @@ def load_results(storages: Sequence[str], pairs: Sequence[tuple[Path, Path]]) ->
             results.append(load_storage(store, label))
         except (ValueError, OSError, ImportError) as error:  # fsspec raises ImportError for a URL without a driver
             failed.append(describe_denied(error) or single_line(error))
-    if pairs:
+    if published:
         try:
-            results.append(load_published(pairs, names[-1]))
+            results.append(load_published(published, names[-1]))
         except ValueError as error:
             failed.append(single_line(error))
     if not results:

@@ -56,6 +56,23 @@ def test_damaged_files_give_a_table_or_an_error(
     assert problems_found == {True, False}
 
 
+def test_a_damaged_file_of_searches_gives_a_table_or_an_error(tmp_path: Path, garbled: Any, fuzz: Any) -> None:
+    """So does a file of searches."""
+    content = (Path(__file__).parent / "published" / "CIFAR-10_ConvNeXt-Tiny_BO.csv").read_bytes()
+    path = tmp_path / "CIFAR-10_BO.csv"
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        try:
+            frame, lines, _ = read_published(path)
+            assert (frame["train_seconds"] > 0).all()
+        except ValueError as error:
+            lines = [str(error)]
+        assert all(line.isprintable() and len(line) < 1000 for line in lines)
+
+    fuzz(60, garbled(content, SNIPPETS), read)
+
+
 @pytest.mark.usefixtures("sketch")
 def test_report_of_damaged_files_returns_an_exit_code(
     pair: tuple[Path, Path],

@@ -23,6 +23,10 @@ PTYL = "ptyl_lambda=100.0_lr_0=0.01_n=370_random_state=1001_tau=1e-05"
 LATER = "l2-sp_alpha=0.01_beta=0.001_lr_0=0.1_n=370_random_state=1001"
 
 
+MADE_UP = Path(__file__).parent / "published"
+"""Files in the authors' form, with made-up numbers."""
+
+
 def rows(
     name: str | None, metric: str, prior: str | None = "l2-sp", column: str = "method", **given: Any
 ) -> dict[str, Any]:
@@ -79,7 +83,7 @@ def test_placeholders_are_left_out_and_diverged_runs_kept(tmp_path: Path, nll: f
     frame, problems, notes = read_published(*files(tmp_path, tuned, [rows(L2SP, "test")]))
     assert frame["status"].tolist() == ["completed", "diverged", "completed"]
     assert problems == []
-    assert notes == ["tuned_Pet.csv: 1 rows without a runtime are placeholders, and left out."]
+    assert notes[0] == "tuned_Pet.csv: 1 rows without a runtime are placeholders, and left out."
 
 
 def test_published_files_have_no_full_cost(tmp_path: Path) -> None:
@@ -218,27 +222,42 @@ def test_table_2_of_the_paper() -> None:
         assert row["num_runs"] == row["published_runs"]
 
 
-@here
-@pytest.mark.parametrize("n", [370, 3441])
-def test_tables_of_pet_agree_with_the_csv_files(n: int) -> None:
-    """Oxford-IIIT Pet, every seed: mean run, runs, total and accuracy are those of the CSV files."""
-    tuned, retrained = (pd.read_csv(SHARED / f"{stage}_Oxford-IIIT_Pet.csv") for stage in ("tuned", "retrained"))
-    expected, accuracies = {}, []
-    for seed, grid in tuned[tuned["n"] == n].groupby("random_state"):
+def assert_tables_agree(folder: Path, name: str, cells: int) -> None:
+    """Compare mean run, number of runs, total and accuracies with pandas on the CSV files alone."""
+    tuned, retrained = (pd.read_csv(folder / f"{stage}_{name}.csv") for stage in ("tuned", "retrained"))
+    expected, accuracies = {}, dict[int, list[float]]()
+    for (n, seed), grid in tuned.groupby(["n", "random_state"]):
         best = grid.loc[grid["val_nll"].idxmin(), "model_name"]
         (again,) = retrained[retrained["model_name"] == best].to_dict("records")
-        expected[seed] = [grid["runtime"].mean(), 24, grid["runtime"].sum() + again["runtime"]]
-        accuracies.append(100 * again["test_acc"])
-    frame = read("Oxford-IIIT_Pet")
-    second, third = (table[table["n"] == n] for table in (compute_table2(frame), compute_table3(frame)))
-    found = second.set_index("split_seed")[["mean_run_seconds", "num_runs", "total_seconds"]]
-    assert set(found.index) == set(expected) == {1001, 2001, 3001}
-    for seed, numbers in expected.items():
-        assert found.loc[seed].tolist() == pytest.approx(numbers, rel=1e-12)
-    (row,) = third.to_dict("records")
-    mean = sum(accuracies) / 3
-    assert [row[name] for name in ("mean", "min", "max")] == pytest.approx([mean, min(accuracies), max(accuracies)])
-    assert row["seeds"] == 3
+        expected[n, seed] = [grid["runtime"].mean(), len(grid), grid["runtime"].sum() + again["runtime"]]
+        accuracies.setdefault(n, []).append(100 * again["test_acc"])
+    frame, problems, _ = read_published(folder / f"tuned_{name}.csv", folder / f"retrained_{name}.csv")
+    assert problems == []
+    assert len(expected) == cells
+    second = compute_table2(frame).set_index(["n", "split_seed"])[["mean_run_seconds", "num_runs", "total_seconds"]]
+    assert set(second.index) == set(expected)
+    for cell, numbers in expected.items():
+        assert second.loc[cell].tolist() == pytest.approx(numbers, rel=1e-12)
+    third = compute_table3(frame).set_index("n")
+    assert set(third.index) == set(accuracies)
+    for n, of in accuracies.items():
+        numbers = third.loc[n, ["mean", "min", "max", "seeds"]].tolist()
+        assert numbers == pytest.approx([sum(of) / len(of), min(of), max(of), len(of)], rel=1e-12)
+
+
+@here
+@pytest.mark.parametrize(("name", "cells"), [("Oxford-IIIT_Pet", 6), ("CIFAR-10_ConvNeXt_Tiny", 12)])
+def test_tables_agree_with_the_published_files(name: str, cells: int) -> None:
+    """In every cell, mean run, runs, total and accuracy are those of the CSV files."""
+    assert_tables_agree(SHARED, name, cells)
+
+
+def test_tables_agree_with_made_up_files() -> None:
+    """So they are in files of the later form, one run diverged and one accuracy rounded beyond 1."""
+    assert_tables_agree(MADE_UP, "CIFAR-10_ConvNeXt_Tiny", 4)
+    frame, *_ = read_published(*(MADE_UP / f"{stage}_CIFAR-10_ConvNeXt_Tiny.csv" for stage in ("tuned", "retrained")))
+    assert frame["val_acc"].max() == 1.0
+    assert frame["status"].value_counts().to_dict() == {"completed": 63, "diverged": 1}
 
 
 def test_table_3_of_the_paper() -> None:
@@ -401,6 +420,128 @@ def test_accuracies_are_0_to_1(tmp_path: Path, accuracy: float) -> None:
 def test_a_huge_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file larger than any such table is refused before it fills the memory."""
     pair = files(tmp_path, [rows(L2SP, "val")], [rows(L2SP, "test")])
-    monkeypatch.setattr("bench.results.published.MAX_FILE_BYTES", 50)
+    monkeypatch.setattr("bench.results.csv_text.MAX_FILE_BYTES", 50)
     with pytest.raises(ValueError, match=r"tuned_Pet\.csv cannot be read .*at most 50 are read"):
         read_published(*pair)
+
+
+FILE_NAMES = {
+    "CIFAR-10_ConvNeXt_Tiny": ("CIFAR-10", "convnext_tiny"),
+    "CIFAR-10_ConvNeXt-Tiny_CLML": ("CIFAR-10", "convnext_tiny"),
+    "CIFAR-10_ViT_B_16": ("CIFAR-10", "vit_b_16"),
+    "Oxford-IIIT_Pet_ResNet_50": ("Oxford-IIIT_Pet", "resnet50"),
+    "Pet-37_ConvNeXt-Tiny": ("Oxford-IIIT_Pet", "convnext_tiny"),
+    "Flowers_102_ResNet_50": ("Flowers-102", "resnet50"),
+    "Flower-102_ConvNeXt-Tiny": ("Flowers-102", "convnext_tiny"),
+    "AG_News_BERT-base": ("news4", "bert"),
+    "CIFAR-10": ("CIFAR-10", "unknown"),
+    "ResNet_50": ("ResNet_50", "unknown"),
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), FILE_NAMES.items())
+def test_networks_are_read_from_the_files_names(name: str, expected: tuple[str, str], tmp_path: Path) -> None:
+    """Dataset and network of grids and searches are in the files' names, and else not known, which a note says."""
+    grid = tmp_path / f"tuned_{name}.csv", tmp_path / f"retrained_{name}.csv"
+    for path, metric in zip(grid, ("val", "test"), strict=True):
+        pd.DataFrame([rows(LATER, metric, column="criterion")]).to_csv(path, index=False)
+    search = tmp_path / f"{name}_BO.csv"
+    search.write_bytes((MADE_UP / "CIFAR-10_ConvNeXt-Tiny_BO.csv").read_bytes())
+    for paths in (grid, [search]):
+        frame, problems, notes = read_published(*paths)
+        assert problems == []
+        assert set(frame[["dataset", "backbone"]].itertuples(index=False, name=None)) == {expected}
+        unknown = f"{paths[0].name}: the name says no network, so it is not known: if you know it, put it there"
+        assert any(note.startswith(unknown) for note in notes) is (expected[1] == "unknown")
+
+
+def test_the_files_of_2024_have_one_network(tmp_path: Path) -> None:
+    """Where runs are named by tau, ResNet-50 is assumed, and a note says so."""
+    frame, _, (note,) = read_published(*files(tmp_path, [rows(L2SP, "val")], [rows(L2SP, "test")]))
+    assert set(frame["backbone"]) == {"resnet50"}
+    assert "the name says no network, so it is not known: ResNet-50 is assumed" in note
+
+
+@pytest.mark.parametrize(
+    ("path", "searches", "lost"),
+    [
+        pytest.param(SHARED / "CIFAR-10_BO.csv", 30, 0, marks=here),
+        (MADE_UP / "CIFAR-10_ConvNeXt-Tiny_BO.csv", 4, 1),
+    ],
+)
+def test_curves_of_searches_are_the_files(path: Path, searches: int, lost: int) -> None:
+    """The curve of each search has the file's times and test accuracies; none if its best run was not retrained."""
+    frame, problems, notes = read_published(path)
+    assert problems == []
+    assert any("L2-SP is assumed" in note for note in notes)
+    raw = pd.read_csv(path).rename(columns={"random_state": "split_seed"})
+    raw["method"] = "bo-seed-" + raw["seed"].astype(int).astype(str)
+    keys = ["n", "split_seed", "method"]
+    raw = raw[raw.groupby(keys)["test_acc"].transform("last") > 0].assign(k=raw["n_iter"] + 1)
+    both = raw.merge(compute_curves(frame), on=[*keys, "k"], how="outer", indicator=True)
+    assert (both["_merge"] == "both").all()
+    assert both.groupby(keys).ngroups == searches - lost == frame.groupby(["n", "seed", "method"]).ngroups - lost
+    assert (3600 * both["expected_hours"]).tolist() == pytest.approx(both["runtime"].tolist(), rel=1e-12)
+    assert both["expected_test_acc"].tolist() == both["test_acc"].tolist()
+    tuning = frame[frame["stage"] == "tune"]
+    strengths = tuning[["learning_rate", "weight_decay", "head_weight_decay", "val_nll"]].to_numpy()
+    expected = pd.read_csv(path).sort_values(["n", "random_state", "seed", "n_iter"])
+    assert (strengths == expected[["lr_0", "alpha", "beta", "val_nll"]].to_numpy()).all()
+    assert (tuning["val_acc"].to_numpy() == expected["val_acc"].clip(0, 1).to_numpy()).all()
+
+
+BAD_SEARCHES = {
+    "gap": ({"n_iter": 7.0}, "follows a gap in n_iter"),
+    "word": ({"val_nll": "low"}, "has a number that cannot be read"),
+    "word for a runtime": ({"runtime": "soon"}, "has a number that cannot be read"),
+    "sum that falls": ({"runtime": 1.0}, "has a runtime that is not above 0"),
+    "percent": ({"val_acc": 93.0}, "has an accuracy outside 0 to 1"),
+    "no strength": ({"alpha": ""}, "cannot be read"),
+    "another result": ({"test_nll": 9.0}, "has two rows that disagree"),
+}
+
+
+@pytest.mark.parametrize(("changed", "words"), BAD_SEARCHES.values(), ids=BAD_SEARCHES)
+def test_an_unusable_row_of_a_search(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
+    """It is named, and the searches of its split are left out."""
+    table = pd.read_csv(MADE_UP / "CIFAR-10_ConvNeXt-Tiny_BO.csv", dtype=object)
+    for name, value in changed.items():
+        table.loc[2, name] = value  # n_iter 2 of seed 0, whose best run is that of n_iter 1
+    table.to_csv(path := tmp_path / "CIFAR-10_ConvNeXt-Tiny_BO.csv", index=False)
+    frame, problems, _ = read_published(path)
+    assert set(frame["seed"]) == {2001}
+    assert all(line.endswith("left out: l2-sp, N = 100, seed 1001") for line in problems)
+    assert any(words in line for line in problems)
+
+
+def test_a_search_that_was_cut(tmp_path: Path) -> None:
+    """A search file without its end loses the searches of the last split."""
+    content = (MADE_UP / "CIFAR-10_ConvNeXt-Tiny_BO.csv").read_text()
+    (path := tmp_path / "CIFAR-10_BO.csv").write_text(content[:-20])
+    frame, (problem,), _ = read_published(path)
+    assert set(frame["seed"]) == {1001}
+    assert "no end or too few fields in line 17" in problem
+    assert problem.endswith("left out: l2-sp, N = 100, seed 2001")
+
+
+def test_one_file_of_a_grid_is_refused(tmp_path: Path) -> None:
+    """One file that is no search is refused, with what was expected."""
+    tuned, _ = files(tmp_path, [rows(L2SP, "val")], [rows(L2SP, "test")])
+    with pytest.raises(ValueError, match=r"no column alpha, .*: give the two files of a grid, or one of searches"):
+        read_published(tuned)
+
+
+def test_columns_of_the_authors_laplace_approximation() -> None:
+    """They are in the table beside the rest, and a note says what is wrong with them."""
+    paths = [MADE_UP / f"{stage}_CIFAR-10_ConvNeXt-Tiny_CLML.csv" for stage in ("tuned", "retrained")]
+    frame, problems, notes = read_published(*paths)
+    assert problems == []
+    assert list(frame) == [*COLUMNS, "val_bma_acc", "val_clml", "test_bma_acc", "test_clml"]
+    for path, stage, kind in zip(paths, ("tune", "retrain"), ("val", "test"), strict=True):
+        names = [f"{kind}_bma_acc", f"{kind}_clml"]
+        expected = pd.read_csv(path)[names].to_numpy()
+        assert (frame.loc[frame["stage"] == stage, names].to_numpy() == expected).all()
+        assert frame.loc[frame["stage"] != stage, names].isna().all(axis=None)
+    (note,) = notes
+    assert "val_clml, test_bma_acc, test_clml are the authors' own, and nothing is chosen by them" in note
+    assert "no conditional marginal likelihood" in note
