@@ -23,9 +23,17 @@ from bench.report.figures.style import (
 from bench.results.frame import iterate_groups, sort_rows
 
 COST_LABELS = {"train": "training steps only", "full": "with validation, selection and checkpoints"}
-PRIOR_MARKERS = {"l2-zero": ("^", 6.5), "l2-sp": ("o", 6.0), "ptyl": ("s", 5.5)}
-PRIOR_LINES: dict[str, Any] = {"l2-zero": (0, (5, 1.5)), "l2-sp": "-", "ptyl": (0, (1.5, 1))}
-METHOD_MARKERS = {"map-gs": ("o", 6.0), "de-elbo": ("*", 13.0), "elbo": ("X", 8.0)}
+PRIOR_STYLES: dict[str, dict[str, Any]] = {
+    "l2-zero": {"linestyle": (0, (5, 1.5)), "fillstyle": "left"},
+    "l2-sp": {"linestyle": "-", "fillstyle": "full"},
+    "ptyl": {"linestyle": (0, (1.5, 1)), "fillstyle": "bottom"},
+}
+METHOD_STYLES: dict[str, dict[str, Any]] = {
+    "map-gs": {"markersize": 6.5},
+    "de-elbo": {"markersize": 9.0, "markeredgecolor": "black", "markeredgewidth": 1.1},
+    "elbo": {"markersize": 7.0, "fillstyle": "none", "markeredgewidth": 1.3},
+}
+SPLIT_MARKERS = ("o", "s", "^", "v", "P", "X")
 PRINTED: dict[str, Any] = {"marker": "D", "markersize": 7.0, "markerfacecolor": "none", "markeredgewidth": 1.3}
 PROBLEM = ["dataset", "backbone", "n"]
 PANEL = [*PROBLEM, "source"]
@@ -40,8 +48,9 @@ def has_subsampling(curves: pd.DataFrame, cost: str) -> bool:
 def draw_subsampling(curves: pd.DataFrame, cost: str, paper: pd.DataFrame) -> Figure:
     """Draw a line per split seed of grid search, with 10-90 % bands of its subsets, and a marker per other method.
 
-    One panel per dataset and N, and per backbone and source if there are several; sources share their limits. Printed
-    DE ELBo results of the ``paper`` are a dotted line, with a hollow marker if their time is printed.
+    The shape of a marker says its split, its size and edge the method. One panel per dataset and N, and per backbone
+    and source if there are several; sources share their limits. Printed DE ELBo results of the ``paper`` are a dotted
+    line, with a hollow marker if their time is printed.
     """
     shown = sort_rows(curves[(curves["cost"] == cost) & curves["method"].isin(PAPER_METHODS)], "split_seed", "k")
     ends = shown["k"] == shown.groupby(CURVE)["k"].transform("max")
@@ -54,7 +63,9 @@ def draw_subsampling(curves: pd.DataFrame, cost: str, paper: pd.DataFrame) -> Fi
     longest = shown.groupby(PROBLEM)["expected_hours"].transform("max")
     unit, factor = choose_time_unit(longest.max())
     own_units = longest.min() * factor < 0.25  # if some panels have hours and others seconds
-    legend = _legend(shown, by_prior, len(printed) > 0)
+    splits = sorted(shown["split_seed"].unique())
+    markers = {split: SPLIT_MARKERS[i % len(SPLIT_MARKERS)] for i, split in enumerate(splits)}
+    legend = _legend(shown, markers, by_prior, len(printed) > 0)
     across = max(1, int(columns * (size[0] + 0.4) // 2.2))
     above = titles + 0.22 * math.ceil(len(legend) / across) + 0.05
     gaps = (0.42, titles + 0.25 + 0.15 * own_units)
@@ -65,7 +76,8 @@ def draw_subsampling(curves: pd.DataFrame, cost: str, paper: pd.DataFrame) -> Fi
             name, factor = choose_time_unit(longest[panel.index[0]])
             axis.set_xlabel(name, fontsize=8, labelpad=1)
         for line, curve in iterate_groups(panel, CURVE):
-            _draw(axis, curve, _style(line["prior"], line["method"], by_prior), factor, 0.05 if by_prior else 0.1)
+            style = _style(line["prior"], line["method"], by_prior) | {"marker": markers[line["split_seed"]]}
+            _draw(axis, curve, style, factor, 0.05 if by_prior else 0.1)
         _draw_printed(axis, printed[_agree(printed, place)], by_prior, factor)
         axis.set_title(_title(shown, place), fontsize=9.5, parse_math=False)
         problem = {name: place[name] for name in PROBLEM}
@@ -91,27 +103,20 @@ def _title(shown: pd.DataFrame, place: dict[str, Any]) -> str:
 
 
 def _style(prior: str, method: str, by_prior: bool) -> dict[str, Any]:
-    """Style of a method with a prior: marker and line of its prior if there are several priors, else of the method."""
-    if not by_prior:
-        marker, size = METHOD_MARKERS.get(method, ("D", 6.0))
-        return {"color": METHOD_COLORS.get(method, "#444444"), "marker": marker, "markersize": size, "line": "-"}
-    marker, size = PRIOR_MARKERS.get(prior, ("D", 6.0))
-    style = {"color": PRIOR_COLORS.get(prior, "#444444"), "marker": marker, "line": PRIOR_LINES.get(prior, "-")}
-    if method == "map-gs":
-        return style | {"markersize": size}
-    if method == "de-elbo":
-        return style | {"markersize": size + 2.5, "markeredgecolor": "black", "markeredgewidth": 1.1}
-    return style | {"markersize": size, "markerfacecolor": "none", "markeredgecolor": style["color"]}
+    """Style of a method with a prior, as arguments of ``plot``; color and fill say the prior if there are several."""
+    style = PRIOR_STYLES.get(prior, {}) if by_prior else {"linestyle": "-"}
+    color = PRIOR_COLORS.get(prior, "#444444") if by_prior else METHOD_COLORS.get(method, "#444444")
+    edge = {"markeredgecolor": color if by_prior or method == "elbo" else "white", "markeredgewidth": 0.7}
+    return {"color": color, "markerfacecoloralt": "white"} | edge | style | METHOD_STYLES[method]
 
 
 def _draw(axis: Axes, curve: pd.DataFrame, style: dict[str, Any], factor: float, shade: float) -> None:
-    marker = {name: value for name, value in style.items() if name != "line"}
     x, y, color = curve["expected_hours"] * factor, 100 * curve["expected_test_acc"], style["color"]
     if len(curve) > 1:
         low, high = 100 * curve["q10_test_acc"], 100 * curve["q90_test_acc"]
         axis.fill_between(x, low, high, color=color, alpha=shade, linewidth=0)
-        axis.plot(x, y, color=color, linestyle=style["line"], linewidth=1.3, alpha=0.9)
-    axis.plot(x.iloc[-1:], y.iloc[-1:], **(EDGE | marker))
+        axis.plot(x, y, color=color, linestyle=style["linestyle"], linewidth=1.3, alpha=0.9)
+    axis.plot(x.iloc[-1:], y.iloc[-1:], **(style | {"linestyle": "none", "zorder": 3}))
 
 
 def _draw_printed(axis: Axes, printed: pd.DataFrame, by_prior: bool, factor: float) -> None:
@@ -137,14 +142,17 @@ def _set_limits(axis: Axes, shown: pd.DataFrame, printed: pd.DataFrame, factor: 
     axis.set_ylim(heights.min() - margin, min(heights.max() + margin, 101))
 
 
-def _legend(shown: pd.DataFrame, by_prior: bool, printed: bool) -> list[Any]:
+def _legend(shown: pd.DataFrame, markers: dict[Any, str], by_prior: bool, printed: bool) -> list[Any]:
     handles: list[Any] = []
     for entry in sort_rows(shown[["prior", "method"]].drop_duplicates()).to_dict("records"):
-        style = _style(entry["prior"], entry["method"], by_prior)
-        line = style.pop("line")
-        has_curve = shown[_agree(shown, entry)].duplicated(CURVE).any()
+        style = _style(entry["prior"], entry["method"], by_prior) | {"marker": SPLIT_MARKERS[0]}
+        if not shown[_agree(shown, entry)].duplicated(CURVE).any():
+            style |= {"linestyle": "none"}
         label = f"{PRIOR_NAMES.get(entry['prior'], entry['prior'])} {method_name(entry['method'])}"
-        handles.append(Line2D([], [], label=label, **(EDGE | style | {"linestyle": line if has_curve else "none"})))
+        handles.append(Line2D([], [], label=label, **style))
+    if len(markers) > 1:
+        gray: dict[str, Any] = {"color": "0.45", "linestyle": "none", "markersize": 6.0}
+        handles += [Line2D([], [], label=f"split {split}", marker=marker, **gray) for split, marker in markers.items()]
     if shown.duplicated(CURVE).any():
         handles.append(band_handle("10-90 % of subsets of that size"))
     if printed:

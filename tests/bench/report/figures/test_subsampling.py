@@ -98,6 +98,30 @@ def test_every_split_and_prior_has_its_line() -> None:
     assert len({line.get_marker() for line in axis.lines if line.get_marker() != "None"}) == 2
 
 
+@pytest.mark.parametrize("priors", [["l2-sp"], ["l2-zero", "l2-sp", "ptyl"]])
+def test_markers_tell_the_splits_apart(priors: list[str]) -> None:
+    """The three splits have three shapes, the same for all methods, priors and panels, and the legend names them."""
+    cells = [
+        {"split_seed": seed, "prior": prior, "n": n} for seed in (1001, 2001, 3001) for prior in priors for n in (1, 2)
+    ]
+    parts = [
+        curve(method, [hours + cell["split_seed"] / 1e4], [0.5], first=24, **cell)
+        for cell in cells
+        for method, hours in (("map-gs", 9), ("de-elbo", 3), ("elbo", 6))
+    ]
+    figure = draw(*parts)
+    shapes: dict[int, set[Any]] = {}
+    styles = set()
+    for axis in panels(figure):
+        for line in axis.lines:
+            seed = round(1e4 * (float(line.get_xdata()[0]) % 1))
+            shapes.setdefault(seed, set()).add(line.get_marker())
+            styles.add((line.get_color(), line.get_fillstyle(), line.get_markeredgecolor(), line.get_markersize()))
+    assert shapes == {seed: {entries(figure)[f"split {seed}"].get_marker()} for seed in (1001, 2001, 3001)}
+    assert len(set.union(*shapes.values())) == 3
+    assert len(styles) == 3 * len(priors)
+
+
 def test_time_is_on_a_log2_scale() -> None:
     """Ticks are at powers of 2, or of 4 over many doublings, with plain numbers."""
     for last, base in ((16.0, 2), (1000.0, 4)):
@@ -213,14 +237,14 @@ def test_a_curves_end_alone_is_a_marker() -> None:
     figure = draw(*[curve("map-gs", [9], [0.6], first=24, split_seed=seed) for seed in (1, 2)])
     (axis,) = panels(figure)
     assert (lines(axis), len(axis.collections), markers(axis)) == ([], 0, [(9, 60), (9, 60)])
-    assert list(entries(figure)) == ["L2-SP MAP + GS"]
+    assert list(entries(figure)) == ["L2-SP MAP + GS", "split 1", "split 2"]
     assert entries(figure)["L2-SP MAP + GS"].get_linestyle() == "None"
 
 
 def test_the_legend_shows_no_line_that_is_not_drawn() -> None:
     """Splits that end at different sizes are markers in the legend."""
     handles = entries(draw(*[curve(m, [9], [0.6], k, split_seed=k) for m in ("map-gs", "de-elbo") for k in (3, 4)]))
-    assert [handle.get_linestyle() for handle in handles.values()] == ["None", "None"]
+    assert [handle.get_linestyle() for handle in handles.values()] == ["None"] * 4
 
 
 def test_legend() -> None:
