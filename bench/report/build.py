@@ -13,6 +13,7 @@ from bench.exceptions import ReportError
 from bench.report.all_methods import MethodComparison, best_methods_table, compare_all_methods
 from bench.report.figures.anytime import draw_anytime
 from bench.report.figures.bounds import draw_bounds, select_bound_runs
+from bench.report.figures.kappa_sweep import draw_kappa_sweep
 from bench.report.figures.style import default_settings, save_figure
 from bench.report.figures.subsampling import draw_subsampling, has_subsampling
 from bench.report.formatting import to_markdown
@@ -22,6 +23,7 @@ from bench.report.page import build_page
 from bench.results.curves import compute_curves
 from bench.results.frame import sort_rows
 from bench.results.grid_comparison import compare_at_equal_compute, compare_regularization
+from bench.results.kappa_sweep import compute_kappa_sweep
 from bench.results.makespan import compute_makespans
 from bench.results.paired_tests import compute_paired_tests, select_results
 from bench.results.paper import find_paper_de_elbo
@@ -29,8 +31,8 @@ from bench.results.sources import Results
 from bench.results.tables import compute_overview, compute_table2, compute_table3
 from bench.utils.text import describe_error
 
-FIGURES = ("figure1", "figure2", "figure2_full", "figure2_sampled", "figure_race")
-LISTS = ("curves", "curves_sampled", "anytime", "budgets", "rank_pairs")
+FIGURES = ("figure1", "figure2", "figure2_full", "figure2_sampled", "figure_race", "figure_kappa")
+LISTS = ("curves", "curves_sampled", "anytime", "budgets", "rank_pairs", "kappa_sweep")
 """Tables for programs: CSV only."""
 TABLES = (
     "table2",
@@ -115,6 +117,8 @@ def _compute_tables(
         "regularization": compare_regularization(frame),
         "paired_tests": compute_paired_tests(results),
     }
+    if len(sweep := compute_kappa_sweep(frame)):
+        tables["kappa_sweep"] = sweep
     if slots is not None:
         tables["what_if"] = compute_makespans(frame, slots)
     if subsamples is not None:
@@ -148,6 +152,8 @@ def _figures(frame: pd.DataFrame, computed: _Tables) -> Iterator[tuple[str, Figu
                 yield "figure2_sampled", draw_subsampling(computed.tables["curves_sampled"], cost, computed.paper)
     if len(runs := select_bound_runs(frame)):
         yield "figure1", draw_bounds(runs)
+    if "kappa_sweep" in computed.tables:
+        yield "figure_kappa", draw_kappa_sweep(computed.tables["kappa_sweep"])
     if comparison is not None:
         yield "figure_race", draw_anytime(comparison.anytime, comparison.cost)
 

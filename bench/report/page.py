@@ -52,6 +52,7 @@ def build_page(
         _table("At equal compute", "equal_compute", tables["equal_compute"]),
         _table("Is the difference more than chance?", "paired_tests", tests[tests["cells"] > 1]),
         _bounds(images, set(tables["counts"]["method"])),
+        _kappa_sweep(images),
         _table("Learned and chosen regularization", "regularization", tables["regularization"]),
         html.section("Choices at the end of a grid", html.bullets(edges)) if edges else "",
         _table("Table 2: compute time", "table2", tables["table2"]),
@@ -105,6 +106,13 @@ def _bounds(images: Mapping[str, Path], methods: set[str]) -> str:
         image = html.figure(images["figure1.png"], "ELBo and DE ELBo against lambda = tau")
         return html.section("Figure 1", image, html.notes(NOTES["figure1"]))
     return html.section("Figure 1", html.notes(NOTES["no_figure1"])) if {"elbo", "de-elbo"} <= methods else ""
+
+
+def _kappa_sweep(images: Mapping[str, Path]) -> str:
+    if "figure_kappa.png" not in images:
+        return ""
+    image = html.figure(images["figure_kappa.png"], "Test accuracy and NLL against kappa / (D/N)")
+    return html.section("Other values of kappa", image, html.notes(NOTES["figure_kappa"]))
 
 
 def _about(results: Results, single: bool) -> str:

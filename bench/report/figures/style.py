@@ -5,7 +5,7 @@ Readable in gray print and by the color-blind: colors are Okabe and Ito's, and n
 
 import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -33,6 +34,8 @@ PAPER_STYLES: dict[str, dict[str, Any]] = {
     "elbo": {"color": METHOD_COLORS["elbo"], "linestyle": DASHES[0], "marker": "X", "markersize": 7.0},
 }
 """Styles of the paper's methods, as in figure 2."""
+SPLIT_MARKERS = ("o", "s", "^", "v", "P", "X")
+"""Shapes of markers by split seed, in order."""
 
 
 class NotebookFigure(Figure):
@@ -106,6 +109,18 @@ def label_figure(figure: Figure, x: str, y: str, legend: list[Any], columns: int
     texts = figure.legend(handles=legend, ncols=columns, frameon=False, fontsize=9, **place).get_texts()
     for text in texts:
         text.set_parse_math(False)  # as in titles, a name may have a $ in it
+
+
+def split_markers(seeds: Iterable[Any]) -> dict[Any, str]:
+    """Choose a marker's shape for each split seed."""
+    return {seed: SPLIT_MARKERS[i % len(SPLIT_MARKERS)] for i, seed in enumerate(sorted(set(seeds)))}
+
+
+def split_handles(markers: Mapping[Any, str]) -> list[Line2D]:
+    """Make the legend's entries of split seeds; none for one alone."""
+    style: dict[str, Any] = {"color": "0.45", "linestyle": "none", "markersize": 6.0}
+    handles = [Line2D([], [], label=f"split {seed}", marker=marker, **style) for seed, marker in markers.items()]
+    return handles if len(handles) > 1 else []
 
 
 def band_handle(label: str) -> Patch:

@@ -13,11 +13,14 @@ from bench.report.figures.style import (
     EDGE,
     METHOD_COLORS,
     PRIOR_COLORS,
+    SPLIT_MARKERS,
     band_handle,
     choose_time_unit,
     label_figure,
     make_panels,
     set_time_axis,
+    split_handles,
+    split_markers,
     style_axes,
 )
 from bench.results.frame import iterate_groups, sort_rows
@@ -33,7 +36,6 @@ METHOD_STYLES: dict[str, dict[str, Any]] = {
     "de-elbo": {"markersize": 9.0, "markeredgecolor": "black", "markeredgewidth": 1.1},
     "elbo": {"markersize": 7.0, "fillstyle": "none", "markeredgewidth": 1.3},
 }
-SPLIT_MARKERS = ("o", "s", "^", "v", "P", "X")
 PRINTED: dict[str, Any] = {"marker": "D", "markersize": 7.0, "markerfacecolor": "none", "markeredgewidth": 1.3}
 PROBLEM = ["dataset", "backbone", "n"]
 PANEL = [*PROBLEM, "source"]
@@ -63,8 +65,7 @@ def draw_subsampling(curves: pd.DataFrame, cost: str, paper: pd.DataFrame) -> Fi
     longest = shown.groupby(PROBLEM)["expected_hours"].transform("max")
     unit, factor = choose_time_unit(longest.max())
     own_units = longest.min() * factor < 0.25  # if some panels have hours and others seconds
-    splits = sorted(shown["split_seed"].unique())
-    markers = {split: SPLIT_MARKERS[i % len(SPLIT_MARKERS)] for i, split in enumerate(splits)}
+    markers = split_markers(shown["split_seed"])
     legend = _legend(shown, markers, by_prior, len(printed) > 0)
     across = max(1, int(columns * (size[0] + 0.4) // 2.2))
     above = titles + 0.22 * math.ceil(len(legend) / across) + 0.05
@@ -150,9 +151,7 @@ def _legend(shown: pd.DataFrame, markers: dict[Any, str], by_prior: bool, printe
             style |= {"linestyle": "none"}
         label = f"{PRIOR_NAMES.get(entry['prior'], entry['prior'])} {method_name(entry['method'])}"
         handles.append(Line2D([], [], label=label, **style))
-    if len(markers) > 1:
-        gray: dict[str, Any] = {"color": "0.45", "linestyle": "none", "markersize": 6.0}
-        handles += [Line2D([], [], label=f"split {split}", marker=marker, **gray) for split, marker in markers.items()]
+    handles += split_handles(markers)
     if shown.duplicated(CURVE).any():
         handles.append(band_handle("10-90 % of subsets of that size"))
     if printed:

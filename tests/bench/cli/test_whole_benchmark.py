@@ -30,6 +30,7 @@ SHRUNK = {
     "methods.map-gs.weight_decays": "[0.01, 0]",
     "methods.map-gs.ptyl_lambdas": "[1]",
     "methods.de-elbo.learning_rates": "[0.01]",
+    "methods.elbo.learning_rates": "[0.01]",
     "resources": "{slots: 2, gpus_per_trial: 0}",
 }
 WORLD = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -86,7 +87,7 @@ def test_every_prior_and_method_runs(rehearsal: tuple[Path, str]) -> None:
     counts = Counter((r.spec.dataset, r.spec.prior, r.spec.stage) for r in records)
     each = {("l2-zero", "retrain"): 1, ("l2-sp", "retrain"): 2, ("ptyl", "retrain"): 1}
     each |= {(prior, "tune"): 2 for prior in ("l2-zero", "l2-sp", "ptyl")}
-    each |= {(prior, "run"): 1 for prior in ("l2-zero", "l2-sp", "ptyl")}
+    each |= {(prior, "run"): 2 for prior in ("l2-zero", "l2-sp", "ptyl")}
     expected = {(dataset, *what): n for dataset in ("CIFAR-10", "Oxford-IIIT_Pet") for what, n in each.items()}
     assert counts == expected
     assert {record.status for record in records} == {"completed"}
@@ -104,18 +105,18 @@ def test_what_ran_is_on_the_record(rehearsal: tuple[Path, str]) -> None:
 
 
 def test_every_table_and_figure_is_there(rehearsal: tuple[Path, str]) -> None:
-    """The report has figure 2, and tables 2 and 3 for every prior, method and dataset."""
+    """The report has figures 1 and 2, and tables 2 and 3 for every prior, method and dataset."""
     report = rehearsal[0] / "report"
     third = pd.read_csv(report / "table3.csv")
-    assert len(third) == 2 * 3 * 2
+    assert len(third) == 2 * 3 * 3
     assert third["mean"].between(0, 100).all()
-    assert len(pd.read_csv(report / "table2.csv")) == 2 * 3 * 2
+    assert len(pd.read_csv(report / "table2.csv")) == 2 * 3 * 3
     curves = pd.read_csv(report / "curves.csv")
     whole = curves[(curves["cost"] == "train") & (curves["method"] == "map-gs") & (curves["prior"] == "l2-sp")]
     assert sorted(zip(whole["dataset"], whole["k"], strict=True)) == [
         (dataset, k) for dataset in ("CIFAR-10", "Oxford-IIIT_Pet") for k in (1, 2)
     ]
-    for name in ("figure2.png", "figure2.pdf", "report.html"):
+    for name in ("figure1.png", "figure2.png", "figure2.pdf", "report.html"):
         assert (report / name).stat().st_size > 10_000
 
 

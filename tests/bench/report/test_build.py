@@ -26,7 +26,7 @@ from bench.results.tables import compute_table2, compute_table3
 from bench.scheduling.run_summary import FinishedTrial, summarize_run
 from bench.storage.records import RecordStore
 from bench.trials.record import TrialRecord
-from tests.helpers.result_frames import many_methods, replayed
+from tests.helpers.result_frames import make_frame, many_methods, replayed, trial
 
 Fake = Callable[..., TrialRecord]
 Publish = Callable[..., tuple[Path, Path]]
@@ -372,6 +372,23 @@ def test_slots_add_the_makespan(storage: RecordStore, tmp_path: Path) -> None:
     assert set(files) == FILES | {"what_if.csv", "what_if.md"}
     assert set(pd.read_csv(files["what_if.csv"])["slots"]) == {3}
     assert "What if more had run at once" in page_of(files)
+
+
+@pytest.mark.usefixtures("sketch")
+@pytest.mark.parametrize("shares", [(1.0, 3.0), (1.0, 3.0, 0.1)])
+def test_three_values_of_kappa_are_a_figure(shares: tuple[float, ...], tmp_path: Path) -> None:
+    """Where three values of kappa ran, the page has their figure, and kappa_sweep.csv its numbers."""
+    runs = [
+        trial("de-elbo" if share == 1 else f"kappa-{share}", "run", 1.0, 1.0, test_acc=0.9, test_nll=0.3)
+        | {"state_kappa": 5 * share, "state_dim_backbone": 480.0, "state_dim_head": 20.0}
+        for share in shares
+    ]
+    files = write_report([Results("", "kappas", make_frame(*runs), [], [], [])], tmp_path / "out")
+    names = {"kappa_sweep.csv", "figure_kappa.png", "figure_kappa.pdf"}
+    assert names & set(files) == (names if len(shares) == 3 else set())
+    assert ("Other values of kappa" in page_of(files)) is (len(shares) == 3)
+    if len(shares) == 3:
+        assert pd.read_csv(files["kappa_sweep.csv"])["kappa_ratio"].tolist() == [1.0, 0.1, 3.0]
 
 
 @pytest.mark.usefixtures("sketch")
