@@ -72,15 +72,12 @@ def read_published(*files: Path, dataset: str | None = None, source: str = "publ
         ValueError: a file is not such a table, or no row of it can be used.
     """
     name, backbone = _parse_file_names(files)
-    stages = zip(STAGES, files, strict=True) if len(files) == 2 else [(None, files[0])]
-    tables = [_read_table(path, stage) for stage, path in stages]
     parts, problems, notes = [], list[str](), list[str]()
-    for path, table in zip(files, tables, strict=True):
-        if count := int(table["placeholder"].sum()):
-            notes.append(f"{path.name}: {count} rows without a runtime are placeholders, and left out.")
-    tables = [table[~table["placeholder"]].reset_index(drop=True) for table in tables]
+    if len(files) == 2:
+        tables = [_read_table(path, stage, notes) for stage, path in zip(STAGES, files, strict=True)]
+    else:
+        tables = _split(_read_table(files[0], None, notes))
     unusable: set[Cell] = set()
-    tables = tables if len(files) == 2 else _split(tables[0])
     for stage, path, rows in zip(STAGES, (files[0], files[-1]), tables, strict=True):
         parts.append(_check_runs(rows, stage))
         for text, group in parts[-1][parts[-1]["problem"] != ""].groupby("problem", sort=False):
@@ -98,9 +95,9 @@ def read_published(*files: Path, dataset: str | None = None, source: str = "publ
         reason = f": {problems[0]}" if problems else ", only placeholders"
         raise ValueError(f"{' and '.join(map(str, files))} hold no run that can be used{reason}")
     frame = frame.reset_index(drop=True)
-    notes += _describe_origin(files[0].name, backbone, frame)
-    if backbone is None:
-        backbone = "resnet50" if _is_of_2024(frame) else "unknown"
+    of_2024 = bool(frame["key"].str.contains("_tau=").any())
+    notes += _describe_origin(files[0].name, backbone, of_2024, frame)
+    backbone = backbone or ("resnet50" if of_2024 else "unknown")
     frame = frame.assign(dataset=dataset or name, backbone=backbone, source=source)
     absent = {name: float("nan") if kind == "float64" else "" for name, kind in COLUMNS.items() if name not in frame}
     columns = [*COLUMNS, *(name for name in LAPLACE if name in frame)]
@@ -117,17 +114,12 @@ def _parse_file_names(files: Sequence[Path]) -> tuple[str, str | None]:
     return DATASETS.get(dataset, dataset), network and BACKBONES[re.sub("[^a-z0-9]", "", network.lower())]
 
 
-def _is_of_2024(frame: pd.DataFrame) -> bool:
-    return bool(frame["key"].str.contains("_tau=").any())
-
-
-def _describe_origin(file: str, backbone: str | None, frame: pd.DataFrame) -> Iterator[str]:
+def _describe_origin(file: str, backbone: str | None, of_2024: bool, frame: pd.DataFrame) -> Iterator[str]:
     """Describe what the files do not say, and columns that are not what they are named after."""
     if backbone is None:
-        known = "if you know it, put it there behind the dataset, such as ResNet_50"
-        if _is_of_2024(frame):
-            known = "ResNet-50 is assumed, the only one in 2024, when runs were named by tau"
-        yield f"{file}: the name says no network, so it is not known: {known}."
+        assumed = "ResNet-50 is assumed, the only one in 2024, when runs were named by tau"
+        advice = assumed if of_2024 else "if you know it, put it there behind the dataset, such as ResNet_50"
+        yield f"{file}: the name says no network, so it is not known: {advice}."
     if frame["number"].notna().any():
         yield f"{file}: no column says the prior: L2-SP is assumed, which the authors' searches have."
     if laplace := [name for name in LAPLACE if name in frame]:
@@ -138,8 +130,8 @@ def _describe_origin(file: str, backbone: str | None, frame: pd.DataFrame) -> It
         )
 
 
-def _read_table(path: Path, stage: str | None) -> pd.DataFrame:
-    """Read the file of a stage, or of searches (None), as text; adds prior, entry, number, fault, placeholder."""
+def _read_table(path: Path, stage: str | None, notes: list[str]) -> pd.DataFrame:
+    """Read the runs in the file of a stage, or of searches (None), as text; adds prior, entry, number, fault."""
     content = "the two files of a grid, or one of searches (*_BO.csv)"
     required = set(SEARCH)
     if stage is not None:
@@ -152,12 +144,14 @@ def _read_table(path: Path, stage: str | None) -> pd.DataFrame:
     missing = sorted(required - set(raw)) + ["method or criterion"] * (stage is not None and prior is None)
     if missing:
         raise ValueError(f"{path} has no column {', '.join(missing)}: give {content}")
-    raw["placeholder"] = raw["runtime"].isna() & (raw["fault"] == "")
-    runs = raw[~raw["placeholder"]]
+    placeholders = raw["runtime"].isna() & (raw["fault"] == "")
+    if count := int(placeholders.sum()):
+        notes.append(f"{path.name}: {count} rows without a runtime are placeholders, and left out.")
+    raw = raw[~placeholders].reset_index(drop=True)
     for column in ("n", "random_state") if stage else ("n", "random_state", "seed", "n_iter"):
-        values = pd.to_numeric(runs[column], errors="coerce")
+        values = pd.to_numeric(raw[column], errors="coerce")
         if (bad := ~((values % 1 == 0) & values.between(0, MAX_NUMBER))).any():
-            value = short_repr.repr(runs.loc[bad, column].iloc[0])
+            value = short_repr.repr(raw.loc[bad, column].iloc[0])
             raise ValueError(f"{path}: {column} = {value} is not an integer from 0 to {MAX_NUMBER}: correct the file")
     if stage and prior:
         raw = raw.assign(prior=raw[prior], entry="map-gs", number=None)
