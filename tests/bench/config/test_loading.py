@@ -49,6 +49,19 @@ def test_quickstart_is_what_was_promised() -> None:
     assert counts == {("map-gs", "tune"): 24, ("map-gs", "retrain"): 24, ("de-elbo", "run"): 4, ("elbo", "run"): 4}
 
 
+def test_the_digits_go_beyond_the_published_grid() -> None:
+    """Grids of `digits` have 0.1 beside the published strengths, BO's ranges end there; quickstart and poster do not."""
+    published = (0.01, 0.001, 0.0001, 0.00001, 0.000001, 0)
+    methods = load_benchmark("digits").methods
+    for name in ("map-gs", "random", "asha"):
+        assert methods[name].weight_decays == (0.1, *published)
+    assert methods["bo"].alpha == methods["bo"].beta == (1e-6, 0.1)
+    sizes = {prior: methods["map-gs"].max_trials(prior) for prior in ("l2-zero", "l2-sp", "ptyl")}
+    assert sizes == {"l2-zero": 2 * 4 * 7, "l2-sp": 2 * 4 * 7, "ptyl": 4 * 5 * 7 + 1}
+    for name in ("quickstart", "poster"):
+        assert load_benchmark(name).methods["map-gs"].weight_decays == published
+
+
 def test_defaults_are_the_protocols() -> None:
     """The default grids and training settings are those of the papers."""
     methods = {"map-gs": {}, "de-elbo": None, "elbo": {}}
