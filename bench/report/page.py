@@ -54,7 +54,7 @@ def build_page(
         _bounds(images, set(tables["counts"]["method"])),
         _kappa_sweep(images),
         _table("Learned and chosen regularization", "regularization", tables["regularization"]),
-        html.section("Choices at the end of a grid", html.bullets(edges)) if edges else "",
+        html.section("Choices at the end of a grid or range", html.bullets(edges)) if edges else "",
         _table("Table 2: compute time", "table2", tables["table2"]),
         _table("What if more had run at once", "what_if", _mean_over_splits(tables["what_if"]))
         if "what_if" in tables
