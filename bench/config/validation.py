@@ -26,6 +26,8 @@ from deelbo.pretrained.registry import (
 )
 
 Say = Callable[[str], object]
+EXAMPLES = {"efficientnet_lite0": "./examples/efficientnet_lite"}
+"""Backbones of this repository's own plug-ins, which are installed apart."""
 ASSUMED_CLASSES = 10  # of a dataset that is not on this machine
 
 
@@ -98,6 +100,9 @@ def _check_backbones(benchmark: Benchmark, allow_import: Sequence[str]) -> None:
     for name, settings in benchmark.backbones.items():
         if settings.model is not None:
             _check_model(name, settings, allow_import)
+        elif name not in NETWORKS and name in EXAMPLES:
+            missing = f"backbones.{name} is a plug-in of deelbo's repository that is not installed"
+            raise ConfigError(f"{missing}: run `pip install {EXAMPLES[name]}` in a copy of the repository")
         elif name not in NETWORKS:
             own = f"or give your own network under that name: backbones.{name}.model, such as torchvision:resnet34"
             raise ConfigError(f"backbone = {name!r}: expected one of {NETWORKS.describe()}; {own}")

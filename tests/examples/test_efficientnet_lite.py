@@ -1,6 +1,7 @@
 """The plug-in of ``examples/efficientnet_lite``: its network, and a benchmark with the installed package."""
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from torch import nn
 from bench.storage.records import RecordStore
 from deelbo.data import Geometry, ImageTransform
 from deelbo.pretrained.backbones import replace_head
+from tests.helpers.plugins import write_plugin
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "examples" / "efficientnet_lite"
@@ -92,6 +94,34 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [*pip, "--target", str(folder / "installed"), str(source)], cwd=folder, env=environment, check=True, timeout=120
     )
     return folder / "installed"
+
+
+def plan(folder: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    """Plan the preset `transfer` in a folder, with the plug-in on the search path."""
+    text = (PACKAGE / "deelbo_efficientnet_lite.py").read_text(encoding="utf-8")
+    entry_points = {"deelbo.backbones": {"efficientnet_lite0": "deelbo_efficientnet_lite:ENTRY"}}
+    if not (folder / "plugin").exists():
+        write_plugin(folder / "plugin", "deelbo-efficientnet-lite", {"deelbo_efficientnet_lite": text}, entry_points)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder / "plugin")])}
+    command = [sys.executable, "-m", "bench", "plan", "transfer", "--json", *(f"--set={one}" for one in settings)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_preset_of_transfer(tmp_path: Path) -> None:
+    """`plan transfer` names the folder that is missing; with it, or without its dataset, the trials are counted."""
+    missing = plan(tmp_path)
+    assert missing.returncode == 2
+    assert f"photos: there is no {tmp_path}/photos: correct the path, or bring" in missing.stderr
+    alone = plan(tmp_path, "datasets={Fashion-MNIST: [100, 1000]}")
+    assert json.loads(alone.stdout)["trials"] == 2 * 3 * (4 * 7 + 1 + 4), alone.stderr
+    for split, count in (("train", 500), ("test", 1)):
+        for label in ("dark", "light"):
+            (tmp_path / "photos" / split / label).mkdir(parents=True)
+            for i in range(count):
+                (tmp_path / "photos" / split / label / f"{i}.jpg").touch()
+    whole = plan(tmp_path)
+    assert json.loads(whole.stdout)["trials"] == 2 * 2 * 3 * (4 * 7 + 1 + 4), whole.stderr
+    assert json.loads(whole.stdout)["gpus_per_trial"] == 0
 
 
 @pytest.mark.slow

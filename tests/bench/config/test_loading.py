@@ -26,7 +26,7 @@ def changed(content: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize("name", ["digits", "followup", "news4", "poster", "quickstart"])
+@pytest.mark.parametrize("name", ["digits", "followup", "news4", "poster", "quickstart", "transfer"])
 def test_every_preset_is_read_back_equal(name: str) -> None:
     """A preset has its benchmark's name, and its content is read back from JSON as an equal benchmark."""
     benchmark = load_benchmark(name)
@@ -49,12 +49,12 @@ def test_quickstart_is_what_was_promised() -> None:
     assert counts == {("map-gs", "tune"): 24, ("map-gs", "retrain"): 24, ("de-elbo", "run"): 4, ("elbo", "run"): 4}
 
 
-def test_the_digits_go_beyond_the_published_grid() -> None:
-    """Grids of `digits` have 0.1 beside the published strengths, BO's ranges end there; quickstart and poster do not."""
+def test_digits_and_transfer_go_beyond_the_published_grid() -> None:
+    """Grids of `digits` and `transfer` have the published strengths and 0.1, at which BO's ranges end."""
     published = (0.01, 0.001, 0.0001, 0.00001, 0.000001, 0)
     methods = load_benchmark("digits").methods
-    for name in ("map-gs", "random", "asha"):
-        assert methods[name].weight_decays == (0.1, *published)
+    for grid in (methods["map-gs"], methods["random"], methods["asha"], load_benchmark("transfer").methods["map-gs"]):
+        assert grid.weight_decays == (0.1, *published)
     assert methods["bo"].alpha == methods["bo"].beta == (1e-6, 0.1)
     sizes = {prior: methods["map-gs"].max_trials(prior) for prior in ("l2-zero", "l2-sp", "ptyl")}
     assert sizes == {"l2-zero": 2 * 4 * 7, "l2-sp": 2 * 4 * 7, "ptyl": 4 * 5 * 7 + 1}
@@ -271,4 +271,4 @@ def test_a_missing_file_lists_the_presets(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_benchmark(name)
     assert repr(name[:50])[:-1] in str(caught.value)
-    assert "digits, followup, news4, poster, quickstart" in str(caught.value)
+    assert "digits, followup, news4, poster, quickstart, transfer" in str(caught.value)
