@@ -50,6 +50,7 @@ def add_parser(subparsers: Subparsers) -> None:
         choices=("train", "frozen"),
         help="BatchNorm's statistics: trained, or as pretrained (default: train)",
     )
+    parser.add_argument("--train", choices=("all", "head"), help="all weights, or the head alone (default: all)")
     parser.add_argument(
         "--test-share", type=float, help="share held out to measure accuracy where there is no test set (default: 0)"
     )

@@ -81,6 +81,8 @@ def _plan(options: argparse.Namespace) -> int:
         size = max(crop_size(name, benchmark.training.image_size, benchmark.source(name)) for name in datasets)
         console.print(f"{unit} of {backbone}: {throughput.describe(backbone, benchmark.training, size)}")
     console.print("An example that is only evaluated (validation, selection, test) counts a third of one trained on.")
+    if benchmark.training.train == "head":
+        console.print("With training.train = head all do, as a step is little more than a forward pass.")
     if any(method.adaptive for method in methods):
         console.print("A search or a halving may take fewer trials, depending on results: these are upper bounds.")
     if names := sorted({method.name for method in methods if method.settings.method in ("laplace", "hypergradient")}):

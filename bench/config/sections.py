@@ -25,6 +25,7 @@ class Training(StrictModel):
     channels_last: Flag = False
     compile: Flag = False
     batchnorm: Literal["train", "frozen"] = "train"
+    train: Literal["all", "head"] = "all"
 
 
 class Resources(StrictModel):

@@ -168,6 +168,11 @@ def _check_text_networks(benchmark: Benchmark, images_here: bool) -> None:
 
 
 def _check_methods(benchmark: Benchmark) -> None:
+    if benchmark.training.train == "head" and "ptyl" in benchmark.priors:
+        raise ConfigError(
+            "priors = ptyl with training.train = head: its prior is over the backbone, which is not trained: take ptyl "
+            "out of priors"
+        )
     for name, settings in benchmark.methods.items():
         if not any(map(settings.runs_on, benchmark.priors)):
             raise ConfigError(
@@ -177,6 +182,8 @@ def _check_methods(benchmark: Benchmark) -> None:
         for prior in filter(settings.runs_on, benchmark.priors):
             if (problem := settings.find_problem(prior)) is not None:
                 raise ConfigError(f"methods.{name}: {problem}")
+        if (problem := settings.find_training_problem(benchmark.training.model_dump())) is not None:
+            raise ConfigError(f"methods.{name}: {problem}")
 
 
 def _check_networks(benchmark: Benchmark, tasks: Mapping[str, TaskEntry]) -> None:

@@ -33,11 +33,12 @@ def make_objective(
         return method_named(spec.learner).objective(spec, groups, num_examples)
     if spec.stage != "run" or spec.head_weight_decay is not None:
         backbone = spec.weight_decay if spec.prior_scale is None else 1 / (num_examples * spec.prior_scale)
-        if backbone is None or spec.head_weight_decay is None:
-            raise ValueError(f"MAP needs a strength for backbone and head, got {spec}")
-        strengths = {"backbone": backbone, "head": spec.head_weight_decay}
-        parts = {group.part or group.name for group in groups}  # a network that is frozen but for its head has one
-        return MAP(groups, num_examples, {part: strengths[part] for part in strengths if part in parts})
+        given = {"backbone": backbone, "head": spec.head_weight_decay}
+        parts = dict.fromkeys(group.part or group.name for group in groups)  # the head alone, if only that is trained
+        strengths = {part: value for part in parts if (value := given[part]) is not None}
+        if len(strengths) < len(parts):
+            raise ValueError(f"MAP needs a strength for {' and '.join(parts)}, got {spec}")
+        return MAP(groups, num_examples, strengths)
     if spec.kappa is None:
         dim = sum(group.prior.dim for group in groups)
         kappa = None if spec.kappa_share == 1 else spec.kappa_share * dim / num_examples

@@ -18,6 +18,7 @@ from bench.trials.spec import TrialSpec
 from deelbo.data import Source, TextSource, load_task
 from deelbo.data.examples import Transform
 from deelbo.data.images import ImageTransform
+from deelbo.groups import find_module
 from deelbo.plugins import Plugin
 from deelbo.pretrained.backbones import build_backbone
 from deelbo.pretrained.embedded import Pretrained
@@ -168,6 +169,8 @@ def make_model(
 ) -> tuple[nn.Module, str]:
     """Return the network with the initial weights of its prior, and the name of its head.
 
+    All weights are frozen but the head's if the trial trains that alone.
+
     ``network`` is its name for `deelbo.pretrained.registry.find_backbone`; None: that of the backbone.
     """
     weights = pretrained.swag_weights if spec.prior == "ptyl" else pretrained.weights
@@ -175,6 +178,9 @@ def make_model(
         raise ValueError(f"prior ptyl needs backbones.{spec.backbone}.ptyl: its mean, variance and factor")
     name = network or spec.backbone
     model, head = build_backbone(name, num_classes, weights or None, spec.seed, spec.head, spec.image_size)
+    if spec.train == "head":
+        model.requires_grad_(False)
+        find_module(model, head).requires_grad_(True)
     return model.to(device), head
 
 

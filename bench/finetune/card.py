@@ -21,6 +21,7 @@ def write_card(benchmark: Benchmark, made: Finetuned) -> str:
     is_text = BackboneSource(settings.model or spec.backbone).text_model is not None
     inputs = "TEXTS.csv" if is_text else "PICTURES"
     batchnorm = "" if is_text else f", BatchNorm {'trained' if spec.batchnorm == 'train' else 'frozen'}"
+    trained = batchnorm if spec.train == "all" else ", the head alone"
     size = "" if spec.image_size is None else f", images of {spec.image_size} x {spec.image_size} pixels"
     named = [_escape(name) for name in made.classes[:MAX_CLASSES_NAMED]]
     more = f"; and {len(made.classes) - MAX_CLASSES_NAMED} more" if len(made.classes) > MAX_CLASSES_NAMED else ""
@@ -30,11 +31,10 @@ def write_card(benchmark: Benchmark, made: Finetuned) -> str:
         f"{len(made.classes)} classes": "; ".join(named) + more,
         "network": f"{network}, head `{settings.head}`" if settings.head else network,
         "initial weights": f"{weights}, hash {versions.get('pretrained', 'unknown')}",
-        "training": f"{spec.steps:,} steps of {min(spec.batch_size, spec.n)} examples{size}{batchnorm}, "
-        f"seed {spec.seed}",
+        "training": f"{spec.steps:,} steps of {min(spec.batch_size, spec.n)} examples{size}{trained}, seed {spec.seed}",
         "prior": PRIOR_NAMES[spec.prior],
-        "learned": f"lambda {state['scale_backbone']:.4g}, tau {state['scale_head']:.4g}, sigma {state['sigma']:.4g}",
-        "weight decay": f"{state['weight_decay_backbone']:.4g} (backbone), {state['weight_decay_head']:.4g} (head)",
+        "learned": f"{made.describe_scales(4)}, sigma {state['sigma']:.4g}",
+        "weight decay": made.describe_weight_decay(4),
         "learning rate": f"{spec.learning_rate:g}, chosen of {made.learning_rates} by the training objective",
         "test": made.describe_test(),
         "time": f"{format_duration(made.train_seconds)} of training steps on {_hardware(made)}",

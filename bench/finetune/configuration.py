@@ -29,6 +29,7 @@ class FinetuneOptions:
         steps, batch_size, image_size: of training; None: chosen by the device, or the data.
         seed: of the initial head and of the order of the examples.
         batchnorm: whether BatchNorm's statistics are trained or stay.
+        train: whether all weights are trained, or the head alone.
         test_share: share of each class that is held out where there is no test set.
         unreadable: what happens to images that cannot be decoded.
         text: columns of a CSV file that hold texts; empty: the data are images.
@@ -46,6 +47,7 @@ class FinetuneOptions:
     image_size: int | None = None
     seed: int = 0
     batchnorm: Literal["train", "frozen"] = "train"
+    train: Literal["all", "head"] = "all"
     test_share: float = 0.0
     unreadable: Literal["refuse", "skip"] = "refuse"
     text: tuple[str, ...] = ()
@@ -77,7 +79,7 @@ def make_configuration(options: FinetuneOptions, gpu: bool, on_cluster: bool) ->
         "seeds": [options.seed],
         "methods": {METHOD: {}},
         # the objective of training batches chooses the learning rate, so that draws at the end would be wasted
-        "training": training | {"batchnorm": options.batchnorm, "posterior_passes": 1},
+        "training": training | {"batchnorm": options.batchnorm, "train": options.train, "posterior_passes": 1},
         "resources": resources,
         "keep": "chosen",
     }

@@ -11,6 +11,9 @@ from bench.methods.base import metric_rank
 from bench.methods.grid_search import GridSearchSettings
 from bench.trials.record import TrialRecord
 
+PARTS = {"lambda": "backbone", "tau": "head"}
+"""The parts of a network by the symbol of their prior variance; the backbone may be frozen."""
+
 
 @dataclass(frozen=True)
 class Finetuned:
@@ -43,12 +46,18 @@ class Finetuned:
 
     def describe_learned(self) -> str:
         """Describe the learned strengths in one line."""
-        state = self.record.state
-        return (
-            f"lambda {state['scale_backbone']:.3g}, tau {state['scale_head']:.3g}: weight decay "
-            f"{state['weight_decay_backbone']:.2g} (backbone), {state['weight_decay_head']:.2g} (head); "
-            f"sigma {state['sigma']:.2g}"
-        )
+        sigma = self.record.state["sigma"]
+        return f"{self.describe_scales(3)}: weight decay {self.describe_weight_decay(2)}; sigma {sigma:.2g}"
+
+    def describe_scales(self, digits: int) -> str:
+        """Describe lambda and tau; there is no lambda where the backbone is frozen."""
+        found = {name: self.record.state.get(f"scale_{part}") for name, part in PARTS.items()}
+        return ", ".join(f"{name} {value:.{digits}g}" for name, value in found.items() if value is not None)
+
+    def describe_weight_decay(self, digits: int) -> str:
+        """Describe the weight decay of the parts that are trained."""
+        found = {part: self.record.state.get(f"weight_decay_{part}") for part in PARTS.values()}
+        return ", ".join(f"{value:.{digits}g} ({part})" for part, value in found.items() if value is not None)
 
     def describe_test(self) -> str:
         """Describe the test results in one line."""

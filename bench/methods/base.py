@@ -37,6 +37,10 @@ class MethodSettings(StrictModel):
         """Return why the settings do not fit that prior or each other, and what to do; None if they fit."""
         return None
 
+    def find_training_problem(self, training: Mapping[str, Any]) -> str | None:
+        """Return why the settings do not fit the section ``training`` of the configuration; as `find_problem`."""
+        return None
+
     def max_trials(self, prior: str) -> int:
         """Return the largest number of trials that a cell of that prior may take."""
         raise NotImplementedError
@@ -121,6 +125,25 @@ class Method(ABC):
     def retraining(spec: TrialSpec) -> TrialSpec:
         """Return the trial that trains a tuned configuration again, from start to end, on all N images."""
         return replace(spec, stage="retrain", until=1.0, since=0.0)
+
+
+def learned_strengths(record: TrialRecord, prefix: str = "") -> dict[str, float | None] | None:
+    """Return the strengths with which a run ended, as alpha and beta of `TrialSpec`, to be trained with by MAP.
+
+    Args:
+        record: of a run that learned them. Where it trained the head alone, there is no alpha.
+        prefix: of their names in the record's state.
+
+    Returns:
+        None if the run failed, or one of them is not a positive number.
+    """
+    names = {"weight_decay": "backbone", "head_weight_decay": "head"}
+    if record.spec.train == "head":
+        del names["weight_decay"]
+    found = {name: record.state.get(f"{prefix}weight_decay_{group}", math.nan) for name, group in names.items()}
+    if record.status == "failed" or not all(0 < strength < math.inf for strength in found.values()):
+        return None
+    return {"weight_decay": None} | found
 
 
 def metric_rank(record: TrialRecord, metric: str = "val_nll") -> tuple[bool, float]:

@@ -64,6 +64,11 @@ class BayesianOptimizationSettings(SequentialSettings):
             )
         return super().find_problem(prior)
 
+    def find_training_problem(self, training: Mapping[str, Any]) -> str | None:
+        if training["train"] == "head" and not (self.grid or self.tied):
+            return "tied = false with training.train = head, which has no alpha to search: set tied to true"
+        return super().find_training_problem(training)
+
     def axes(self, prior: str) -> dict[str, Axis]:
         """Return what is searched with that prior: fields of `TrialSpec`, without the head's if it is tied."""
         ptyl = prior == "ptyl"

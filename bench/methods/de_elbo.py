@@ -2,13 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from bench.methods.base import Method, MethodSettings, metric_rank
+from bench.methods.base import Method, MethodSettings, learned_strengths, metric_rank
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from bench.types import DEFAULT_LEARNING_RATES, Flag, LearningRates, Number, Positive, parse_number
@@ -63,6 +63,14 @@ class DEELBoOptions(MethodSettings):
             return (
                 "groups = layer with prior ptyl, whose covariance is one over all of the backbone: set groups to "
                 "[backbone, head], or priors to l2-zero and l2-sp"
+            )
+        return None
+
+    def find_training_problem(self, training: Mapping[str, Any]) -> str | None:
+        if training["train"] == "head" and (self.batchnorm, self.closing) != ("running", "running"):
+            return (
+                f"batchnorm = {self.batchnorm} and closing = {self.closing} with training.train = head, which leaves "
+                "all statistics as pretrained: set both to running, or leave them out"
             )
         return None
 
@@ -122,11 +130,9 @@ class DEELBo(Method):
         if len(self._runs) < len(self.settings.learning_rates):
             return ()
         best = min(self._runs.values(), key=lambda run: (metric_rank(run, "objective"), run.spec.number))
-        alpha, beta = (best.state.get(f"weight_decay_{group}", math.nan) for group in ("backbone", "head"))
-        if best.status == "failed" or not (0 < alpha < math.inf and 0 < beta < math.inf):
+        if (strengths := learned_strengths(best)) is None:
             return ()
-        strengths: dict[str, float | None] = {"weight_decay": alpha, "head_weight_decay": beta}
-        if self.cell.prior == "ptyl":
+        if self.cell.prior == "ptyl" and (alpha := strengths["weight_decay"]) is not None:
             strengths |= {"weight_decay": None, "prior_scale": 1 / (self.cell.n * alpha)}
         point = {"noise_until": 1.0, "final_batchnorm": "running", "closing_batchnorm": "running", "start_alpha": None}
         return [self.retraining(replace(best.spec, kappa=None, **point, **strengths))]  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """MAP + grid search: tune on 4/5 of the data, select by validation NLL, retrain on all of it."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Annotated, Any, Literal, get_args
 
@@ -30,6 +30,11 @@ class Grid(MethodSettings):
     weight_decays: Annotated[tuple[NotNegative, ...], Unique] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 0.0)
     untied: tuple[Literal["l2-zero", "l2-sp"], ...] = ()
     ptyl_lambdas: LearningRates = tuple(10.0**i for i in range(10))
+
+    def find_training_problem(self, training: Mapping[str, Any]) -> str | None:
+        if training["train"] == "head" and self.untied:
+            return f"untied = {list(self.untied)} with training.train = head, which has no alpha: leave untied out"
+        return None
 
     def points(self, prior: str) -> Iterable[dict[str, float]]:
         """Yield the configurations, each as fields of `TrialSpec`, in the order of the lists."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from bench.methods.base import Method, TunedRateSettings, metric_rank
+from bench.methods.base import Method, TunedRateSettings, learned_strengths, metric_rank
 from bench.trials.record import TrialRecord
 from bench.trials.spec import TrialSpec
 from bench.types import Count, Number, Positive
@@ -68,11 +67,9 @@ class Hypergradient(Method):
         if len(self._tuned) < len(self.settings.learning_rates):
             return ()
         best = self._tuned[min(self._tuned, key=lambda number: (metric_rank(self._tuned[number]), number))]
-        alpha, beta = (best.state.get(f"mean_weight_decay_{group}", math.nan) for group in ("backbone", "head"))
-        if best.status == "failed" or not (math.isfinite(alpha) and math.isfinite(beta)):
+        if (strengths := learned_strengths(best, "mean_")) is None:
             return ()
-        learned = replace(best.spec, learner=None, weight_decay=alpha, head_weight_decay=beta)
-        return [self.retraining(learned)]
+        return [self.retraining(replace(best.spec, learner=None, **strengths))]  # type: ignore[arg-type]
 
     def stages(self) -> Counter[str]:
         return Counter(tune=len(self.settings.learning_rates), retrain=1)

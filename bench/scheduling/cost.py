@@ -20,7 +20,10 @@ PUBLISHED_IMAGES_PER_SECOND = {"resnet50": 320.0}
 
 @dataclass(frozen=True)
 class Work:
-    """Images of one trial: those trained on, and those evaluated (validation, selection, test)."""
+    """Images of one trial: those trained on, and those evaluated (validation, selection, test).
+
+    Where the head alone is trained, all count as evaluated: a step is little more than a forward pass.
+    """
 
     trained: int
     evaluated: int
@@ -40,7 +43,8 @@ def count_work(stage: str, n: int, test_size: int, training: Training) -> Work:
         evaluated += test_size
     if stage == "run":
         evaluated += training.posterior_passes * n
-    return Work(schedule.total_steps(size) * schedule.batch(size), evaluated)
+    trained = schedule.total_steps(size) * schedule.batch(size)
+    return Work(trained, evaluated) if training.train == "all" else Work(0, trained + evaluated)
 
 
 class Throughput:

@@ -39,7 +39,8 @@ SYSTEM = {"lost_seconds", "resumed_seconds", "resumed_at_step", "handed_over_at_
 CONSTANTS = ("dim_", "trace_precision_", "log_det_")
 """Fixed by architecture and prior, equal in all trials of a cell, so a chart is useless: logged as tags."""
 OPTIONAL_PARAMS = {
-    *("learner", "kappa_share", "until", "since", "number", "options", "lr_scheduler", "validation_epoch", "stop_after")
+    *("learner", "kappa_share", "until", "since", "number", "options"),
+    *("lr_scheduler", "validation_epoch", "stop_after", "train"),
 }
 """Fields of a trial that are logged only where they differ from their default."""
 GROUP_NUMBER = re.compile(

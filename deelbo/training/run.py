@@ -98,8 +98,11 @@ class TrainingRun:
             switch()
 
     def set_training_mode(self) -> None:
-        """Put the network in training mode, except layers with running statistics where these are frozen."""
-        self.model.train()
+        """Put the network in training mode, except layers with running statistics where these are frozen.
+
+        It is in evaluation mode where only the head is trained.
+        """
+        self.model.train(self.schedule.train == "all")
         if self.schedule.batchnorm == "frozen":
             for module in running_layers(self.model):
                 module.training = False  # not by `eval`, which would reach modules inside this one

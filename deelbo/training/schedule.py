@@ -8,6 +8,7 @@ FINAL_BATCHNORM = ("running", "mean")
 CLOSING_BATCHNORM = ("running", "draw")
 LR_SCHEDULERS = ("cosine", "constant")
 VALIDATION_EPOCHS = ("last", "best")
+TRAINED = ("all", "head")
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,12 @@ class Schedule:
         validation_epoch: epoch whose validation metrics are the run's: the "last", or the "best", that of the lowest
             finite validation NLL in the series. With "best" all validation is booked under "evaluate".
         stop_after: share of the epochs, rounded up, after which training ends. The cosine is that of all epochs.
+        train: "all" weights, or "head": the head alone, by linear probing. All other weights are frozen, so the network
+            stays in evaluation mode: BatchNorm normalizes by its pretrained statistics, and dropout is off.
 
     Raises:
-        ValueError: a text that is none of these, or a ``noise_until`` or ``stop_after`` that is no share above 0.
+        ValueError: a text that is none of these, a ``noise_until`` or ``stop_after`` that is no share above 0, or
+            statistics that are to be estimated again where only the head is trained.
     """
 
     learning_rate: float
@@ -54,13 +58,17 @@ class Schedule:
     lr_scheduler: str = "cosine"
     validation_epoch: str = "last"
     stop_after: float = 1.0
+    train: str = "all"
 
     def __post_init__(self) -> None:
         choices = {"batchnorm": BATCHNORM, "final_batchnorm": FINAL_BATCHNORM, "closing_batchnorm": CLOSING_BATCHNORM}
-        choices |= {"lr_scheduler": LR_SCHEDULERS, "validation_epoch": VALIDATION_EPOCHS}
+        choices |= {"lr_scheduler": LR_SCHEDULERS, "validation_epoch": VALIDATION_EPOCHS, "train": TRAINED}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.train == "head" and (self.final_batchnorm, self.closing_batchnorm) != ("running", "running"):
+            found = f"final_batchnorm {self.final_batchnorm!r} and closing_batchnorm {self.closing_batchnorm!r}"
+            raise ValueError(f"with train 'head' statistics stay as pretrained, got {found}: use 'running' for both")
         if not 0 < self.noise_until <= 1:
             raise ValueError(f"noise_until must be a share of the steps, above 0 and at most 1, got {self.noise_until}")
         if not 0 < self.stop_after <= 1:

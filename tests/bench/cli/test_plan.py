@@ -55,6 +55,17 @@ def count(row: Row, stage: str) -> int:
     return int(row.get(stage, "0").replace(",", ""))
 
 
+def test_plan_of_the_head_alone(told: Told) -> None:
+    """A step of the head is little more than a forward pass, a third of a whole one."""
+    given = ("quickstart", "--images-per-second", "10", "--set", "training.steps=100000")
+    hours = [
+        float(table(told(*given, "--set", f"training.train={train}"))[-1]["hours"].replace(",", ""))
+        for train in ("all", "head")
+    ]
+    assert hours[1] == pytest.approx(hours[0] / 3, rel=0.02)
+    assert "With training.train = head all do" in told(*given, "--set", "training.train=head")
+
+
 def test_plan_counts_the_quickstart(told: Told) -> None:
     """The quickstart has 3 seeds of 24 + 24, 4 and 4 trials, 168 in all."""
     text = told("quickstart")

@@ -69,8 +69,8 @@ def test_texts() -> None:
 def test_training() -> None:
     """A CPU trains less by default; what is given counts. Without pretrained weights the prior is around zero."""
     assert [configuration(gpu)["training"]["steps"] for gpu in (True, False)] == [6000, 600]
-    given = configuration(steps=7, batch_size=3, image_size=32, batchnorm="frozen")["training"]
-    assert given == {"steps": 7, "batch_size": 3, "image_size": 32, "batchnorm": "frozen", "posterior_passes": 1}
+    wanted = {"steps": 7, "batch_size": 3, "image_size": 32, "batchnorm": "frozen", "train": "head"}
+    assert configuration(**wanted)["training"] == wanted | {"posterior_passes": 1}
     assert configuration()["priors"] == ["l2-sp"]
     assert configuration(weights="none")["priors"] == ["l2-zero"]
 

@@ -59,6 +59,18 @@ def test_measured_or_not(benchmark: Benchmark, records: list[TrialRecord]) -> No
     assert made.describe_test() == "not measured, as there is no test set: see --test-share"
 
 
+def test_the_head_alone(benchmark: Benchmark, records: list[TrialRecord]) -> None:
+    """There are no strengths of a backbone that is not trained."""
+    made = summarize(benchmark, records, CLASSES)
+    state = {name: value for name, value in made.record.state.items() if "backbone" not in name}
+    made = replace(made, record=replace(made.record, spec=replace(made.record.spec, train="head"), state=state))
+    assert made.describe_learned() == "tau 0.03: weight decay 3e-05 (head); sigma 0.01"
+    card = write_card(benchmark, made)
+    for text in ("| learned | tau 0.03, sigma 0.01 |", "| weight decay | 3e-05 (head) |"):
+        assert text in card
+    assert ", the head alone, seed " in card
+
+
 @pytest.mark.parametrize("status", ["diverged", "failed"])
 def test_no_model(benchmark: Benchmark, play: Any, fake: Any, status: str) -> None:
     """If no learning rate trains, lower ones are advised."""

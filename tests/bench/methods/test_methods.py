@@ -105,6 +105,7 @@ def test_training_settings_reach_every_trial() -> None:
         "image_size": 64,
         "steps": 7,
         "batchnorm": "frozen",
+        "train": "head",
     }
     backbones = {"resnet50": {"head": "fc"}, "vit_b_16": {}}
     content = {"name": "a", "datasets": {"CIFAR-10": [100], "Oxford-IIIT_Pet": [370]}, "backbones": backbones}

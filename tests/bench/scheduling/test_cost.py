@@ -40,8 +40,9 @@ def a_trial(stage: str, n: int, training: dict[str, Any]) -> TrialSpec:
         (100, {"steps": 7, "batch_size": 30, "series_points": 2, "posterior_passes": 3}),
         (100, {"steps": 4, "batch_size": 200, "series_points": 20, "posterior_passes": 1}),
         (300, {"steps": 3, "batch_size": 50, "series_points": 20, "posterior_passes": 1}),
+        (100, {"steps": 7, "batch_size": 30, "series_points": 2, "posterior_passes": 3, "train": "head"}),
     ],
-    ids=["epochs of several steps", "a step an epoch", "less than an epoch"],
+    ids=["epochs of several steps", "a step an epoch", "less than an epoch", "the head alone"],
 )
 def test_work_is_what_a_trial_does(
     stage: str, n: int, training: dict[str, Any], pretrained: Pretrained, monkeypatch: pytest.MonkeyPatch

@@ -24,7 +24,7 @@ def test_key_is_the_same_for_ever() -> None:
 OPTIONAL = {"image_size": 64, "precision": "bf16", "channels_last": True, "compile": True}
 OPTIONAL |= {"batchnorm": "frozen", "noise_until": 0.5, "final_batchnorm": "mean", "closing_batchnorm": "draw"}
 OPTIONAL |= {"start_alpha": 0.01, "lr_scheduler": "constant", "validation_epoch": "best", "stop_after": 0.5}
-OPTIONAL |= {"learner": "laplace", "kappa_share": 0.1, "groups": "layer", "optimizer": "prodigy"}
+OPTIONAL |= {"train": "head", "learner": "laplace", "kappa_share": 0.1, "groups": "layer", "optimizer": "prodigy"}
 OPTIONAL |= {"until": 0.3, "since": 0.1, "number": 0, "options": '{"every":10}'}
 
 

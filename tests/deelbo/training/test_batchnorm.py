@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -128,6 +129,25 @@ def test_a_network_without_batchnorm(toy_split: Split) -> None:
     assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
 
 
-def test_another_word_is_refused() -> None:
-    with pytest.raises(ValueError, match="batchnorm must be one of train, frozen, got 'eval'"):
-        Schedule(0.1, batchnorm="eval")
+def test_the_network_is_in_evaluation_mode_where_the_head_alone_is_trained(toy_split: Split) -> None:
+    """Neither dropout nor BatchNorm is in training mode, whatever ``batchnorm`` says."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.BatchNorm1d(12), nn.Dropout(0.5), nn.Linear(12, 4))
+    model[:3].requires_grad_(False)
+    modes = set()
+    model.register_forward_hook(lambda *_: modes.update(module.training for module in model.modules()))
+    fit(model, toy_split, MAP(make_groups(model, "4", "l2-sp"), 160, {"head": 0.0}), Schedule(0.05, 10, train="head"))
+    assert modes == {False}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"batchnorm": "eval"}, "batchnorm must be one of train, frozen, got 'eval'"),
+        ({"train": "body"}, "train must be one of all, head, got 'body'"),
+        ({"train": "head", "final_batchnorm": "mean"}, "final_batchnorm 'mean' and closing_batchnorm 'running': use"),
+        ({"train": "head", "closing_batchnorm": "draw"}, "with train 'head' statistics stay as pretrained"),
+    ],
+)
+def test_another_word_is_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Schedule(0.1, **given)
