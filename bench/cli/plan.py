@@ -58,6 +58,7 @@ def _plan(options: argparse.Namespace) -> int:
     from bench.config.loading import load_benchmark
     from bench.config.selection import filter_methods
     from bench.config.validation import check
+    from bench.methods.base import Method
     from bench.scheduling.cost import Throughput
     from deelbo.data import crop_size
 
@@ -85,7 +86,7 @@ def _plan(options: argparse.Namespace) -> int:
         console.print("With training.train = head all do, as a step is little more than a forward pass.")
     if any(method.adaptive for method in methods):
         console.print("A search or a halving may take fewer trials, depending on results: these are upper bounds.")
-    if names := sorted({method.name for method in methods if method.settings.method in ("laplace", "hypergradient")}):
+    if names := sorted({method.name for method in methods if type(method).objective is not Method.objective}):
         console.print(f"The time in which {' and '.join(names)} learn strengths is not in the hours.")
     return 0
 

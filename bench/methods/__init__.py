@@ -14,6 +14,7 @@ from bench.methods.grid_search import MAPGridSearch
 from bench.methods.hypergradient import Hypergradient
 from bench.methods.laplace import Laplace
 from bench.methods.random_search import RandomSearch
+from bench.methods.stn import STN
 from deelbo.plugins import Registry
 
 # in the order of tables and legends
@@ -25,6 +26,7 @@ METHODS: tuple[type[Method], ...] = (
     BayesianOptimization,
     ASHA,
     Hypergradient,
+    STN,
     Laplace,
     EarlyStopping,
     DEELBoHalving,

@@ -1,4 +1,7 @@
-"""Hypergradient: learn the strengths on a validation fifth while training on the rest, then retrain on all images."""
+"""Hypergradient: learn the strengths on a validation fifth while training on the rest, then retrain on all images.
+
+`LearnedInTuning` is the base of all methods that do so by other derivatives.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,10 +24,15 @@ if TYPE_CHECKING:
     from deelbo.objectives.base import Objective
 
 
-class HypergradientSettings(TunedRateSettings):
-    """One-step implicit differentiation of the validation NLL by the log strengths of backbone and head."""
+class LearnedInTuningSettings(TunedRateSettings):
+    """Settings of a method that moves log strengths every few steps of a tuning run.
 
-    method: Literal["hypergradient"] = "hypergradient"
+    Attributes:
+        start: strength of backbone and head at the first step.
+        every: training steps between two moves.
+        rate: step of log alpha in nats; None: such that a run can move it through its range and back.
+    """
+
     start: Annotated[float, Number, Field(ge=MIN_WEIGHT_DECAY, le=MAX_WEIGHT_DECAY)] = 1e-4
     every: Count = 10
     rate: Positive | None = None
@@ -33,30 +41,26 @@ class HypergradientSettings(TunedRateSettings):
         return super().max_trials(prior) + 1
 
 
-class Hypergradient(Method):
+class HypergradientSettings(LearnedInTuningSettings):
+    """One-step implicit differentiation of the validation NLL by the log strengths of backbone and head."""
+
+    method: Literal["hypergradient"] = "hypergradient"
+
+
+class LearnedInTuning(Method):
     """Run each learning rate on 4/5 of the data, and retrain the run with the lowest validation NLL.
 
     The retraining is MAP on all N images with the geometric mean of the strengths over the run: the last say little.
     """
 
-    name = "hypergradient"
-    title = "Hypergradient"
-    Settings = HypergradientSettings
-    settings: HypergradientSettings
-
-    @staticmethod
-    def objective(spec: TrialSpec, groups: Sequence[Group], num_examples: int) -> Objective:
-        from deelbo.objectives.hypergradient import HypergradientMAP
-
-        options = json.loads(spec.options)
-        start = {group.name: options["start"] for group in groups}
-        return HypergradientMAP(groups, num_examples, start, options["rate"], options["every"])
+    option_names: ClassVar[tuple[str, ...]] = ("start", "every", "rate")
+    settings: LearnedInTuningSettings
 
     def initial_trials(self) -> Iterable[TrialSpec]:
         self._tuned: dict[int, TrialRecord] = {}
-        options = {name: getattr(self.settings, name) for name in ("start", "every", "rate")}
+        options = {name: getattr(self.settings, name) for name in self.option_names}
         return [
-            self.spec("tune", rate, number=i, learner="hypergradient", options=options)
+            self.spec("tune", rate, number=i, learner=self.settings.method, options=options)
             for i, rate in enumerate(self.settings.learning_rates)
         ]
 
@@ -73,3 +77,20 @@ class Hypergradient(Method):
 
     def stages(self) -> Counter[str]:
         return Counter(tune=len(self.settings.learning_rates), retrain=1)
+
+
+class Hypergradient(LearnedInTuning):
+    """The base with one-step hypergradients."""
+
+    name = "hypergradient"
+    title = "Hypergradient"
+    Settings = HypergradientSettings
+    settings: HypergradientSettings
+
+    @staticmethod
+    def objective(spec: TrialSpec, groups: Sequence[Group], num_examples: int) -> Objective:
+        from deelbo.objectives.hypergradient import HypergradientMAP
+
+        options = json.loads(spec.options)
+        start = {group.name: options["start"] for group in groups}
+        return HypergradientMAP(groups, num_examples, start, options["rate"], options["every"])

@@ -80,8 +80,9 @@ class Objective(ABC):
     def adapt(self, run: TrainingContext) -> None:  # noqa: B027 - most objectives have nothing to do
         """Learn strengths between two steps; booked under the clock's "adapt".
 
-        The weights, their buffers and the network's mode stay unchanged. ``run.count_work`` is called with the work,
-        from which the run's ``gradient_equivalents`` are summed: gradients of one training batch, 1 for each step.
+        Buffers and the network's mode stay unchanged. So do the weights, unless the objective moves them with the
+        strengths, as `deelbo.objectives.stn.ResponseMAP` does. ``run.count_work`` is called with the work, from which
+        the run's ``gradient_equivalents`` are summed: gradients of one training batch, 1 for each step.
         `selection_metrics` does the same.
         """
 

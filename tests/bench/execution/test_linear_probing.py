@@ -15,6 +15,7 @@ from bench.execution.objectives import make_objective
 from bench.execution.run_trial import TrialContext, make_model, run_trial
 from bench.methods.de_elbo import DEELBo
 from bench.methods.hypergradient import Hypergradient
+from bench.methods.stn import STN
 from bench.trials.record import TrialRecord
 from deelbo.data import load_task
 from deelbo.data.images import Geometry
@@ -37,6 +38,9 @@ SPECS = {
     "laplace": replace(RUN, learner="laplace", options=json.dumps(LAPLACE)),
     "hypergradient": replace(
         RUN, stage="tune", learner="hypergradient", options='{"start": 1e-4, "every": 2, "rate": null}'
+    ),
+    "stn": replace(
+        RUN, stage="tune", learner="stn", options='{"start": 1e-4, "every": 2, "rate": null, "spread": 0.1}'
     ),
 }
 
@@ -100,7 +104,12 @@ def test_map_needs_the_strength_of_what_is_trained(pretrained: Pretrained) -> No
 
 
 @pytest.mark.parametrize(
-    ("kind", "given", "prefix"), [(Hypergradient, {}, "mean_weight_decay"), (DEELBo, {"retrain": True}, "weight_decay")]
+    ("kind", "given", "prefix"),
+    [
+        (Hypergradient, {}, "mean_weight_decay"),
+        (STN, {}, "mean_weight_decay"),
+        (DEELBo, {"retrain": True}, "weight_decay"),
+    ],
 )
 def test_learned_strengths_are_trained_with(kind: Any, given: dict[str, Any], prefix: str) -> None:
     """A run that learned the head's strength alone is trained again with it, without an alpha."""
@@ -113,7 +122,7 @@ def test_learned_strengths_are_trained_with(kind: Any, given: dict[str, Any], pr
     assert (again.stage, again.train, again.weight_decay, again.head_weight_decay) == ("retrain", "head", None, 3e-3)
 
 
-ALL = {name: {} for name in ("map-gs", "random", "asha", "hypergradient", "laplace", "early-stopping", "elbo")}
+ALL = {name: {} for name in ("map-gs", "random", "asha", "hypergradient", "stn", "laplace", "early-stopping", "elbo")}
 ALL |= {"bo": {"tied": True}, "de-elbo": {"groups": "layer"}, "deelbo-halving": {}, "deelbo-free": {}}
 
 

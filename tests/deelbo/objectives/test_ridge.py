@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from deelbo import ELBO, MAP, DataEmphasizedELBO, Group, Isotropic
 from deelbo.objectives.base import Objective
 from deelbo.objectives.hypergradient import HypergradientMAP
+from deelbo.objectives.stn import ResponseMAP
 from tests.helpers.ridge import Ridge, ridge
 
 WIDE = {"num_examples": 30, "dim": 60}  # more weights than examples, as in a network
@@ -116,6 +117,45 @@ def test_hypergradients_find_the_best_validation_nll(start: float) -> None:
         if step % 5 == 0:
             slope = torch.autograd.grad(validation(weight), [weight])
             objective.move(objective.directions(slope), 0.1 if step < 750 else 0.02)
+    least = problem.fresh_nll(problem.solution(problem.best_alpha_fresh()))
+    assert problem.fresh_nll(problem.solution(objective.weight_decay()["all"])) < 1.02 * least
+    assert problem.fresh_nll(problem.solution(start)) > 1.5 * least
+
+
+def test_the_response_is_the_derivative_of_the_solution() -> None:
+    """With small draws u is within 5 % of -alpha (H + alpha I)^-1 theta(alpha), in the norm of H + alpha I."""
+    problem, alpha = ridge(num_examples=60, dim=60), 0.1
+    weight = weights(problem)
+    objective = ResponseMAP(group(weight), 60, {"all": alpha}, generator=torch.Generator().manual_seed(0))
+    train = training_nll(problem)
+    optimizer = torch.optim.SGD([weight, *objective.parameters()], lr=0.2, momentum=0.9, nesterov=True)
+    for _ in range(4000):
+        with objective.step():
+            train(weight).backward()
+        optimizer.step()
+    curvature = torch.tensor(problem.hessian()) + alpha * torch.eye(60).double()
+    expected = -alpha * torch.linalg.solve(curvature, torch.tensor(problem.solution(alpha)))
+    error = objective.responses[0].detach() - expected
+    assert float(error @ curvature @ error) < 0.05**2 * float(expected @ curvature @ expected)
+
+
+@pytest.mark.parametrize("start", [1e-7, 1.0])
+def test_the_response_finds_the_best_validation_nll(start: float) -> None:
+    """From far above and below, moves along the response end within 2 % of the least validation NLL."""
+    problem = ridge(num_examples=60, dim=60, fresh=500)
+    weight = weights(problem)
+    objective = ResponseMAP(group(weight), 60, {"all": start}, generator=torch.Generator().manual_seed(0))
+    train = training_nll(problem)
+    validation = nll_of(torch.tensor(problem.fresh_x), torch.tensor(problem.fresh_y), problem.noise)
+    optimizer = torch.optim.SGD([weight, *objective.parameters()], lr=0.2, momentum=0.9, nesterov=True)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=1500)
+    for step in range(1, 1501):
+        with objective.step():
+            train(weight).backward()
+        optimizer.step()
+        cosine.step()
+        if objective.should_adapt(step):
+            objective.move(objective.directions(torch.autograd.grad(validation(weight), [weight])), 0.1)
     least = problem.fresh_nll(problem.solution(problem.best_alpha_fresh()))
     assert problem.fresh_nll(problem.solution(objective.weight_decay()["all"])) < 1.02 * least
     assert problem.fresh_nll(problem.solution(start)) > 1.5 * least

@@ -14,6 +14,7 @@ from deelbo.data import Split
 from deelbo.objectives.base import Objective
 from deelbo.objectives.hypergradient import HypergradientMAP
 from deelbo.objectives.laplace import LaplaceMAP
+from deelbo.objectives.stn import ResponseMAP
 from deelbo.training.fit import fit
 from deelbo.training.run import TrainingRun
 
@@ -77,6 +78,7 @@ def test_a_run_is_the_loop_of_plain_torch(batchnorm: str, toy_split: Split, netw
 OBJECTIVES: dict[str, Callable[[nn.Module], Objective]] = {
     "de-elbo": lambda model: DataEmphasizedELBO(make_groups(model, "4", "l2-sp"), 160),
     "hypergradient": lambda model: HypergradientMAP(make_groups(model, "4", "l2-sp"), 160, START, every=2),
+    "stn": lambda model: ResponseMAP(make_groups(model, "4", "l2-sp"), 160, START),
     "laplace": lambda model: LaplaceMAP(make_groups(model, "4", "l2-sp"), 160, STEPS, burn_in=0.2),
 }
 

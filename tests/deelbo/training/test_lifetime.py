@@ -18,6 +18,7 @@ from deelbo.data import Geometry, Images, ImageTransform, Split
 from deelbo.objectives.base import Objective
 from deelbo.objectives.hypergradient import HypergradientMAP
 from deelbo.objectives.laplace import LaplaceMAP
+from deelbo.objectives.stn import ResponseMAP
 from deelbo.training.fit import fit
 from deelbo.training.numerics import Numerics
 from tests.helpers.living_runs import LivingRuns, counted_runs, leave_cycle
@@ -43,6 +44,7 @@ OBJECTIVES: dict[str, Make] = {
     "DE ELBo": lambda model: DataEmphasizedELBO(make_groups(model, "4", "l2-sp"), 160),
     "DE ELBo by layer": lambda model: DataEmphasizedELBO(make_groups(model, "4", "l2-sp", "layer"), 160),
     "hypergradients": lambda model: HypergradientMAP(make_groups(model, "4", "l2-sp"), 160, STRENGTHS),
+    "STN": lambda model: ResponseMAP(make_groups(model, "4", "l2-sp"), 160, STRENGTHS),
     "Laplace": lambda model: LaplaceMAP(make_groups(model, "4", "l2-sp"), 160, total_steps=20),
 }
 
