@@ -16,6 +16,7 @@ reach an end of their range. A run therefore recommends the geometric mean of it
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,14 +25,69 @@ from torch.nn import functional as F
 from deelbo._vectors import flatten
 from deelbo.groups import Group
 from deelbo.limits import MAX_WEIGHT_DECAY, MIN_WEIGHT_DECAY
-from deelbo.objectives.base import TrainingContext, evaluation_mode
+from deelbo.objectives.base import TrainingContext
+from deelbo.objectives.curvature import nll_gradient
 from deelbo.objectives.map import MAP
 
 TRAVEL = 2 * math.log(MAX_WEIGHT_DECAY / MIN_WEIGHT_DECAY)  # nats: through the range and back
 BETAS = (0.9, 0.99)
 
 
-class HypergradientMAP(MAP):
+class ValidatedMAP(MAP):
+    """MAP whose log alpha_g are learned between two steps from validation images. A subclass defines `adapt`.
+
+    Its state has the geometric mean of each group's strength over the calls, ``mean_weight_decay_*``, as a run
+    recommends it.
+
+    Args:
+        groups, num_examples: as in `Objective`.
+        weight_decay: initial strengths, by group or part as in `MAP`; clamped to the range of `deelbo.limits`.
+    """
+
+    def __init__(self, groups: Sequence[Group], num_examples: int, weight_decay: Mapping[str, float]) -> None:
+        super().__init__(groups, num_examples, weight_decay)
+        starts = torch.tensor([self._strengths[group.name] for group in self.groups], dtype=torch.float64)
+        self._log = starts.clamp(MIN_WEIGHT_DECAY, MAX_WEIGHT_DECAY).log()  # on the host, as `step` needs floats
+        self._sum, self._calls = torch.zeros_like(self._log), torch.zeros((), dtype=torch.int64)
+        self._set_strengths()
+
+    def warm_up(self, run: TrainingContext) -> None:
+        self.adapt(run)
+
+    def learned_state(self) -> dict[str, Tensor]:
+        return {"log": self._log, "calls": self._calls, "sum": self._sum}
+
+    def load_learned_state(self, state: Mapping[str, Tensor]) -> None:
+        super().load_learned_state(state)
+        self._set_strengths()
+
+    def mean_strengths(self) -> dict[str, float]:
+        """Return the geometric mean of each group's strength over the calls so far, at first the initial strength."""
+        means = (self._sum / self._calls if self._calls else self._log).exp().tolist()
+        return {group.name: mean for group, mean in zip(self.groups, means, strict=True)}
+
+    def describe(self) -> dict[str, float]:
+        return super().describe() | {f"mean_weight_decay_{name}": mean for name, mean in self.mean_strengths().items()}
+
+    def _end_call(self) -> None:
+        """Keep log alpha in its range, add it to the mean, and set the strengths."""
+        self._log.clamp_(math.log(MIN_WEIGHT_DECAY), math.log(MAX_WEIGHT_DECAY))
+        self._sum += self._log
+        self._calls += 1
+        self._set_strengths()
+
+    def _set_strengths(self) -> None:
+        strengths = self._log.exp().tolist()
+        self._strengths = {group.name: alpha for group, alpha in zip(self.groups, strengths, strict=True)}
+
+    @staticmethod
+    def _validation_examples(run: TrainingContext) -> Any:
+        if run.split.validation is None:
+            raise ValueError("hypergradients need validation images, got none: give the split validation images")
+        return run.split.validation
+
+
+class HypergradientMAP(ValidatedMAP):
     """MAP whose log alpha_g Adam moves every few steps, to lower the mean NLL of validation images.
 
     Adam is given the hypergradient's direction only: minus the cosine of the angle between the pull Sigma_g^-1 d_g and
@@ -43,8 +99,7 @@ class HypergradientMAP(MAP):
     used in passes, each in a new order and without its last partial batch.
 
     Args:
-        groups, num_examples: as in `Objective`.
-        weight_decay: initial strengths, by group or part as in `MAP`; clamped to the range of `deelbo.limits`.
+        groups, num_examples, weight_decay: as in `ValidatedMAP`.
         rate: step of log alpha_g in nats; None: such that the calls of a whole run of any length can move it through
             its range and back.
         every: training steps between two calls.
@@ -64,54 +119,31 @@ class HypergradientMAP(MAP):
         if every < 1:
             raise ValueError(f"every must be a number of training steps of at least 1, got {every}")
         self.rate, self.every = rate, every
-        starts = torch.tensor([self._strengths[group.name] for group in self.groups], dtype=torch.float64)
-        self._log = starts.clamp(MIN_WEIGHT_DECAY, MAX_WEIGHT_DECAY).log()  # on the host, as `step` needs floats
-        self._first, self._second, self._sum = (torch.zeros_like(self._log) for _ in range(3))
-        self._calls = torch.zeros((), dtype=torch.int64)
-        self._set_strengths()
+        self._first, self._second = torch.zeros_like(self._log), torch.zeros_like(self._log)
 
     def should_adapt(self, steps_done: int) -> bool:
         return steps_done % self.every == 0
 
-    def warm_up(self, run: TrainingContext) -> None:
-        self.adapt(run)
-
     def adapt(self, run: TrainingContext) -> None:
         """Move the strengths once, by the next validation batch; a run without validation images raises ValueError."""
         rate = self.rate or TRAVEL / max(run.total_steps // self.every, 1)
-        self.move(self.directions(self._validation_gradient(run)), rate)
+        examples = self._validation_examples(run)
+        indices = self._next_batch(len(examples), run.batch_size).to(examples.labels.device)
+        _, gradient = nll_gradient(run, examples.inputs[indices], examples.labels[indices])
+        self.move(self.directions([gradient]), rate)
 
     @torch.no_grad()
     def move(self, directions: Tensor, rate: float) -> None:
         """Take one step of Adam on log alpha, against ``directions`` (G,)."""
-        self._calls += 1
+        calls = int(self._calls) + 1
         self._first.lerp_(directions, 1 - BETAS[0])
         self._second.lerp_(directions**2, 1 - BETAS[1])
-        calls = int(self._calls)
         first, second = self._first / (1 - BETAS[0] ** calls), self._second / (1 - BETAS[1] ** calls)
         self._log -= rate * first / (second.sqrt() + 1e-30)
-        self._log.clamp_(math.log(MIN_WEIGHT_DECAY), math.log(MAX_WEIGHT_DECAY))
-        self._sum += self._log
-        self._set_strengths()
+        self._end_call()
 
     def learned_state(self) -> dict[str, Tensor]:
-        return {name: getattr(self, f"_{name}") for name in ("log", "calls", "first", "second", "sum")}
-
-    def load_learned_state(self, state: Mapping[str, Tensor]) -> None:
-        super().load_learned_state(state)
-        self._set_strengths()
-
-    def mean_strengths(self) -> dict[str, float]:
-        """Return the geometric mean of each group's strength over the calls so far, at first the initial strength."""
-        means = (self._sum / self._calls if self._calls else self._log).exp().tolist()
-        return {group.name: mean for group, mean in zip(self.groups, means, strict=True)}
-
-    def describe(self) -> dict[str, float]:
-        return super().describe() | {f"mean_weight_decay_{name}": mean for name, mean in self.mean_strengths().items()}
-
-    def _set_strengths(self) -> None:
-        strengths = self._log.exp().tolist()
-        self._strengths = {group.name: alpha for group, alpha in zip(self.groups, strengths, strict=True)}
+        return super().learned_state() | {"first": self._first, "second": self._second}
 
     def _pulls(self) -> list[Tensor]:
         """Return Sigma_g^-1 d_g at the weights before the last step, which `step` has kept."""
@@ -124,18 +156,6 @@ class HypergradientMAP(MAP):
         pairs = zip(self._pulls(), self._pieces(flatten(validation_gradient)), strict=True)
         cosines = [-F.cosine_similarity(pull, slope, dim=0, eps=1e-30) for pull, slope in pairs]
         return torch.stack(cosines).double().cpu().nan_to_num()
-
-    def _validation_gradient(self, run: TrainingContext) -> list[Tensor]:
-        examples = run.split.validation
-        if examples is None:
-            raise ValueError("hypergradients need validation images, got none: give the split validation images")
-        indices = self._next_batch(len(examples), run.batch_size).to(examples.labels.device)
-        x = run.split.transform.evaluation(examples.inputs[indices])
-        run.count_work(len(indices))
-        with evaluation_mode(run.model), run.numerics.autocast(run.device):
-            loss = F.cross_entropy(run.model(run.numerics.to_memory_format(x)).float(), examples.labels[indices])
-        gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
-        return [torch.zeros_like(w) if g is None else g for w, g in zip(self.weights, gradients, strict=True)]
 
     def _next_batch(self, count: int, size: int) -> Tensor:
         """Return the indices of the next of ``count`` validation images; each pass has an order of its own."""
