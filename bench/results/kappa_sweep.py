@@ -34,7 +34,8 @@ def compute_kappa_sweep(frame: pd.DataFrame) -> pd.DataFrame:
         whole = run["stage"] == "run" and run["until"] == 1 and not run["since"] and pd.isna(run["number"])
         if not whole or pd.isna(run["state_kappa"]):
             continue
-        ratio = run["state_kappa"] * run["n"] / (run["state_dim_backbone"] + run["state_dim_head"])
+        dim = np.nansum([run.get("state_dim_backbone", 0), run["state_dim_head"]])  # or the head alone
+        ratio = run["state_kappa"] * run["n"] / dim
         settings = [
             f"{name} {run[name]}" for name, value in DEFAULTS.items() if not pd.isna(run[name]) and run[name] != value
         ]

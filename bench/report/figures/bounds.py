@@ -28,10 +28,10 @@ from bench.results.frame import iterate_groups, sort_rows
 
 Array = NDArray[np.float64]
 GROUPS = ("backbone", "head")
-NEEDED = [
+PARTS = [
     f"state_{what}_{group}" for what in ("dim", "squared_distance", "trace_precision", "log_det") for group in GROUPS
 ]
-NEEDED += ["state_sigma", "state_kappa", "nll_under_q"]
+NEEDED = [name for name in PARTS if name.endswith("_head")] + ["state_sigma", "state_kappa", "nll_under_q"]
 LINES: dict[str, Any] = {"elbo": (0, (5, 1.5)), "de-elbo": "-"}
 
 
@@ -39,7 +39,7 @@ def compute_bound(run: pd.Series, scale: Array, kappa: float) -> Array:
     """Compute the ELBo with likelihood weight kappa, divided by kappa N, at lambda = tau = ``scale``."""
     variance = run["state_sigma"] ** 2
     kl = np.zeros_like(scale)
-    for group in GROUPS:
+    for group in _groups(run):
         dim, log_det = run[f"state_dim_{group}"], run[f"state_log_det_{group}"]
         kl += 0.5 * (_spread(run, group) / scale - dim + dim * np.log(scale / variance) + log_det)
     bounds: Array = -run["nll_under_q"] - kl / (kappa * run["n"])
@@ -48,12 +48,18 @@ def compute_bound(run: pd.Series, scale: Array, kappa: float) -> Array:
 
 def compute_data_emphasis(run: pd.Series) -> float:
     """Compute D/N of a run."""
-    return float(sum(run[f"state_dim_{group}"] for group in GROUPS) / run["n"])
+    return float(sum(run[f"state_dim_{group}"] for group in _groups(run)) / run["n"])
 
 
 def compute_best_scale(run: pd.Series) -> float:
     """Compute the s that maximizes all bounds of this q: [sum_g sigma^2 tr(Sigma_g^-1) + d_g^T Sigma_g^-1 d_g] / D."""
-    return float(sum(_spread(run, group) for group in GROUPS) / sum(run[f"state_dim_{group}"] for group in GROUPS))
+    groups = _groups(run)
+    return float(sum(_spread(run, group) for group in groups) / sum(run[f"state_dim_{group}"] for group in groups))
+
+
+def _groups(run: pd.Series) -> list[str]:
+    """Return the groups that a run trained: the head alone in linear probing."""
+    return [group for group in GROUPS if pd.notna(run.get(f"state_dim_{group}"))]
 
 
 def _spread(run: pd.Series, group: str) -> float:
@@ -68,13 +74,17 @@ def select_bound_runs(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.iloc[:0]
     rows = [tried.selection_rows[0] for cell, tried in iterate_configurations(frame) if cell["method"] in LINES]
     runs = frame.loc[rows].dropna(subset=NEEDED)
-    runs = runs[(runs["status"] == "completed") & ~runs[NEEDED].isin([np.inf, -np.inf]).any(axis=1)]
+    runs = runs[(runs["status"] == "completed") & ~_are_infinite(runs)]
     if runs.empty:
         return runs
     emphasis = runs.apply(compute_data_emphasis, axis=1)
     expected = np.where(runs["method"] == "elbo", 1.0, emphasis)
     runs = runs[np.isclose(runs["state_kappa"], expected, rtol=1e-6)]
     return runs[runs.groupby(CELL)["method"].transform("nunique") == 2]
+
+
+def _are_infinite(runs: pd.DataFrame) -> pd.Series:
+    return runs.reindex(columns=[*PARTS, *NEEDED]).isin([np.inf, -np.inf]).any(axis=1)
 
 
 def draw_bounds(runs: pd.DataFrame) -> Figure:

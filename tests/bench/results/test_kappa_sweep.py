@@ -45,6 +45,13 @@ def test_the_elbo_is_kappa_1() -> None:
     assert sorted(compute_kappa_sweep(make_frame(*rows))["kappa_ratio"]) == [0.2, 0.5, 1.0]
 
 
+def test_d_is_the_heads_where_that_alone_is_trained() -> None:
+    rows = [row | {"state_dim_head": D} for row in sweep()]
+    for row in rows:
+        del row["state_dim_backbone"]
+    assert sorted(compute_kappa_sweep(make_frame(*rows))["kappa_ratio"]) == [0.5, 1.0, 3.0]
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -33,11 +33,13 @@ KINDS = ["l2-zero", "l2-sp", "ptyl"]
 class Learned:
     """An objective over a small network whose weights have moved, and its prior's dense covariance."""
 
-    def __init__(self, method: str, prior: str = "l2-sp", seed: int = 0, **settings: Any) -> None:
+    def __init__(self, method: str, prior: str = "l2-sp", seed: int = 0, frozen: bool = False, **settings: Any) -> None:
         torch.manual_seed(seed)
         net = nn.Sequential(OrderedDict(body=nn.Linear(4, 3), head=nn.Linear(3, 2, bias=False), scale=nn.Linear(1, 2)))
         net = net.double()
         start = flatten([*net.body.parameters(), *net.scale.parameters()])  # 19 weights of the backbone, 6 of the head
+        if frozen:
+            net.requires_grad_(False).head.requires_grad_(True)
         self.sigma_matrix = torch.eye(19, dtype=torch.float64)
         if prior == "ptyl":
             variance, factor = torch.rand(19, dtype=torch.float64), torch.randn(19, 5, dtype=torch.float64)
@@ -101,6 +103,19 @@ def test_the_best_scale_is_the_optimum(prior: str, kappa: float) -> None:
         lambda x: -compute_bound(run, np.exp([x]), kappa).item(), bounds=(-10, 10), options={"xatol": 1e-9}
     )
     assert compute_best_scale(run) == pytest.approx(math.exp(search.x), rel=1e-5)
+
+
+def test_a_frozen_backbone_has_no_part_in_it() -> None:
+    """Where the head alone is trained the KL, D and the best scale are the head's, and the runs are drawn."""
+    runs = [Learned(method, frozen=True) for method in ("elbo", "de-elbo")]
+    row = pd.Series(runs[1].row())
+    scale = runs[1].objective.scales()["head"]
+    value = compute_bound(row, np.array([scale]), 6 / N).item()
+    assert -1.25 - value == pytest.approx(float(runs[1].objective.regularizer()), rel=1e-10)
+    assert compute_best_scale(row) == pytest.approx(scale, rel=1e-10)
+    found = select_bound_runs(results(*(run.row() for run in runs)))
+    assert found["method"].tolist() == ["de-elbo", "elbo"]
+    assert "kappa = D/N = 1)" in draw_bounds(found).axes[1].get_title(loc="left")
 
 
 BOTH = [Learned("elbo", seed=1).row(), Learned("de-elbo", seed=2).row()]
