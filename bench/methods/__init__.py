@@ -13,6 +13,7 @@ from bench.methods.elbo import ELBo
 from bench.methods.grid_search import MAPGridSearch
 from bench.methods.hypergradient import Hypergradient
 from bench.methods.laplace import Laplace
+from bench.methods.maid import MAID
 from bench.methods.random_search import RandomSearch
 from bench.methods.stn import STN
 from deelbo.plugins import Registry
@@ -27,6 +28,7 @@ METHODS: tuple[type[Method], ...] = (
     ASHA,
     Hypergradient,
     STN,
+    MAID,
     Laplace,
     EarlyStopping,
     DEELBoHalving,

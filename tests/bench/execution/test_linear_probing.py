@@ -39,6 +39,8 @@ SPECS = {
     "hypergradient": replace(
         RUN, stage="tune", learner="hypergradient", options='{"start": 1e-4, "every": 2, "rate": null}'
     ),
+    "maid": replace(RUN, stage="tune", learner="maid", options='{"start": 0.01, "tolerance": 0.1}'),
+    "maid-found": replace(RUN, stage="tune", learner="maid", options='{"found": 0.003}'),
     "stn": replace(
         RUN, stage="tune", learner="stn", options='{"start": 1e-4, "every": 2, "rate": null, "spread": 0.1}'
     ),
@@ -123,7 +125,7 @@ def test_learned_strengths_are_trained_with(kind: Any, given: dict[str, Any], pr
 
 
 ALL = {name: {} for name in ("map-gs", "random", "asha", "hypergradient", "stn", "laplace", "early-stopping", "elbo")}
-ALL |= {"bo": {"tied": True}, "de-elbo": {"groups": "layer"}, "deelbo-halving": {}, "deelbo-free": {}}
+ALL |= {"maid": {}, "bo": {"tied": True}, "de-elbo": {"groups": "layer"}, "deelbo-halving": {}, "deelbo-free": {}}
 
 
 def test_every_method_may_train_the_head() -> None:

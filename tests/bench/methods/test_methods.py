@@ -176,7 +176,8 @@ def test_count_is_the_number_of_trials(prior: str, method: str, settings: dict[s
     """The count of a method is an upper bound before its trials, exact unless it is adaptive, and exact after them."""
     (made,) = make_methods(one_cell(prior, {method: settings}))
     before, asked = made.count(), 0
-    state = {f"mean_weight_decay_{group}": 1e-3 for group in ("backbone", "head")} | {"best_share": 0.5}
+    state = {f"{prefix}weight_decay_{part}": 1e-3 for prefix in ("", "mean_") for part in ("backbone", "head")}
+    state["best_share"] = 0.5
     assert before <= made.settings.max_trials(prior)
     while (spec := made.ask()) is not None:
         asked += 1
