@@ -51,7 +51,10 @@ def context_of(place: Path, **settings: Any) -> tuple[Pretrained, TrialContext]:
     return pretrained, TrialContext(torch.device("cpu"), source=source, network=network, **settings)
 
 
-@pytest.mark.parametrize("change", [{}, {"stage": "retrain"}, DE_ELBO | {"head_weight_decay": None}])
+MAID = {"train": "head", "learner": "maid", "options": '{"start": 0.01, "tolerance": 0.1}'}
+
+
+@pytest.mark.parametrize("change", [{}, {"stage": "retrain"}, DE_ELBO | {"head_weight_decay": None}, MAID])
 def test_a_trial_on_texts(place: Path, change: dict[str, Any]) -> None:
     """A trial tokenizes for its network; the record has the hash of the texts, which no tokenizer has made."""
     pretrained, context = context_of(place)
