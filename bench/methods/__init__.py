@@ -11,6 +11,7 @@ from bench.methods.de_elbo_lr_free import DEELBoLRFree
 from bench.methods.early_stopping import EarlyStopping
 from bench.methods.elbo import ELBo
 from bench.methods.grid_search import MAPGridSearch
+from bench.methods.hoag import HOAG
 from bench.methods.hypergradient import Hypergradient
 from bench.methods.laplace import Laplace
 from bench.methods.maid import MAID
@@ -27,6 +28,7 @@ METHODS: tuple[type[Method], ...] = (
     BayesianOptimization,
     ASHA,
     Hypergradient,
+    HOAG,
     STN,
     MAID,
     Laplace,

@@ -25,26 +25,25 @@ if TYPE_CHECKING:
 
 
 class LearnedInTuningSettings(TunedRateSettings):
-    """Settings of a method that moves log strengths every few steps of a tuning run.
-
-    Attributes:
-        start: strength of backbone and head at the first step.
-        every: training steps between two moves.
-        rate: step of log alpha in nats; None: such that a run can move it through its range and back.
-    """
+    """Settings of a method that learns strengths in a tuning run; ``start`` is that of backbone and head at first."""
 
     start: Annotated[float, Number, Field(ge=MIN_WEIGHT_DECAY, le=MAX_WEIGHT_DECAY)] = 1e-4
-    every: Count = 10
-    rate: Positive | None = None
 
     def max_trials(self, prior: str) -> int:
         return super().max_trials(prior) + 1
 
 
 class HypergradientSettings(LearnedInTuningSettings):
-    """One-step implicit differentiation of the validation NLL by the log strengths of backbone and head."""
+    """One-step implicit differentiation of the validation NLL by the log strengths of backbone and head.
+
+    Attributes:
+        every: training steps between two moves of the strengths.
+        rate: step of log alpha in nats; None: such that a run can move it through its range and back.
+    """
 
     method: Literal["hypergradient"] = "hypergradient"
+    every: Count = 10
+    rate: Positive | None = None
 
 
 class LearnedInTuning(Method):
@@ -53,7 +52,7 @@ class LearnedInTuning(Method):
     The retraining is MAP on all N images with the geometric mean of the strengths over the run: the last say little.
     """
 
-    option_names: ClassVar[tuple[str, ...]] = ("start", "every", "rate")
+    option_names: ClassVar[tuple[str, ...]]  # of the settings that are a trial's options
     settings: LearnedInTuningSettings
 
     def initial_trials(self) -> Iterable[TrialSpec]:
@@ -84,6 +83,7 @@ class Hypergradient(LearnedInTuning):
 
     name = "hypergradient"
     title = "Hypergradient"
+    option_names = ("start", "every", "rate")
     Settings = HypergradientSettings
     settings: HypergradientSettings
 

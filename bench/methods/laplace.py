@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,19 +18,40 @@ if TYPE_CHECKING:
 
 
 class LaplaceSettings(TunedRateSettings):
-    """Settings of the diagonal Laplace approximation, see `deelbo.objectives.laplace`; ``every`` is a share."""
+    """Settings of the Laplace approximation.
+
+    Attributes:
+        curvature: "diagonal" (see `deelbo.objectives.laplace`), or "gram" (see `deelbo.objectives.gram`).
+        every: share of the run between two updates of the strengths.
+        burn_in: share of the run before the first update.
+        hyper_steps: at each update, steps of Adam for "diagonal", updates of MacKay's for "gram".
+        hyper_rate: Adam's learning rate on the log precisions; for "diagonal" alone.
+    """
 
     method: Literal["laplace"] = "laplace"
-    packages: ClassVar[tuple[str, ...]] = ("laplace", "curvlinops")
+    curvature: Literal["diagonal", "gram"] = "diagonal"
     every: Annotated[float, Number, Field(gt=0, le=1)] = 0.1
     burn_in: Annotated[float, Number, Field(ge=0, lt=1)] = 0.5
     hyper_steps: Count = 10
     hyper_rate: Positive = 0.1
 
+    @property
+    def packages(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("laplace", "curvlinops") if self.curvature == "diagonal" else ()
+
     def find_problem(self, prior: str) -> str | None:
-        if prior != "ptyl":
-            return None
-        return "its Hessian is a diagonal and PTYL's prior is not: name it for l2-zero and l2-sp alone by its priors"
+        if prior == "ptyl":
+            return "it fits isotropic priors, and PTYL's is not: name it for l2-zero and l2-sp alone by its priors"
+        if self.curvature == "gram" and "hyper_rate" in self.model_fields_set:
+            return "hyper_rate is Adam's, and curvature = gram has MacKay's updates, without a rate: leave it out"
+        return None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return what determines a trial's result. That of the diagonal is as it was before there was a choice."""
+        names = {"every", "burn_in", "hyper_steps"}
+        names.add("hyper_rate" if self.curvature == "diagonal" else "curvature")
+        return self.model_dump(include=names)
 
 
 class Laplace(Method):
@@ -43,15 +64,16 @@ class Laplace(Method):
 
     @staticmethod
     def objective(spec: TrialSpec, groups: Sequence[Group], num_examples: int) -> Objective:
+        from deelbo.objectives.gram import GramLaplaceMAP
         from deelbo.objectives.laplace import LaplaceMAP
         from deelbo.training.schedule import Schedule
 
-        schedule = Schedule(spec.learning_rate, spec.steps, spec.batch_size)
-        return LaplaceMAP(groups, num_examples, schedule.total_steps(num_examples), **json.loads(spec.options))
+        schedule, options = Schedule(spec.learning_rate, spec.steps, spec.batch_size), json.loads(spec.options)
+        kind = GramLaplaceMAP if options.pop("curvature", "diagonal") == "gram" else LaplaceMAP
+        return kind(groups, num_examples, schedule.total_steps(num_examples), **options)
 
     def initial_trials(self) -> Iterable[TrialSpec]:
-        options = self.settings.model_dump(include={"every", "burn_in", "hyper_steps", "hyper_rate"})
         return [
-            self.spec("run", rate, learner=self.settings.method, options=options)
+            self.spec("run", rate, learner=self.settings.method, options=self.settings.options)
             for rate in self.settings.learning_rates
         ]

@@ -21,11 +21,13 @@ class STNSettings(LearnedInTuningSettings):
     """Settings of the linear response, see `deelbo.objectives.stn`.
 
     Attributes:
+        every, rate: as of `HypergradientSettings`.
         spread: standard deviation of the drawn log strengths in nats.
     """
 
     method: Literal["stn"] = "stn"
     every: Count = 2
+    rate: Positive | None = None
     spread: Positive = 0.1
 
 
@@ -37,7 +39,7 @@ class STN(LearnedInTuning):
 
     name = "stn"
     title = "STN, linear response"
-    option_names = (*LearnedInTuning.option_names, "spread")
+    option_names = ("start", "every", "rate", "spread")
     Settings = STNSettings
     settings: STNSettings
 

@@ -130,8 +130,7 @@ class LaplaceMAP(MAP):
         for group in self.groups:
             if not isinstance(group.prior, Isotropic):
                 found = f"{type(group.prior).__name__} for {group.name!r}"
-                problem = f"laplace's Hessian is a diagonal, so priors must be isotropic, got {found}"
-                raise ValueError(f"{problem}: use l2-zero or l2-sp")
+                raise ValueError(f"with laplace priors must be isotropic, got {found}: use l2-zero or l2-sp")
         if not (0 < every <= 1 and 0 <= burn_in < 1):
             raise ValueError(f"every must be in (0, 1] and burn_in in [0, 1), got {every} and {burn_in}")
         if hyper_steps < 1 or total_steps < 1 or not 0 < hyper_rate < math.inf or not 0 < precision < math.inf:
@@ -178,6 +177,9 @@ class LaplaceMAP(MAP):
         self._second.lerp_(slope.square(), 1 - BETAS[1])
         first, second = self._first / (1 - BETAS[0] ** self._count), self._second / (1 - BETAS[1] ** self._count)
         self._log_precision += self.hyper_rate * first / (second.sqrt() + EPSILON)
+        self._clamp()
+
+    def _clamp(self) -> None:
         low, high = (math.log(self.num_examples * alpha) for alpha in (MIN_WEIGHT_DECAY, MAX_WEIGHT_DECAY))
         self._log_precision.clamp_(low, high)
 
