@@ -19,6 +19,7 @@ class Training(StrictModel):
     clip_norm: Positive = 1.0
     sigma: Annotated[float, Number, Field(ge=MIN_SIGMA, allow_inf_nan=False)] = 1e-4
     posterior_passes: Count = 10
+    predictive_draws: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
     series_points: Count = 20
     image_size: Annotated[int, Field(ge=1, le=10_000, strict=True)] | None = None
     precision: Literal["float32", "tf32", "bf16"] = "float32"

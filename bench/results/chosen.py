@@ -17,7 +17,9 @@ STRENGTHS = {
     "kappa": "state_kappa",
 }
 """Columns of the table by name: as a trial ended with them, whether they were set or learned."""
-RESULTS = ["test_acc", "test_nll", "trials", "train_seconds", "full_seconds"]
+SCORES = [f"{kind}_{name}" for kind in ("test", "predictive") for name in ("acc", "nll", "ece", "brier")]
+"""Columns of test metrics, of the trained weights and of predictions averaged over the posterior."""
+RESULTS = [*SCORES, "trials", "train_seconds", "full_seconds"]
 
 
 def compute_chosen(frame: pd.DataFrame) -> pd.DataFrame:
@@ -31,11 +33,11 @@ def compute_chosen(frame: pd.DataFrame) -> pd.DataFrame:
     for cell, tried in iterate_configurations(frame):
         is_tested = tried.test_rows[0] >= 0
         trial = frame.loc[tried.test_rows[0] if is_tested else tried.selection_rows[0]]
-        row: dict[str, Any] = cell | {name: trial[name] for name in ("key", "learning_rate", "test_acc", "test_nll")}
+        row: dict[str, Any] = cell | {name: trial.get(name) for name in ("key", "learning_rate", *SCORES)}
         row |= {name: trial.get(column) for name, column in STRENGTHS.items()}
         row["trials"] = tried.num_trials + (is_tested and trial["stage"] == "retrain")
         row |= {"train_seconds": tried.total_seconds, "full_seconds": full.get(tuple(cell.values()))}
         rows.append(row)
     table = pd.DataFrame(rows, columns=[*CHOSEN, *STRENGTHS, *RESULTS])
-    numbers = ["learning_rate", *STRENGTHS, "test_acc", "test_nll", "train_seconds", "full_seconds"]
+    numbers = ["learning_rate", *STRENGTHS, *SCORES, "train_seconds", "full_seconds"]
     return sort_rows(table.astype(dict.fromkeys(numbers, "float64")), "seed")

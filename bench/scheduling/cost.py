@@ -42,7 +42,7 @@ def count_work(stage: str, n: int, test_size: int, training: Training) -> Work:
     if stage != "tune":
         evaluated += test_size
     if stage == "run":
-        evaluated += training.posterior_passes * n
+        evaluated += training.posterior_passes * n + training.predictive_draws * test_size
     trained = schedule.total_steps(size) * schedule.batch(size)
     return Work(trained, evaluated) if training.train == "all" else Work(0, trained + evaluated)
 

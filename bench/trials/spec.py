@@ -39,8 +39,8 @@ class TrialSpec:
         kappa: weight of the likelihood in the ELBo; None: ``kappa_share`` D/N, or MAP, which has none.
         image_size: height and width of the network's input in pixels; None: the dataset's own.
         precision, channels_last, compile: see `deelbo.Numerics`.
-        batchnorm, noise_until, final_batchnorm, closing_batchnorm, lr_scheduler, validation_epoch, stop_after, train:
-            see `deelbo.Schedule`.
+        batchnorm, noise_until, final_batchnorm, closing_batchnorm, lr_scheduler, validation_epoch, stop_after, train,
+            predictive_draws: see `deelbo.Schedule`.
         start_alpha: see `deelbo.ELBO`; it takes the place of ``sigma``.
         learner: the method of `bench.methods` whose own objective is minimized; None: MAP with the given strengths,
             or in stage "run" the (DE) ELBo.
@@ -93,6 +93,7 @@ class TrialSpec:
     validation_epoch: Text = "last"
     stop_after: Annotated[float, Field(gt=0, le=1)] = 1.0
     train: Text = "all"
+    predictive_draws: Integer = 0
 
     @cached_property
     def key(self) -> str:

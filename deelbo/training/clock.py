@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-PHASES = ("setup", "warmup", "train", "adapt", "evaluate", "select", "monitor", "test", "checkpoint")
+PHASES = ("setup", "warmup", "train", "adapt", "evaluate", "select", "monitor", "test", "predictive", "checkpoint")
 """A method needs train, adapt (learning strengths between steps: curvature, hypergradients), evaluate (validation after
 the last step, or all of it where it selects the epoch) and select (posterior passes, evidence). ``monitor``, the
-evaluations on the way, and ``test`` are the benchmark's own."""
+evaluations on the way, ``test`` and ``predictive``, tests averaged over the posterior, are the benchmark's own."""
 
 
 class PhaseClock:

@@ -12,6 +12,7 @@ from deelbo.data.dataset import Split
 from deelbo.objectives.base import FORWARD, Objective
 from deelbo.training.checkpoint import Checkpoint, Handover
 from deelbo.training.clock import PhaseClock
+from deelbo.training.evaluation import classification_metrics
 from deelbo.training.numerics import Numerics
 from deelbo.training.run import OptimizerFactory, TrainingRun
 from deelbo.training.schedule import Schedule
@@ -28,8 +29,10 @@ class FitResult:
         status: "completed", or "diverged" where a loss or a metric is not finite.
         steps: optimizer steps of the run so far, those of earlier segments included.
         metrics: at the posterior mean: train_nll (mean since the last evaluation) and, where there are examples for it,
-            val_nll, val_acc (of `Schedule.validation_epoch`), test_nll, test_acc (class-balanced, 0 to 1). A whole run
-            of a Bayesian objective adds nll_under_q (posterior draws) and objective, one of another objective its
+            val_nll, val_acc (of `Schedule.validation_epoch`), test_nll, test_acc (class-balanced, 0 to 1), test_ece and
+            test_brier. A whole run of a Bayesian objective adds nll_under_q (posterior draws), objective and, with
+            ``predictive_draws``, the four test metrics of predictions averaged over q as predictive_nll,
+            predictive_acc, predictive_ece and predictive_brier; one of another objective its
             `Objective.selection_metrics`. A segment that ends earlier has no test metrics; a Bayesian objective is then
             estimated with train_nll.
         state: `Objective.describe` at the end; with `Schedule.validation_epoch` "best" also best_epoch, and
@@ -189,13 +192,16 @@ def _collect_metrics(
         state |= {"best_epoch": judged["epoch"], "best_share": judged["epoch"] / run.epochs}
     if whole and test:
         with clock.phase("test"):
-            metrics["test_nll"], metrics["test_acc"] = run.evaluate(run.split.test)
+            metrics |= classification_metrics(run.predict_test_logits(), run.split.test, "test")
     if objective.is_bayesian:
         nll = metrics["train_nll"]
         if whole:
             with clock.phase("select"):
                 nll = metrics["nll_under_q"] = run.nll_under_posterior()
         metrics["objective"] = nll + state["regularizer"]
+        if whole and test and run.schedule.predictive_draws:
+            with clock.phase("predictive"):
+                metrics |= classification_metrics(run.posterior_predictive(), run.split.test, "predictive")
     elif whole and type(objective).selection_metrics is not Objective.selection_metrics:  # MAP's takes no time
         with clock.phase("select"):
             metrics |= objective.selection_metrics(run)

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,11 @@ from deelbo.data.examples import Examples
 from deelbo.objectives.base import FORWARD, Objective
 from deelbo.training.batchnorm import running_layers, update_batchnorm
 from deelbo.training.evaluation import BATCH_SIZE as EVALUATION_BATCH
-from deelbo.training.evaluation import evaluate
+from deelbo.training.evaluation import evaluate, predict_logits
 from deelbo.training.numerics import Numerics
 from deelbo.training.schedule import Schedule
 
+T = TypeVar("T")
 OptimizerFactory = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 """Makes an optimizer of the trained parameters, given the learning rate of the first step."""
 WARMUP_STEPS = 2
@@ -229,20 +230,38 @@ class TrainingRun:
         """Return `deelbo.evaluate` of the current weights: mean NLL and class-balanced accuracy."""
         return evaluate(self.model, examples, self.split.transform, self.numerics)
 
+    def predict_test_logits(self) -> Tensor:
+        """Return `predict_logits` of the test examples at the current weights."""
+        return predict_logits(self.model, self.split.test.inputs, self.split.transform, self.numerics)
+
     def nll_under_posterior(self) -> float:
         """Estimate E_q of the mean NLL of the training images, not augmented, with one draw of the weights per pass."""
-        total = 0.0
+        passes = self.schedule.posterior_passes
+        self.count_work(len(self.split.train), FORWARD * passes)
+        return sum(self._at_draws(lambda: self.evaluate(self.split.train)[0], passes)) / passes
+
+    def posterior_predictive(self) -> Tensor:
+        """Return the logarithms of the test examples' class probabilities averaged over q; float64 (n, classes).
+
+        p(y | x) = (1/S) sum_s p(y | x, w_s), with w_s from q and S = ``schedule.predictive_draws``.
+        """
+        draws = self.schedule.predictive_draws
+        logs = self._at_draws(lambda: self.predict_test_logits().double().log_softmax(1), draws)
+        return torch.stack(logs).logsumexp(0) - math.log(draws)
+
+    def _at_draws(self, measure: Callable[[], T], count: int) -> list[T]:
+        """Return ``measure()`` at each of ``count`` draws of the weights; running statistics are restored."""
         kept = [buffer.clone() for layer in running_layers(self.model) for buffer in layer.buffers(recurse=False)]
-        for _ in range(self.schedule.posterior_passes):
+        measured = []
+        for _ in range(count):
             with torch.no_grad(), self.objective.step():  # so a frozen objective draws, too
                 if self.schedule.closing_batchnorm == "draw":
                     self.update_batchnorm()
-                total += self.evaluate(self.split.train)[0]
+                measured.append(measure())
         buffers = [buffer for layer in running_layers(self.model) for buffer in layer.buffers(recurse=False)]
         for buffer, value in zip(buffers, kept, strict=True):
             buffer.copy_(value)
-        self.count_work(len(self.split.train), FORWARD * self.schedule.posterior_passes)
-        return total / self.schedule.posterior_passes
+        return measured
 
     def update_batchnorm(self) -> None:
         """Estimate running statistics again, over the training images without augmentation."""

@@ -23,6 +23,8 @@ class Schedule:
         clip_norm: maximum norm of the whole gradient, which includes that of the objective's own parameters.
         posterior_passes: passes over the training images, each with its own draw of the weights, that are averaged into
             the final objective.
+        predictive_draws: draws from the posterior over which a Bayesian objective's test predictions are averaged, for
+            a second set of test metrics; 0: none.
         series_points: number of evaluations during the run, the one after the last step included.
         batchnorm: "train", or "frozen": layers with running statistics (BatchNorm) normalize training batches by the
             pretrained statistics, as in evaluation, and do not change them. Their weights are trained in both cases.
@@ -59,6 +61,7 @@ class Schedule:
     validation_epoch: str = "last"
     stop_after: float = 1.0
     train: str = "all"
+    predictive_draws: int = 0
 
     def __post_init__(self) -> None:
         choices = {"batchnorm": BATCHNORM, "final_batchnorm": FINAL_BATCHNORM, "closing_batchnorm": CLOSING_BATCHNORM}

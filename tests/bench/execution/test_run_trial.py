@@ -39,7 +39,7 @@ def test_every_kind_of_trial_runs(spec: TrialSpec, pretrained: Pretrained) -> No
     record, series = run_trial(spec, pretrained, TrialContext(CPU, concurrency=3, attempt=2))
     assert record.status == "completed", record.error
     expected = {"train_nll"}
-    expected |= {"val_nll", "val_acc"} if spec.stage == "tune" else {"test_nll", "test_acc"}
+    expected |= {"val_nll", "val_acc"} if spec.stage == "tune" else {"test_nll", "test_acc", "test_ece", "test_brier"}
     expected |= {"objective", "nll_under_q"} if spec.stage == "run" else set()
     assert set(record.metrics) == expected
     assert all(math.isfinite(value) for value in record.metrics.values())

@@ -37,7 +37,7 @@ def a_trial(stage: str, n: int, training: dict[str, Any]) -> TrialSpec:
 @pytest.mark.parametrize(
     ("n", "training"),
     [
-        (100, {"steps": 7, "batch_size": 30, "series_points": 2, "posterior_passes": 3}),
+        (100, {"steps": 7, "batch_size": 30, "series_points": 2, "posterior_passes": 3, "predictive_draws": 2}),
         (100, {"steps": 4, "batch_size": 200, "series_points": 20, "posterior_passes": 1}),
         (300, {"steps": 3, "batch_size": 50, "series_points": 20, "posterior_passes": 1}),
         (100, {"steps": 7, "batch_size": 30, "series_points": 2, "posterior_passes": 3, "train": "head"}),

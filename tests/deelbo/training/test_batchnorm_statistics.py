@@ -128,6 +128,35 @@ def test_statistics_of_each_draw(toy_split: Any) -> None:
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("statistics", ["running", "draw"])
+def test_predictions_averaged_over_the_posterior(toy_split: Any, statistics: str) -> None:
+    """They are the mean of the draws' probabilities, by the metrics and under a phase of their own; else nothing moves.
+
+    The draws follow those of the closing objective, so an equal run without predictions can draw them by hand.
+    """
+    plain, again = ready(toy_split), ready(toy_split)
+    images, transform = toy_split.test, toy_split.transform
+    first = train(toy_split, again, closing_batchnorm=statistics, predictive_draws=3)
+    objective = DataEmphasizedELBO(
+        make_groups(plain, None, "l2-sp"), len(toy_split.train), generator=torch.Generator().manual_seed(5)
+    )
+    schedule = Schedule(0.1, steps=6, batch_size=4, posterior_passes=2, closing_batchnorm=statistics)
+    second = fit(plain, toy_split, objective, schedule, seed=2)
+    assert second.metrics.items() < first.metrics.items()
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in plain.state_dict().items())
+    total = torch.zeros((), dtype=torch.float64)
+    for _ in range(3):
+        with torch.no_grad(), objective.step():
+            if statistics == "draw":
+                deelbo.update_batchnorm(plain, [transform.evaluation(toy_split.train.inputs)])
+            plain.eval()
+            total = total + plain(transform.evaluation(images.inputs)).double().softmax(1)
+    nll = -(total / 3)[torch.arange(len(images)), images.labels].log().mean()
+    assert first.metrics["predictive_nll"] == pytest.approx(float(nll), rel=1e-6)
+    assert {"predictive_acc", "predictive_ece", "predictive_brier"} < first.metrics.keys()
+    assert first.seconds["predictive"] > 0 == second.seconds["predictive"]
+
+
 @pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
 def test_the_noise_ends(toy_split: Any, share: float) -> None:
     """The strengths are those of the step at which the noise ended; a whole run with noise is as before to the bit."""
