@@ -5,7 +5,7 @@ from inspect import isabstract
 from bench.methods.asha import ASHA
 from bench.methods.base import Method, MethodSettings
 from bench.methods.bayesian_optimization import BayesianOptimization
-from bench.methods.de_elbo import DEELBo
+from bench.methods.de_elbo import DEELBo, DEELBoBest
 from bench.methods.de_elbo_halving import DEELBoHalving
 from bench.methods.de_elbo_lr_free import DEELBoLRFree
 from bench.methods.early_stopping import EarlyStopping
@@ -23,6 +23,7 @@ from deelbo.plugins import Registry
 METHODS: tuple[type[Method], ...] = (
     MAPGridSearch,
     DEELBo,
+    DEELBoBest,
     ELBo,
     RandomSearch,
     BayesianOptimization,

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -63,14 +63,6 @@ class DEELBoOptions(MethodSettings):
             return (
                 "groups = layer with prior ptyl, whose covariance is one over all of the backbone: set groups to "
                 "[backbone, head], or priors to l2-zero and l2-sp"
-            )
-        return None
-
-    def find_training_problem(self, training: Mapping[str, Any]) -> str | None:
-        if training["train"] == "head" and (self.batchnorm, self.closing) != ("running", "running"):
-            return (
-                f"batchnorm = {self.batchnorm} and closing = {self.closing} with training.train = head, which leaves "
-                "all statistics as pretrained: set both to running, or leave them out"
             )
         return None
 
@@ -139,3 +131,23 @@ class DEELBo(Method):
 
     def stages(self) -> Counter[str]:
         return Counter(run=len(self.settings.learning_rates)) + Counter(retrain=int(self.settings.retrain))
+
+
+class DEELBoBestSettings(DEELBoSettings):
+    """As `DEELBoSettings`, with other defaults; docs/findings.md says on which data they were chosen."""
+
+    method: Literal["de-elbo-best"] = "de-elbo-best"  # type: ignore[assignment]
+    kappa: Annotated[str | float, BeforeValidator(_kappa)] = "10.0 D/N"
+    batchnorm: Literal["running", "mean"] = "mean"
+    closing: Literal["running", "draw"] = "draw"
+    noise_until: Annotated[float, Number, Field(gt=0, le=1)] = 0.85
+    start_alpha: Positive | None = 0.01
+
+
+class DEELBoBest(DEELBo):
+    """The DE ELBo with the options that keep its accuracy, on by default."""
+
+    name = "de-elbo-best"
+    title = "DE ELBo, best"
+    Settings = DEELBoBestSettings
+    settings: DEELBoBestSettings

@@ -264,7 +264,9 @@ class TrainingRun:
         return measured
 
     def update_batchnorm(self) -> None:
-        """Estimate running statistics again, over the training images without augmentation."""
+        """Estimate running statistics again, over the training images without augmentation, unless they are frozen."""
+        if self.schedule.train != "all" or self.schedule.batchnorm == "frozen":
+            return
         inputs, transform = self.split.train.inputs, self.split.transform
         self.count_work(len(inputs), FORWARD)
         parts = inputs.chunk(math.ceil(len(inputs) / EVALUATION_BATCH))

@@ -128,6 +128,14 @@ def test_statistics_of_each_draw(toy_split: Any) -> None:
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+def test_frozen_statistics_are_not_estimated(toy_split: Any) -> None:
+    plain, again = ready(toy_split), ready(toy_split)
+    first = train(toy_split, plain, batchnorm="frozen")
+    second = train(toy_split, again, batchnorm="frozen", final_batchnorm="mean", closing_batchnorm="draw")
+    assert first.metrics == second.metrics
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in plain.state_dict().items())
+
+
 @pytest.mark.parametrize("statistics", ["running", "draw"])
 def test_predictions_averaged_over_the_posterior(toy_split: Any, statistics: str) -> None:
     """They are the mean of the draws' probabilities, by the metrics and under a phase of their own; else nothing moves.
