@@ -126,7 +126,6 @@ def test_learned_strengths_are_trained_with(kind: Any, given: dict[str, Any], pr
 
 ALL = {name: {} for name in ("map-gs", "random", "asha", "hypergradient", "stn", "laplace", "early-stopping", "elbo")}
 ALL |= {
-ALL |= {"de-elbo-best": {}}
     "maid": {},
     "bo": {"tied": True},
     "de-elbo": {"groups": "layer"},
