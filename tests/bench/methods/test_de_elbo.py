@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from bench.execution.objectives import make_objective
-from bench.methods.de_elbo import DEELBo
+from bench.methods.de_elbo import DEELBo, DEELBoBest
 from bench.methods.de_elbo_halving import DEELBoHalving
 from bench.methods.de_elbo_lr_free import DEELBoLRFree
 from bench.results.configurations import iterate_configurations
@@ -102,3 +102,13 @@ def test_the_retrained_run_is_what_is_tested() -> None:
 
 def test_layers_are_not_retrained() -> None:
     assert "leave out one" in DEELBo.Settings(groups="layer", retrain=True).find_problem("l2-sp")
+
+
+def test_the_best_is_the_method_with_other_defaults() -> None:
+    """Given the same options, both ask for the same training; each option can be set back."""
+    options = {"kappa": "10 D/N", "batchnorm": "mean", "closing": "draw", "noise_until": 0.85, "start_alpha": 0.01}
+    best, same = waiting(make(DEELBoBest)), waiting(make(DEELBo, **options))
+    assert [replace(spec, method="de-elbo") for spec in best] == same
+    published = {"kappa": "D/N", "batchnorm": "running", "closing": "running", "noise_until": 1, "start_alpha": None}
+    back, plain = waiting(make(DEELBoBest, **published)), waiting(make(DEELBo))
+    assert [replace(spec, method="de-elbo") for spec in back] == plain
