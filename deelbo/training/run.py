@@ -25,6 +25,8 @@ T = TypeVar("T")
 OptimizerFactory = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 """Makes an optimizer of the trained parameters, given the learning rate of the first step."""
 WARMUP_STEPS = 2
+STATISTICS_EXAMPLES = 5000
+"""Largest number of training images from which running statistics are estimated again: 0.7 % of 6,000 steps of 128."""
 NUMBERS = ("steps_done", "last_rate", "series", "nll_sum", "nll_steps", "earlier_seconds", "gradient_equivalents")
 """The attributes of a run that are part of its state."""
 
@@ -245,8 +247,9 @@ class TrainingRun:
 
         p(y | x) = (1/S) sum_s p(y | x, w_s), with w_s from q and S = ``schedule.predictive_draws``.
         """
-        draws = self.schedule.predictive_draws
+        draws, work = self.schedule.predictive_draws, self.gradient_equivalents
         logs = self._at_draws(lambda: self.predict_test_logits().double().log_softmax(1), draws)
+        self.gradient_equivalents = work  # tests are no part of it
         return torch.stack(logs).logsumexp(0) - math.log(draws)
 
     def _at_draws(self, measure: Callable[[], T], count: int) -> list[T]:
@@ -264,10 +267,16 @@ class TrainingRun:
         return measured
 
     def update_batchnorm(self) -> None:
-        """Estimate running statistics again, over the training images without augmentation, unless they are frozen."""
-        if self.schedule.train != "all" or self.schedule.batchnorm == "frozen":
+        """Estimate running statistics again, unless they are frozen or there are none.
+
+        Over the training images without augmentation, or over evenly spaced ones where they are more than
+        `STATISTICS_EXAMPLES`.
+        """
+        frozen = self.schedule.train != "all" or self.schedule.batchnorm == "frozen"
+        if frozen or not running_layers(self.model):
             return
         inputs, transform = self.split.train.inputs, self.split.transform
+        inputs = inputs[:: math.ceil(len(inputs) / STATISTICS_EXAMPLES)]
         self.count_work(len(inputs), FORWARD)
         parts = inputs.chunk(math.ceil(len(inputs) / EVALUATION_BATCH))
         with self.numerics.autocast(self.device):

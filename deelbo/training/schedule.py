@@ -31,8 +31,8 @@ class Schedule:
         noise_until: share of the steps, rounded up, in which a Bayesian objective draws from the posterior. In the rest
             it is frozen, see `deelbo.ELBO.freeze`.
         final_batchnorm: statistics of the trained network: "running", as training left them, or "mean", estimated again
-            at the posterior mean over the training images, see `deelbo.update_batchnorm`; booked under "select". Frozen
-            statistics stay as they are.
+            at the posterior mean over at most 5,000 training images, see `deelbo.update_batchnorm`; booked under
+            "select". Frozen statistics stay as they are.
         closing_batchnorm: statistics with which the closing objective evaluates a draw from the posterior: "running",
             those of the trained network, or "draw", estimated again for each draw.
         lr_scheduler: learning rate after each step: "cosine" falls to 0 over all steps, "constant" stays the same.

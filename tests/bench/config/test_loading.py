@@ -133,7 +133,11 @@ RATES = "methods/map-gs/learning_rates"
 DECAYS = "methods/map-gs/weight_decays"
 REFUSED = [
     ("color", "red", ["color", "unknown key", "seeds"]),
-    ("methods/mine", {}, ["methods.mine", "no method 'mine'", "map-gs, de-elbo, elbo", "methods.mine.method"]),
+    (
+        "methods/mine",
+        {},
+        ["methods.mine", "no method 'mine'", "map-gs, de-elbo, de-elbo-best, elbo", "methods.mine.method"],
+    ),
     ("methods/map-gs/decays", [1], ["methods.map-gs.decays", "unknown key", "weight_decays"]),
     ("methods/de-elbo/kapa", 1, ["methods.de-elbo.kapa", "unknown key", "kappa"]),
     ("methods/elbo/kappa", 1, ["methods.elbo.kappa", "unknown key", "learning_rates"]),
@@ -160,7 +164,7 @@ REFUSED = [
     (RETRAIN, "x", [f"{RETRAIN.replace('/', '.')} = 'x'"]),
     ("methods/de-elbo/kappa", "x", ["methods.de-elbo.kappa = 'x'"]),
     ("methods/de-elbo/kappa", -1, ["methods.de-elbo.kappa", "-1"]),
-    ("methods", {}, ["methods", "at least one of map-gs, de-elbo, elbo"]),
+    ("methods", {}, ["methods", "at least one of map-gs, de-elbo, de-elbo-best, elbo"]),
     ("methods", None, ["methods", "None", "dictionary"]),
     ("methods", ["elbo"], ["methods", "['elbo']", "dictionary"]),
     ("priors", ["l2-one"], ["priors", "'l2-one'", "'l2-zero', 'l2-sp' or 'ptyl'"]),

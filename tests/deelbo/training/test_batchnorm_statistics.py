@@ -128,6 +128,22 @@ def test_statistics_of_each_draw(toy_split: Any) -> None:
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+def test_statistics_of_a_part_of_the_images(toy_split: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more images than the limit every k-th counts, and the work on the record is theirs."""
+    plain, again = ready(toy_split), ready(toy_split)
+    first = train(toy_split, plain)
+    monkeypatch.setattr("deelbo.training.run.STATISTICS_EXAMPLES", 5)
+    second = train(toy_split, again, final_batchnorm="mean")
+    size = len(toy_split.train)
+    part = toy_split.train.inputs[:: -(-size // 5)]
+    assert len(part) <= 5 < size
+    with torch.no_grad():
+        hidden = again[0](toy_split.transform.evaluation(part))
+    torch.testing.assert_close(again[1].running_mean, hidden.mean((0, 2, 3)))
+    work = [result.state["gradient_equivalents"] for result in (first, second)]
+    assert work[1] - work[0] == pytest.approx(len(part) / 4 / 3)
+
+
 def test_frozen_statistics_are_not_estimated(toy_split: Any) -> None:
     plain, again = ready(toy_split), ready(toy_split)
     first = train(toy_split, plain, batchnorm="frozen")
@@ -161,6 +177,7 @@ def test_predictions_averaged_over_the_posterior(toy_split: Any, statistics: str
             total = total + plain(transform.evaluation(images.inputs)).double().softmax(1)
     nll = -(total / 3)[torch.arange(len(images)), images.labels].log().mean()
     assert first.metrics["predictive_nll"] == pytest.approx(float(nll), rel=1e-6)
+    assert first.state == second.state
     assert {"predictive_acc", "predictive_ece", "predictive_brier"} < first.metrics.keys()
     assert first.seconds["predictive"] > 0 == second.seconds["predictive"]
 
