@@ -113,14 +113,14 @@ def test_the_preset_of_transfer(tmp_path: Path) -> None:
     assert missing.returncode == 2
     assert f"photos: there is no {tmp_path}/photos: correct the path, or bring" in missing.stderr
     alone = plan(tmp_path, "datasets={Fashion-MNIST: [100, 1000]}")
-    assert json.loads(alone.stdout)["trials"] == 2 * 3 * (4 * 7 + 1 + 4), alone.stderr
+    assert json.loads(alone.stdout)["trials"] == 2 * 3 * (4 * 7 + 1 + 4 + 4 + 5), alone.stderr
     for split, count in (("train", 500), ("test", 1)):
         for label in ("dark", "light"):
             (tmp_path / "photos" / split / label).mkdir(parents=True)
             for i in range(count):
                 (tmp_path / "photos" / split / label / f"{i}.jpg").touch()
     whole = plan(tmp_path)
-    assert json.loads(whole.stdout)["trials"] == 2 * 2 * 3 * (4 * 7 + 1 + 4), whole.stderr
+    assert json.loads(whole.stdout)["trials"] == 2 * 2 * 3 * (4 * 7 + 1 + 4 + 4 + 5), whole.stderr
     assert json.loads(whole.stdout)["gpus_per_trial"] == 0
 
 

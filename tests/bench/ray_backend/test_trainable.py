@@ -77,7 +77,8 @@ def check_none_alive(living: LivingRuns, runs: int) -> None:
 @pytest.mark.parametrize("method", [method.name for method in METHODS])
 def test_a_trial_of_any_method_is_freed(method: str, worker: Callable[..., Worker]) -> None:
     """After each trial of one process no run is alive, nor its network, images and optimizer, snapshots or not."""
-    worker_of_method = worker(methods={method: None}, timed=False, checkpoint_minutes=1e-6)
+    training = {"train": "head" if method == "maid" else "all"}
+    worker_of_method = worker(methods={method: None}, training=training, timed=False, checkpoint_minutes=1e-6)
     queue = make_methods(worker_of_method.trainable.benchmark)
     specs = [spec for one in queue for _ in range(2) if (spec := one.ask()) is not None]
     with counted_runs() as living:

@@ -25,7 +25,7 @@ OPTIONAL = {"image_size": 64, "precision": "bf16", "channels_last": True, "compi
 OPTIONAL |= {"batchnorm": "frozen", "noise_until": 0.5, "final_batchnorm": "mean", "closing_batchnorm": "draw"}
 OPTIONAL |= {"start_alpha": 0.01, "lr_scheduler": "constant", "validation_epoch": "best", "stop_after": 0.5}
 OPTIONAL |= {"train": "head", "learner": "laplace", "kappa_share": 0.1, "groups": "layer", "optimizer": "prodigy"}
-OPTIONAL |= {"until": 0.3, "since": 0.1, "number": 0, "options": '{"every":10}'}
+OPTIONAL |= {"predictive_draws": 2, "until": 0.3, "since": 0.1, "number": 0, "options": '{"every":10}'}
 
 
 CHANGES = [{}, {"seed": 2001}, {"kappa": 0.1 + 0.2, "weight_decay": None}, {"head": "fc"}, OPTIONAL]
