@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -63,6 +63,14 @@ class DEELBoOptions(MethodSettings):
             return (
                 "groups = layer with prior ptyl, whose covariance is one over all of the backbone: set groups to "
                 "[backbone, head], or priors to l2-zero and l2-sp"
+            )
+        return None
+
+    def find_training_problem(self, training: Mapping[str, Any]) -> str | None:
+        if training["train"] == "head" and (self.batchnorm, self.closing) != ("running", "running"):
+            return (
+                f"batchnorm = {self.batchnorm} and closing = {self.closing} with training.train = head, which leaves "
+                "all statistics as pretrained: set both to running, or leave them out"
             )
         return None
 

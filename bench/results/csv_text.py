@@ -19,7 +19,7 @@ def read_csv_text(path: Path, needed: Collection[str]) -> pd.DataFrame:
     be before that.
 
     Raises:
-        ValueError, csv.Error, OSError: the file is no such table.
+        ValueError, csv.Error, OSError: the file cannot be read as a table.
     """
     if (size := path.stat().st_size) > MAX_FILE_BYTES:
         raise ValueError(f"it has {size} bytes, at most {MAX_FILE_BYTES} are read")

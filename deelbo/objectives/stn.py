@@ -41,8 +41,8 @@ class ResponseMAP(HypergradientMAP):
     Args:
         groups, num_examples, weight_decay, rate: as in `HypergradientMAP`.
         every: training steps between two moves of the strengths.
-        spread: s, the standard deviation of the drawn log strengths in nats. Far above 0.1 the response is no longer
-            linear, and large alpha may diverge.
+        spread: s, the standard deviation of the drawn log strengths in nats. Far above 0.1 the weights no longer
+            respond linearly, and training may diverge where alpha is large.
         generator: random numbers of the draws, on the CPU; None: torch's global generator.
     """
 

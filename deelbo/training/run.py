@@ -249,7 +249,7 @@ class TrainingRun:
         """
         draws, work = self.schedule.predictive_draws, self.gradient_equivalents
         logs = self._at_draws(lambda: self.predict_test_logits().double().log_softmax(1), draws)
-        self.gradient_equivalents = work  # tests are no part of it
+        self.gradient_equivalents = work  # test metrics are not part of what the method costs
         return torch.stack(logs).logsumexp(0) - math.log(draws)
 
     def _at_draws(self, measure: Callable[[], T], count: int) -> list[T]:

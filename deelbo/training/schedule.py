@@ -43,8 +43,8 @@ class Schedule:
             stays in evaluation mode: BatchNorm normalizes by its pretrained statistics, and dropout is off.
 
     Raises:
-        ValueError: a text that is none of these, a ``noise_until`` or ``stop_after`` that is no share above 0, or
-            statistics that are to be estimated again where only the head is trained.
+        ValueError: a text that is none of these, a ``noise_until`` or ``stop_after`` that is not above 0 and at
+            most 1, or statistics that are to be estimated again where only the head is trained.
     """
 
     learning_rate: float

@@ -131,7 +131,7 @@ ALL |= {
     "de-elbo": {"groups": "layer"},
     "deelbo-halving": {},
     "deelbo-free": {},
-    "de-elbo-best": {},
+    "de-elbo-best": {"batchnorm": "running", "closing": "running"},
 }
 
 
@@ -147,6 +147,9 @@ def test_every_method_may_train_the_head() -> None:
         ({"methods": {"bo": {}}}, ["methods.bo: tied = false", "set tied to true"]),
         ({"methods": {"bo": {"grid": True, "untied": ["l2-sp"]}}}, ["methods.bo: untied = ['l2-sp']"]),
         ({"methods": {"map-gs": {"untied": ["l2-sp"]}}}, ["methods.map-gs: untied = ['l2-sp']", "leave untied out"]),
+        ({"methods": {"de-elbo": {"batchnorm": "mean"}}}, ["methods.de-elbo: batchnorm = mean", "leave them out"]),
+        ({"methods": {"deelbo-free": {"closing": "draw"}}}, ["methods.deelbo-free: batchnorm = running and closing"]),
+        ({"methods": {"de-elbo-best": {}}}, ["methods.de-elbo-best: batchnorm = mean", "set both to running"]),
         ({"training": {"train": "backbone"}}, ["training.train = 'backbone'", "'all' or 'head'"]),
     ],
 )
